@@ -1,0 +1,172 @@
+"""The registry: how a recurrence is computed, by name.
+
+A backend is a module with two functions, imported when it is first used:
+
+    unsupported_reasons(request: Request) -> list[str]      # [] = it runs
+    run(a, b, h0, lengths, reset, *, reverse, exclusive) -> (y, h_final)
+
+and, if it has a faster adjoint than the one made of `run`,
+
+    run_backward(a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive) -> (da, db, dh0)
+
+Shapes and meanings are those of `lightning_lrnn.linear_recurrence`; `T`, `B`, `D` are at least 1.
+A third party adds one through the entry point group `lightning_lrnn.backends`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+__all__ = [
+    "BackendError",
+    "Request",
+    "default",
+    "explain",
+    "load",
+    "names",
+    "resolve",
+    "use_backend",
+]
+
+BUILT_IN = {
+    "scan": "lightning_lrnn.backends.scan",
+    "serial": "lightning_lrnn.backends.serial",
+}
+"""In the order in which "auto" tries them."""
+
+ENTRY_POINT_GROUP = "lightning_lrnn.backends"
+ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for cannot run, or does not exist."""
+
+
+class Request(NamedTuple):
+    """What a backend is asked for, as far as it decides whether it can run."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+@lru_cache(maxsize=None)
+def _modules() -> dict[str, str]:
+    """Name -> module: ours, then the entry points, which cannot replace one of ours."""
+    third_party = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {**BUILT_IN, **{n: m for n, m in third_party.items() if n not in BUILT_IN}}
+
+
+def names() -> tuple[str, ...]:
+    """All registered backends, in the order in which "auto" tries them."""
+    return tuple(_modules())
+
+
+@lru_cache(maxsize=None)
+def load(name: str) -> ModuleType:
+    """The module of a backend, imported at the first call.
+
+    Raises:
+        BackendError: if no backend has this name; the message lists those that exist.
+    """
+    check_name(name)
+    return importlib.import_module(_modules()[name])
+
+
+def check_name(name: str) -> None:
+    """Raises `BackendError` unless `name` is "auto" or a registered backend."""
+    if name != "auto" and name not in _modules():
+        raise BackendError(
+            f"there is no backend {name!r}; known are: auto, {', '.join(_modules())}"
+        )
+
+
+def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
+    """For every backend the reasons why it cannot run for this device and dtype; [] = it runs."""
+    request = Request(torch.device(device), dtype)
+    return {name: load(name).unsupported_reasons(request) for name in names()}
+
+
+_chosen: ContextVar[str | None] = ContextVar("lightning_lrnn_backend", default=None)
+
+
+def default() -> str:
+    """What "auto" stands for now: `use_backend`, else the environment variable, else "auto"."""
+    return _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Decides what "auto" means inside the `with` block, in this thread or task.
+
+    A backend named by an argument or by a layer's `backend` is not overridden. The backward pass
+    uses the backend of its forward pass, also outside the block.
+
+    Args:
+        name: a registered backend, or "auto".
+
+    Raises:
+        BackendError: if no backend has this name.
+    """
+    check_name(name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def resolve(backend: str, request: Request) -> str:
+    """The name of the backend that will run.
+
+    Precedence: a named backend > `use_backend` > the environment variable > the first backend
+    without reasons. A named one is never replaced.
+
+    Raises:
+        BackendError: with the reasons, if it cannot run here.
+    """
+    name = default() if backend == "auto" else backend
+    return _resolve(name, str(request.device), request.dtype)
+
+
+# A constant for torch.compile: it depends on nothing that changes while a process runs except its
+# arguments, and `default()` is read outside, where Dynamo guards it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
+    return _resolved(name, device, dtype)
+
+
+@lru_cache(maxsize=None)
+def _resolved(name: str, device: str, dtype: torch.dtype) -> str:
+    check_name(name)
+    request = Request(torch.device(device), dtype)
+    if name != "auto":
+        if reasons := load(name).unsupported_reasons(request):
+            raise BackendError(
+                f"backend {name!r} cannot run on {device} with {dtype}: {'; '.join(reasons)}"
+            )
+        return name
+    skipped = []
+    for candidate in names():
+        reasons = load(candidate).unsupported_reasons(request)
+        if not reasons:
+            if skipped:
+                # Everything before the last resort is compiled; the user should know and can act.
+                warnings.warn(
+                    f"backend 'auto' uses {candidate!r} on {device}: {'; '.join(skipped)}. "
+                    f"Name a backend, or set {ENVIRONMENT_VARIABLE}, to choose it silently",
+                    stacklevel=2,
+                )
+            return candidate
+        skipped.append(f"{candidate!r} cannot run ({'; '.join(reasons)})")
+    raise BackendError(f"no backend can run on {device} with {dtype}: {'; '.join(skipped)}")

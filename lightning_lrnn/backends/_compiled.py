@@ -1,0 +1,41 @@
+"""The compiled code of each kind of device: what `serial` and `scan` have in common."""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+
+_MODULES = {"cpu": "_numba", "cuda": "_cuda"}
+
+
+@lru_cache(maxsize=None)
+def implementation(device_type: str) -> ModuleType:
+    """The module with `forward`, `backward` and `missing` for a kind of device."""
+    return importlib.import_module(f"{__package__}.{_MODULES[device_type]}")
+
+
+def missing(device_type: str) -> list[str]:
+    """Why there is no compiled code for a kind of device here; [] = there is."""
+    if device_type not in _MODULES:
+        return [f"no compiled code for {device_type} devices (there is for cpu and cuda)"]
+    reasons: list[str] = implementation(device_type).missing()
+    return reasons
+
+
+def wrong_dtype(dtype: torch.dtype) -> list[str]:
+    """A reason if the recurrence is not defined for a dtype."""
+    if dtype in DTYPES:
+        return []
+    return [f"dtype {dtype} is not one of {', '.join(str(d) for d in DTYPES)}"]

@@ -1,0 +1,36 @@
+"""Backend `scan`: parallel over time (Martin & Cundy 2018, section 2, Algorithm 1).
+
+On CUDA the kernels of `cuda_src`, compiled by NVRTC when first used; on a CPU compiled code that
+splits columns and time over the cores.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from lightning_lrnn.backends import Request
+from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
+
+__all__ = ["run", "run_backward", "unsupported_reasons"]
+
+
+def unsupported_reasons(request: Request) -> list[str]:
+    """The dtype, and what the compiled code of the device lacks here."""
+    return wrong_dtype(request.dtype) + missing(request.device.type)
+
+
+def run(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """y and the final state, see `lightning_lrnn.backends`."""
+    forward = partial(implementation(a.device.type).forward, parallel=True)
+    y, h_final = forward(a, *arguments, **options)
+    return y, h_final
+
+
+def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, b and h0, see `lightning_lrnn.backends`."""
+    backward = partial(implementation(a.device.type).backward, parallel=True)
+    da, db, dh0 = backward(a, *arguments, **options)
+    return da, db, dh0

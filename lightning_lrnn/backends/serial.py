@@ -1,0 +1,59 @@
+"""Backend `serial`: one step after the other, columns side by side.
+
+Compiled on a CPU and on CUDA (one thread per column, the paper's baseline); a loop of PyTorch
+operations on every other device, and where the compiler is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn import reference
+from lightning_lrnn.adjoint import adjoint
+from lightning_lrnn.backends import Request
+from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
+
+__all__ = ["run", "run_backward", "unsupported_reasons"]
+
+
+def unsupported_reasons(request: Request) -> list[str]:
+    """Only the dtype: the loop needs nothing but PyTorch."""
+    return wrong_dtype(request.dtype)
+
+
+def run(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """y and the final state, see `lightning_lrnn.backends`."""
+    if missing(a.device.type):
+        return _loop(a, *arguments, **options)
+    forward = implementation(a.device.type).forward
+    y, h_final = forward(a, *arguments, **options, parallel=False)
+    return y, h_final
+
+
+def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, b and h0, see `lightning_lrnn.backends`."""
+    if missing(a.device.type):
+        return adjoint(_loop, a, *arguments, **options)
+    backward = implementation(a.device.type).backward
+    da, db, dh0 = backward(a, *arguments, **options, parallel=False)
+    return da, db, dh0
+
+
+def _loop(
+    a: Tensor,
+    b: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    *,
+    reverse: bool,
+    exclusive: bool,
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        y, h_final = reference.linear_recurrence(
+            a, b, h0, reverse=reverse, exclusive=exclusive, lengths=lengths, reset=reset
+        )
+    return y, h_final.clone() if h_final is h0 else h_final
