@@ -23,7 +23,9 @@ class Recurrence(Protocol):
         *,
         reverse: bool,
         exclusive: bool,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs and the final state."""
+        ...
 
 
 def adjoint(
@@ -66,9 +68,8 @@ def adjoint(
     Returns:
         da and db (B, T, D), dh0 (B, D).
     """
-    B, T, D = y.shape
     decays = a.conj().resolve_conj()
-    steps = torch.arange(T, device=y.device)[None, :, None]
+    steps = torch.arange(y.shape[1], device=y.device)[None, :, None]
     padding = None if lengths is None else steps >= lengths[:, None, None]
     if padding is not None:
         dy = dy.masked_fill(padding, 0)

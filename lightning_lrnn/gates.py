@@ -128,7 +128,7 @@ _STEP = re.compile(r"t(\d+)=([a-z]+)\(([^()]*)\)")
 _VALUE = re.compile(r"[xt]\d+")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(program: str) -> Program:
     """The program that a text denotes.
 
@@ -310,6 +310,7 @@ class Gate:
         self.program = trace(function)
 
     def __call__(self, *inputs: Tensor) -> Any:
+        """The function itself."""
         return self._function(*inputs)
 
     def __repr__(self) -> str:

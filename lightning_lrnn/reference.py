@@ -1,4 +1,4 @@
-"""The recurrence as a loop in plain PyTorch: the definition that every backend is tested against."""
+"""The recurrence as a loop in plain PyTorch: the definition, which every backend must meet."""
 
 from __future__ import annotations
 

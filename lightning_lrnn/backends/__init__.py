@@ -21,7 +21,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class Request(NamedTuple):
     dtype: torch.dtype
 
 
-@lru_cache(maxsize=None)
+@cache
 def _modules() -> dict[str, str]:
     """Name -> module: ours, then the entry points, which cannot replace one of ours."""
     third_party = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
@@ -72,7 +72,7 @@ def names() -> tuple[str, ...]:
     return tuple(_modules())
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported at the first call.
 
@@ -136,7 +136,8 @@ def resolve(backend: str, request: Request) -> str:
         BackendError: with the reasons, if it cannot run here.
     """
     name = default() if backend == "auto" else backend
-    return _resolve(name, str(request.device), request.dtype)
+    resolved: str = _resolve(name, str(request.device), request.dtype)
+    return resolved
 
 
 # A constant for torch.compile: it depends on nothing that changes while a process runs except its
@@ -146,7 +147,7 @@ def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
     return _resolved(name, device, dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _resolved(name: str, device: str, dtype: torch.dtype) -> str:
     check_name(name)
     request = Request(torch.device(device), dtype)
@@ -156,7 +157,7 @@ def _resolved(name: str, device: str, dtype: torch.dtype) -> str:
                 f"backend {name!r} cannot run on {device} with {dtype}: {'; '.join(reasons)}"
             )
         return name
-    skipped = []
+    skipped: list[str] = []
     for candidate in names():
         reasons = load(candidate).unsupported_reasons(request)
         if not reasons:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -20,7 +20,7 @@ DTYPES = (
 _MODULES = {"cpu": "_numba", "cuda": "_cuda"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def implementation(device_type: str) -> ModuleType:
     """The module with `forward`, `backward` and `missing` for a kind of device."""
     return importlib.import_module(f"{__package__}.{_MODULES[device_type]}")

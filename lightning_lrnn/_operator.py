@@ -1,0 +1,321 @@
+"""The operator: schema, autograd, shapes for tracing, vmap. Everything below it is a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn import backends, gates
+from lightning_lrnn.adjoint import adjoint
+
+__all__ = ["broadcastable", "call", "last_backend", "padding_mask", "state_dtype"]
+
+
+def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator, differentiable in eager mode, under torch.compile and under torch.func."""
+    if torch._C._are_functorch_transforms_active():
+        y, _, h_final = _Transformed.apply(gate, readout, *arguments, *pre)
+    else:
+        y, _, h_final = _operator(gate, readout, pre, *arguments)
+    return y, h_final
+
+
+_last: str | None = None
+
+
+def last_backend() -> str | None:
+    """The backend that computed the most recent recurrence of this process, None before any."""
+    return _last
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def padding_mask(lengths: Tensor, x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1], device=x.device)[None, :, None] >= lengths[:, None, None]
+
+
+def broadcastable(p: Tensor) -> Tensor:
+    return p[:, None] if p.ndim == 2 else p
+
+
+# The operators. A gate's program passes through the schema as text, so that a backend which
+# compiles gates into its kernel needs no other signature; `h` is the state where `y` is not.
+_library = torch.library.Library("lightning_lrnn", "DEF")
+_library.define(
+    "gated_recurrence(str gate, str readout, Tensor[] pre, Tensor? h0, Tensor? lengths,"
+    " Tensor? reset, bool reverse, bool exclusive, str backend)"
+    " -> (Tensor y, Tensor h, Tensor h_final)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "recurrence_backward(Tensor a, Tensor y, Tensor? h0, Tensor? dy, Tensor? dh_final,"
+    " Tensor? lengths, Tensor? reset, bool reverse, bool exclusive, str backend)"
+    " -> (Tensor da, Tensor db, Tensor dh0)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operator = torch.ops.lightning_lrnn.gated_recurrence.default
+_backward_operator = torch.ops.lightning_lrnn.recurrence_backward.default
+
+
+def _forward(
+    gate: str,
+    readout: str,
+    pre: list[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    exclusive: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    global _last
+    _last = backend
+    a, b = _gates(gate, pre)
+    h, h_final = _run(backend, a, b, h0, lengths, reset, reverse=reverse, exclusive=exclusive)
+    if not readout:
+        return h, h.new_empty(0), h_final
+    (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
+    return _masked(y, lengths).contiguous(), h, h_final
+
+
+def _gates(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Decays and impulses of shape (B, T, D)."""
+    if gate == gates.IDENTITY:
+        return pre[0], pre[1]
+    a, b = gates.evaluate(gate, list(map(broadcastable, pre)))
+    shape = _sequence(pre).shape
+    return a.expand(shape), b.expand(shape)
+
+
+def _sequence(pre: Sequence[Tensor]) -> Tensor:
+    return next(p for p in pre if p.ndim == 3)
+
+
+def _masked(x: Tensor, lengths: Tensor | None) -> Tensor:
+    return x if lengths is None else x.masked_fill(padding_mask(lengths, x), 0)
+
+
+def _run(
+    backend: str,
+    a: Tensor,
+    b: Tensor,
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    **options: bool,
+) -> tuple[Tensor, Tensor]:
+    B, T, D = b.shape
+    if b.numel() == 0:
+        zero = b.new_zeros(B, D, dtype=state_dtype(b.dtype))
+        return b.new_empty(B, T, D), zero if h0 is None else h0.clone()
+    y, h_final = backends.load(backend).run(
+        a, b, _dense(h0), _dense(lengths), _dense(reset), **options
+    )
+    return y, h_final
+
+
+def _backward(
+    a: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    dy: Tensor | None,
+    dh_final: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    exclusive: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if dy is None:
+        dy = y.new_zeros(()).expand(y.shape)
+    if y.numel() == 0:
+        zero = y.new_zeros(y.shape[0], y.shape[2], dtype=state_dtype(y.dtype))
+        return (
+            torch.empty_like(y),
+            torch.empty_like(y),
+            zero if dh_final is None else dh_final.clone(),
+        )
+    arguments = (a, y, _dense(h0), dy, _dense(dh_final), _dense(lengths), _dense(reset))
+    module = backends.load(backend)
+    if hasattr(module, "run_backward"):
+        gradients = module.run_backward(*arguments, reverse=reverse, exclusive=exclusive)
+    else:
+        gradients = adjoint(module.run, *arguments, reverse=reverse, exclusive=exclusive)
+    da, db, dh0 = (g.contiguous() for g in gradients)
+    return da, db, dh0
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    """Small tensors are handed to backends contiguous."""
+    return None if x is None else x.contiguous()
+
+
+def _forward_fake(
+    gate: str, readout: str, pre: list[Tensor], *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = _sequence(pre)
+    b = _gates(gate, pre)[1]
+    h = b.new_empty(x.shape)
+    h_final = b.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype(b.dtype))
+    if not readout:
+        return h, h.new_empty(0), h_final
+    (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
+    return y.new_empty(x.shape), h, h_final
+
+
+def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dh0 = y.new_empty((y.shape[0], y.shape[2]), dtype=state_dtype(y.dtype))
+    return y.new_empty(y.shape), y.new_empty(y.shape), dh0
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    gate, readout, pre, h0, lengths, reset, *ctx.options = inputs
+    y, h, _ = output
+    ctx.set_materialize_grads(False)
+    ctx.gate, ctx.readout, ctx.n = gate, readout, len(pre)
+    ctx.save_for_backward(*pre, h if readout else y, h0, lengths, reset)
+
+
+def _differentiate(
+    ctx: Any, dy: Tensor | None, _: Tensor | None, dh_final: Tensor | None
+) -> tuple[Any, ...]:
+    *pre, h, h0, lengths, reset = ctx.saved_tensors
+    reverse, exclusive, backend = ctx.options
+
+    def of_readout(h: Tensor, *pre: Tensor) -> Tensor:
+        (y,) = gates.evaluate(ctx.readout, [h, *map(broadcastable, pre)])
+        return _masked(y, lengths)
+
+    def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
+        return _gates(ctx.gate, pre)
+
+    dh, dpre = dy, None
+    if ctx.readout and dy is not None:
+        pullback_readout = torch.func.vjp(of_readout, h, *pre)[1]
+        dh, *dpre = pullback_readout(dy)
+
+    pullback_gate = None
+    a = pre[0]
+    if ctx.gate != gates.IDENTITY:
+        (a, _), pullback_gate = torch.func.vjp(of_gate, *pre)[:2]
+    if torch.is_grad_enabled():
+        # Double backward: the same mathematics by the differentiable operator.
+        def recurrence(
+            a: Tensor,
+            b: Tensor,
+            h0: Any,
+            lengths: Any,
+            reset: Any,
+            *,
+            reverse: bool,
+            exclusive: bool,
+        ) -> tuple[Tensor, Tensor]:
+            options = (h0, lengths, reset, reverse, exclusive, backend)
+            return call(gates.IDENTITY, "", [a, b], *options)
+
+        dh = torch.zeros_like(h) if dh is None else dh
+        da, db, dh0 = adjoint(
+            recurrence,
+            a,
+            h,
+            h0,
+            dh,
+            dh_final,
+            lengths,
+            reset,
+            reverse=reverse,
+            exclusive=exclusive,
+        )
+    else:
+        da, db, dh0 = _backward_operator(
+            a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend
+        )
+    gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
+    if dpre is not None:
+        gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
+    return None, None, gradients, None if h0 is None else dh0, *[None] * 5
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator under torch.func: its grad does not enter what `register_autograd` registers."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: str, readout: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = _operator(
+            gate, readout, list(arguments[6:]), *arguments[:6]
+        )
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        gate, readout, *arguments = inputs
+        _save(ctx, (gate, readout, arguments[6:], *arguments[:6]), output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        gate, readout, dpre, *rest = _differentiate(ctx, *gradients)
+        return gate, readout, *rest, *dpre
+
+
+def _folded(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
+    """A tensor under vmap as an ordinary one: its vmapped dimension becomes part of B."""
+    if x is None:
+        return None
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    if x.ndim == 2 and x.is_floating_point() | x.is_complex():  # a gate's parameter (D,)
+        x = x[:, None].expand(size, batch, x.shape[-1])
+    return x.flatten(0, 1)
+
+
+def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    gate, readout, pre, h0, lengths, reset, *options = arguments
+    _, _, pre_dims, h0_dim, lengths_dim, reset_dim, *_ = in_dims
+    N = info.batch_size
+    B = next(
+        p.shape[0 if d != 0 else 1]
+        for p, d in zip(pre, pre_dims, strict=True)
+        if p.ndim - (d is not None) == 3
+    )
+    outputs = _operator(
+        gate,
+        readout,
+        [_folded(p, d, N, B) for p, d in zip(pre, pre_dims, strict=True)],
+        _folded(h0, h0_dim, N, B),
+        _folded(lengths, lengths_dim, N, B),
+        _folded(reset, reset_dim, N, B),
+        *options,
+    )
+    return _unfolded(outputs, N)
+
+
+def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    tensors, options = arguments[:7], arguments[7:]
+    N = info.batch_size
+    folded = (_folded(x, d, N, 0) for x, d in zip(tensors, in_dims[:7], strict=True))
+    return _unfolded(_backward_operator(*folded, *options), N)
+
+
+def _unfolded(outputs: Sequence[Tensor], size: int) -> tuple[Any, Any]:
+    # An empty tensor stands for "no readout"; it has no B.
+    return (
+        tuple(y.reshape(size, -1, *y.shape[1:]) if y.ndim > 1 else y for y in outputs),
+        tuple(0 if y.ndim > 1 else None for y in outputs),
+    )
+
+
+_library.impl("gated_recurrence", _forward, "CompositeExplicitAutograd")
+_library.impl("recurrence_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("lightning_lrnn::gated_recurrence", _forward_fake, lib=_library)
+torch.library.register_fake("lightning_lrnn::recurrence_backward", _backward_fake, lib=_library)
+torch.library.register_autograd(
+    "lightning_lrnn::gated_recurrence", _differentiate, setup_context=_save, lib=_library
+)
+torch.library.register_vmap("lightning_lrnn::gated_recurrence", _vmap, lib=_library)
+torch.library.register_vmap("lightning_lrnn::recurrence_backward", _vmap_backward, lib=_library)
