@@ -89,6 +89,9 @@ _NAMES: dict[Any, str] = {
     torch.special.expit: "sigmoid",
 }
 
+# Options that PyTorch's own wrappers pass on, at values that change nothing.
+_DEFAULTS = {"inplace": False, "approximate": "none", "beta": 1, "threshold": 20, "alpha": 1}
+
 Constant = int | float | None
 
 
@@ -251,14 +254,13 @@ def _step(function: Callable[..., Any], node: fx.Node, names: dict[fx.Node, str]
     else:
         operation = _NAMES.get(node.target, "")
     if operation == "clamp":
-        bounds = dict(zip(("min", "max"), arguments[1:], strict=False)) | node.kwargs
-        arguments = (arguments[0], bounds.pop("min", None), bounds.pop("max", None))
-        extra: Any = bounds
+        options = dict(zip(("min", "max"), arguments[1:], strict=False)) | node.kwargs
+        arguments = (arguments[0], options.pop("min", None), options.pop("max", None))
     else:
-        extra = node.kwargs
-    if operation not in OPERATIONS or extra:
+        options = {k: v for k, v in node.kwargs.items() if _DEFAULTS.get(k) != v}
+    if operation not in OPERATIONS or options:
         what = getattr(node.target, "__name__", node.target)
-        detail = f" with {dict(extra)}" if operation in OPERATIONS else ""
+        detail = f" with {options}" if operation in OPERATIONS else ""
         raise GateError(
             f"{_name(function)} uses {what}{detail}, which is not an operation of a gate"
             f"{node.meta['line']}. A gate may use: {', '.join(OPERATIONS)}"

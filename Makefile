@@ -1,0 +1,57 @@
+# Two commands on a machine with Python and make only: `make demo` and `make test`.
+# An importable torch is reused; otherwise the tested versions are installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := OMP_WAIT_POLICY=passive $(BIN)/python
+
+.PHONY: demo test lint build bench gpu lowest clean
+
+demo: $(VENV)/.ready
+	$(BIN)/lightning-lrnn demo text
+
+test: $(VENV)/.ready
+	$(RUN) -m pytest -m "not gpu"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(RUN) benchmarks/recurrence.py
+
+# Everything a GPU is needed for, with the interpreter and packages that are there.
+# `make gpu STAGE=test`, or sanitize, bench, rivals.
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(STAGE)
+
+# Wheel and sdist, the wheel installed into an empty environment.
+build: $(VENV)/.ready
+	rm -rf dist build
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
+	cd dist && ../.venv-wheel/bin/python -W error::UserWarning ../tests/smoke_wheel.py
+	.venv-wheel/bin/lightning-lrnn backends
+	.venv-wheel/bin/lightning-lrnn configs list
+
+# The oldest versions that pyproject.toml allows, where they install beside the pinned torch.
+lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e . pytest hypothesis expecttest
+	.venv-lowest/bin/python -m pytest -q -m "not gpu" tests/test_gates.py tests/test_backends.py \
+		tests/test_layers.py tests/test_lightning.py
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; a few minutes)"
+	@if $(PYTHON) -c "import torch" 2>/dev/null; \
+		then $(PYTHON) -m venv --system-site-packages $(VENV); \
+		else $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet -c constraints.txt torch; fi
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test,lint]" \
+		|| $(BIN)/pip install --quiet -e ".[test,lint]"
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-wheel .venv-lowest dist build runs

@@ -1,0 +1,62 @@
+"""What all tests share: the devices and backends to sweep, and the tolerances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_lrnn import backends
+from lightning_lrnn.backends import Request
+
+DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+
+# Against a loop in float64 (complex128) over inputs already rounded to the dtype.
+TOLERANCE = {
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.complex64: {"rtol": 2e-5, "atol": 2e-5},
+    torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
+}
+
+
+def devices() -> list:
+    """The devices of a sweep; a GPU's part carries the marker `gpu`."""
+    return ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU (run by `make gpu`)")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=devices())
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=backends.names())
+def backend(request: pytest.FixtureRequest, device: str) -> str:
+    """Every registered backend on every device; skipped with its own reasons."""
+    if reasons := backends.load(request.param).unsupported_reasons(
+        Request(torch.device(device), torch.float32)
+    ):
+        pytest.skip("; ".join(reasons))
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,206 @@
+"""Gates: tracing into the canonical program, its evaluation, and the gated recurrence.
+
+Seen to fail: pruning that keeps dead steps; `sub` with its arguments swapped; evaluation without
+the operator fallback for a number in front; a readout that is not masked at padded steps.
+"""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+import lightning_lrnn as lrnn
+from lightning_lrnn import gates, reference
+
+
+@lrnn.gate
+def gilr(f, z):
+    a = torch.sigmoid(f)
+    return a, (1 - a) * torch.tanh(z)
+
+
+@lrnn.gate
+def biased(f, z, bias):
+    a = torch.sigmoid(f + bias)
+    return a, (1 - a) * torch.tanh(z)
+
+
+@lrnn.gate
+def gated_output(h, f, z, bias):
+    return torch.sigmoid(z) * torch.tanh(h) + 1
+
+
+def test_the_program_is_canonical():
+    assert gilr.program == (
+        "x0 x1 -> t0=sigmoid(x0); t1=sub(1,t0); t2=tanh(x1); t3=mul(t1,t2) -> t0 t3"
+    )
+    assert gates.trace(lambda a, b: (a, b)) == gates.IDENTITY
+
+    def same(f, z):
+        unused = torch.exp(z)
+        a = f.sigmoid()
+        return a, (1 - f.sigmoid()) * z.tanh() if unused is not None else a
+
+    assert gates.trace(same) == gilr.program
+    assert str(gates.parse(gilr.program)) == gilr.program
+
+
+REAL = {
+    "arithmetic": lambda x, y: (x + y - 2 * x / (y * y + 1), -x),
+    "number in front": lambda x, y: (1 / (2 + x * x), 2**y),
+    "powers": lambda x, y: (x**2, (y * y + 1) ** -0.5),
+    "functions": lambda x, y: (x.exp() + torch.log(y.abs() + 1), torch.sin(x) * y.cos()),
+    "activations": lambda x, y: (torch.relu(x) + torch.nn.functional.silu(y), torch.nn.functional.gelu(x)),
+    "softplus": lambda x, y: (torch.nn.functional.softplus(x), torch.sigmoid(y)),
+    "clamp": lambda x, y: (x.clamp(min=-0.5), torch.clamp(y, -0.1, 0.2)),
+    "clamp above": lambda x, y: (x.clamp(max=0.5), y),
+    "where": lambda x, y: (torch.where(x > y, x, y * 2), torch.where(x <= 0, 0.0, x)),
+    "extremes": lambda x, y: (torch.minimum(x, y), torch.maximum(x, y)),
+    "roots": lambda x, y: ((x * x + 1).sqrt(), torch.rsqrt(y * y + 1)),
+    "detach": lambda x, y: (x.detach() * y, y),
+}
+
+
+@pytest.mark.parametrize("function", REAL.values(), ids=REAL.keys())
+def test_evaluation_is_the_function(function):
+    inputs = [torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    program = gates.trace(function)
+    assert str(gates.parse(program)) == program
+    expected, evaluated = function(*inputs), gates.evaluate(program, inputs)
+    for left, right in zip(expected, evaluated, strict=True):
+        assert torch.equal(left, right)
+    gradients = [
+        torch.autograd.grad(sum(o.sum() for o in out), inputs, allow_unused=True)
+        for out in (expected, evaluated)
+    ]
+    for left, right in zip(*gradients, strict=True):
+        assert (left is None and right is None) or torch.equal(left, right)
+
+
+def test_complex_gates():
+    def rotate(r, phase):
+        z = torch.polar(torch.sigmoid(r), phase)
+        return z, torch.complex(z.real, -z.imag).conj() * 2
+
+    inputs = [torch.randn(5, dtype=torch.float64) for _ in range(2)]
+    for left, right in zip(rotate(*inputs), gates.evaluate(gates.trace(rotate), inputs), strict=True):
+        assert torch.equal(left.resolve_conj(), right.resolve_conj())
+
+
+def test_what_a_gate_may_not_do_is_named_with_its_line():
+    def sums_over_time(f, z):
+        total = torch.cumsum(f, 1)
+        return total, z
+
+    with pytest.raises(lrnn.GateError, match=r"sums_over_time uses cumsum.*test_gates.py, line \d+"):
+        lrnn.gate(sums_over_time)
+
+    def branches(f, z):
+        return (f, z) if f.sum() > 0 else (z, f)
+
+    with pytest.raises(lrnn.GateError, match="branches"):
+        lrnn.gate(branches)
+    with pytest.raises(lrnn.GateError, match="softplus with {'beta': 2}"):
+        lrnn.gate(lambda f, z: (torch.nn.functional.softplus(f, beta=2), z))
+    with pytest.raises(lrnn.GateError, match="by position"):
+        lrnn.gate(lambda *x: (x[0], x[1]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x0 -> t0=system(x0) -> t0",
+        "x0 -> t0=exp(t1) -> t0",
+        "x0 -> t1=exp(x0) -> t1",
+        "x0 -> t0=exp(__import__) -> t0",
+        "x0 ->  -> x1",
+    ],
+)
+def test_text_that_is_no_program_is_refused(text):
+    with pytest.raises(lrnn.GateError, match="not a gate program"):
+        gates.parse(text)
+
+
+def test_gates_are_pickled_by_name():
+    assert pickle.loads(pickle.dumps(gilr)) is gilr
+
+
+def inputs_of(dtype=torch.float64, B=3, T=9, D=4):
+    f, z = (torch.randn(B, T, D, dtype=dtype, requires_grad=True) for _ in range(2))
+    bias = torch.randn(D, dtype=dtype, requires_grad=True)
+    h0 = torch.randn(B, D, dtype=dtype, requires_grad=True)
+    return f, z, bias, h0
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("masks", [False, True])
+def test_gated_recurrence_is_gate_then_loop_then_readout(backend, device, exclusive, masks):
+    f, z, bias, h0 = (x.detach().to(device).requires_grad_() for x in inputs_of())
+    lengths = torch.tensor([0, 5, 9], device=device) if masks else None
+    reset = (torch.rand(3, 9) < 0.3).to(device) if masks else None
+    options = {"lengths": lengths, "reset": reset, "exclusive": exclusive}
+    y, final = lrnn.gated_recurrence(
+        biased, f, z, bias, h0=h0, readout=gated_output, backend=backend, **options
+    )
+    h, final_loop = reference.linear_recurrence(*biased(f, z, bias), h0, **options)
+    expected = gated_output(h, f, z, bias)
+    if masks:
+        valid = torch.arange(9, device=device)[None, :, None] < lengths[:, None, None]
+        expected = torch.where(valid, expected, 0)
+    weights = torch.randn_like(y)
+    outputs = [((y * weights).sum() + final.sum()), ((expected * weights).sum() + final_loop.sum())]
+    torch.testing.assert_close(y, expected)
+    gradients = [torch.autograd.grad(o, (f, z, bias, h0)) for o in outputs]
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right)
+
+    op = torch.ops.lightning_lrnn.gated_recurrence
+    y_op, _, final_op = op(
+        biased.program, gated_output.program, [f, z, bias], h0, lengths, reset, False, exclusive,
+        backend,
+    )  # fmt: skip
+    torch.testing.assert_close(y_op, y)
+    through_op = torch.autograd.grad((y_op * weights).sum() + final_op.sum(), (f, z, bias, h0))
+    for left, right in zip(through_op, gradients[0], strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_nan_in_padded_pre_activations_reaches_nothing(backend):
+    f, z, bias, h0 = (x.detach() for x in inputs_of())
+    lengths = torch.tensor([0, 5, 9])
+    results = []
+    for poison in (0.0, float("nan")):
+        leaves = [x.clone() for x in (f, z, bias, h0)]
+        for x in leaves[:2]:
+            x[0], x[1, 5:] = poison, poison
+        leaves = [x.requires_grad_() for x in leaves]
+        y, final = lrnn.gated_recurrence(
+            biased, *leaves[:3], h0=leaves[3], readout=gated_output, lengths=lengths, backend=backend
+        )
+        results.append([y, final, *torch.autograd.grad(y.sum() + final.sum(), leaves)])
+    for left, right in zip(*results, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_parameters_of_a_gate_may_differ_by_row(backend):
+    f, z, bias, h0 = inputs_of()
+    rows = torch.randn(3, 4, dtype=torch.float64)
+    y, _ = lrnn.gated_recurrence(biased, f, z, rows, h0=h0, backend=backend)
+    for i in range(3):
+        one, _ = lrnn.gated_recurrence(
+            biased, f[i : i + 1], z[i : i + 1], rows[i], h0=h0[i : i + 1], backend=backend
+        )
+        torch.testing.assert_close(y[i : i + 1], one)
+
+
+def test_wrong_pre_activations_are_named():
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(ValueError, match=r"pre\[1\]` must be .*got shape \(7,\)"):
+        lrnn.gated_recurrence(gilr, x, torch.randn(7))
+    with pytest.raises(TypeError, match=r"pre\[1\]` is torch.float64"):
+        lrnn.gated_recurrence(gilr, x, x.double())
+    with pytest.raises(ValueError, match="at least one pre-activation"):
+        lrnn.gated_recurrence(gilr, x[0, 0], x[0, 0])
