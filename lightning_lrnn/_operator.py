@@ -17,7 +17,8 @@ __all__ = ["broadcastable", "call", "last_backend", "padding_mask", "state_dtype
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator, differentiable in eager mode, under torch.compile and under torch.func."""
     if torch._C._are_functorch_transforms_active():
-        y, _, h_final = _Transformed.apply(gate, readout, *arguments, *pre)
+        # torch.func sees an autograd.Function, not one inside an operator's autograd kernel.
+        y, _, h_final = _Differentiable.apply(gate, readout, *arguments, *pre)
     else:
         y, _, h_final = _operator(gate, readout, pre, *arguments)
     return y, h_final
@@ -173,14 +174,6 @@ def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tenso
     return y.new_empty(y.shape), y.new_empty(y.shape), dh0
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    gate, readout, pre, h0, lengths, reset, *ctx.options = inputs
-    y, h, _ = output
-    ctx.set_materialize_grads(False)
-    ctx.gate, ctx.readout, ctx.n = gate, readout, len(pre)
-    ctx.save_for_backward(*pre, h if readout else y, h0, lengths, reset)
-
-
 def _differentiate(
     ctx: Any, dy: Tensor | None, _: Tensor | None, dh_final: Tensor | None
 ) -> tuple[Any, ...]:
@@ -238,30 +231,47 @@ def _differentiate(
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
         gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
-    return None, None, gradients, None if h0 is None else dh0, *[None] * 5
+    return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
 
 
-class _Transformed(torch.autograd.Function):
-    """The operator under torch.func: its grad does not enter what `register_autograd` registers."""
+class _Differentiable(torch.autograd.Function):
+    """The operator with its gradient; tensors by position, so that autograd sees each."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(gate: str, readout: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _operator(
-            gate, readout, list(arguments[6:]), *arguments[:6]
-        )
+        with torch._C._AutoDispatchBelowAutograd():
+            result: tuple[Tensor, Tensor, Tensor] = _operator(
+                gate, readout, arguments[6:], *arguments[:6]
+            )
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        gate, readout, *arguments = inputs
-        _save(ctx, (gate, readout, arguments[6:], *arguments[:6]), output)
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        ctx.gate, ctx.readout, h0, lengths, reset, *ctx.options = inputs[:8]
+        y, h, _ = output
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[8:], h if ctx.readout else y, h0, lengths, reset)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        gate, readout, dpre, *rest = _differentiate(ctx, *gradients)
-        return gate, readout, *rest, *dpre
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        return _differentiate(ctx, *gradients)
+
+
+def _autograd(
+    keys: torch._C.DispatchKeySet, gate: str, readout: str, pre: list[Tensor], *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor]
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*pre, *arguments):
+        result = _Differentiable.apply(gate, readout, *arguments, *pre)
+    else:
+        below = keys & torch._C._after_autograd_keyset
+        with torch._C._AutoDispatchBelowAutograd():
+            result = _operator.redispatch(below, gate, readout, pre, *arguments)
+    return result
 
 
 def _folded(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
@@ -314,8 +324,6 @@ _library.impl("gated_recurrence", _forward, "CompositeExplicitAutograd")
 _library.impl("recurrence_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("lightning_lrnn::gated_recurrence", _forward_fake, lib=_library)
 torch.library.register_fake("lightning_lrnn::recurrence_backward", _backward_fake, lib=_library)
-torch.library.register_autograd(
-    "lightning_lrnn::gated_recurrence", _differentiate, setup_context=_save, lib=_library
-)
+_library.impl("gated_recurrence", _autograd, "Autograd", with_keyset=True)
 torch.library.register_vmap("lightning_lrnn::gated_recurrence", _vmap, lib=_library)
 torch.library.register_vmap("lightning_lrnn::recurrence_backward", _vmap_backward, lib=_library)

@@ -136,15 +136,17 @@ def resolve(backend: str, request: Request) -> str:
         BackendError: with the reasons, if it cannot run here.
     """
     name = default() if backend == "auto" else backend
-    resolved: str = _resolve(name, str(request.device), request.dtype)
-    return resolved
+    return _resolve(name, str(request.device), request.dtype)
+
+
+def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
+    return _resolved(name, device, dtype)
 
 
 # A constant for torch.compile: it depends on nothing that changes while a process runs except its
-# arguments, and `default()` is read outside, where Dynamo guards it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
-    return _resolved(name, device, dtype)
+# arguments, and `default()` is read outside, where Dynamo guards it. This is the mark that
+# torch.compiler.assume_constant_result sets; calling that would import Dynamo, 2 s, at import.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
