@@ -1,0 +1,168 @@
+"""Compiled kernels on disk: small files named by what they were compiled from.
+
+Code that a GPU will run comes out of this folder, so nothing in it is taken on trust: the folder
+and every entry must belong to the user and be writable by nobody else, and an entry must carry the
+digest of its key and content. An entry appears whole or not at all (a temporary file, renamed), so
+any number of processes may share the folder. What does not hold is ignored, with one warning in a
+process; the kernel is then compiled and kept in memory only. Entries are 10 to 100 kB and are
+never evicted: all variants of one version take a few MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["ENVIRONMENT_VARIABLE", "cache_folder", "clear_cache", "key", "read", "write"]
+
+ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_CACHE"
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_TEMPORARY = "unfinished-"
+_OURS = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}\.cubin|{_TEMPORARY}\w+")
+
+_warned = False
+
+
+class _UntrustedError(Exception):
+    """Why a folder or an entry is not used."""
+
+
+def cache_folder() -> Path:
+    """Where kernels are kept: the folder `kernels` in the project's per-user cache folder.
+
+    That is $LIGHTNING_LRNN_CACHE if it is set; else `lightning_lrnn` in %LOCALAPPDATA% (Windows),
+    ~/Library/Caches (macOS), or $XDG_CACHE_HOME or ~/.cache (elsewhere). The folder need not exist.
+
+    Raises:
+        RuntimeError: if the user has no home folder and no variable names another place.
+    """
+    if moved := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(moved).expanduser().absolute() / "kernels"
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        base = Path(local) if local else Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        named = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG specification asks to ignore a relative path.
+        base = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+    return base / "lightning_lrnn" / "kernels"
+
+
+def key(parts: Iterable[bytes]) -> str:
+    """Name of an entry: the sha256, in hex, of all parts in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        # The length keeps ("ab", "c") and ("a", "bc") apart.
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def read(name: str) -> bytes | None:
+    """The content of an entry, or None if there is none that can be trusted."""
+    try:
+        folder = cache_folder()
+        _check_folder(folder)
+        with open(folder / f"{name}.cubin", "rb", opener=_open_without_links) as file:
+            _check_owner(os.fstat(file.fileno()), file.name)
+            digest, content = file.read(_DIGEST_BYTES), file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError, _UntrustedError) as reason:
+        _warn(reason)
+        return None
+    if digest != _digest(name, content):
+        _warn(f"{folder / name}.cubin is corrupt")
+        return None
+    return content
+
+
+def write(name: str, content: bytes) -> None:
+    """Keeps an entry, readable and writable by its owner only; replaces one that exists."""
+    try:
+        folder = cache_folder()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _check_folder(folder)
+        descriptor, unfinished = tempfile.mkstemp(prefix=_TEMPORARY, dir=folder)  # mode 0600
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(_digest(name, content) + content)
+            os.replace(unfinished, folder / f"{name}.cubin")
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
+            raise
+    except (OSError, RuntimeError, _UntrustedError) as reason:
+        _warn(reason)
+
+
+def clear_cache() -> tuple[int, int]:
+    """Deletes every kernel kept on disk, and what interrupted processes left.
+
+    Files of other names in the folder stay.
+
+    Returns:
+        The number of files deleted, and their size in bytes.
+
+    Raises:
+        OSError: if the folder or a file in it cannot be read or deleted.
+    """
+    files = size = 0
+    folder = cache_folder()
+    for entry in list(os.scandir(folder)) if folder.is_dir() else []:
+        if not _OURS.fullmatch(entry.name):
+            continue
+        # Another process may be clearing too.
+        with contextlib.suppress(FileNotFoundError):
+            entry_size = entry.stat(follow_symlinks=False).st_size
+            os.unlink(entry.path)
+            files, size = files + 1, size + entry_size
+    return files, size
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    # With the name, so that a renamed entry is not taken for another kernel.
+    return hashlib.sha256(name.encode() + content).digest()
+
+
+def _open_without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _check_folder(folder: Path) -> None:
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode):
+        raise _UntrustedError(f"{folder} is not a folder")
+    _check_owner(status, str(folder))
+
+
+def _check_owner(status: os.stat_result, path: str) -> None:
+    if sys.platform == "win32":
+        return  # the user's own profile; owner and mode of `stat` say nothing there
+    if status.st_uid != os.geteuid():
+        raise _UntrustedError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _UntrustedError(f"{path} can be written by others (chmod go-w makes it private)")
+
+
+def _warn(reason: object) -> None:
+    global _warned
+    if _warned:
+        return
+    _warned = True
+    warnings.warn(
+        f"compiled kernels are not kept or not read on disk: {reason}. They are compiled anew in "
+        f"each process; {ENVIRONMENT_VARIABLE} moves the folder",
+        stacklevel=2,
+    )
