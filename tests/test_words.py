@@ -1,0 +1,56 @@
+"""What README and docs show is true: their code runs, their files exist, their lists are complete.
+
+Seen to fail: a changed line in examples/quickstart.py; a link to a missing file; a backend that
+is not in the table.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import runpy
+
+import pytest
+
+from lightning_lrnn import backends
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "cuda_src" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_first_block_of_the_readme_is_the_quickstart_and_runs():
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    shown = (ROOT / "examples" / "quickstart.py").read_text().split('"""\n\n', 1)[1]
+    assert block == shown
+    runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
+
+
+def test_the_same_as():
+    import torch
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict = {}
+    exec(blocks[0] + "\nlast = h_final\n" + blocks[1], names)
+    torch.testing.assert_close(names["h"], names["last"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_cell_of_your_own_runs_as_shown():
+    shown = re.search(r"    @lrnn.gate\n.*?\n\n", (ROOT / "docs" / "extending.md").read_text(), re.S)
+    lines = "\n".join(line[4:] for line in shown[0].rstrip().splitlines())
+    example = (ROOT / "examples" / "own_cell.py").read_text()
+    assert lines in example
+    runpy.run_path(str(ROOT / "examples" / "own_cell.py"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:tests|examples|configs|cuda_src|lightning_lrnn|docs|benchmarks)/[\w/.]+)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_backends_is_the_registry():
+    assert re.findall(r"^\| `(\w+)` \|", README, re.M) == list(backends.BUILT_IN)
