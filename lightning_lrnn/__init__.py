@@ -1,5 +1,6 @@
 """Linear recurrences for PyTorch Lightning: h_t = a_t * h_{t-1} + b_t, parallel over time."""
 
+from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.gates import GateError, gate
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
@@ -13,5 +14,6 @@ __all__ = [
     "gated_recurrence",
     "last_backend",
     "linear_recurrence",
+    "nn",
     "use_backend",
 ]
