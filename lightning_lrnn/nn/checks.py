@@ -1,0 +1,100 @@
+"""What a stack refuses, in words that name the argument and its value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_lrnn.nn.cell import Cell
+from lightning_lrnn.nn.memory import Memory
+
+if TYPE_CHECKING:
+    from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["check_input", "check_options", "check_state", "check_steps", "form"]
+
+
+def check_options(
+    kind: str,
+    cell_type: type[Cell],
+    sizes: dict[str, int],
+    proj_size: int,
+    dropout: float,
+    bias: bool,
+    memory: Memory,
+) -> None:
+    """Raises for arguments of a constructor that cannot be."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"`dropout` must be a probability, got {dropout}")
+    if proj_size and not cell_type.projects:
+        raise ValueError(f"{kind} has no projection: `proj_size` must be 0, got {proj_size}")
+    if not 0 <= proj_size < sizes["hidden_size"]:
+        raise ValueError(
+            f"`proj_size` must be smaller than hidden_size={sizes['hidden_size']}, got {proj_size}"
+        )
+    if memory is not None and not 0 < memory[0] <= memory[1]:
+        raise ValueError(
+            f"`memory` must be (shortest, longest) steps, 0 < shortest <= longest, got {memory}"
+        )
+    if memory is not None and not bias:
+        raise ValueError(f"`memory`={memory} sets biases, and there are none with bias=False")
+
+
+def check_input(stack: Stack, input: Tensor) -> None:
+    """Raises unless `input` is a sequence for this stack's parameters."""
+    if isinstance(input, PackedSequence):
+        raise TypeError("`input` is a PackedSequence: pass the padded tensor and `lengths`")
+    size = stack.input_size
+    layout = f"(B, T, {size})" if stack.batch_first else f"(T, B, {size})"
+    if not isinstance(input, Tensor) or input.ndim not in (2, 3) or input.shape[-1] != size:
+        raise ValueError(f"`input` must be {layout} or (T, {size}), got {form(input)}")
+    weight = next(stack.parameters())
+    if input.device != weight.device:
+        raise TypeError(f"`input` is on {input.device}, the parameters on {weight.device}")
+    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(f"`input` is {input.dtype}, the parameters are {weight.dtype}")
+
+
+def check_steps(stack: Stack, input: Tensor, lengths: Tensor | None, reset: Tensor | None) -> None:
+    """Raises unless `lengths` and `reset` have the shapes that fit `input`.
+
+    Their dtypes and values are checked by the recurrence.
+    """
+    if lengths is not None:
+        batch = input.shape[:-1][0 if stack.batch_first else 1 :][:1] if input.ndim == 3 else ()
+        _check("lengths", lengths, tuple(batch), input)
+    if reset is not None:
+        _check("reset", reset, tuple(input.shape[:-1]), input)
+
+
+def check_state(
+    name: str, x: Any, rows: tuple[int, ...], sizes: tuple[int, ...], input: Tensor, cell: Cell
+) -> Tensor:
+    """A part of the state, checked, in the dtype in which it is carried."""
+    size = x.shape[-1] if isinstance(x, Tensor) and x.ndim and x.shape[-1] in sizes else sizes[0]
+    also = f" or {(*rows, sizes[-1])}" if len(sizes) > 1 else ""
+    _check(name, x, (*rows, size), input, also if size == sizes[0] else "")
+    dtype = cell.carry_dtype
+    fits = torch.promote_types(x.dtype, dtype) == dtype
+    if not fits or not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(f"`{name}` is {x.dtype}, which the state, {dtype}, cannot hold")
+    carried: Tensor = x.to(dtype)
+    return carried
+
+
+def _check(name: str, x: Any, shape: tuple[int, ...], input: Tensor, also: str = "") -> None:
+    if not isinstance(x, Tensor) or tuple(x.shape) != shape:
+        raise ValueError(f"`{name}` must have shape {shape}{also}, got {form(x)}")
+    if x.device != input.device:
+        raise TypeError(f"`{name}` is on {x.device}, `input` on {input.device}")
+
+
+def form(value: Any) -> str:
+    """What a wrong argument is, for a message."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

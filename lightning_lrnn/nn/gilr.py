@@ -1,0 +1,70 @@
+"""GILR: the gated impulse linear recurrence (Martin & Cundy, ICLR 2018, section 2.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.gates import gate
+from lightning_lrnn.nn.cell import Cell, linear
+from lightning_lrnn.nn.memory import memory_bias_
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.walk import Walk
+
+__all__ = ["GILR", "GILRCell", "gilr"]
+
+
+@gate
+def gilr(g: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay g and impulse (1 - g) * j, from the pre-activations of g and j."""
+    a = torch.sigmoid(g)
+    return a, (1 - a) * torch.tanh(j)
+
+
+class GILRCell(Cell):
+    """One layer of `GILR` in one direction.
+
+    Attributes:
+        weight_ih: V_g, V_j: (2 * hidden_size, input_size).
+        bias: b_g, b_j: (2 * hidden_size), or None.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+        super().__init__(input_size, hidden_size, **options)
+        self.weight_ih = self.parameter(2 * hidden_size, input_size)
+        self.bias = self.parameter(2 * hidden_size) if self.has_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As every cell, and the bias of the gate by expected memory."""
+        super().reset_parameters()
+        if self.bias is not None:
+            memory_bias_(self.bias[: self.hidden_size], self.memory)
+
+    def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """The layer's equations."""
+        g, j = linear(x, self.weight_ih, self.bias).chunk(2, -1)
+        return walk.scan("state", gilr, g, j, h0=h)
+
+
+class GILR(Stack):
+    """Gated impulse linear recurrent layers, called as `torch.nn.GRU`.
+
+        g_t = sigmoid(V_g x_t + b_g)
+        j_t = tanh(V_j x_t + b_j)
+        h_t = g_t * h_{t-1} + (1 - g_t) * j_t
+
+    The gate g multiplies the old state: g -> 1 remembers. It is of x alone, so that the recurrence
+    is linear; what is non-linear over time comes from stacking. Source: Martin & Cundy,
+    "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", ICLR 2018 (arXiv 1709.04057).
+
+    `output, h_n = rnn(input, h_0)`, see `Stack.forward`. The state is the output's: h_n and h_0 are
+    (num_layers * directions, B, hidden_size). For 16-bit modules h_n is float32, as everything that
+    is carried from window to window: a rounded state forgets increments below 1/256 of itself.
+
+    Args: see `Stack`; `proj_size` must be 0.
+    """
+
+    cell_type = GILRCell

@@ -1,0 +1,38 @@
+"""Gate biases by expected memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["Memory", "memory_bias_"]
+
+Memory = tuple[float, float] | None
+"""Shortest and longest expected memory in steps; None for the default of `memory_bias_`."""
+
+DEFAULT_LONGEST = 64.0
+
+
+@torch.no_grad()
+def memory_bias_(bias: Tensor, memory: Memory) -> Tensor:
+    """Fills the bias of a forget gate so that its units remember for different numbers of steps.
+
+    A gate at a = sigmoid(b) forgets by a factor e in -1 / log a = 1 / log(1 + exp(-b)) steps,
+    which is exp(b) + 1/2 up to 4 % from exp(b) = 1 on. With `memory=(shortest, longest)`:
+    b = log u, u uniform in [shortest, longest] (chrono initialisation; Tallec & Ollivier, "Can
+    recurrent neural networks warp time?", arXiv 1804.11188, section 2). None: u log-uniform in
+    [1, 64], as many units for every octave, because nothing is known of the task and a mean over
+    all time scales beats a bias of 0, whose memory is one and a half steps.
+
+    Args:
+        bias: written in place, any shape.
+        memory: steps, 0 < shortest <= longest, or None.
+
+    Returns:
+        `bias`.
+    """
+    if memory is None:
+        return bias.uniform_(0, math.log(DEFAULT_LONGEST))
+    return bias.uniform_(*memory).log_()
