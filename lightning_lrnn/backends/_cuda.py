@@ -92,9 +92,11 @@ def plan(dtype: torch.dtype, step: str, parallel: bool, B: int, T: int, D: int) 
     variant = macros(dtype, step, parallel, width)
     if parallel:
         tile_length = tile.steps * tile.threads // width
-        blocks = B * -(-D // width) * -(-T // tile_length)
+        tiles = -(-T // tile_length)
+        blocks = B * -(-D // width) * tiles
         # Word 0 counts the blocks that have started; the rest passes states between tiles.
-        found = Plan(variant, blocks, tile.threads, 1 + blocks * width * tile.pieces)
+        words = 1 + blocks * width * tile.pieces if tiles > 1 else 0
+        found = Plan(variant, blocks, tile.threads, words)
     else:
         found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0)
     if found.grid > MAX_BLOCKS:

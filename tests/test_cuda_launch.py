@@ -1,0 +1,420 @@
+"""What `backends/_cuda.py` launches: variant, grid, workspace and arguments; on a GPU, the launch.
+
+Without a GPU the kernel is replaced by one that reads its arguments as the CUDA kernel does, from
+raw pointers and strides, so a wrong pointer, stride, order or flag gives a wrong result.
+
+Seen to fail: two strides swapped; h0 and dh_final swapped; reverse and exclusive swapped; tiles
+rounded down; the workspace one word short; lazy conjugation ignored; no check before capture; a
+warm-up that leaves out a width or the backward pass; a reason left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOLERANCE
+
+from lightning_lrnn import _nvrtc, reference
+from lightning_lrnn.adjoint import adjoint
+from lightning_lrnn.backends import _cuda
+
+FLAGS = list(itertools.product((False, True), repeat=3))
+
+
+def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None = None):
+    """The memory that a kernel would see behind a pointer; None behind 0."""
+    if not pointer:
+        return None
+    if strides is None:
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
+    extent = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    memory = (ctypes.c_char * (extent * dtype.itemsize)).from_address(pointer)
+    return torch.frombuffer(memory, dtype=dtype).as_strided(shape, strides)
+
+
+class Kernel:
+    """Stands for the compiled kernel: the same list of arguments, read by position and type."""
+
+    def __init__(self, macros: _nvrtc.Macros):
+        variant = dict(macros)
+        self.backward = variant["LRNN_PASS"] == "backward"
+        self.scan = variant["LRNN_SCHEDULE"] == "scan"
+        storage = variant["LRNN_STORAGE"]
+        (self.dtype,) = (d for d, tile in _cuda.TILES.items() if tile.storage == storage)
+        steps, threads, width = (
+            int(variant[name]) for name in ("LRNN_STEPS", "LRNN_THREADS", "LRNN_COLUMNS")
+        )
+        self.width, self.tile = width, steps * threads // width
+
+    def __call__(self, grid: int, arguments: list) -> None:
+        left = iter(arguments)
+
+        def take(kind):
+            value = next(left)
+            assert type(value) is kind, f"{value!r} is not a {kind.__name__}"
+            return int(value)
+
+        def strided():
+            return take(int), tuple(take(np.int64) for _ in range(3))
+
+        inputs = [strided() for _ in range(3 if self.backward else 2)]
+        small = [take(int) for _ in range(2 if self.backward else 1)]
+        outputs = [take(int) for _ in range(3 if self.backward else 2)]
+        lengths, reset = take(int), take(int)
+        B, T, D = (take(np.int64) for _ in range(3))
+        reverse, exclusive = (bool(take(np.int32)) for _ in range(2))
+        workspace = take(int)
+        assert next(left, None) is None
+
+        state = torch.float32 if self.dtype.itemsize == 2 else self.dtype
+        big = [view(p, self.dtype, (B, T, D), s) for p, s in inputs]
+        ends = [view(p, state, (B, D)) for p in small]
+        kept = {
+            "lengths": view(lengths, torch.int64, (B,)),
+            "reset": view(reset, torch.bool, (B, T)),
+            "reverse": reverse,
+            "exclusive": exclusive,
+        }
+        if self.backward:
+            a, y, dy = big
+            results = adjoint(
+                lambda a, b, h0, lengths, reset, **flags: reference.linear_recurrence(
+                    a, b, h0, lengths=lengths, reset=reset, **flags
+                ),
+                *(a, y, ends[0], dy, ends[1]),
+                **kept,
+            )
+        else:
+            results = reference.linear_recurrence(*big, ends[0], **kept)
+        for pointer, result in zip(outputs, results, strict=True):
+            dtype = self.dtype if result.ndim == 3 else state
+            view(pointer, dtype, tuple(result.shape)).copy_(result)
+        self.check_grid(grid, workspace, B, T, D)
+
+    def check_grid(self, grid, workspace, B, T, D):
+        if not self.scan:
+            assert grid * 128 >= B * D > (grid - 1) * 128
+            assert workspace == 0
+            return
+        tiles, groups = (T - 1) // self.tile + 1, (D - 1) // self.width + 1
+        assert grid == B * groups * tiles
+        if tiles == 1:
+            assert workspace == 0
+            return
+        pieces = torch.empty(0, dtype=self.dtype).element_size() // 4 or 1
+        words = view(workspace, torch.int64, (1 + grid * self.width * pieces,))
+        assert not words.any()
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Everything that touches a device, replaced; the launches, as (variant, grid, block)."""
+    seen = []
+
+    def launch(kernel, grid, block, arguments, device):
+        seen.append((dict(kernel), grid, block))
+        Kernel(kernel)(grid, arguments)
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_nvrtc, "kernel", lambda source, macros, capability: macros)
+    monkeypatch.setattr(_nvrtc, "launch", launch)
+    return seen
+
+
+def problem(dtype, B=2, T=13, D=5, requires_grad=False):
+    """Inputs of every kind, read in place: strides that differ in every dimension."""
+    state = torch.float32 if dtype.itemsize == 2 else dtype
+
+    def large():
+        return torch.randn(B, D, 2 * T, dtype=dtype)[..., ::2].transpose(1, 2)
+
+    a, b, dy = large(), large(), large()
+    h0, dh_final = torch.randn(B, D, dtype=state), torch.randn(B, D, dtype=state)
+    lengths = torch.tensor([T - 3] + [T] * (B - 1))
+    reset = torch.rand(B, T) < 0.2
+    if requires_grad:
+        a, b, h0 = (x.clone().requires_grad_() for x in (a, b, h0))
+    return a, b, h0, dy, dh_final, lengths, reset
+
+
+@pytest.mark.parametrize(("reverse", "exclusive", "parallel"), FLAGS)
+@pytest.mark.parametrize("dtype", list(_cuda.TILES), ids=str)
+def test_forward(dtype, reverse, exclusive, parallel, launches):
+    a, b, h0, _, _, lengths, reset = problem(dtype)
+    flags = {"reverse": reverse, "exclusive": exclusive}
+    y, h_final = _cuda.forward(a, b, h0, lengths, reset, **flags, parallel=parallel)
+    expected = reference.linear_recurrence(a, b, h0, lengths=lengths, reset=reset, **flags)
+    torch.testing.assert_close((y, h_final), expected, rtol=0, atol=0)
+    assert y.is_contiguous() and h_final.is_contiguous()
+    ((variant, _, block),) = launches
+    assert variant["LRNN_SCHEDULE"] == ("scan" if parallel else "serial")
+    assert block == (int(variant["LRNN_THREADS"]) if parallel else 128)
+
+
+@pytest.mark.parametrize(("reverse", "exclusive", "parallel"), FLAGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_backward(dtype, reverse, exclusive, parallel, launches):
+    a, b, h0, dy, dh_final, lengths, reset = problem(dtype, requires_grad=True)
+    kept = {"reverse": reverse, "exclusive": exclusive}
+    y, h_final = reference.linear_recurrence(a, b, h0, lengths=lengths, reset=reset, **kept)
+    expected = torch.autograd.grad((y, h_final), (a, b, h0), (dy, dh_final))
+    rows = y.detach().repeat_interleave(2, 1)[:, ::2]  # strided too
+    found = _cuda.backward(
+        *(x.detach() for x in (a, rows, h0, dy, dh_final)), lengths, reset, **kept,
+        parallel=parallel,
+    )  # fmt: skip
+    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    assert all(x.is_contiguous() for x in found)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_absent_inputs_and_expanded_decays(parallel, launches):
+    _, b, _, dy, _, _, _ = problem(torch.float32)
+    a = torch.randn(5).expand_as(b)
+    flags = {"reverse": False, "exclusive": False}
+    y, h_final = _cuda.forward(a, b, None, None, None, **flags, parallel=parallel)
+    torch.testing.assert_close((y, h_final), reference.linear_recurrence(a, b))
+    da, db, dh0 = _cuda.backward(a, y, None, dy, None, None, None, **flags, parallel=parallel)
+    expected = adjoint(
+        lambda a, b, h0, *_, **flags: reference.linear_recurrence(a, b, h0, **flags),
+        *(a, y, None, dy, None, None, None),
+        **flags,
+    )
+    torch.testing.assert_close((da, db, dh0), expected)
+
+
+def test_lazy_conjugates_are_read_as_their_values(launches):
+    a, b, h0, *_ = problem(torch.complex64)
+    flags = {"reverse": False, "exclusive": False}
+    y, _ = _cuda.forward(a.conj(), b, h0, None, None, **flags, parallel=True)
+    expected, _ = reference.linear_recurrence(a.conj().resolve_conj(), b, h0)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("edge", [-1, 0, 1])
+def test_workspace_at_tile_edges(edge, launches):
+    """The stand-in counts the workspace's words, and finds them zero."""
+    for dtype, tile in _cuda.TILES.items():
+        length = 2 * tile.steps * tile.threads // 4 + edge
+        x = torch.zeros(3, length, 3, dtype=dtype)
+        _cuda.forward(x, x, None, None, None, reverse=False, exclusive=False, parallel=True)
+    assert {grid for _, grid, _ in launches} == {9 if edge == 1 else 6}
+
+
+@pytest.mark.parametrize(
+    ("D", "expected"),
+    [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 32), (32, 32), (33, 32), (9999, 32)],
+)
+def test_columns(D, expected):
+    assert _cuda.columns(D) == expected
+
+
+def test_plan_of_one_long_sequence():
+    tile = _cuda.TILES[torch.complex128]
+    plan = _cuda.plan(torch.complex128, "forward", True, 1, 1_000_000, 1)
+    blocks = -(-1_000_000 // (tile.threads * tile.steps))
+    assert plan.grid == blocks > 200
+    assert plan.words == 1 + 4 * blocks
+    assert dict(plan.macros)["LRNN_COLUMNS"] == "1"
+
+
+def test_serial_is_one_variant_for_all_widths():
+    plans = [_cuda.plan(torch.float32, "forward", False, 3, 9, D) for D in (1, 5, 200)]
+    assert len({plan.macros for plan in plans}) == 1
+    assert [plan.grid for plan in plans] == [1, 1, 5]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_grid_limit(parallel):
+    size = 2**31 - 1 if parallel else 128 * (2**31 - 1)
+    assert _cuda.plan(torch.float32, "forward", parallel, size, 1, 1).grid == 2**31 - 1
+    with pytest.raises(ValueError, match="split the batch"):
+        _cuda.plan(torch.float32, "forward", parallel, size + 1, 1, 1)
+
+
+def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
+    x = torch.zeros(1, 1, 1)
+    options = {"reverse": False, "exclusive": False, "parallel": True}
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(_nvrtc, "_kernels", {})
+    with pytest.raises(RuntimeError, match="warmup"):
+        _cuda.forward(x, x, None, None, None, **options)
+    macros = _cuda.plan(torch.float32, "forward", True, 1, 1, 1).macros
+    monkeypatch.setattr(_nvrtc, "_kernels", {(_cuda.SOURCE, macros, (9, 0)): macros})
+    _cuda.forward(x, x, None, None, None, **options)
+
+
+@pytest.mark.parametrize(
+    ("features", "parallel", "widths"),
+    [(None, True, [1, 2, 4, 8, 16, 32]), (None, False, [1]), (5, True, [8]), (5, False, [1])],
+)
+def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypatch):
+    monkeypatch.setattr(_cuda, "missing", lambda: [])
+    _cuda.warmup("cpu", torch.float64, features, parallel=parallel)
+    ran = [(variant["LRNN_PASS"], int(variant["LRNN_COLUMNS"])) for variant, _, _ in launches]
+    assert ran == [(step, width) for width in widths for step in ("forward", "backward")]
+    assert {variant["LRNN_STORAGE"] for variant, _, _ in launches} == {"f64"}
+
+
+def test_warmup_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(_cuda, "missing", lambda: ["no NVIDIA driver", "NVRTC was not found"])
+    with pytest.raises(RuntimeError, match="no NVIDIA driver; NVRTC was not found"):
+        _cuda.warmup()
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with two GPUs of which a test chooses the compute capability."""
+
+    def forget():
+        _cuda._pytorch_lacks.cache_clear()
+        _cuda._too_old_for_all.cache_clear()
+
+    forget()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7 + 2 * index, 0))
+    monkeypatch.setattr(_nvrtc, "missing", lambda: [])
+    monkeypatch.setattr(
+        _nvrtc, "missing_for", lambda capability: [f"sm_{capability[0]}0 is too old"]
+        if capability < (8, 0) else [],
+    )  # fmt: skip
+    yield monkeypatch
+    monkeypatch.undo()
+    forget()
+
+
+def test_nothing_missing(machine):
+    assert _cuda.missing() == []  # one of the two GPUs will do
+
+
+def test_missing_for_every_device(machine):
+    machine.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
+    assert _cuda.missing() == ["sm_70 is too old"]
+
+
+def test_missing_asks_no_device_that_is_not_initialised(machine):
+    machine.setattr(torch.cuda, "is_initialized", lambda: False)
+    machine.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("initialises"))
+    assert _cuda.missing() == []
+
+
+def test_missing_cuda_in_pytorch(machine):
+    machine.setattr(torch.version, "cuda", None)
+    (reason,) = _cuda.missing()
+    assert "built without CUDA" in reason and torch.__version__ in reason
+
+
+def test_missing_device(machine):
+    machine.setattr(torch.cuda, "device_count", lambda: 0)
+    (reason,) = _cuda.missing()
+    assert "no CUDA device" in reason
+
+
+def test_missing_from_nvrtc(machine):
+    machine.setattr(_nvrtc, "missing", lambda: ["no NVIDIA driver"])
+    assert _cuda.missing() == ["no NVIDIA driver"]
+
+
+def on_gpu(dtype=torch.float32, device="cuda", **sizes):
+    a, b, h0, *_ = problem(dtype, **sizes)
+    options = {"reverse": False, "exclusive": False}
+    expected = reference.linear_recurrence(a, b, h0)
+    return a.to(device), b.to(device), h0.to(device), options, expected
+
+
+def agree(found, expected):
+    torch.testing.assert_close(
+        [x.cpu() for x in found], list(expected), **TOLERANCE[found[0].dtype]
+    )
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream():
+    """The input is still being made, on a side stream, when the launch is queued."""
+    a, b, h0, options, expected = on_gpu(T=3000)
+    late = torch.full_like(b, float("nan"))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(b)
+        found = _cuda.forward(a, late, h0, None, None, **options, parallel=True)
+    stream.synchronize()
+    agree(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parallel", [True, False])
+def test_runs_in_a_new_thread(parallel):
+    """A thread without a CUDA context, whose memory PyTorch has at hand."""
+    a, b, h0, options, expected = on_gpu()
+    found = _cuda.forward(a, b, h0, None, None, **options, parallel=parallel)
+    del found
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(
+            _cuda.forward(a, b, h0, None, None, **options, parallel=parallel)
+        )
+    )
+    thread.start()
+    thread.join()
+    agree(results[0], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parallel", [True, False])
+def test_captured_in_a_graph(parallel):
+    a, b, h0, options, expected = on_gpu(T=3000)
+    _cuda.warmup(b.device, b.dtype, b.shape[-1], parallel=parallel)
+    still = torch.zeros_like(b)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = _cuda.forward(a, still, h0, None, None, **options, parallel=parallel)
+    for _ in range(2):  # the second replay finds what the first left in the workspace
+        still.copy_(b)
+        graph.replay()
+        agree(found, expected)
+        still.zero_()
+
+
+@pytest.mark.gpu
+def test_capture_without_warmup_says_so(monkeypatch):
+    a, b, h0, options, _ = on_gpu()
+    monkeypatch.setattr(_nvrtc, "_kernels", {})
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="warmup"), torch.cuda.graph(graph):
+        _cuda.forward(a, b, h0, None, None, **options, parallel=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_another_device_than_the_current():
+    for device in ("cuda:1", "cuda:0", "cuda:1"):
+        a, b, h0, options, expected = on_gpu(device=device)
+        agree(_cuda.forward(a, b, h0, None, None, **options, parallel=True), expected)
+        assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parallel", "B", "T"), [(True, 1, 2**26 + 5), (False, 2**16 + 1, 2**10)])
+def test_more_elements_than_an_int_counts(parallel, B, T):
+    if torch.cuda.mem_get_info()[0] < 14e9:
+        pytest.skip("needs 14 GB of free GPU memory")
+    b = torch.ones(1, 1, 1, dtype=torch.float16, device="cuda").expand(B, T, 32)
+    y, h_final = _cuda.forward(
+        b * 0.5, b, None, None, None, reverse=False, exclusive=False, parallel=parallel
+    )
+    # h = 1/2 h + 1 goes to 2, exactly, within 30 steps.
+    assert (y[:, 100:] == 2).all() and (h_final == 2).all()
+    assert (y[:, 0] == 1).all() and (y[:, 1] == 1.5).all()

@@ -1,0 +1,184 @@
+"""Every variant of the kernel compiles for every supported architecture, without spills.
+
+No GPU and no driver is needed. Set LIGHTNING_LRNN_RECORD_REGISTERS=1 to write what the assembler
+reports to benchmarks/results/registers.json.
+
+Seen to fail: a variable renamed in one branch of the kernel; a macro misspelt; an unused variable
+(a warning); 64 steps per thread for complex128 (spills); an array indexed at run time (stack); one
+kernel argument more, and one of another type.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import re
+import struct
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from lightning_lrnn import _nvrtc
+from lightning_lrnn.backends import _cuda
+
+pytest.importorskip("cuda.core")
+pytest.importorskip("cuda.bindings.nvrtc")
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+PASSES = ("forward", "backward")
+WIDTHS = (1, 4, 32)
+VARIANTS = [
+    _cuda.macros(dtype, step, parallel, width)
+    for dtype in _cuda.TILES
+    for step in PASSES
+    for parallel in (True, False)
+    for width in (WIDTHS if parallel else (1,))
+]
+RECORD = "LIGHTNING_LRNN_RECORD_REGISTERS"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "registers.json"
+
+
+class Report(NamedTuple):
+    """What the assembler says of one variant."""
+
+    variant: str
+    architecture: str
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+    warnings: str
+
+
+def name_of(macros: _nvrtc.Macros) -> str:
+    storage, step, schedule, width, *_ = (value for _, value in macros)
+    return f"{schedule} {step} {storage}" + (f" x{width}" if schedule == "scan" else "")
+
+
+def report(macros: _nvrtc.Macros, arch: str) -> Report:
+    log = io.StringIO()
+    _nvrtc.compile_program(_cuda.SOURCE, macros, arch, ptxas_options=["-v"], log=log)
+    said = log.getvalue()
+
+    def figures(pattern: str) -> list[int]:
+        return [int(number) for number in re.findall(pattern, said)]
+
+    (registers,) = figures(r"Used (\d+) registers")
+    return Report(
+        name_of(macros),
+        arch,
+        registers,
+        sum(figures(r"(\d+) bytes smem")),
+        # A report without these words would be no evidence: unpacking fails.
+        *figures(r"(\d+) bytes stack frame"),
+        sum(figures(r"(\d+) bytes spill (?:stores|loads)")),
+        said if "warning" in said else "",
+    )
+
+
+def reports_of(arch: str, part: int) -> list[Report]:
+    return [report(macros, arch) for macros in VARIANTS[part::2]]
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[Report]:
+    """The whole table, by two processes: NVRTC does not compile side by side within one."""
+    try:
+        _nvrtc.version()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed: {error}")
+    work = [(arch, part) for arch in ARCHITECTURES for part in (0, 1)]
+    context = multiprocessing.get_context("spawn")  # forking beside PyTorch's threads is unsafe
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        found = [r for some in pool.map(reports_of, *zip(*work, strict=True)) for r in some]
+    if os.environ.get(RECORD):
+        record(found)
+    return found
+
+
+def record(found: list[Report]) -> None:
+    """By variant and architecture: [registers, bytes of shared memory]."""
+    table: dict[str, dict[str, list[int]]] = {}
+    for r in found:
+        table.setdefault(r.variant, {})[r.architecture] = [r.registers, r.shared]
+    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items()))
+    version = ".".join(map(str, _nvrtc.version()))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(
+        f'{{\n  "nvrtc": "{version}",\n  "unit": ["registers per thread", "bytes of shared memory '
+        f'per block"],\n  "variants": {{\n{lines}\n  }}\n}}\n'
+    )
+
+
+def test_table_is_whole(reports):
+    expected = {(name_of(macros), arch) for macros in VARIANTS for arch in ARCHITECTURES}
+    assert len(expected) == len(_cuda.TILES) * 2 * (len(WIDTHS) + 1) * len(ARCHITECTURES)
+    assert {(r.variant, r.architecture) for r in reports} == expected
+
+
+def test_no_spills_no_stack(reports):
+    assert [r for r in reports if r.spills or r.stack] == []
+
+
+def test_no_warnings(reports):
+    assert [r.warnings for r in reports if r.warnings] == []
+
+
+def test_a_block_fits(reports):
+    """A multiprocessor has 65,536 registers; a block that needs more cannot start."""
+    threads = max(tile.threads for tile in _cuda.TILES.values())
+    assert [r for r in reports if r.registers * threads > 65_536 or r.shared > 48 * 1024] == []
+
+
+def parameters(cubin: bytes, kernel: str) -> list[int]:
+    """Sizes of a kernel's parameters in bytes, from the section `.nv.info.<kernel>` of its ELF."""
+    offset, entry_size, count, names = struct.unpack_from("<Q10xHHH", cubin, 0x28)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, offset + i * entry_size) for i in range(count)]
+    strings = headers[names][4]
+    wanted = f".nv.info.{kernel}".encode() + b"\0"
+    (section,) = (h for h in headers if cubin.startswith(wanted, strings + h[0]))
+    sizes, at, end = {}, section[4], section[4] + section[5]
+    while at < end:
+        form, attribute, value = struct.unpack_from("<BBH", cubin, at)
+        at += 4
+        if form == 4:  # `value` bytes follow
+            if attribute == 0x17:  # KPARAM_INFO: index, ordinal, offset, bits with the size on top
+                _, ordinal, _, bits = struct.unpack_from("<IHHI", cubin, at)
+                sizes[ordinal] = bits >> 18
+            at += value
+    return [sizes[ordinal] for ordinal in range(len(sizes))]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("step", PASSES)
+def test_arguments_fit_the_kernel(step, parallel, launched):
+    """What is launched has the number and the sizes of the compiled kernel's own parameters."""
+    x = torch.zeros(2, 3, 5)
+    options = {"reverse": False, "exclusive": False, "parallel": parallel}
+    if step == "forward":
+        _cuda.forward(x, x, None, None, None, **options)
+    else:
+        _cuda.backward(x, x, None, x, None, None, None, **options)
+    macros = _cuda.macros(torch.float32, step, parallel, 8)
+    code = _nvrtc.compile_program(_cuda.SOURCE, macros, "sm_90")
+    ((_, arguments),) = launched
+    # cuda.core hands over an int as a pointer, a NumPy scalar as itself.
+    sizes = [8 if isinstance(value, int) else value.nbytes for value in arguments]
+    assert sizes == parameters(code, "recurrence")
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """(variant, arguments) of every launch, none of which takes place."""
+    import contextlib
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(_cuda, "_kernel", lambda variant, _: variant)
+    monkeypatch.setattr(_nvrtc, "launch", lambda k, g, b, args, _: seen.append((k, args)))
+    return seen
