@@ -1,0 +1,29 @@
+// The pair (A, B): what any stretch of a walk does to the state before it, h -> A * h + B.
+#pragma once
+
+template <typename Value>
+struct Affine {
+  Value A;
+  Value B;
+  bool restarts;  // the stretch forgets the state before it: h -> B, even if h is not finite
+
+  static __device__ Affine identity() { return {Value(1), Value(0), false}; }
+};
+
+// A * x + B, where a past of exactly 0 adds nothing: A, a product of many a, may be infinite.
+template <typename Value>
+__device__ Value affine(Value A, Value x, Value B) {
+  return x == Value(0) ? B : A * x + B;
+}
+
+template <typename Value>
+__device__ Value apply(const Affine<Value>& stretch, Value h) {
+  return stretch.restarts ? stretch.B : affine(stretch.A, h, stretch.B);
+}
+
+// Both stretches as one. Associative, not commutative.
+template <typename Value>
+__device__ Affine<Value> combine(const Affine<Value>& earlier, const Affine<Value>& later) {
+  return {affine(later.A, earlier.A, Value(0)), apply(later, earlier.B),
+          earlier.restarts || later.restarts};
+}

@@ -1,0 +1,154 @@
+// What depends on the machine: storage types, memory accesses, every line of PTX.
+//
+// Under LRNN_HOST each has a twin for the host's compiler, so that tests execute the kernel without
+// a GPU; the emulator that includes the kernel then provides the namespace `host`.
+#pragma once
+
+using Index = long long;
+using Word = unsigned long long;
+
+// Bits.
+
+template <typename To, typename From>
+__device__ To bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits under another type");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// Complex numbers, as PyTorch stores them.
+
+template <typename Real>
+struct alignas(2 * sizeof(Real)) Complex {
+  Real re, im;
+
+  Complex() = default;
+  __device__ Complex(Real re, Real im = 0) : re(re), im(im) {}
+};
+
+template <typename Real>
+__device__ Complex<Real> operator+(Complex<Real> x, Complex<Real> y) {
+  return {x.re + y.re, x.im + y.im};
+}
+
+template <typename Real>
+__device__ Complex<Real> operator*(Complex<Real> x, Complex<Real> y) {
+  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
+}
+
+template <typename Real>
+__device__ bool operator==(Complex<Real> x, Complex<Real> y) {
+  return x.re == y.re && x.im == y.im;
+}
+
+template <typename Real>
+__device__ Real conj(Real x) {
+  return x;
+}
+
+template <typename Real>
+__device__ Complex<Real> conj(Complex<Real> x) {
+  return {x.re, -x.im};
+}
+
+// Storage: `Element` in memory, `Value` in registers and in the state; 16 bits compute in float.
+
+namespace storage {
+
+template <typename T>
+struct Plain {
+  using Element = T;
+  using Value = T;
+  static __device__ Value decode(Element x) { return x; }
+  static __device__ Element encode(Value x) { return x; }
+};
+
+using f32 = Plain<float>;
+using f64 = Plain<double>;
+using c64 = Plain<Complex<float>>;
+using c128 = Plain<Complex<double>>;
+
+struct bf16 {
+  using Element = unsigned short;
+  using Value = float;
+  static __device__ Value decode(Element x) { return bits_of<float>(unsigned(x) << 16); }
+  static __device__ Element encode(Value x) {
+    const unsigned bits = bits_of<unsigned>(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;  // rounding could turn NaN into inf
+    return Element((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // to nearest, ties to even
+  }
+};
+
+struct f16 {
+  using Element = unsigned short;
+  using Value = float;
+#ifndef LRNN_HOST
+  static __device__ Value decode(Element x) {
+    Value value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x));
+    return value;
+  }
+  static __device__ Element encode(Value x) {
+    Element element;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(element) : "f"(x));
+    return element;
+  }
+#else
+  static Value decode(Element x) { return host::float_from_half(x); }
+  static Element encode(Value x) { return host::half_from_float(x); }
+#endif
+};
+
+}  // namespace storage
+
+// Memory.
+
+template <typename T>
+__device__ T load(const T* at) {
+#ifdef LRNN_HOST
+  host::traffic.bytes_loaded += sizeof(T);
+#endif
+  return *at;
+}
+
+template <typename T>
+__device__ void store(T* at, T value) {
+#ifdef LRNN_HOST
+  host::traffic.bytes_stored += sizeof(T);
+#endif
+  *at = value;
+}
+
+// Words that blocks exchange while they run. "Relaxed" suffices because a word tells by itself
+// whether it is there (carry.cuh); "gpu" because a cached copy would never change.
+
+#ifndef LRNN_HOST
+
+__device__ inline Word load_shared_by_blocks(const Word* at) {
+  Word word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(at) : "memory");
+  return word;
+}
+
+__device__ inline void store_shared_by_blocks(Word* at, Word word) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" : : "l"(at), "l"(word) : "memory");
+}
+
+__device__ inline Word fetch_and_increment(Word* at) {
+  Word before;
+  asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(at) : "memory");
+  return before;
+}
+
+#define LRNN_SHARED(type, name) __shared__ type name
+
+#else
+
+inline Word load_shared_by_blocks(const Word* at) { return host::poll(at); }
+inline void store_shared_by_blocks(Word* at, Word word) { host::publish(at, word); }
+inline Word fetch_and_increment(Word* at) { return (*at)++; }
+
+#define LRNN_SHARED(type, name) type& name = host::shared_memory<type>()
+
+#endif
