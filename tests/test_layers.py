@@ -1,0 +1,573 @@
+"""Every cell of the registry: its equations, its states, and the habits of torch.nn.LSTM.
+
+Seen to fail: the surrogate not shifted; the reverse walk forward; h_0 in place of c_0; the state
+of a layer handed to the next; NaN of padding not masked; `reset` not transposed; the last output at
+T - 1 with lengths; dropout after the last layer; the bias of i instead of f; a float16 state;
+`decays` without `torch.no_grad`; a time-major input made contiguous; backend not passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import lightning_lrnn as lrnn
+from lightning_lrnn.nn import CELLS
+
+F64 = torch.float64
+B, T, M, H = 3, 6, 4, 5
+sigmoid, tanh, close = torch.sigmoid, torch.tanh, torch.testing.assert_close
+
+
+# The equations of the paper, one step after the other: x (B, T, m) and a carried state to outputs,
+# the carried state and the decays.
+
+
+class Result(NamedTuple):
+    y: torch.Tensor
+    carry: torch.Tensor
+    decays: dict[str, torch.Tensor]
+
+
+def gilr(cell, x, h):
+    V_g, V_j = cell.weight_ih.chunk(2)
+    b_g, b_j = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        g = sigmoid(x_t @ V_g.T + b_g)
+        h = g * h + (1 - g) * tanh(x_t @ V_j.T + b_j)
+        ys.append(h)
+        decays.append(g)
+    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+
+
+def gilr_lstm(cell, x, carry):
+    n, s_size = cell.hidden_size, cell.output_size
+    sizes = [s_size] * 2 + [n] * 4
+    V = cell.weight_ih.split(sizes)
+    b = cell.bias.split(sizes) if cell.bias is not None else [0] * 6
+    U_f, U_i, U_o, U_z = cell.weight_hh.chunk(4)
+    tau = {"tanh": tanh, "identity": lambda c: c}[cell.output_activation]
+    c, s = carry[:, :n], carry[:, n:]
+    ys, of_s, of_c = [], [], []
+    for x_t in x.unbind(1):
+        g, j, f, i, o, z = (x_t @ V_k.T + b_k for V_k, b_k in zip(V, b, strict=True))
+        f, i, o = sigmoid(s @ U_f.T + f), sigmoid(s @ U_i.T + i), sigmoid(s @ U_o.T + o)
+        z = tanh(s @ U_z.T + z)
+        s = sigmoid(g) * s + (1 - sigmoid(g)) * tanh(j)  # after the gates have seen s_{t-1}
+        c = f * c + i * z
+        y = o * tau(c)
+        ys.append(y if cell.weight_hr is None else y @ cell.weight_hr.T)
+        of_s.append(sigmoid(g))
+        of_c.append(f)
+    decays = {"surrogate": torch.stack(of_s, 1), "cell": torch.stack(of_c, 1)}
+    return Result(torch.stack(ys, 1), torch.cat([c, s], -1), decays)
+
+
+EQUATIONS = {"GILR": gilr, "GILRLSTM": gilr_lstm}
+OPTIONS = {"GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}]}
+CASES = [
+    (name, options)
+    for name in CELLS
+    for options in [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}]
+    + [{**o, "num_layers": 2, "bidirectional": True} for o in OPTIONS.get(name, [])]
+]
+DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dtype": F64}
+cases = pytest.mark.parametrize("name, options", CASES, ids=str)
+every_cell = pytest.mark.parametrize("name", CELLS)
+
+
+def make(name, *, size=M, hidden=H, **options):
+    """A layer whose parameters are all random, biases included."""
+    rnn = CELLS[name](size, hidden, **options)
+    with torch.no_grad():
+        for p in rnn.parameters():
+            p.normal_(0, 0.6)
+    return rnn
+
+
+def random_state(rnn, x, grad=False):
+    """A random state of the right form for an input."""
+    with torch.no_grad():
+        state = rnn(x)[1]
+    return tree_map(lambda s: torch.randn_like(s).requires_grad_(grad), state)
+
+
+def is_pair(rnn):
+    return rnn.cell_type.remembers_output
+
+
+def reference(rnn, x, carry_0):
+    """Output, last outputs, carried states and decays of a batch-first stack, by the equations."""
+    loop = EQUATIONS[type(rnn).__name__]
+    h_n, carry_n, decays = [], [], {}
+    for layer in range(rnn.num_layers):
+        outputs = []
+        for reverse in range(rnn.directions):
+            k = len(h_n)
+            y, carry, of_layer = loop(rnn.cells[k], x.flip(1) if reverse else x, carry_0[k])
+            h_n.append(y[:, -1])
+            carry_n.append(carry)
+            outputs.append(y.flip(1) if reverse else y)
+            for which, a in of_layer.items():
+                place = f"layer{layer}.{'reverse' if reverse else 'forward'}.{which}"
+                decays[place] = a.flip(1) if reverse else a
+        x = torch.cat(outputs, -1)
+    return x, torch.stack(h_n), torch.stack(carry_n), decays
+
+
+def flat(results):
+    return tree_leaves(results)
+
+
+def weighted(results):
+    """A scalar that depends on every number of the results in its own way."""
+    return sum(
+        (r.double() * torch.linspace(1, 2, r.numel()).to(r).view_as(r)).sin().sum()
+        for r in flat(results)
+    )
+
+
+@pytest.fixture
+def backend(backend, device):
+    """Every backend that runs, with its device for all tensors that are made."""
+    with torch.device(device) if device != "cpu" else contextlib.nullcontext():
+        yield backend
+
+
+def test_every_cell_has_its_equations_here():
+    assert set(EQUATIONS) == set(CELLS)
+    assert all(CELLS[name].__name__ == name for name in CELLS)
+
+
+@cases
+def test_equations(name, options, backend):
+    rnn = make(name, **options, batch_first=True, dtype=F64, backend=backend)
+    x = torch.randn(B, T, M, dtype=F64, requires_grad=True)
+    state = random_state(rnn, x, grad=True)
+    wide = state[1] if is_pair(rnn) else state
+    y, h_n, carry_n, decays = reference(rnn, x, wide)
+    expected = (y, (h_n, carry_n) if is_pair(rnn) else carry_n)
+    actual = rnn(x, state)
+    assert lrnn.last_backend() == backend
+    close(actual, expected)
+    leaves = [x, wide, *rnn.parameters()]
+    close(
+        torch.autograd.grad(weighted(actual), leaves),
+        torch.autograd.grad(weighted(expected), leaves),
+    )
+    noted = rnn.decays(x, state)
+    assert not any(a.requires_grad for a in noted.values())
+    close(noted, {place: a.detach() for place, a in decays.items()})
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gates_see_the_surrogate_of_the_step_before(reverse):
+    rnn = make("GILRLSTM", bidirectional=True, batch_first=True, dtype=F64)
+    for cell in rnn.cells:  # gates that see x through the surrogate alone
+        cell.weight_ih.data[2 * H :] = 0
+    x = torch.randn(1, 3, M, dtype=F64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: rnn(x)[0][0], x)[:, :, 0]
+    first, second = (2, 1) if reverse else (0, 1)
+    features = slice(H, 2 * H) if reverse else slice(0, H)
+    assert (jacobian[first, features, first] == 0).all()
+    assert (jacobian[second, features, second] == 0).all()
+    assert (jacobian[second, features, first] != 0).all()
+
+
+@every_cell
+def test_bidirectional_is_two_runs(name, backend):
+    rnn = make(name, bidirectional=True, batch_first=True, dtype=F64, backend=backend)
+    x = torch.randn(B, T, M, dtype=F64)
+    y, state = rnn(x)
+    for direction, part in enumerate(y.chunk(2, -1)):
+        one = CELLS[name](M, H, batch_first=True, dtype=F64)
+        one.cells[0].load_state_dict(rnn.cells[direction].state_dict())
+        flipped, its_state = one(x.flip(1) if direction else x)
+        close(part, flipped.flip(1) if direction else flipped)
+        close(tree_map(lambda s, k=direction: s[k : k + 1], state), its_state)
+
+
+@cases
+@pytest.mark.parametrize("cuts", [range(T + 1), [0, 2, 2, T]], ids=["steps", "windows"])
+def test_windows_with_carried_state_equal_the_whole(name, options, cuts, backend):
+    options = {**options, "bidirectional": False}
+    rnn = make(name, **options, dtype=F64, backend=backend)
+    x = torch.randn(T, B, M, dtype=F64, requires_grad=True)
+    initial = random_state(rnn, x)
+    state, outputs = initial, []
+    for start, end in itertools.pairwise(cuts):
+        y, state = rnn(x[start:end], state)
+        outputs.append(y)
+    whole, windows = rnn(x, initial), (torch.cat(outputs), state)
+    close(windows, whole)
+    leaves = [x, *rnn.parameters()]
+    close(*(torch.autograd.grad(weighted(r), leaves) for r in (windows, whole)))
+
+
+@every_cell
+def test_state_of_16_bit_is_float32_and_continues(name, backend):
+    rnn = make(name, dtype=torch.bfloat16, backend=backend)
+    x = torch.randn(T, B, M, dtype=torch.bfloat16)
+    y, state = rnn(x)
+    first, middle = rnn(x[:3])
+    second, end = rnn(x[3:], middle)
+    assert y.dtype == torch.bfloat16
+    assert [s.dtype for s in flat(state)][-1] == torch.float32
+    assert not is_pair(rnn) or state[0].dtype == y.dtype
+    close(torch.cat([first, second]), y)
+    close(end, state)
+    assert all(a.dtype == torch.float32 for a in rnn.decays(x).values())
+
+
+@every_cell
+def test_no_steps(name):
+    rnn = make(name)
+    x = torch.randn(0, B, M)
+    y, zeros = rnn(x)
+    assert y.shape == (0, B, H) and all((s == 0).all() for s in flat(zeros))
+    state = random_state(rnn, x)
+    close(rnn(x, state)[1], state)
+
+
+def test_states_of_the_lstm(backend):
+    rnn = make("GILRLSTM", num_layers=2, proj_size=3, dtype=F64, backend=backend)
+    x = torch.randn(T, B, M, dtype=F64)
+    h_0 = torch.randn(2, B, 3, dtype=F64, requires_grad=True)
+    c_0 = torch.randn(2, B, H, dtype=F64, requires_grad=True)
+    narrow = rnn(x, (h_0, c_0))
+    _, (h_n, c_n) = narrow
+    assert h_n.shape == (2, B, 3) and c_n.shape == (2, B, H + 3)
+    close(h_n[-1], narrow[0][-1])
+    wide = torch.cat([c_0, h_0], -1).detach().requires_grad_()
+    unused = torch.full_like(h_0, 7.0).requires_grad_()
+    close(rnn(x, (unused, wide)), narrow)
+    of_h, of_c = torch.autograd.grad(weighted(narrow), [h_0, c_0])
+    of_wide, none = torch.autograd.grad(
+        weighted(rnn(x, (unused, wide))), [wide, unused], allow_unused=True
+    )
+    close(torch.cat([of_c, of_h], -1), of_wide)
+    assert none is None and (of_h != 0).all() and (of_c != 0).all()
+
+
+@pytest.mark.parametrize("proj", [0, 3])
+def test_number_of_parameters(proj):
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
+    s = proj or H
+    extra = 2 * s * M + 2 * s - 4 * H  # the surrogate, and one bias in place of two
+    ours = CELLS["GILRLSTM"](M, H, proj_size=proj)
+    assert count(ours) == count(torch.nn.LSTM(M, H, proj_size=proj)) + extra
+    assert count(CELLS["GILR"](M, H)) == 2 * H * M + 2 * H
+
+
+@every_cell
+def test_dropout_is_between_layers(name):
+    rnn = make(name, hidden=50, num_layers=2, dropout=0.3)
+    x = torch.randn(40, 20, M)
+    seen = []
+    rnn.cells[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    output, _ = rnn(x)
+    assert (output != 0).all()
+    rnn.eval()(x)
+    dropped, kept = seen
+    zero = dropped == 0
+    # 40,000 draws: five standard deviations are 0.0115.
+    assert abs(zero.float().mean() - 0.3) < 0.0115
+    close(dropped[~zero], kept[~zero] / 0.7)
+    before = torch.get_rng_state()
+    rnn.train().decays(x)
+    assert torch.equal(before, torch.get_rng_state())
+    close(seen[-1], kept)
+
+
+@every_cell
+def test_layouts(name, backend):
+    options = {"num_layers": 2, "bidirectional": True, "backend": backend}
+    rnn = make(name, **options)
+    first = CELLS[name](M, H, **options, batch_first=True)
+    first.load_state_dict(rnn.state_dict())
+    x = torch.randn(B, T, M)
+    reset = torch.rand(B, T) < 0.3
+    state = random_state(first, x)
+    y, end = first(x, state, reset=reset)
+    y_time, end_time = rnn(x.transpose(0, 1).contiguous(), state, reset=reset.T)
+    close(y_time.transpose(0, 1), y)
+    close(end_time, end)
+    for b in range(B):
+        row = tree_map(lambda s, b=b: s[:, b], state)
+        y_row, end_row = rnn(x[b], row, reset=reset[b])
+        close(y_row, y[b])
+        close(end_row, tree_map(lambda s, b=b: s[:, b], end))
+    close(rnn(x[0], lengths=torch.tensor(2))[0][:2], rnn(x[0, :2])[0])
+
+
+class Copies(TorchDispatchMode):
+    """Notes what is copied."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.found = size, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        copying = function.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "contiguous")
+        if copying and result.numel() >= self.size:
+            self.found.append(str(function))
+        return result
+
+
+@every_cell
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_no_layout_copies(name, batch_first):
+    rnn = make(name, size=64, hidden=64, num_layers=2, batch_first=batch_first)
+    x = torch.randn(8, 16, 64)
+    with torch.no_grad(), Copies(x.numel()) as copies:
+        rnn(x)
+    assert copies.found == []
+
+
+@cases
+def test_lengths_are_truncated_rows(name, options, backend):
+    rnn = make(name, **options, batch_first=True, dtype=F64, backend=backend)
+    lengths = torch.tensor([T, 0, 3, 1])
+    x = torch.randn(4, T, M, dtype=F64)
+    padding = torch.arange(T) >= lengths[:, None]
+    x[padding] = float("nan")
+    x.requires_grad_()
+    state = random_state(rnn, torch.zeros(4, 1, M, dtype=F64), grad=True)
+    leaves = [x, *flat(state), *rnn.parameters()]
+
+    def gradients(results):
+        return torch.autograd.grad(
+            weighted(results), leaves, allow_unused=True, materialize_grads=True
+        )
+
+    y, end = rnn(x, state, lengths=lengths)
+    assert (y[padding] == 0).all()
+    rows = []
+    for b, n in enumerate(lengths.tolist()):
+        row = tree_map(lambda s, b=b: s[:, b : b + 1], state)
+        y_row, end_row = rnn(x[b : b + 1, :n], row)
+        rows.append((torch.nn.functional.pad(y_row, (0, 0, 0, T - n)), end_row))
+    expected = (
+        torch.cat([r[0] for r in rows]),
+        tree_map(lambda *s: torch.cat(s, 1), *(r[1] for r in rows)),
+    )
+    close((y, end), expected)
+    close(gradients((y, end)), gradients(expected))
+
+
+@cases
+def test_reset_is_separate_documents(name, options, backend):
+    rnn = make(name, **options, batch_first=True, dtype=F64, backend=backend)
+    x = torch.randn(1, 9, M, dtype=F64, requires_grad=True)
+    borders = [0, 4, 5, 9]
+    reset = torch.zeros(1, 9, dtype=torch.bool)
+    reset[0, borders[1:-1]] = True
+    documents = [rnn(x[:, s:e]) for s, e in itertools.pairwise(borders)]
+    y, end = rnn(x, reset=reset)
+    close(y, torch.cat([d[0] for d in documents], 1))
+    for k in range(len(rnn.cells)):
+        document = documents[0 if k % rnn.directions else -1][1]
+        close(tree_map(lambda s, k=k: s[k], end), tree_map(lambda s, k=k: s[k], document))
+    leaves = [x, *rnn.parameters()]
+    expected = torch.autograd.grad(weighted(torch.cat([d[0] for d in documents], 1)), leaves)
+    close(torch.autograd.grad(weighted(y), leaves), expected)
+    reset[0, 0] = True  # what comes in is forgotten, NaN too
+    poison = tree_map(lambda s: torch.full_like(s, float("nan")), random_state(rnn, x))
+    forward = slice(0, rnn.proj_size or H)
+    if not rnn.bidirectional:
+        close(rnn(x, poison, reset=reset)[0][..., forward], y[..., forward])
+
+
+def kolmogorov_smirnov(sample, distribution):
+    """Largest distance between the sample's and the distribution function."""
+    steps = torch.linspace(0, 1, len(sample) + 1)
+    ideal = distribution(sample.sort().values)
+    return max((ideal - steps[:-1]).abs().max(), (ideal - steps[1:]).abs().max())
+
+
+@every_cell
+@pytest.mark.parametrize("memory", [(20.0, 500.0), None])
+def test_memory_of_a_new_layer(name, memory):
+    N = 4000
+    rnn = CELLS[name](1, N, memory=memory)
+    for parameter, p in rnn.named_parameters():
+        assert "weight" not in parameter or 0.99 < p.abs().max() * N**0.5 <= 1
+    with torch.no_grad():
+        for p in rnn.parameters():
+            p.mul_(p.ndim == 1)
+    for decay in rnn.decays(torch.zeros(1, 1, 1)).values():
+        u = decay[0, 0] / (1 - decay[0, 0])
+        if memory:
+            close(-1 / decay[0, 0].log(), u + 0.5, rtol=2e-3, atol=0)
+            uniform = kolmogorov_smirnov(u, lambda u: (u - 20) / 480)
+        else:
+            uniform = kolmogorov_smirnov(u, lambda u: u.log() / torch.tensor(64.0).log())
+        assert uniform < 1.95 / N**0.5  # exceeded by chance once in a thousand
+
+
+def test_chrono_input_gate():
+    rnn = CELLS["GILRLSTM"](M, H, memory=(5, 50))
+    _, _, f, i, o, _ = rnn.cells[0].bias.chunk(6)
+    assert torch.equal(i, -f) and (o == 0).all()
+    before = copy.deepcopy(rnn.state_dict())
+    rnn.reset_parameters()
+    assert all((before[k] != v).any() for k, v in rnn.state_dict().items())
+
+
+@every_cell
+def test_backends_share_parameters(name):
+    serial = make(name, num_layers=2, backend="serial", dtype=F64)
+    scan = CELLS[name](M, H, num_layers=2, backend="scan", dtype=F64)
+    assert not any("backend" in key for key in serial.state_dict())
+    scan.load_state_dict(serial.state_dict())
+    x = torch.randn(T, B, M, dtype=F64)
+    results = []
+    for rnn in (serial, scan):
+        results.append(rnn(x))
+        assert lrnn.last_backend() == rnn.backend
+    close(*results)
+    serial.backend = "scan"
+    serial(x)
+    assert lrnn.last_backend() == "scan" and "backend='scan'" in repr(serial)
+    with pytest.raises(lrnn.BackendError, match="no backend 'skan'; known are: auto, scan, serial"):
+        serial.backend = "skan"
+    serial.backend = "auto"
+    with lrnn.use_backend("serial"):
+        serial(x)
+    assert lrnn.last_backend() == "serial"
+
+
+@every_cell
+def test_compile_without_graph_breaks(name, backend):
+    rnn = make(name, **{**DEEP, "dtype": torch.float32}, backend=backend)
+    x, lengths = torch.randn(B, T, M), torch.tensor([T, 2, 4])
+    state = random_state(rnn, x)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    results = [f(x, state, lengths=lengths) for f in (rnn, compiled)]
+    close(*results)
+    close(*(torch.autograd.grad(weighted(r), list(rnn.parameters())) for r in results))
+
+
+@every_cell
+def test_copies_of_the_module(name):
+    rnn = make(name, **DEEP, backend="serial")
+    x = torch.randn(B, T, M, dtype=F64)
+    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
+        close(other(x), rnn(x))
+        assert repr(other) == repr(rnn)
+    assert repr(rnn).startswith(
+        f"{name}(\n  4, 5, num_layers=2, batch_first=True, bidirectional=True, backend='serial'"
+    )
+
+
+@every_cell
+def test_autocast(name, backend, device):
+    rnn = make(name, num_layers=2, backend=backend)
+    x = torch.randn(T, B, M)
+    with torch.autocast(device, torch.bfloat16):
+        y, state = rnn(x)
+        again, _ = rnn(x, state)
+    assert y.dtype == again.dtype == torch.bfloat16
+    close(y.float(), rnn(x)[0], rtol=5e-2, atol=5e-2)
+    weighted(again).backward()
+    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
+
+
+@every_cell
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
+        ({"dropout": 1.5}, "`dropout` must be a probability, got 1.5"),
+        ({"proj_size": H}, r"`proj_size` must be (smaller than hidden_size=5|0), got 5"),
+        ({"memory": (9, 3)}, r"`memory` must be .* 0 < shortest <= longest, got \(9, 3\)"),
+        ({"memory": (1, 3), "bias": False}, r"`memory`=\(1, 3\) sets biases, and there are none"),
+    ],
+    ids=str,
+)
+def test_refused_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        CELLS[name](M, H, **options)
+
+
+def test_refused_options_of_one_cell():
+    with pytest.raises(
+        ValueError, match="`output_activation` must be one of tanh, identity, got 'relu'"
+    ):
+        CELLS["GILRLSTM"](M, H, output_activation="relu")
+    with pytest.raises(TypeError, match="output_activation"):
+        CELLS["GILR"](M, H, output_activation="tanh")
+
+
+@every_cell
+def test_dropout_with_one_layer_warns(name):
+    with pytest.warns(UserWarning, match=r"dropout=0.1 acts between layers"):
+        CELLS[name](M, H, dropout=0.1)
+
+
+@every_cell
+def test_refused_inputs(name):
+    rnn = make(name, num_layers=2, batch_first=True)
+    x = torch.zeros(B, T, M)
+    packed = torch.nn.utils.rnn.pack_sequence([x[0]])
+    ones, zeros = torch.ones, torch.zeros
+    inputs = [
+        (ValueError, r"must be \(B, T, 4\) or \(T, 4\), got shape \(3, 6, 7\)", zeros(B, T, 7)),
+        (ValueError, r"`input` must be .*, got list", [[1.0]]),
+        (TypeError, "PackedSequence: pass the padded tensor and `lengths`", packed),
+        (TypeError, "`input` is torch.float64, the parameters are torch.float32", x.double()),
+        (TypeError, "`input` is on meta, the parameters on cpu", x.to("meta")),
+    ]
+    for error, message, refused in inputs:
+        with pytest.raises(error, match=message):
+            rnn(refused)
+    steps = [
+        (ValueError, r"have shape \(3,\), got shape \(6,\)", {"lengths": ones(T)}),
+        (TypeError, "must be integers, got torch.float32", {"lengths": ones(B)}),
+        (ValueError, "between 0 and T = 6, got 7 to 7", {"lengths": torch.tensor([7] * B)}),
+        (ValueError, r"have shape \(3, 6\), got shape \(6, 3\)", {"reset": zeros(T, B)}),
+        (TypeError, "must be torch.bool, got torch.float32", {"reset": zeros(B, T)}),
+    ]
+    for error, message, refused in steps:
+        with pytest.raises(error, match=f"`{next(iter(refused))}` .*{message}"):
+            rnn(x, **refused)
+
+
+@every_cell
+def test_refused_states(name):
+    rnn = make(name, num_layers=2, batch_first=True)
+    x = torch.zeros(B, T, M)
+    good = rnn(x)[1]
+
+    def refused(error, message, change):
+        state = (*good[:-1], change(good[-1])) if is_pair(rnn) else change(good)
+        with pytest.raises(error, match=message):
+            rnn(x, state)
+
+    part = "c_0" if is_pair(rnn) else "h_0"
+    refused(ValueError, rf"`{part}` must have shape \(2, 3, .*got shape \(1, 3", lambda s: s[:1])
+    refused(ValueError, rf"`{part}` .*, got shape \(2, 3, 3\)", lambda s: s[..., :3])
+    refused(
+        TypeError,
+        rf"`{part}` is torch.float64, which the state, torch.float32, cannot hold",
+        torch.Tensor.double,
+    )
+    refused(TypeError, rf"`{part}` is torch.int64", torch.Tensor.long)
+    refused(TypeError, rf"`{part}` is on meta, `input` on cpu", lambda s: s.to("meta"))
+    if is_pair(rnn):
+        with pytest.raises(ValueError, match=r"`hx` must be the pair \(h_0, c_0\), got shape \(2,"):
+            rnn(x, good[0])
+        with pytest.raises(ValueError, match=r"\(2, 3, 10\) or \(2, 3, 5\), got shape \(2, 3, 7\)"):
+            rnn(x, (good[0], torch.zeros(2, 3, 7)))
