@@ -1,0 +1,342 @@
+"""What needs a GPU: its tests, compute-sanitizer, the benchmark and the rivals, in stages.
+
+    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [--force] [--output FOLDER]
+
+Without a name: all four, each at most 8 minutes. Needs only what the interpreter has: the package
+need not be installed. Results go, as they come, to benchmarks/results/<GPU>/: `stages.json` with
+the machine, the versions, the commit and the outcome of each stage; `bench.json` and
+`rivals.json` with every raw sample; a log of each command. A stage that passed for the same
+sources on the same GPU is not run again, unless forced: an interrupted run is continued by the
+same command.
+
+Exit status: 0 all passed, 1 a stage did not, 2 nothing can run here, with the reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 8 * 60
+TOOLS = ("memcheck", "racecheck", "initcheck")
+PACKAGES = (
+    "torch",
+    "triton",
+    "numpy",
+    "numba",
+    "cuda-core",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-nvrtc-cu12",
+    "pytorch-lightning",
+    "pytest",
+)
+
+
+def assemble(site: Path) -> None:
+    """Puts the package together as an installation would: the sources and configs inside it."""
+    leave = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "lightning_lrnn", site / "lightning_lrnn", ignore=leave)
+    for inner in ("cuda_src", "configs"):
+        shutil.copytree(ROOT / inner, site / "lightning_lrnn" / inner, ignore=leave)
+
+
+def environment(site: Path) -> dict[str, str]:
+    """Of children, and theirs: they find the assembled package, wherever they start."""
+    paths = [str(site), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # `python -m` and `python -c` do not put the folder they start in before PYTHONPATH.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "passive",
+    }
+
+
+def digest() -> str:
+    """Of everything that decides the results: works without git, and sees uncommitted changes."""
+    parts = hashlib.sha256()
+    for inner in ("cuda_src", "lightning_lrnn", "tests", "benchmarks", "pyproject.toml"):
+        path = ROOT / inner
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix in (".cu", ".cuh", ".py", ".toml"):
+                parts.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+    return parts.hexdigest()[:16]
+
+
+def said(*command: str) -> str | None:
+    """What a command prints; None if it is missing or fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.get_device_properties(0)
+    return {
+        "device": gpu.name,
+        "compute_capability": [gpu.major, gpu.minor],
+        "multiprocessors": gpu.multi_processor_count,
+        "memory_bytes": gpu.total_memory,
+        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i0"),
+        "torch_cuda": torch.version.cuda,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := installed(name))},
+    }
+
+
+def reasons_against(site: Path) -> list[str]:
+    """Why nothing can run here; [] = it can."""
+    try:
+        import torch
+    except ImportError as error:
+        return [f"this interpreter ({sys.executable}) has no PyTorch: {error}"]
+    sys.path.insert(0, str(site))
+    from lightning_lrnn.backends import _cuda
+
+    if reasons := _cuda.missing():
+        return reasons
+    return [] if torch.cuda.is_available() else ["PyTorch cannot use the GPU (see nvidia-smi)"]
+
+
+def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: str) -> dict:
+    """Runs a command for a limited time; its output is shown and logged."""
+    print(f"$ {' '.join(command)}", flush=True)
+    start = time.perf_counter()
+    expired = threading.Event()
+    with (
+        log.open("wb") as kept,
+        subprocess.Popen(
+            command,
+            cwd=site,
+            env={**environment(site), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as child,
+    ):
+
+        def end() -> None:
+            expired.set()
+            if os.name != "posix":
+                child.kill()
+                return
+            # With its own children, which hold the pipe open.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+        timer = threading.Timer(limit_s, end)
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                kept.write(line)
+                sys.stdout.write(line.decode(errors="replace"))
+                sys.stdout.flush()
+            status = child.wait()
+        except BaseException:
+            end()
+            raise
+        finally:
+            timer.cancel()
+    return {
+        "command": command,
+        "status": "timeout" if expired.is_set() else "failed" if status else "passed",
+        "exit": status,
+        "seconds": round(time.perf_counter() - start, 1),
+        "log": log.name,
+    }
+
+
+def confirm(result: dict, log: Path, pattern: str) -> dict:
+    """An exit status of 0 passes only together with the words that say something was checked."""
+    found = re.search(pattern, log.read_text(errors="replace"))
+    result["said"] = found and found.group()
+    if result["status"] == "passed" and not found:
+        result["status"] = "failed"
+    return result
+
+
+def stage_test(site: Path, results: Path) -> dict:
+    log = results / "test.log"
+    command = [sys.executable, "-m", "pytest", "-c", f"{ROOT / 'pyproject.toml'}", "-m", "gpu"]
+    command += ["--rootdir", f"{ROOT}", "-p", "no:cacheprovider", "-q", f"{ROOT / 'tests'}"]
+    return confirm(run(command, log, site, LIMIT_S), log, r"[1-9]\d* passed.*")
+
+
+def stage_sanitize(site: Path, results: Path) -> dict:
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(sanitizer).exists():
+        return {"status": "unavailable", "reason": "compute-sanitizer is not on the PATH"}
+    outcome: dict[str, Any] = {"status": "passed", "tools": {}}
+    for tool in TOOLS:
+        log = results / f"{tool}.log"
+        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__]
+        # Every tensor its own allocation, so that an access beside it is one beside an allocation.
+        variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        limit = LIMIT_S / len(TOOLS)
+        result = run([*command, "--exercise"], log, site, limit, **variables)
+        pattern = r"exercised [1-9]\d* launches[\s\S]*SUMMARY: 0 (errors|hazards).*"
+        outcome["tools"][tool] = confirm(result, log, pattern)
+        if result["status"] != "passed":
+            outcome["status"] = result["status"]
+    return outcome
+
+
+def stage_bench(site: Path, results: Path) -> dict:
+    return benchmark(site, results, "bench")
+
+
+def stage_rivals(site: Path, results: Path) -> dict:
+    return benchmark(site, results, "rivals", "--rivals")
+
+
+def benchmark(site: Path, results: Path, name: str, *options: str) -> dict:
+    samples = results / f"{name}.json"
+    samples.unlink(missing_ok=True)
+    command = [sys.executable, f"{ROOT / 'benchmarks' / 'recurrence.py'}", "--device", "cuda"]
+    command += ["--json", f"{samples}", *options]
+    result = run(command, results / f"{name}.log", site, LIMIT_S)
+    if result["status"] == "passed" and not samples.exists():
+        result["status"] = "failed"
+    return {**result, "samples": samples.name}
+
+
+STAGES = {
+    "test": stage_test,
+    "sanitize": stage_sanitize,
+    "bench": stage_bench,
+    "rivals": stage_rivals,
+}
+
+
+def exercise() -> None:
+    """A few launches of every kind, checked against the loop: what compute-sanitizer watches.
+
+    Inputs are made on the CPU and copied, so that few kernels but ours run.
+    """
+    import torch
+
+    from lightning_lrnn import reference
+    from lightning_lrnn.backends import _cuda
+
+    launches = 0
+    for dtype, tile in _cuda.TILES.items():
+        state = torch.float32 if dtype.itemsize == 2 else dtype
+        exact = torch.complex128 if dtype.is_complex else torch.float64
+        for D, flag in itertools.product((1, 5, 40), (False, True)):
+            # Two tiles and a few steps, whatever their length.
+            T = 2 * tile.steps * tile.threads // _cuda.columns(D) + 3
+            a, b, dy = (torch.randn(2, T, D, dtype=dtype) / 2 for _ in range(3))
+            h0, dh_final = (torch.randn(2, D, dtype=state) for _ in range(2))
+            lengths, reset = torch.tensor([T - 5, T]), torch.rand(2, T) < 0.01
+            flags = {"reverse": flag, "exclusive": not flag}
+            leaves = [x.to(exact).requires_grad_() for x in (a, b, h0)]
+            ends = reference.linear_recurrence(*leaves, lengths=lengths, reset=reset, **flags)
+            expected = torch.autograd.grad(ends, leaves, [x.to(exact) for x in (dy, dh_final)])
+            on = [x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
+            a, b, h0, dy, dh_final, lengths, reset = on
+            for parallel in (True, False):
+                options = {**flags, "parallel": parallel}
+                y, h_final = _cuda.forward(a, b, h0, lengths, reset, **options)
+                got = _cuda.backward(a, y, h0, dy, dh_final, lengths, reset, **options)
+                loose = 3e-2 if dtype.itemsize == 2 else 1e-4
+                for x, wanted in zip((y, h_final, *got), (*ends, *expected), strict=True):
+                    torch.testing.assert_close(x.cpu().to(exact), wanted, rtol=loose, atol=loose)
+                launches += 2
+    torch.cuda.synchronize()
+    print(f"exercised {launches} launches", flush=True)
+
+
+def recorded(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What earlier runs of the same sources on the same GPU left."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    same = all(found.get(key) == value for key, value in identity.items())
+    return found.get("stages", {}) if same else {}
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def run_stages(names: list[str], folder: Path, site: Path, force: bool) -> int:
+    about = machine()
+    results = folder / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "stages.json"
+    identity = {"sources": digest(), "machine": about}
+    commit = {
+        "commit": said("git", "rev-parse", "HEAD") or os.environ.get("LIGHTNING_LRNN_COMMIT"),
+        "uncommitted": said("git", "status", "--porcelain", "--untracked-files=no"),
+    }
+    stages = recorded(path, identity)
+    for name in names:
+        if stages.get(name, {}).get("status") == "passed" and not force:
+            print(f"{name}: passed on {stages[name]['date']}, not run again (--force does)")
+            continue
+        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        stages[name] = {"date": date, **STAGES[name](site, results)}
+        save(path, {**identity, **commit, "stages": stages})
+    for name in names:
+        print(f"{name}: {stages[name]['status']} {stages[name].get('reason', '')}".rstrip())
+    print(f"results: {path}")
+    return int(any(stages[name]["status"] != "passed" for name in names))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="stage", help=", ".join(STAGES))
+    parser.add_argument("--force", action="store_true", help="run stages again that passed")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--exercise", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    if options.exercise:
+        exercise()
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder)
+        assemble(site)
+        if reasons := reasons_against(site):
+            print("no GPU stage can run here: " + "; ".join(reasons), file=sys.stderr)
+            return 2
+        return run_stages(options.stages or list(STAGES), options.output, site, options.force)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

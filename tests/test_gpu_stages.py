@@ -1,0 +1,184 @@
+"""`benchmarks/gpu.py` without a GPU: what it finds, keeps, repeats and refuses to call passed.
+
+Seen to fail: the checkout before the assembled package; a stage run again after it passed; one not
+run again after it failed, or after the sources changed; a limit that leaves grandchildren running;
+an exit status of 0 alone taken for a pass; the backward pass's arguments swapped in `exercise`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_cuda_launch import launches  # noqa: F401
+
+from lightning_lrnn.backends import _cuda
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    spec = importlib.util.spec_from_file_location("gpu_stages", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, str(SCRIPT), "test"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("no GPU stage can run here: ")
+
+
+def test_unknown_stage():
+    done = subprocess.run([sys.executable, str(SCRIPT), "tets"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no such stage: tets" in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="safe paths came with Python 3.11")
+def test_children_use_the_assembled_package(gpu, tmp_path):
+    gpu.assemble(tmp_path)
+    script = (
+        "import lightning_lrnn, importlib.resources as r\n"
+        "print(lightning_lrnn.__file__)\n"
+        "print(r.files('lightning_lrnn.cuda_src') / 'recurrence.cu')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=gpu.ROOT,
+        env=gpu.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    package = tmp_path / "lightning_lrnn"
+    assert found == [str(package / "__init__.py"), str(package / "cuda_src" / "recurrence.cu")]
+    assert Path(found[1]).exists()
+
+
+def run(gpu, tmp_path, script, limit=60):
+    log = tmp_path / "log"
+    return gpu.run([sys.executable, "-c", script], log, tmp_path, limit), log
+
+
+@pytest.mark.parametrize(("script", "status"), [("print('x')", "passed"), ("1 / 0", "failed")])
+def test_run(gpu, tmp_path, script, status):
+    result, log = run(gpu, tmp_path, script)
+    assert result["status"] == status
+    assert ("x" if status == "passed" else "ZeroDivisionError") in log.read_text()
+
+
+def test_limit_ends_grandchildren_too(gpu, tmp_path):
+    sleep = "import time; print('started', flush=True); time.sleep(60)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {sleep!r}])"
+    start = time.monotonic()
+    result, log = run(gpu, tmp_path, script, limit=3)
+    assert result["status"] == "timeout"
+    assert "started" in log.read_text() and time.monotonic() - start < 30
+
+
+def test_success_needs_its_words(gpu, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("12 skipped\n")
+    assert gpu.confirm({"status": "passed"}, log, r"\d+ passed")["status"] == "failed"
+    log.write_text("3 passed, 12 skipped\n")
+    found = gpu.confirm({"status": "passed"}, log, r"\d+ passed.*")
+    assert found == {"status": "passed", "said": "3 passed, 12 skipped"}
+    assert gpu.confirm({"status": "timeout"}, log, r"\d+ passed")["status"] == "timeout"
+
+
+@pytest.fixture
+def staged(gpu, tmp_path, monkeypatch):
+    """Runs stages `good` and `bad`; returns the exit status and which of them really ran."""
+    ran = []
+
+    def stage(name, status):
+        def body(site, results):
+            ran.append(name)
+            return {"status": status}
+
+        return body
+
+    stages = {"good": stage("good", "passed"), "bad": stage("bad", "failed")}
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setattr(gpu, "machine", lambda: {"device": "NVIDIA H100 80GB", "driver": "1"})
+    monkeypatch.setattr(gpu, "digest", lambda: "one")
+
+    def start(*names, force=False):
+        ran.clear()
+        return gpu.run_stages(list(names), tmp_path, tmp_path, force), list(ran)
+
+    return start
+
+
+def test_stages_are_recorded(gpu, staged, tmp_path):
+    assert staged("good", "bad") == (1, ["good", "bad"])
+    path = tmp_path / "nvidia-h100-80gb" / "stages.json"
+    record = json.loads(path.read_text())
+    assert record["sources"] == "one" and record["machine"]["driver"] == "1"
+    assert {name: stage["status"] for name, stage in record["stages"].items()} == {
+        "good": "passed",
+        "bad": "failed",
+    }
+    assert [file.name for file in path.parent.iterdir()] == ["stages.json"]
+
+
+def test_only_what_has_not_passed_is_run_again(staged):
+    staged("good", "bad")
+    assert staged("good", "bad") == (1, ["bad"])
+    assert staged("good") == (0, [])
+    assert staged("good", force=True) == (0, ["good"])
+
+
+def test_other_sources_or_another_machine_start_anew(gpu, staged, monkeypatch):
+    staged("good")
+    monkeypatch.setattr(gpu, "digest", lambda: "two")
+    assert staged("good") == (0, ["good"])
+    monkeypatch.setattr(gpu, "machine", lambda: {"device": "NVIDIA H100 80GB", "driver": "2"})
+    assert staged("good") == (0, ["good"])
+
+
+def test_torn_record_starts_anew(staged, tmp_path):
+    staged("good")
+    (tmp_path / "nvidia-h100-80gb" / "stages.json").write_text('{"sources": ')
+    assert staged("good") == (0, ["good"])
+
+
+def test_digest_sees_every_source(gpu, tmp_path, monkeypatch):
+    for name in ("cuda_src/x.cu", "lightning_lrnn/x.py", "tests/x.py", "benchmarks/x.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    (tmp_path / "pyproject.toml").write_text("1")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    seen = {gpu.digest()}
+    for name in ("cuda_src/x.cu", "lightning_lrnn/x.py", "tests/x.py", "pyproject.toml"):
+        (tmp_path / name).write_text("2")
+        seen.add(gpu.digest())
+    assert len(seen) == 5
+
+
+def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
+    """What compute-sanitizer watches, with the stand-in for the kernel, on small tiles."""
+    small = {dtype: tile._replace(threads=32) for dtype, tile in _cuda.TILES.items()}
+    monkeypatch.setattr(_cuda, "TILES", small)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    _cuda.macros.cache_clear()
+    try:
+        gpu.exercise()
+    finally:
+        _cuda.macros.cache_clear()
+    assert f"exercised {len(launches)} launches" in capsys.readouterr().out
+    assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
+    assert {variant["LRNN_STORAGE"] for variant, _, _ in launches} == {
+        tile.storage for tile in small.values()
+    }
