@@ -10,6 +10,7 @@ kernel argument more, and one of another type.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from test_nvrtc import other_python, run_elsewhere
 
 from lightning_lrnn import _nvrtc
 from lightning_lrnn.backends import _cuda
@@ -175,10 +177,26 @@ def test_arguments_fit_the_kernel(step, parallel, launched):
 @pytest.fixture
 def launched(monkeypatch):
     """(variant, arguments) of every launch, none of which takes place."""
-    import contextlib
-
     seen = []
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(_cuda, "_kernel", lambda variant, _: variant)
     monkeypatch.setattr(_nvrtc, "launch", lambda k, g, b, args, _: seen.append((k, args)))
     return seen
+
+
+@other_python
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
+def test_other_nvrtc(arch):
+    """Every storage, pass and schedule with the NVRTC of another interpreter, without spills."""
+    variants = [macros for macros in VARIANTS if dict(macros)["LRNN_COLUMNS"] != "4"]
+    script = (
+        "_nvrtc.source_folder = lambda: pathlib.Path(sys.argv[1])\n"
+        "for macros in json.loads(sys.argv[3]):\n"
+        "    log = io.StringIO()\n"
+        "    macros = tuple(map(tuple, macros))\n"
+        "    _nvrtc.compile_program('recurrence.cu', macros, sys.argv[2],\n"
+        "                           ptxas_options=['-v'], log=log)\n"
+        "    print(*re.findall(r'(\\d+) bytes stack frame', log.getvalue()))\n"
+    )
+    folder = str(_nvrtc.source_folder())
+    assert run_elsewhere(script, folder, arch, json.dumps(variants)).split() == ["0"] * 36

@@ -381,23 +381,36 @@ def test_import_needs_no_cuda_python():
 
 
 OTHER = "LIGHTNING_LRNN_OTHER_PYTHON"
+other_python = pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} is not set")
 
 
-@pytest.mark.skipif(OTHER not in os.environ, reason=f"{OTHER} names no other interpreter")
-def test_other_interpreter(sources):
-    """The compiler's side in an environment without PyTorch, with another NVRTC (12.9, say)."""
-    package = Path(_nvrtc.__file__).parent
-    script = (
-        "import pathlib, sys, types\n"
+def run_elsewhere(script: str, *arguments: str) -> str:
+    """Runs a script on `_nvrtc` with another interpreter, which needs cuda-python but no PyTorch.
+
+    $LIGHTNING_LRNN_OTHER_PYTHON names it: one with cuda-core, cuda-bindings 12.9 and NVRTC 12.9
+    (nvidia-cuda-nvrtc-cu12), or any other version.
+    """
+    package = str(Path(_nvrtc.__file__).parent)
+    preamble = (
+        "import io, json, pathlib, re, sys, types\n"
         "package = types.ModuleType('lightning_lrnn')\n"
-        "package.__path__ = [sys.argv[1]]\n"
+        f"package.__path__ = [{package!r}]\n"
         "sys.modules['lightning_lrnn'] = package\n"
         "from lightning_lrnn import _nvrtc\n"
-        "_nvrtc.source_folder = lambda: pathlib.Path(sys.argv[2])\n"
+    )
+    command = [os.environ[OTHER], "-c", preamble + script, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@other_python
+def test_other_nvrtc(sources):
+    script = (
+        "_nvrtc.source_folder = lambda: pathlib.Path(sys.argv[1])\n"
         "for _ in range(2):\n"
         "    code = _nvrtc.cubin('tiny.cu', (('FLOAT', 'float'),), _nvrtc.architecture((9, 0)))\n"
         "    assert code.startswith(b'\\x7fELF')\n"
+        "assert 'torch' not in sys.modules\n"
         "print(_nvrtc.version(), _nvrtc.missing())\n"
     )
-    subprocess.run([os.environ[OTHER], "-c", script, str(package), str(sources)], check=True)
+    print(run_elsewhere(script, str(sources)))
     assert _kernel_cache.clear_cache()[0] == 1
