@@ -35,7 +35,7 @@
 #define LRNN_THREADS 256
 #endif
 #ifndef LRNN_STEPS
-#define LRNN_STEPS 4  // without spills for every storage; README.md has the table
+#define LRNN_STEPS (64 / sizeof(Value))  // as much as no architecture spills; README.md, Tiles
 #endif
 
 enum class Pass { forward, backward };
@@ -72,13 +72,13 @@ struct Input {
 // One launch, in the words of either pass. Null: absent.
 struct Problem {
   Input a;
-  Input x;              // b       | dy
-  Input y;              //         | y
-  const Value* initial; // h0      | dh_final
-  Element* emitted;     // y       | db
-  Element* da;          //         | da
-  Value* final;         // h_final | dh0
-  const Value* h0;      //         | h0
+  Input x;               // b       | dy
+  Input y;               //         | y
+  const Value* initial;  // h0      | dh_final
+  Element* emitted;      // y       | db
+  Element* da;           //         | da
+  Value* final;          // h_final | dh0
+  const Value* h0;       //         | h0
   const Index* lengths;
   const unsigned char* reset;
   Index B, T, D;
@@ -94,7 +94,10 @@ struct Column {
   Direction walk;
 
   __device__ Column(const Problem& p, Index b, Index d) : problem(p), b(b), d(d), length(p.T) {
-    if (p.lengths) length = load(p.lengths + b);
+    if (p.lengths) {
+      length = load(p.lengths + b);
+      length = length < 0 ? 0 : length < p.T ? length : p.T;  // whatever it says, stay inside
+    }
     const bool reversed = (p.direction == Direction::reverse) != (kPass == Pass::backward);
     walk = reversed ? Direction::reverse : Direction::forward;
   }
@@ -131,10 +134,11 @@ struct Segment {
   int count;    // steps that are not padding
   Value a[kSteps], x[kSteps];
   Value h_prev[kPass == Pass::backward ? kSteps : 1];
-  unsigned restarts;  // bit s: no state passes the border before step `begin + s` of the forward walk
+  unsigned restarts;  // bit s: the forward walk starts anew at step `begin + s`
 
   // Loads; a step of padding becomes the identity.
-  __device__ Segment(const Column& column, Index begin) : column(column), begin(begin), restarts(0) {
+  __device__ Segment(const Column& column, Index begin)
+      : column(column), begin(begin), restarts(0) {
     const Problem& p = column.problem;
     const Index left = column.exists() ? column.length - begin : 0;
     count = int(left < 0 ? 0 : left < kSteps ? left : kSteps);
@@ -161,11 +165,12 @@ struct Segment {
   __device__ void load_restarts() {
     const Problem& p = column.problem;
     const Index ahead = p.direction == Direction::reverse;  // the border lies behind step t in time
-    const Index border = column.time(begin) + ahead, stride = column.stride(1);
+    const Index first = column.time(begin) + ahead, stride = column.stride(1);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const Index t = border + s * stride;
-      if (s < count && t < column.length && load(p.reset + column.b * p.T + t)) restarts |= 1u << s;
+      const Index border = first + s * stride;
+      if (s < count && border < column.length && load(p.reset + column.b * p.T + border))
+        restarts |= 1u << s;
     }
   }
 
@@ -229,7 +234,7 @@ struct Segment {
 // What the threads of a block share.
 struct Shared {
   Index ticket;
-  Value state_in[kColumns];                     // of the tile, by column
+  Value state_in[kColumns];                // of the tile, by column
   Pair stretches[2][kSegments][kColumns];  // alternating, so that one barrier a round suffices
 };
 

@@ -1,0 +1,87 @@
+// Executes a CUDA kernel on the host, for tests: one fiber per CUDA thread, one operating-system
+// thread for all, and an order of execution that depends on nothing but a seed.
+//
+// Blocks start in random order, a few at a time, as on a device that has no room for more; which
+// of them proceeds next is random too. A fiber runs until it waits at a barrier or has looked at or
+// written a word that blocks share. Blocks that wait for each other for good, and barriers that
+// some threads of a block miss, are errors.
+//
+// This header is what a kernel sees; emulator.cpp has the scheduler.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __launch_bounds__(threads, blocks)
+
+namespace host {
+
+struct Dim {
+  unsigned x;
+};
+
+// By `load` and `store`; words that blocks published for each other.
+struct Traffic {
+  long long bytes_loaded, bytes_stored, words;
+};
+
+constexpr std::size_t kSharedMemory = 48 * 1024;
+
+extern Traffic traffic;
+extern Dim thread_index, block_index;  // of the running fiber
+extern char* block_memory;             // of its block
+
+void barrier();
+unsigned long long poll(const unsigned long long* word);
+void publish(unsigned long long* at, unsigned long long word);
+
+float float_from_half(unsigned short half);
+unsigned short half_from_float(float value);
+
+template <typename T>
+T& shared_memory() {
+  static_assert(sizeof(T) <= kSharedMemory, "more shared memory than a block may have");
+  return *reinterpret_cast<T*>(block_memory);
+}
+
+// A kernel with its arguments as cuLaunchKernel takes them: an array of pointers.
+using ThreadBody = void (*)(void* const* arguments);
+
+template <typename... P, std::size_t... I>
+void call(void (*kernel)(P...), void* const* arguments, std::index_sequence<I...>) {
+  kernel(*static_cast<std::remove_const_t<P>*>(arguments[I])...);
+}
+
+template <typename... P>
+void call(void (*kernel)(P...), void* const* arguments) {
+  call(kernel, arguments, std::index_sequence_for<P...>());
+}
+
+template <auto kernel>
+void thread_body(void* const* arguments) {
+  call(kernel, arguments);
+}
+
+template <typename... P>
+constexpr std::size_t parameter_count(void (*)(P...)) {
+  return sizeof...(P);
+}
+
+struct Launch {
+  unsigned grid, threads;
+  unsigned resident;  // blocks that run at the same time
+  unsigned seed;
+};
+
+// Runs all blocks. Returns what went wrong, or null.
+const char* run(const Launch& launch, ThreadBody body, void* const* arguments);
+
+}  // namespace host
+
+#define blockIdx host::block_index
+#define threadIdx host::thread_index
+#define __syncthreads() host::barrier()
