@@ -1,0 +1,89 @@
+"""`lightning-lrnn fit|validate|test|predict`: LightningCLI, its defaults and its error messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
+from lightning_lrnn.data import ByteText
+from lightning_lrnn.modules import LanguageModel
+
+__all__ = ["CommandLineError", "run"]
+
+# Not files: words that Lightning resolves itself.
+CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
+
+
+class CommandLineError(Exception):
+    """What the user typed cannot work; the message is one sentence that says what to do."""
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises instead of printing the usage, which is hundreds of lines here."""
+        raise CommandLineError(f"{' '.join(message.split())}; see --help") from ex
+
+
+class _LogConfig(SaveConfigCallback):
+    """Saves the resolved config beside the logs, and logs it to every logger."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config.pop("config", None)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": config})
+
+
+class _CLI(LightningCLI):
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults(
+            {"model": {"class_path": _path(LanguageModel)}, "data": {"class_path": _path(ByteText)}}
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning's own warns that sys.argv has arguments too, which is so under pytest.
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
+        if checkpoint is None or "://" in checkpoint or checkpoint.startswith(CHECKPOINT_WORDS):
+            return
+        if not Path(checkpoint).is_file():
+            raise CommandLineError(
+                f"there is no checkpoint {checkpoint}; `fit` writes them into the folder "
+                f"`checkpoints` beside its logs"
+            )
+
+
+def run(args: list[str]) -> None:
+    """Parses and runs one of Lightning's subcommands.
+
+    Args:
+        args: the subcommand and its options.
+
+    Raises:
+        CommandLineError: if the arguments do not make sense.
+    """
+    _CLI(
+        model_class=pl.LightningModule,
+        datamodule_class=pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=_Parser,
+        parser_kwargs={"prog": "lightning-lrnn"},
+        save_config_callback=_LogConfig,
+        # With a WandbLogger every run has the same log folder, and the second would fail.
+        save_config_kwargs={"overwrite": True},
+        # The modules have their own optimizer, with its options among theirs.
+        auto_configure_optimizers=False,
+        args=args,
+    )
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

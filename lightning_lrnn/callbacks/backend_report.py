@@ -1,0 +1,97 @@
+"""Which backend computed the recurrence, where, and with which versions."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+
+from lightning_lrnn import _operator
+
+__all__ = ["BackendReport"]
+
+PACKAGES = ("lightning-lrnn", "torch", "pytorch-lightning", "numba", "cuda-core", "cuda-bindings")
+
+
+class BackendReport(pl.Callback):
+    """Writes the backend that really ran into the hyperparameters, after the first batch.
+
+    Every logger gets `recurrence/backend` (what ran; "none" if no recurrence did),
+    `recurrence/requested` (the module's attribute `backend`), `recurrence/device` and the versions
+    of the packages involved; a WandbLogger also in the run's summary. These are words, which
+    `self.log` does not take. They say what the first batch used, in training or elsewhere: a
+    backend is chosen by device and dtype, which do not change within a run.
+
+    Attributes:
+        report: what was written; empty before the first batch.
+    """
+
+    def __init__(self) -> None:
+        self.report: dict[str, str] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A new run, a new report."""
+        self.report = {}
+        # What an earlier model of this process used says nothing about this one.
+        _operator._last = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Reports once."""
+        self._write(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Reports once."""
+        self._write(trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Reports once."""
+        self._write(trainer, pl_module)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Reports once."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.report:
+            return
+        self.report = {
+            "recurrence/backend": _operator.last_backend() or "none",
+            "recurrence/requested": str(getattr(pl_module, "backend", "auto")),
+            "recurrence/device": _device_name(pl_module.device),
+            "version/python": platform.python_version(),
+            **_versions(),
+        }
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.report)
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(self.report)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.processor() or platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[f"version/{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

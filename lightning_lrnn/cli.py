@@ -1,0 +1,311 @@
+"""The command `lightning-lrnn`.
+
+Only what a subcommand needs is imported: `lightning-lrnn backends` starts without Lightning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import as_file, files
+from pathlib import Path
+
+__all__ = ["main"]
+
+LIGHTNING = {
+    "fit": "train a model from a config",
+    "validate": "validate a checkpoint",
+    "test": "test a checkpoint",
+    "predict": "predict with a checkpoint",
+}
+OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
+"""Optional package -> the extra that brings it."""
+
+EXAMPLES = """\
+examples:
+  lightning-lrnn demo text
+  lightning-lrnn configs copy byte_lm
+  lightning-lrnn fit --config byte_lm.yaml
+  lightning-lrnn test --config byte_lm.yaml --ckpt_path CKPT --model.backend serial
+  lightning-lrnn generate CKPT --prompt "def "
+"""
+
+
+class UserError(Exception):
+    """A mistake in what was typed: one sentence that says what to do."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        args: its words; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 for a user's mistake, told in one sentence on stderr.
+    """
+    args = sys.argv[1:] if args is None else args
+    from lightning_lrnn.backends import BackendError
+
+    try:
+        if args and args[0] in LIGHTNING:
+            return _lightning(args)
+        options = _parser().parse_args(args)
+        run: Callable[[argparse.Namespace], None] = options.run
+        run(options)
+    except (UserError, BackendError) as error:
+        return _complain(str(error))
+    except ModuleNotFoundError as error:
+        # Some callers raise with the requirement in the message and no name.
+        missing = [p for p in OPTIONAL if error.name == p or (not error.name and p in str(error))]
+        if not missing:
+            raise
+        return _complain(
+            f"the optional package {missing[0]} is not installed; "
+            f'`pip install "lightning-lrnn[{OPTIONAL[missing[0]]}]"` brings it'
+        )
+    except BrokenPipeError:
+        # The reader, `head` perhaps, has enough; closing stdout must not fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _complain(sentence: str) -> int:
+    print(f"lightning-lrnn: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _lightning(args: list[str]) -> int:
+    from lightning_lrnn._lightning_cli import CommandLineError, run
+    from lightning_lrnn.data import TextError
+
+    try:
+        run(args)
+    except (CommandLineError, TextError) as error:
+        raise UserError(str(error)) from error
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lightning-lrnn",
+        description="Linear recurrences for PyTorch Lightning: train, look and ask.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_versions())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, text in LIGHTNING.items():
+        commands.add_parser(name, help=text, add_help=False)
+
+    generate = commands.add_parser(
+        "generate",
+        help="sample text from a checkpoint",
+        description="Prints a prompt and how a trained LanguageModel goes on, as it is sampled.",
+    )
+    generate.add_argument("checkpoint", metavar="CKPT", help="a file that `fit` wrote")
+    generate.add_argument("--prompt", default="def ", help="text to go on from (%(default)r)")
+    generate.add_argument(
+        "--length", type=_positive(int), default=400, help="bytes to sample (%(default)s)"
+    )
+    generate.add_argument(
+        "--temperature",
+        type=_positive(float),
+        default=0.7,
+        help="below 1 more likely text, above 1 more varied (%(default)s)",
+    )
+    generate.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    generate.add_argument(
+        "--backend", default="auto", help="how the recurrence is computed (%(default)s)"
+    )
+    generate.set_defaults(run=_generate)
+
+    backends = commands.add_parser(
+        "backends",
+        help="which backends run here, and why others do not",
+        description="Lists the backends in the order in which `auto` tries them.",
+    )
+    backends.set_defaults(run=_backends)
+
+    configs = commands.add_parser("configs", help="list or copy the configs that come along")
+    actions = configs.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions.add_parser("list", help="print their names").set_defaults(run=_list_configs)
+    copy = actions.add_parser("copy", help="copy one, to edit it")
+    copy.add_argument("name", metavar="NAME", help="as `list` prints it")
+    copy.add_argument("destination", metavar="DEST", nargs="?", default=".", help="file or folder")
+    copy.add_argument("--force", action="store_true", help="overwrite a file")
+    copy.set_defaults(run=_copy_config)
+
+    cache = commands.add_parser("cache", help="show or delete the compiled kernels on disk")
+    actions = cache.add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions.add_parser("info", help="where they are, and their size").set_defaults(run=_cache_info)
+    actions.add_parser("clear", help="delete them").set_defaults(run=_clear_cache)
+
+    demo = commands.add_parser("demo", help="see it work, in a few minutes")
+    subjects = demo.add_subparsers(title="demos", metavar="DEMO", required=True)
+    text = subjects.add_parser(
+        "text", help="train a byte language model on the standard library's source"
+    )
+    text.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=105.0,
+        help="training time of each model (%(default)s)",
+    )
+    text.add_argument("--folder", default="runs/demo", help="for logs and figures (%(default)s)")
+    text.add_argument("--seed", type=int, default=0, help="of weights and samples (%(default)s)")
+    text.set_defaults(run=_demo_text)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        # Subparsers are of this class too.
+        raise UserError(f"{message}; `{self.prog} --help` shows what there is")
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def parse(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        return value
+
+    # argparse names it where `kind` fails.
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def _versions() -> str:
+    from lightning_lrnn import __version__
+
+    found = []
+    for package in ("torch", "pytorch-lightning"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return f"lightning-lrnn {__version__} ({', '.join(found)})"
+
+
+def _generate(options: argparse.Namespace) -> None:
+    import pickle
+
+    import torch
+
+    from lightning_lrnn.backends import Request, resolve
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolve(options.backend, Request(device, torch.float32))
+    if not Path(options.checkpoint).is_file():
+        raise UserError(
+            f"there is no checkpoint {options.checkpoint}; `lightning-lrnn fit` writes them into "
+            f"the folder `checkpoints` beside its logs"
+        )
+    if not options.prompt:
+        raise UserError("the prompt is empty; give at least one character, a newline perhaps")
+    from lightning_lrnn.modules import LanguageModel
+
+    try:
+        model = LanguageModel.load_from_checkpoint(
+            options.checkpoint, map_location=device, weights_only=True, backend=options.backend
+        )
+    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{options.checkpoint} is not a checkpoint of a LanguageModel "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+            f"give a file that `lightning-lrnn fit` wrote"
+        ) from error
+    # Sampled bytes may stop in the middle of a character, or be none at all; consoles differ in
+    # what they can show.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    print(options.prompt, end="", flush=True)
+    for piece in model.generate(
+        options.prompt.encode(), options.length, options.temperature, seed=options.seed
+    ):
+        print(decoder.decode(piece), end="", flush=True)
+    print(decoder.decode(b"", final=True))
+
+
+def _backends(options: argparse.Namespace) -> None:
+    import torch
+
+    from lightning_lrnn import backends
+
+    here = {"cpu": True, "cuda": torch.cuda.is_available()}
+    reasons = {device: backends.explain(device) for device in here}
+    width = max(map(len, backends.names()))
+    for name in backends.names():
+        for row, (device, why) in enumerate(reasons.items()):
+            # Some run on any device that PyTorch has, and have no reasons of their own.
+            runs = "runs" if here[device] else f"no {device} device here"
+            print(f"{'' if row else name:{width}}  {device:4}  {'; '.join(why[name]) or runs}")
+
+
+def _configs() -> dict[str, str]:
+    """Name -> text of the configs of the package."""
+    folder = files("lightning_lrnn.configs")
+    return {
+        file.name: file.read_text(encoding="utf-8")
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
+    }
+
+
+def _list_configs(options: argparse.Namespace) -> None:
+    configs = _configs()
+    width = max(map(len, configs), default=0)
+    for name, text in configs.items():
+        # Each begins with a comment that says what it is.
+        print(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
+
+
+def _copy_config(options: argparse.Namespace) -> None:
+    configs = _configs()
+    name = options.name.removesuffix(".yaml") + ".yaml"
+    if name not in configs:
+        raise UserError(f"there is no config {options.name}; known are: {', '.join(configs)}")
+    target = Path(options.destination)
+    target = target / name if target.is_dir() else target
+    if target.exists() and not options.force:
+        raise UserError(f"{target} exists; --force overwrites it")
+    if not target.parent.is_dir():
+        raise UserError(f"there is no folder {target.parent}; make it first")
+    with as_file(files("lightning_lrnn.configs") / name) as source:
+        shutil.copyfile(source, target)
+    print(f"{target}\ntrain with it: lightning-lrnn fit --config {target}")
+
+
+def _cache_info(options: argparse.Namespace) -> None:
+    from lightning_lrnn import _kernel_cache
+
+    folder = _kernel_cache.cache_folder()
+    sizes = [file.stat().st_size for file in folder.glob("*.cubin")] if folder.is_dir() else []
+    print(
+        f"{folder}: {len(sizes)} compiled kernels, {sum(sizes) / 1e6:.2f} MB "
+        f"({_kernel_cache.ENVIRONMENT_VARIABLE} moves it)"
+    )
+
+
+def _clear_cache(options: argparse.Namespace) -> None:
+    from lightning_lrnn import _kernel_cache
+
+    folder = _kernel_cache.cache_folder()
+    try:
+        number, size = _kernel_cache.clear_cache()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be cleared: {error}; delete it by hand") from error
+    print(f"{folder}: {number} files deleted, {size / 1e6:.2f} MB")
+
+
+def _demo_text(options: argparse.Namespace) -> None:
+    from lightning_lrnn import demo
+
+    demo.main(seconds=options.seconds, folder=options.folder, seed=options.seed)
