@@ -1,18 +1,17 @@
 """The recurrence on a CPU: plans the loops of `_numba_kernels`, allocates, runs them on threads.
 
 Columns are independent, so they are what is divided first, among `torch.get_num_threads()` threads;
-no result depends on how. Only where a sequence has too few columns to fill the vector unit is time
-divided too (`chunked`), into a number of chunks that depends on T alone. So the bits of a result
-depend on neither the number of threads nor their timing.
-
-Sixteen-bit tensors are computed in float32 copies: the state is never rounded.
+no result depends on how. Only where there are too few columns to keep a core busy is time divided
+too (Algorithm 1 of the paper: the pairs of all stretches, their carry, all stretches again), into
+stretches that depend on T alone. So the bits of a result depend neither on the number of threads
+nor on their timing.
 """
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -25,19 +24,36 @@ from lightning_lrnn.backends import _threads
 __all__ = ["backward", "forward", "missing"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-NARROW = 8
-"""Columns below which time is divided: a vector register holds eight floats."""
-CHUNKS = 64
-"""Chunks of time, side by side as if they were columns."""
-SHORT = 64
-"""Steps of a chunk below which dividing is not worth the second reading of the inputs."""
 LINE = 16
 """Columns of a block are a multiple of this: 64 bytes of float32."""
 WIDE = 1024
 """Columns of a block at most: their states stay in the first-level cache."""
+FEW = 16
+"""Rows times columns below which time is divided, if all threads are to be used."""
+STRETCHES = 256
+"""Of time. Many more than threads: they keep the sums of one thread independent, too."""
+SHORT = 64
+"""Steps of a stretch below which dividing is not worth the second reading of the inputs."""
+NARROW = 8
+"""Features below which rows are walked side by side: a vector register holds eight floats."""
 SMALL = 1 << 15
 """Elements below which waking a thread costs more than it saves."""
+PIECES = 4
+"""Pieces of work per thread: one that is disturbed leaves more of them to the others."""
+LANES = 16
+"""Columns, or stretches of time, that are walked side by side where features are few."""
 NOTHING = np.empty(0, np.uint8)
+
+
+class Layout(Enum):
+    """What is walked side by side."""
+
+    ROWS = auto()
+    """The features of a row, which stand side by side in memory too; row after row."""
+    COLUMNS = auto()
+    """The same feature of `LANES` rows."""
+    STRETCHES = auto()
+    """`LANES` stretches of time of one feature of one row."""
 
 
 @cache
@@ -85,18 +101,17 @@ def forward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return y.to(b.dtype), h_final
-    B, T, D = b.shape
-    y = torch.empty((B, T, D), dtype=b.dtype)
-    h_final = torch.zeros((B, D), dtype=b.dtype) if h0 is None else h0.clone()
-    if parallel and _divides_time(B, T, D, lengths, reset):
-        _chunked_forward(a, b, y, h_final, reverse, exclusive)
-        return y, h_final
-    arguments = (
-        *_flat(a), *_flat(b), _array(y), _array(h_final), _lengths(lengths, B, T), T, D,
-        _dense(a, b), reverse, exclusive, _restarts(lengths, reset, reverse),
-    )  # fmt: skip
-    _run_units(_kernels().forward_rows, arguments, B, T, D, parallel)
-    return y, h_final
+    y = torch.empty(b.shape, dtype=b.dtype)
+    h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
+    plain = lengths is None and reset is None
+    masks = lengths, _restarts(lengths, reset, reverse)
+    for layout, rows, steps in _plan(b, plain, reverse, parallel):
+        x = a[rows, steps], b[rows, steps], y[rows, steps], h[rows]
+        if layout is Layout.ROWS or not _forward_lanes(
+            *x, layout, reverse, exclusive, parallel
+        ):
+            _forward_rows(*x, *masks, reverse, exclusive, parallel)
+    return y, h
 
 
 def backward(
@@ -119,156 +134,204 @@ def backward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return da.to(y.dtype), db.to(y.dtype), dh0
-    B, T, D = y.shape
-    da, db = torch.empty((2, B, T, D), dtype=y.dtype)
-    dh0 = torch.zeros((B, D), dtype=y.dtype) if dh_final is None else dh_final.clone()
-    first = torch.zeros((B, D), dtype=y.dtype) if h0 is None else h0
-    if parallel and _divides_time(B, T, D, lengths, reset):
-        _chunked_backward(a, y, first, dy, da, db, dh0, reverse, exclusive)
-        return da, db, dh0
-    arguments = (
-        *_flat(a), *_flat(dy), *_flat(y), _array(first), _array(da), _array(db), _array(dh0),
-        _lengths(lengths, B, T), T, D, _dense(a, dy, y), reverse, exclusive,
-        _restarts(lengths, reset, reverse),
-    )  # fmt: skip
-    _run_units(_kernels().backward_rows, arguments, B, T, D, parallel)
-    return da, db, dh0
+    da, db = torch.empty(y.shape, dtype=y.dtype), torch.empty(y.shape, dtype=y.dtype)
+    c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
+    first = y.new_zeros(c.shape) if h0 is None else h0
+    plain = lengths is None and reset is None
+    masks = lengths, _restarts(lengths, reset, reverse)
+    for layout, rows, steps in _plan(y, plain, not reverse, parallel):
+        x = a[rows, steps], dy[rows, steps]
+        outputs = da[rows, steps], db[rows, steps], c[rows]
+        if layout is not Layout.ROWS:
+            # The first step of the forward walk is never among these.
+            shift = 0 if exclusive else 1 if reverse else -1
+            before = y[rows, steps.start + shift : steps.stop + shift]
+            if _backward_lanes(*x, before, *outputs, layout, not reverse, exclusive, parallel):
+                continue
+        begins = (steps.stop == y.shape[1]) if reverse else (steps.start == 0)
+        h_first = first[rows] if begins else None
+        _backward_rows(*x, y[rows, steps], h_first, *outputs, *masks, reverse, exclusive, parallel)
+    return da, db, c
 
 
-def _run_units(
-    kernel: Any, arguments: tuple[Any, ...], B: int, T: int, D: int, parallel: bool
-) -> None:
-    """Divides rows, and the columns of a row if there are few rows, among the threads."""
-    threads = _threads.count() if parallel and B * T * D >= SMALL else 1
-    blocks = -(-D // WIDE)
-    if B * blocks % threads:
-        blocks = max(blocks, min(-(-D // LINE), -(-4 * threads // B)))
-    width = LINE * -(-D // (blocks * LINE))
-    blocks = -(-D // width)
-    edges = [B * blocks * i // threads for i in range(threads + 1)]
-    _threads.run_all(
-        kernel,
-        [(begin, end, blocks, width, *arguments) for begin, end in pairwise(edges)],
-    )
+def _plan(
+    x: Tensor, plain: bool, backwards: bool, parallel: bool
+) -> list[tuple[Layout, slice, slice]]:
+    """Parts of the work, in order: layout, rows, steps.
 
-
-def _divides_time(B: int, T: int, D: int, lengths: Tensor | None, reset: Tensor | None) -> bool:
-    """Whether time is divided: by shape alone. Padding and resets are walked column by column."""
-    return B * D < NARROW and T >= CHUNKS * SHORT and lengths is None and reset is None
-
-
-class _Chunks:
-    """The first steps of a walk as CHUNKS stretches of equal length, and the steps that are left.
-
-    A lane is one column of one stretch; all lanes take their steps side by side, which keeps as
-    many independent sums in flight as there are lanes.
+    Args:
+        x: of the shape of the work.
+        plain: no padding, no resets; those are walked row by row.
+        backwards: the walk is from the last step to the first.
+        parallel: time may be divided.
     """
+    B, T, D = x.shape
+    everything = slice(0, B)
 
-    def __init__(self, T: int, reverse: bool) -> None:
-        # At least one step is left: the end of a walk is a case of its own in the backward pass.
-        self.steps = (T - 1) // CHUNKS
-        covered = CHUNKS * self.steps
-        self.reverse = reverse
-        self.covered = slice(T - covered, T) if reverse else slice(0, covered)
-        self.left = slice(0, T - covered) if reverse else slice(covered, T)
+    def steps(begin: int, end: int) -> slice:
+        return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    def lanes(self, x: Tensor, shift: int = 0) -> tuple[Any, ...]:
-        """Array, start, step and lane offsets of a tensor (B, T, D), `shift` steps further on."""
-        array, (sB, sT, sD) = _flat(x)
-        t = self.covered.start + (self.steps - 1 if self.reverse else 0) + shift
-        B, _, D = x.shape
-        rows, chunks, columns = np.ogrid[:B, :CHUNKS, :D]
-        offset = (rows * sB + chunks * self.steps * sT + columns * sD).reshape(-1)
-        return array, t * sT, -sT if self.reverse else sT, offset
-
-    def carry(self, A: Any, B: Any, state: Any) -> Any:
-        """The state before each stretch; `state` (B, D) becomes that after the last of them."""
-        before = np.empty_like(A)
-        for chunk in reversed(range(CHUNKS)) if self.reverse else range(CHUNKS):
-            before[:, chunk] = state
-            with np.errstate(all="ignore"):  # overflow and NaN are results like any other
-                moved = A[:, chunk] * state + B[:, chunk]
-            state[:] = np.where(state == 0, B[:, chunk], moved)
-        return before
+    if plain and parallel and B * D < FEW and T > STRETCHES * SHORT:
+        # The last step is left out: the adjoint finds the state before it elsewhere.
+        length = (T - 1) // STRETCHES
+        if length > 2 * LINE:
+            # Stretches at a distance of a power of two would share few places in a cache.
+            length = (length - LINE) // (2 * LINE) * (2 * LINE) + LINE
+        end = STRETCHES * length
+        return [
+            (Layout.STRETCHES, everything, steps(0, end)),
+            (Layout.ROWS, everything, steps(end, T)),
+        ]
+    lanes = B // LANES * LANES
+    if plain and D < NARROW and lanes and T > 1:
+        parts: list[tuple[Layout, slice, slice]] = [
+            (Layout.COLUMNS, slice(0, lanes), steps(0, T - 1)),
+            (Layout.ROWS, slice(0, lanes), steps(T - 1, T)),
+        ]
+        return parts + [(Layout.ROWS, slice(lanes, B), steps(0, T))] * (lanes < B)
+    return [(Layout.ROWS, everything, steps(0, T))]
 
 
-def _identities(like: Tensor, B: int, D: int) -> tuple[Any, Any]:
-    shape, dtype = (B, CHUNKS, D), _array(like).dtype
-    return np.ones(shape, dtype), np.zeros(shape, dtype)
-
-
-def _side_by_side(kernel: Any, lanes: list[tuple[Any, ...]], *arguments: Any) -> None:
-    """Divides lanes among the threads; what follows the operands is per lane if it is an array."""
-    threads = _threads.count()
-    size = lanes[0][3].size
-    edges = [size * i // threads for i in range(threads + 1)]
-    calls = []
-    for begin, end in pairwise(edges):
-        operands = [(*lane[:3], lane[3][begin:end]) for lane in lanes]
-        rest = [v[begin:end] if isinstance(v, np.ndarray) and v.size == size else v
-                for v in arguments]  # fmt: skip
-        calls.append((*(value for operand in operands for value in operand), *rest))
-    _threads.run_all(kernel, calls)
-
-
-def _chunked_forward(
-    a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
-) -> None:
-    """Algorithm 1 of the paper: the pairs of all chunks, their carry, all chunks again."""
-    B, T, D = b.shape
-    chunks = _Chunks(T, reverse)
-    inputs = [chunks.lanes(a), chunks.lanes(b)]
-    pair_A, pair_B = _identities(y, B, D)
-    _side_by_side(
-        _kernels().forward_pairs, inputs, pair_A.reshape(-1), pair_B.reshape(-1), chunks.steps
-    )
-    states = chunks.carry(pair_A, pair_B, h.numpy())
-    _side_by_side(
-        _kernels().forward, [*inputs, chunks.lanes(y)], False, states.reshape(-1), chunks.steps,
-        exclusive, NOTHING, 0, 0,
+def _forward_rows(
+    a: Tensor, b: Tensor, y: Tensor, h: Tensor, lengths: Tensor | None, restarts: Any,
+    reverse: bool, exclusive: bool, parallel: bool,
+) -> None:  # fmt: skip
+    T, D = b.shape[1:]
+    blocks, pieces = _blocks(b, parallel)
+    arguments = (
+        *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), T, D,
+        _dense(a, b), reverse, exclusive, restarts,
     )  # fmt: skip
-    y[:, chunks.left], h[:] = forward(
-        a[:, chunks.left], b[:, chunks.left], h, None, None,
-        reverse=reverse, exclusive=exclusive, parallel=False,
-    )  # fmt: skip
+    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
 
 
-def _chunked_backward(
-    a: Tensor,
-    y: Tensor,
-    h0: Tensor,
-    dy: Tensor,
-    da: Tensor,
-    db: Tensor,
-    c: Tensor,
-    reverse: bool,
-    exclusive: bool,
-) -> None:
-    """The same for the adjoint, which walks the other way."""
-    B, T, D = y.shape
-    chunks = _Chunks(T, not reverse)
-    inputs = [chunks.lanes(a), chunks.lanes(dy)]
-    pair_A, pair_B = _identities(y, B, D)
-    _side_by_side(
-        _kernels().backward_pairs, inputs, pair_A.reshape(-1), pair_B.reshape(-1), chunks.steps,
-        exclusive,
+def _backward_rows(
+    a: Tensor, dy: Tensor, y: Tensor, h0: Tensor | None, da: Tensor, db: Tensor, c: Tensor,
+    lengths: Tensor | None, restarts: Any, reverse: bool, exclusive: bool, parallel: bool,
+) -> None:  # fmt: skip
+    T, D = y.shape[1:]
+    blocks, pieces = _blocks(y, parallel)
+    arguments = (
+        *blocks, *_flat(a), *_flat(dy), *_flat(y), _array(c if h0 is None else h0),
+        h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), T, D,
+        _dense(a, dy, y), reverse, exclusive, restarts,
     )  # fmt: skip
-    states = chunks.carry(pair_A, pair_B, c.numpy())
-    before = chunks.lanes(y, 0 if exclusive else 1 if reverse else -1)
-    out, *places = chunks.lanes(db)
-    _side_by_side(
-        _kernels().backward, [*inputs, before, (_array(da), *places)], out, False,
-        states.reshape(-1), _array(h0)[:0], chunks.steps, exclusive, NOTHING, 0, 0,
+    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
+
+
+def _forward_lanes(
+    a: Tensor, b: Tensor, y: Tensor, h: Tensor, layout: Layout, reverse: bool, exclusive: bool,
+    parallel: bool,
+) -> bool:  # fmt: skip
+    """Computes y and h in place; False if that needs pairs which are not finite: nothing is done."""
+    steps, pieces = _units(b, layout, parallel)
+    inputs = *_lanes(a, layout, reverse), *_lanes(b, layout, reverse)
+    kernels = _kernels()
+    if layout is Layout.STRETCHES:
+        A, B = np.empty((2, h.numel(), STRETCHES), _array(h).dtype)
+        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES)
+        _threads.run_all(kernels.forward_pairs, [(*p, steps, *inputs, *pairs) for p in pieces])
+        state = np.empty_like(A)
+        if not kernels.carry(A, B, _array(h), state):
+            return False
+    else:
+        state = _states(h)
+    outputs = *_lanes(y, layout, reverse), state.reshape(-1, LANES), exclusive
+    _threads.run_all(kernels.forward_lanes, [(*p, steps, *inputs, *outputs) for p in pieces])
+    _leave(h, state, layout)
+    return True
+
+
+def _backward_lanes(
+    a: Tensor, dy: Tensor, before: Tensor, da: Tensor, db: Tensor, c: Tensor, layout: Layout,
+    backwards: bool, exclusive: bool, parallel: bool,
+) -> bool:  # fmt: skip
+    """The same for the adjoint; `before` holds the state before each step."""
+    steps, pieces = _units(dy, layout, parallel)
+    inputs = *_lanes(a, layout, backwards), *_lanes(dy, layout, backwards)
+    kernels = _kernels()
+    if layout is Layout.STRETCHES:
+        A, B = np.empty((2, c.numel(), STRETCHES), _array(c).dtype)
+        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), exclusive
+        _threads.run_all(kernels.backward_pairs, [(*p, steps, *inputs, *pairs) for p in pieces])
+        state = np.empty_like(A)
+        if not kernels.carry(A, B, _array(c), state):
+            return False
+    else:
+        state = _states(c)
+    flat_da, *places = _lanes(da, layout, backwards)
+    outputs = (
+        *_lanes(before, layout, backwards), flat_da, _flat(db)[0], *places,
+        state.reshape(-1, LANES), exclusive,
     )  # fmt: skip
-    left = chunks.left
-    da[:, left], db[:, left], c[:] = backward(
-        a[:, left], y[:, left], h0, dy[:, left], c, None, None,
-        reverse=reverse, exclusive=exclusive, parallel=False,
-    )  # fmt: skip
+    _threads.run_all(kernels.backward_lanes, [(*p, steps, *inputs, *outputs) for p in pieces])
+    _leave(c, state, layout)
+    return True
+
+
+def _states(h: Tensor) -> Any:
+    """(B, D) as (B / LANES, D, LANES)."""
+    B, D = h.shape
+    return np.ascontiguousarray(h.numpy().reshape(B // LANES, LANES, D).swapaxes(1, 2))
+
+
+def _leave(h: Tensor, state: Any, layout: Layout) -> None:
+    """Writes the states of the lanes, as they are at last, into h (B, D)."""
+    if layout is Layout.STRETCHES:
+        h.numpy()[:] = state[:, -1].reshape(h.shape)
+    else:
+        h.numpy()[:] = state.swapaxes(1, 2).reshape(h.shape)
+
+
+def _lanes(x: Tensor, layout: Layout, backwards: bool) -> tuple[Any, Any, int, int]:
+    """All of a tensor as a flat array, where each unit begins, strides between lanes and steps."""
+    B, T, D = x.shape
+    flat, (sB, sT, sD) = _flat(x)
+    origin = 0
+    if backwards:
+        origin, sT = (T - 1) * sT, -sT
+    if layout is Layout.STRETCHES:
+        between_lanes = T // STRETCHES * sT
+        row, feature, group = np.ogrid[:B, :D, : STRETCHES // LANES]
+        starts = origin + row * sB + feature * sD + group * (LANES * between_lanes)
+    else:
+        between_lanes = sB
+        group, feature = np.ogrid[: B // LANES, :D]
+        starts = origin + group * (LANES * sB) + feature * sD
+    return flat, starts.reshape(-1).astype(np.int64), between_lanes, sT
+
+
+def _units(x: Tensor, layout: Layout, parallel: bool) -> tuple[int, list[tuple[int, int]]]:
+    """Steps of every unit of LANES lanes, and the units divided into pieces."""
+    T = x.shape[1]
+    steps = T // STRETCHES if layout is Layout.STRETCHES else T
+    return steps, _pieces(x.numel() // (LANES * steps), x.numel(), parallel)
+
+
+def _blocks(x: Tensor, parallel: bool) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """(blocks in a row, features of a block), and the blocks of all rows divided into pieces."""
+    B, _, D = x.shape
+    blocks = -(-D // WIDE)
+    if parallel and x.numel() >= SMALL:
+        threads = _threads.count()
+        most = max(blocks, D // LINE)
+        while blocks < most and B * blocks % threads and B * blocks < 4 * threads:
+            blocks += 1
+    width = -(-D // blocks)
+    width = min(D, -(-width // LINE) * LINE)
+    blocks = -(-D // width)
+    return (blocks, width), _pieces(B * blocks, x.numel(), parallel)
+
+
+def _pieces(units: int, elements: int, parallel: bool) -> list[tuple[int, int]]:
+    """Ranges of units."""
+    pieces = min(units, PIECES * _threads.count(), elements // SMALL) if parallel else 1
+    edges = [units * i // pieces for i in range(pieces + 1)] if pieces > 1 else [0, units]
+    return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 def _flat(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """A tensor's memory as a flat array that starts at its first element, and its strides."""
+    """All of a tensor's memory as a flat array that starts at its first element, and its strides."""
     x = x.detach().resolve_conj().resolve_neg()
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.as_strided((span,), (1,)).numpy(), x.stride()
@@ -280,10 +343,12 @@ def _array(x: Tensor) -> Any:
 
 
 def _dense(*tensors: Tensor) -> bool:
+    """Whether the features of a row stand side by side."""
     return all(x.stride(2) == 1 or x.shape[2] == 1 for x in tensors)
 
 
-def _lengths(lengths: Tensor | None, B: int, T: int) -> Any:
+def _lengths(lengths: Tensor | None, x: Tensor) -> Any:
+    B, T, _ = x.shape
     return np.full(B, T) if lengths is None else np.clip(lengths.numpy(), 0, T)
 
 

@@ -1,20 +1,22 @@
-"""A few threads for compiled code that runs without the interpreter's lock."""
+"""A few threads for compiled code that runs without the interpreter's lock.
+
+Work comes in pieces. Whoever is free takes the next one, the calling thread included, which waits
+only for pieces that others have begun. So nothing can wait for a thread that will never come: not
+after a fork (the child starts threads of its own when it first needs them), not when many threads
+or nested calls share the pool, not while the interpreter shuts down.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 __all__ = ["count", "run_all"]
-
-_pool: ThreadPoolExecutor | None = None
-_size = 0
-_lock = threading.Lock()
 
 
 def count() -> int:
@@ -22,48 +24,114 @@ def count() -> int:
     return torch.get_num_threads()
 
 
-def run_all(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> None:
+def run_all(function: Callable[..., Any], pieces: Iterable[tuple[Any, ...]]) -> None:
     """Calls a function with each tuple of arguments, side by side; returns when all are done.
 
-    The calling thread does the last call itself. Any number of threads may call this at once; what
-    they submit shares the pool. The function must not call it in turn. The first exception is
-    raised after all calls have ended.
+    At most `count()` pieces are worked on at a time, in order of their start, the first of them by
+    the calling thread. Any thread may call this at any time.
+
+    Args:
+        function: should run without the interpreter's lock for most of its time.
+        pieces: the arguments of each call.
+
+    Raises:
+        BaseException: the first one that a call raised. Calls not begun by then are left out.
     """
-    *others, own = calls
-    futures = []
-    if others:
+    job = _Job(function, pieces)
+    helpers = min(count(), len(job.pieces)) - 1
+    if helpers > 0:
+        _pool.offer(job, helpers)
+    job.work()
+    job.wait()
+
+
+class _Job:
+    def __init__(self, function: Callable[..., Any], pieces: Iterable[tuple[Any, ...]]) -> None:
+        self.function = function
+        self.pieces = list(pieces)[::-1]
+        self.lock = threading.Lock()
+        self.begun = 0
+        self.error: BaseException | None = None
+        self.waiter: threading.Lock | None = None
+
+    def work(self) -> None:
+        """Takes pieces until none is left."""
+        while True:
+            with self.lock:
+                if not self.pieces:
+                    return
+                piece = self.pieces.pop()
+                self.begun += 1
+            error = None
+            try:
+                self.function(*piece)
+            except BaseException as raised:  # handed to the caller, KeyboardInterrupt too
+                error = raised
+            with self.lock:
+                self.begun -= 1
+                if error is not None:
+                    self.error = self.error or error
+                    self.pieces.clear()
+                if self.waiter is not None and not self.begun:
+                    self.waiter.release()
+
+    def wait(self) -> None:
+        """Returns when the pieces that others have begun are done; raises what a call raised."""
+        with self.lock:
+            if self.begun:
+                self.waiter = threading.Lock()
+                self.waiter.acquire()
+        if self.waiter is not None:
+            self.waiter.acquire()
         try:
-            futures = [_workers(len(others)).submit(function, *call) for call in others]
-        except RuntimeError:  # the interpreter is shutting down and starts no threads any more
-            others = others[len(futures) :]
-            for call in others:
-                function(*call)
-    try:
-        function(*own)
-    finally:
-        for future in futures:
-            future.exception()
-    for future in futures:
-        future.result()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.error = None  # its traceback refers to this job
 
 
-def _workers(size: int) -> ThreadPoolExecutor:
-    """The pool, grown where `size` workers are more than it has."""
-    global _pool, _size
-    with _lock:
-        if _pool is None or size > _size:
-            # The old one finishes what it was given; its threads then end.
-            old, _pool, _size = _pool, ThreadPoolExecutor(size, "lightning_lrnn"), size
-            if old is not None:
-                old.shutdown(wait=False)
-        return _pool
+class _Pool:
+    """Threads that wait for jobs; they are daemons: none is ever in the way of an exit."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.size = 0
+        self.lock = threading.Lock()
+
+    def offer(self, job: _Job, helpers: int) -> None:
+        if self.size < helpers:
+            self.grow(helpers)
+        for _ in range(helpers):
+            self.jobs.put(job)
+
+    def grow(self, size: int) -> None:
+        with self.lock:
+            while self.size < size:
+                thread = threading.Thread(
+                    target=_serve, args=(self.jobs,), name="lightning_lrnn", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # at exit, or at the limit of threads: the caller works alone
+                    return
+                self.size += 1
 
 
-def _forget() -> None:
-    """In a forked child: the parent's threads do not exist there, its lock may be held."""
-    global _pool, _size, _lock
-    _pool, _size, _lock = None, 0, threading.Lock()
+def _serve(jobs: SimpleQueue[_Job]) -> None:
+    while True:
+        job = jobs.get()
+        job.work()
+        del job  # not kept alive until the next one
+
+
+_pool = _Pool()
+
+
+def _renew() -> None:
+    global _pool
+    _pool = _Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    # In the child the parent's threads do not exist, and its locks may be held.
+    os.register_at_fork(after_in_child=_renew)
