@@ -1,4 +1,4 @@
-"""GILR: the gated impulse linear recurrence (Martin & Cundy, ICLR 2018, section 2.3)."""
+"""GILR: the gated impulse linear recurrence (Martin & Cundy, ICLR 2018, section 3.1)."""
 
 from __future__ import annotations
 

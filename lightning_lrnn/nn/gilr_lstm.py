@@ -120,7 +120,7 @@ class GILRLSTM(Stack):
 
     Two linear recurrences, one after the other. The gates see the surrogate of the step before.
     Source: Martin & Cundy, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", ICLR
-    2018 (arXiv 1709.04057), section 2.4. It has the parameters of an LSTM, 4 H (H + input_size + 1)
+    2018 (arXiv 1709.04057), section 3.2. It has the parameters of an LSTM, 4 H (H + input_size + 1)
     (one bias, not two), and 2 H (input_size + 1) for the surrogate.
 
     `output, (h_n, c_n) = rnn(input, (h_0, c_0))`, see `Stack.forward`:
@@ -140,6 +140,15 @@ class GILRLSTM(Stack):
 
     cell_type = GILRLSTMCell
 
-    def __init__(self, *args: Any, output_activation: str = "tanh", **kwargs: Any) -> None:
-        super().__init__(*args, output_activation=output_activation, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        output_activation: str = "tanh",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, *args, output_activation=output_activation, **kwargs
+        )
         self.output_activation = output_activation

@@ -19,12 +19,12 @@ DEFAULT_LONGEST = 64.0
 def memory_bias_(bias: Tensor, memory: Memory) -> Tensor:
     """Fills the bias of a forget gate so that its units remember for different numbers of steps.
 
-    A gate at a = sigmoid(b) forgets by a factor e in -1 / log a = 1 / log(1 + exp(-b)) steps,
-    which is exp(b) + 1/2 up to 4 % from exp(b) = 1 on. With `memory=(shortest, longest)`:
-    b = log u, u uniform in [shortest, longest] (chrono initialisation; Tallec & Ollivier, "Can
-    recurrent neural networks warp time?", arXiv 1804.11188, section 2). None: u log-uniform in
-    [1, 64], as many units for every octave, because nothing is known of the task and a mean over
-    all time scales beats a bias of 0, whose memory is one and a half steps.
+    A gate at a = sigmoid(b) forgets by a factor e in -1 / log a = 1 / log(1 + exp(-b)) steps, which
+    is exp(b) + 1/2 within 4 % from b = 0 on. With `memory=(shortest, longest)`: b = log u, u
+    uniform in [shortest, longest] (chrono initialisation: Tallec & Ollivier, "Can recurrent neural
+    networks warp time?", ICLR 2018, arXiv 1804.11188). None: u log-uniform in [1, 64], as many
+    units for every octave, since nothing is known of the task; at a bias of 0 every unit would
+    start with the same memory of one and a half steps.
 
     Args:
         bias: written in place, any shape.

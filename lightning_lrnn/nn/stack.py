@@ -43,6 +43,7 @@ class Stack(nn.Module):
 
     Attributes:
         cells: the layers, that of layer l and direction d at l * directions + d.
+        options: what only this cell has, as given.
 
     Raises:
         ValueError: for arguments that cannot be, with their value.
@@ -79,6 +80,7 @@ class Stack(nn.Module):
         self.bidirectional, self.proj_size, self.memory = bidirectional, proj_size, memory
         self.directions = 2 if bidirectional else 1
         self.backend = backend
+        self.options = dict(options)
         options |= {"bias": bias, "proj_size": proj_size, "memory": memory}
         options |= {"device": device, "dtype": dtype}
         width = self.directions * (proj_size or hidden_size)
@@ -194,9 +196,10 @@ class Stack(nn.Module):
         return output, pack(self, h_n, carry_n, batched)
 
     def extra_repr(self) -> str:
-        """Sizes, what differs from the default, and the backend."""
+        """Sizes, what differs from the default, the cell's own options and the backend."""
         defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "proj_size": 0, "memory": None}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
+        shown += [f"{k}={v!r}" for k, v in self.options.items()]
         shown += [f"backend={self.backend!r}"]
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
