@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning_lrnn.backends import BackendError
+
 # Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
@@ -26,7 +28,7 @@ class CommandLineError(Exception):
 class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises instead of printing the usage, which is hundreds of lines here."""
-        raise CommandLineError(f"{' '.join(message.split())}; see --help") from ex
+        raise CommandLineError(_plain(message)) from ex
 
 
 class _LogConfig(SaveConfigCallback):
@@ -59,6 +61,18 @@ class _CLI(LightningCLI):
                 f"`checkpoints` beside its logs"
             )
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse's own has the whole config in it; what a class said about its arguments
+            # is the cause.
+            if isinstance(error.__cause__, (ValueError, BackendError)):
+                raise CommandLineError(_plain(str(error.__cause__))) from error
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise error.__cause__ from None
+            raise
+
 
 def run(args: list[str]) -> None:
     """Parses and runs one of Lightning's subcommands.
@@ -74,6 +88,8 @@ def run(args: list[str]) -> None:
         datamodule_class=pl.LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        # A run that names no seed is reproducible too.
+        seed_everything_default=0,
         parser_class=_Parser,
         parser_kwargs={"prog": "lightning-lrnn"},
         save_config_callback=_LogConfig,
@@ -83,6 +99,18 @@ def run(args: list[str]) -> None:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def _plain(message: str) -> str:
+    """In one line; of the alternatives that jsonargparse tried, only those that say something."""
+    head, *rest = message.split("Does not validate against any of the Union subtypes")
+    if not rest:
+        return " ".join(message.split())
+    tried = [
+        " ".join(part.split()) for part in rest[-1].split("\n") if part.strip(" ").startswith("- ")
+    ]
+    told = [line.removeprefix("- ") for line in tried if "NoneType" not in line]
+    return f"{' '.join(head.split())} {'; '.join(told)}".strip()
 
 
 def _path(cls: type) -> str:
