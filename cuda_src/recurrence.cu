@@ -141,17 +141,22 @@ struct Segment {
       : column(column), begin(begin), restarts(0) {
     const Problem& p = column.problem;
     const Index left = column.exists() ? column.length - begin : 0;
-    count = int(left < 0 ? 0 : left < kSteps ? left : kSteps);
+    count = left < 0 ? 0 : left < kSteps ? int(left) : kSteps;
     load_into(a, p.a, begin, count, Value(1));
     load_into(x, p.x, begin, count, Value(0));
+    if (p.reset) load_restarts();
+  }
+
+  // What replay() needs besides; apart, because fewer addresses at a time take fewer registers.
+  __device__ void load_h_prev() {
     if constexpr (kPass == Pass::backward) {
+      const Problem& p = column.problem;
       // The step before, in the forward walk, is the next one of this walk; before the first: h0.
       const bool next = p.emit == Emit::state_after;
-      const bool ends = next && count == left;
+      const bool ends = next && begin + count == column.length;
       load_into(h_prev, p.y, begin + next, ends ? count - 1 : count,
                 ends ? column.state_in(p.h0) : Value(0));
     }
-    if (p.reset) load_restarts();
   }
 
   __device__ void load_into(Value* values, const Input& input, Index from, int n, Value otherwise) {
@@ -278,10 +283,12 @@ __device__ void scan(const Problem& p, Word* workspace) {
   const Index tile = ticket / (p.B * groups), chain = ticket - tile * (p.B * groups);
   const Index b = chain / groups, group = chain - b * groups;
   const Column column(p, b, group * kColumns + lane);
-  const Segment own(column, tile * kTile + segment * kSteps);
+  Segment own(column, tile * kTile + segment * kSteps);
   if (tile > 0 && tile * kTile >= column.length) return own.store_padding();  // the whole block
 
-  const Prefix prefix = scan_block(shared, segment, lane, own.pair());
+  const Pair pair = own.pair();
+  own.load_h_prev();  // arrives while the block combines and waits
+  const Prefix prefix = scan_block(shared, segment, lane, pair);
   if (segment == 0) {
     const Index slot = (chain * tiles + tile) * kColumns + lane;
     const Value state = tile == 0 ? column.state_in(p.initial)
@@ -303,7 +310,8 @@ __device__ void serial(const Problem& p) {
   Value state = column.state_in(p.initial);
   // After each round, the steps up to `begin + kSteps` are done and state is the state after them.
   for (Index begin = 0; begin < p.T; begin += kSteps) {
-    const Segment own(column, begin);
+    Segment own(column, begin);
+    own.load_h_prev();
     state = own.replay(state);
     own.finish(state);
   }
