@@ -226,9 +226,10 @@ def _generate(options: argparse.Namespace) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    generator = torch.Generator(device).manual_seed(options.seed)
     print(options.prompt, end="", flush=True)
     for piece in model.generate(
-        options.prompt.encode(), options.length, options.temperature, seed=options.seed
+        options.prompt.encode(), options.length, options.temperature, generator
     ):
         print(decoder.decode(piece), end="", flush=True)
     print(decoder.decode(b"", final=True))

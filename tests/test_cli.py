@@ -1,0 +1,224 @@
+"""The command: its subcommands, its answers to mistakes, other backends for a checkpoint.
+
+Proved against: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
+tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
+`except Exception` in `main`, `add_arguments_to_parser` without the default model.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightning_lrnn
+from lightning_lrnn import _kernel_cache, cli
+from lightning_lrnn.cli import main
+
+pytestmark = [
+    # Windows are slices of memory: workers would only cost.
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
+    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
+    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
+    # Checkpoints of a run in one folder are evaluated from another.
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
+    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
+]
+
+OPTIONS = (
+    "--data.batch_size=2",
+    "--data.window=16",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=1",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.limit_test_batches=1",
+    "--trainer.logger=false",
+    "--trainer.max_epochs=1",
+)
+TINY = ("--model.hidden_size=8", "--model.num_layers=1")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("def f(x):\n    return x + 1\n" * 800)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Trained for two steps with the backend `serial`."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text").write_text("def f(x):\n    return x + 1\n" * 800)
+    options = (*OPTIONS, *TINY, "--model.backend=serial", f"--trainer.default_root_dir={folder}")
+    words = ["fit", f"--data.path={folder / 'text'}", "--trainer.max_steps=2", *options]
+    assert main(words) == 0
+    assert lightning_lrnn.last_backend() == "serial"
+    (path,) = folder.glob("checkpoints/*.ckpt")
+    return str(path)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a user's mistake is answered with: one line on stderr, status 2."""
+    assert main(list(words)) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert error.startswith("lightning-lrnn: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith(
+        f"lightning-lrnn {lightning_lrnn.__version__} (torch "
+    )
+
+
+def test_help_names_every_command() -> None:
+    text = cli._parser().format_help()
+    for command in ("fit", "test", "generate", "backends", "configs", "cache", "demo"):
+        assert f"\n    {command}" in text
+
+
+def test_module_is_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "lightning_lrnn", "configs", "copy", "no_such"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "there is no config no_such; known are: byte_lm.yaml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([], "COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["generate", "none.ckpt"], "there is no checkpoint none.ckpt"),
+        (["generate", "text"], "text is not a checkpoint of a LanguageModel"),
+        (["generate", "text", "--backend", "fast"], "there is no backend 'fast'; known are"),
+        (["generate", "text", "--length", "0"], "0 is not a positive number"),
+        (["generate", "text", "--temperature", "warm"], "invalid float value: 'warm'"),
+        (["generate", "text", "--prompt", ""], "the prompt is empty"),
+        (["configs", "copy", "none"], "there is no config none; known are: byte_lm.yaml"),
+        (["configs", "copy", "byte_lm", "no/folder.yaml"], "there is no folder no"),
+        (["fit", "--config", "none.yaml"], "none.yaml"),
+        (["fit", "--model.hiden_size", "8"], "hiden_size"),
+        (["fit", "--data.path", "none", *OPTIONS], "there is no file or folder 'none'"),
+        (["fit", "--model.backend", "fast", *OPTIONS], "there is no backend 'fast'; known are"),
+        (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told_in_a_sentence(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer in complaint(capsys, *words)
+
+
+def test_missing_package_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object) -> None:
+        raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
+
+    monkeypatch.setattr(cli, "_backends", fail)
+    assert 'pip install "lightning-lrnn[wandb]"' in complaint(capsys, "backends")
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(cli, "_backends", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["backends"])
+
+
+def test_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::2]] == list(lightning_lrnn.backends.names())
+    for (name, reasons), line in zip(
+        lightning_lrnn.backends.explain("cpu").items(), lines[::2], strict=True
+    ):
+        assert line.split(maxsplit=2) == [name, "cpu", "; ".join(reasons) or "runs"]
+    if not torch.cuda.is_available():
+        assert not any("runs" in line for line in lines[1::2])
+
+
+def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs", "list"]) == 0
+    assert "byte_lm.yaml" in capsys.readouterr().out
+    assert main(["configs", "copy", "byte_lm"]) == 0
+    assert "--config byte_lm.yaml" in capsys.readouterr().out
+    original = Path("byte_lm.yaml").read_text()
+    Path("byte_lm.yaml").write_text("mine")
+    assert "--force overwrites it" in complaint(capsys, "configs", "copy", "byte_lm.yaml", ".")
+    assert Path("byte_lm.yaml").read_text() == "mine"
+    assert main(["configs", "copy", "byte_lm", "byte_lm.yaml", "--force"]) == 0
+    assert Path("byte_lm.yaml").read_text() == original
+
+
+def test_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(Path("cache").absolute()))
+    name = _kernel_cache.key([b"a kernel"])
+    _kernel_cache.write(name, b"cubin" * 10_000)
+    assert main(["cache", "info"]) == 0
+    assert ": 1 compiled kernels, 0.05 MB" in capsys.readouterr().out
+    assert main(["cache", "clear"]) == 0
+    assert ": 1 files deleted, 0.05 MB" in capsys.readouterr().out
+    assert _kernel_cache.read(name) is None
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_backend_of_the_command_line_evaluates(command: str, checkpoint: str) -> None:
+    words = [command, f"--ckpt_path={checkpoint}", "--data.path=text", *OPTIONS]
+    assert main([*words, "--trainer.limit_predict_batches=1", "--model.backend=scan"]) == 0
+    assert lightning_lrnn.last_backend() == "scan"
+
+
+def test_backend_of_the_command_line_resumes(checkpoint: str) -> None:
+    words = ["fit", f"--ckpt_path={checkpoint}", "--data.path=text", *OPTIONS]
+    words += ["--trainer.max_epochs=-1", "--trainer.max_steps=4"]
+    assert main([*words, "--model.backend=scan"]) == 0
+    assert lightning_lrnn.last_backend() == "scan"
+    (resumed,) = Path("checkpoints").glob("*.ckpt")
+    saved = torch.load(resumed, weights_only=True)
+    assert saved["global_step"] == 4
+    assert saved["hyper_parameters"]["hidden_size"] == 8
+
+
+@pytest.mark.parametrize("backend", ["serial", "scan"])
+def test_generate(backend: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", checkpoint, "--prompt", "def ", "--length", "30", "--backend", backend]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main([*words, "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("def ")
+    assert lightning_lrnn.last_backend() == backend
+
+
+def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_module.py").write_text(
+        "from lightning_lrnn.modules import LanguageModel\n"
+        "class Own(LanguageModel):\n"
+        "    def __init__(self, twist: float = 1.0, backend: str = 'auto') -> None:\n"
+        "        super().__init__(hidden_size=8, num_layers=1, backend=backend)\n"
+        "        Own.seen = twist\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["fit", "--model=own_module.Own", "--model.twist=2.5", "--model.backend=serial"]
+    assert main([*words, "--data.path=text", *OPTIONS, "--trainer.fast_dev_run=true"]) == 0
+    assert lightning_lrnn.last_backend() == "serial"
+    assert sys.modules["own_module"].Own.seen == 2.5

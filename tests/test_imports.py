@@ -1,0 +1,65 @@
+"""Importing the package is cheap and imports nothing that is not needed yet.
+
+Proved against: `import numba` at the top of `_operator.py` (the first test fails), and
+`time.sleep(0.4)` in `lightning_lrnn/__init__.py` (the last fails).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+LAZY = (
+    "numba",
+    "cuda",
+    "wandb",
+    "jsonargparse",
+    "pytorch_lightning",
+    "matplotlib",
+    "torch._dynamo",
+)
+SECONDS = 0.3
+
+PROBE = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+{statement}
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+
+
+def imported_by(statement: str) -> tuple[float, set[str]]:
+    """Seconds that a statement takes in a new process after `import torch`, and what it imports."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE.format(statement=statement)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    seconds, modules = json.loads(result.stdout)
+    return seconds, set(modules)
+
+
+def lazy_in(modules: set[str]) -> list[str]:
+    return [name for name in LAZY if name in modules]
+
+
+def test_import_is_lazy() -> None:
+    _, modules = imported_by("import lightning_lrnn, lightning_lrnn.cli")
+    assert {"lightning_lrnn", "lightning_lrnn.cli"} <= modules
+    assert lazy_in(modules) == []
+
+
+def test_the_test_above_can_fail() -> None:
+    _, modules = imported_by("import lightning_lrnn, numba, jsonargparse")
+    assert lazy_in(modules) == ["numba", "jsonargparse"]
+
+
+def test_import_is_quick() -> None:
+    seconds = statistics.median(imported_by("import lightning_lrnn")[0] for _ in range(3))
+    assert seconds < SECONDS
