@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_lrnn.backends import BackendError
@@ -35,7 +35,7 @@ class _LogConfig(SaveConfigCallback):
     """Saves the resolved config beside the logs, and logs it to every logger."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
         config.pop("config", None)
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": config})

@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, text in LIGHTNING.items():
-        commands.add_parser(name, help=text, add_help=False)
+    for name, purpose in LIGHTNING.items():
+        commands.add_parser(name, help=purpose, add_help=False)
 
     generate = commands.add_parser(
         "generate",

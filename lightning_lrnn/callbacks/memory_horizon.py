@@ -111,7 +111,7 @@ class MemoryHorizon(pl.Callback):
 
         finite = {name: taus[taus.isfinite()] for name, taus in self.latest.items()}
         return {
-            f"horizon/{name}/units": wandb.Histogram(taus.numpy())
+            f"horizon/{name}/units": wandb.Histogram(taus.tolist())
             for name, taus in finite.items()
             if len(taus)
         }
