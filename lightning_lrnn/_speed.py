@@ -42,9 +42,7 @@ def speed_table(seconds: float = 20.0) -> str:
     for layer in layers.values():
         layer.to(device)
         _step(layer, inputs[LENGTHS[0]])  # compiles
-    times: dict[tuple[str, int], list[float]] = {
-        (name, T): [] for name in layers for T in LENGTHS
-    }
+    times: dict[tuple[str, int], list[float]] = {(name, T): [] for name in layers for T in LENGTHS}
     start = time.perf_counter()
     for _ in range(REPEATS):
         for (name, T), samples in times.items():

@@ -1,0 +1,225 @@
+"""`lightning-lrnn demo text`: trains a byte language model on real text and shows what it learned.
+
+The text is the source of the running Python's standard library. A GILR-LSTM and a torch.nn.LSTM of
+the same size get the same time; both are validated on files that neither has seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import lzma
+import math
+import sys
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from lightning_lrnn import backends
+from lightning_lrnn._demo_figure import draw
+from lightning_lrnn._speed import speed_table
+from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
+from lightning_lrnn.data import ByteText
+from lightning_lrnn.modules import LanguageModel
+
+__all__ = ["main"]
+
+MODELS = {"GILRLSTM": "GILR-LSTM", "LSTM": "torch.nn.LSTM"}
+LEARNING_RATE = 5e-3
+BATCH_SIZE, WINDOW = 16, 128
+PROMPT = b"def "
+
+
+class _TimeBudget(pl.Callback):
+    """Trains for a time: the learning rate follows the clock, and the clock ends the training.
+
+    So a slow machine and a busy one get a whole schedule too, of fewer steps.
+
+    Attributes:
+        curve: (seconds, bits per byte) of the training text, smoothed.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.curve: list[tuple[float, float]] = []
+        self._start: float | None = None
+        self._next_line = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Linear warm-up in 3 % of the time, then a cosine to 2 %."""
+        now = time.perf_counter()
+        self._start = self._start or now
+        done = min(1.0, (now - self._start) / self.seconds)
+        rate = min(1.0, done / 0.03 + 0.01) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = LEARNING_RATE * rate
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Notes the loss; stops when the time is over."""
+        assert self._start is not None
+        seconds = time.perf_counter() - self._start
+        bits = float(outputs["loss"]) / math.log(2)
+        if self.curve:
+            bits = 0.95 * self.curve[-1][1] + 0.05 * bits
+        self.curve.append((seconds, bits))
+        if seconds >= self._next_line or seconds >= self.seconds:
+            # One line that is rewritten in a terminal, a line now and then in a file.
+            self._next_line = seconds + (1 if sys.stdout.isatty() else 15)
+            line = f"  {seconds:4.0f} s   step {len(self.curve):5,}   {bits:5.2f} bits per byte"
+            print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        if seconds >= self.seconds:
+            trainer.should_stop = True
+
+
+class _DemoModel(LanguageModel):
+    """The clock sets the learning rate, not the number of steps."""
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer) -> None:
+        return None
+
+
+def main(seconds: float = 105.0, folder: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
+    """Runs the demo and leaves logs, checkpoints and a figure in a folder.
+
+    Args:
+        seconds: training time of each model.
+        folder: where everything goes.
+        seed: of weights and of the sample.
+
+    Returns:
+        What was measured, as in the folder's results.json.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    # Lightning's tips about devices and workers are not what this is about.
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    data = ByteText(batch_size=BATCH_SIZE, window=WINDOW, seed=seed)
+    runs = [name for name, reasons in backends.explain("cpu").items() if not reasons]
+    print(
+        f"Text      the source of Python's standard library: {data.describe()}\n"
+        f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}; "
+        f"backends that run here: {', '.join(runs)}\n"
+        f"Models    two residual layers of 256, {seconds:.0f} s of training each"
+    )
+    results: dict[str, Any] = {"seconds": seconds, "seed": seed, "models": {}}
+    for rnn, name in MODELS.items():
+        print(f"\n{name}", flush=True)
+        results["models"][name] = _train(rnn, data, seconds, out / rnn, seed)
+    results["compressors"] = _compress(data.held_out())
+    print("\n" + _comparison(results))
+
+    checkpoint = out / "GILRLSTM" / "model.ckpt"
+    print(f"\nWhat the GILR-LSTM writes after {PROMPT.decode()!r}\n")
+    print("    " + _sample(checkpoint, seed).replace("\n", "\n    "))
+    figure = draw(results, out / "demo.png")
+
+    print("\nWhy a parallel recurrence: the same tokens as ever longer sequences\n")
+    print(speed_table())
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(
+        f"\nFigure    {figure or 'none: pip install matplotlib'}\n"
+        f"Logs      {out}/*/csv"
+        + (f", and wandb offline in {out}/*/wandb" if find_spec("wandb") else "")
+        + f"\nNext      lightning-lrnn generate {checkpoint} --prompt 'import ' --backend serial\n"
+        "          lightning-lrnn configs copy byte_lm && lightning-lrnn fit --config byte_lm.yaml"
+    )
+    return results
+
+
+def _train(rnn: str, data: ByteText, seconds: float, folder: Path, seed: int) -> dict[str, Any]:
+    """Trains one model for a time and validates it on the held-out files."""
+    pl.seed_everything(seed, verbose=False)
+    model = _DemoModel(rnn=rnn, lr=LEARNING_RATE)
+    budget, horizon = _TimeBudget(seconds), MemoryHorizon()
+    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
+    if find_spec("wandb"):
+        import wandb
+
+        options = {"project": "lightning_lrnn-demo", "settings": wandb.Settings(silent=True)}
+        loggers.append(WandbLogger(save_dir=folder, offline=True, **options))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        logger=loggers,
+        log_every_n_steps=20,
+        callbacks=[budget, horizon, Throughput(), BackendReport()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, data)
+    trainer.save_checkpoint(folder / "model.ckpt")
+    bits = _validate(model, data)
+    print(f"\n  held out: {bits:.2f} bits per byte")
+    if find_spec("wandb"):
+        wandb.finish()
+    return {
+        "bits_per_byte": bits,
+        "steps": trainer.global_step,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "curve": budget.curve,
+        "horizons": {name: taus.tolist() for name, taus in horizon.latest.items()},
+    }
+
+
+def _validate(model: LanguageModel, data: ByteText) -> float:
+    """Bits per byte of the same held-out files, in larger batches than were trained on."""
+    wide = ByteText(batch_size=64, window=256, seed=data.seed)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (metrics,) = trainer.validate(model, wide, verbose=False)
+    return float(metrics["val/bits_per_byte"])
+
+
+def _compress(text: bytes) -> dict[str, float]:
+    """Bits per byte of the compressors that every Python has."""
+    return {
+        "gzip -9": 8 * len(gzip.compress(text, 9)) / len(text),
+        "xz -9": 8 * len(lzma.compress(text, preset=9)) / len(text),
+    }
+
+
+def _comparison(results: dict[str, Any]) -> str:
+    rows = {name: m["bits_per_byte"] for name, m in results["models"].items()}
+    rows |= results["compressors"]
+    lines = ["Held-out files, bits per byte (less is better; plain text is 8)"]
+    lines += [f"  {name:14}{bits:6.2f}  {'#' * round(15 * bits)}" for name, bits in rows.items()]
+    steps = ", ".join(f"{name} {m['steps']:,}" for name, m in results["models"].items())
+    lines.append(
+        f"  Training steps: {steps}. The compressors learn from the very files they compress;\n"
+        "  the models have never seen them."
+    )
+    return "\n".join(lines)
+
+
+def _sample(checkpoint: Path, seed: int) -> str:
+    model = _DemoModel.load_from_checkpoint(checkpoint, weights_only=True)
+    generator = torch.Generator().manual_seed(seed)
+    sample = b"".join(model.generate(PROMPT, 300, temperature=0.7, generator=generator))
+    return (PROMPT + sample).decode("utf-8", "replace")
