@@ -1,0 +1,245 @@
+"""Any text, byte by byte, split by file."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lightning_lrnn.data.windows import Windows
+
+__all__ = ["ByteText", "TextError"]
+
+SPLITS = ("train", "val", "test")
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests"}
+
+
+class TextError(ValueError):
+    """The text that was asked for cannot be used; the message says why and what to do."""
+
+
+class _Document(NamedTuple):
+    name: str
+    content: bytes
+
+
+class ByteText(pl.LightningDataModule):
+    """Windows over the bytes of a text, for language models with 256 symbols.
+
+    Files are documents: the state of a model starts anew at the first byte of each (`reset`), and a
+    file is in one of train, val and test as a whole. The split depends on nothing but names, sizes
+    and `seed`: documents are sorted by the SHA-256 of "seed:relative/path"; in that order val takes
+    documents until it has `val_fraction` of all bytes, then test, then train takes the rest. A
+    single file is cut in three at line ends: train, then val, then test.
+
+    Batches are `TextBatch(inputs, targets, reset)`, (B, T) each; see `Windows`. Validation and test
+    cover every held-out byte once, in consecutive windows; training leaves out the tail that would
+    not fill a batch. Training can be resumed at any window.
+
+    Args:
+        path: a file or a folder; None for the source files of the running Python's standard
+            library, about 12 MB of real text that every machine has. (It varies with the patch
+            version of Python.)
+        pattern: files of a folder to take, as in `Path.glob`. Hidden files, empty files and those
+            with a NUL byte (not text) are left out.
+        batch_size: parallel streams B.
+        window: time steps T of a batch.
+        val_fraction: of the bytes.
+        test_fraction: of the bytes.
+        max_bytes: take documents in the order of the split until there are so many bytes; None for
+            all.
+        seed: of the split and of the order of documents.
+
+    Raises:
+        TextError: for arguments that cannot be. In `setup`: if there is no such path or no text in
+            it, if it cannot be split in three, or if it is too short for one batch.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        pattern: str = "**/*",
+        batch_size: int = 32,
+        window: int = 256,
+        val_fraction: float = 0.04,
+        test_fraction: float = 0.04,
+        max_bytes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or window < 1:
+            raise TextError(
+                f"`batch_size` and `window` must be at least 1, got {batch_size} and {window}"
+            )
+        if not (0 < val_fraction and 0 < test_fraction and val_fraction + test_fraction < 1):
+            raise TextError(
+                "`val_fraction` and `test_fraction` must be positive and leave something to train "
+                f"on, got {val_fraction} and {test_fraction}"
+            )
+        if max_bytes is not None and max_bytes < 1:
+            raise TextError(f"`max_bytes` must be at least 1 or null, got {max_bytes}")
+        self.path, self.pattern = path, pattern
+        self.batch_size, self.window = batch_size, window
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.max_bytes, self.seed = max_bytes, seed
+        self._splits: dict[str, list[_Document]] = {}
+        self._training: Windows | None = None
+        self._resume: dict[str, Any] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and splits the text, once."""
+        if not self._splits:
+            self._splits = self._split(self._read())
+
+    def train_dataloader(self) -> Windows:
+        """Windows over the training files, from the position of the checkpoint if there is one."""
+        self._training = self._windows("train")
+        if self._resume:
+            self._training.load_state_dict(self._resume)
+            self._resume = {}
+        return self._training
+
+    def val_dataloader(self) -> Windows:
+        """Windows over the validation files, every byte once."""
+        return self._windows("val")
+
+    def test_dataloader(self) -> Windows:
+        """Windows over the test files, every byte once."""
+        return self._windows("test")
+
+    def predict_dataloader(self) -> Windows:
+        """Windows over the test files."""
+        return self._windows("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training text."""
+        return self._training.state_dict() if self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the position for the next `train_dataloader`.
+
+        Lightning gives a loader its state back as well, but not to one that was already asked for
+        when the optimizer was configured, as `Trainer.estimated_stepping_batches` does.
+        """
+        self._resume = state_dict
+
+    def files(self, split: str = "train") -> list[str]:
+        """Names of the files of "train", "val" or "test", in the order of the text."""
+        return [document.name for document in self._documents(split)]
+
+    def held_out(self, split: str = "val") -> bytes:
+        """The text of a split, as it is validated or tested on."""
+        return b"".join(document.content for document in self._documents(split))
+
+    def describe(self) -> str:
+        """One line: how many files and bytes each part has."""
+        parts = []
+        for split in SPLITS:
+            documents = self._documents(split)
+            size = sum(len(document.content) for document in documents)
+            parts.append(f"{split} {size / 1e6:.2f} MB in {len(documents)} files")
+        return ", ".join(parts)
+
+    def _documents(self, split: str) -> list[_Document]:
+        self.setup()
+        if split not in self._splits:
+            raise TextError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+        return self._splits[split]
+
+    def _windows(self, split: str) -> Windows:
+        text, starts = _joined(self._documents(split))
+        trainer = self.trainer
+        try:
+            return Windows(
+                text,
+                starts,
+                self.batch_size,
+                self.window,
+                complete=split != "train",
+                rank=trainer.global_rank if trainer else 0,
+                world_size=trainer.world_size if trainer else 1,
+            )
+        except ValueError as error:
+            raise TextError(f"{split}: {error}") from None
+
+    def _read(self) -> list[_Document]:
+        root = Path(self.path or sysconfig.get_path("stdlib")).expanduser()
+        if not root.exists():
+            raise TextError(f"`path`: there is no file or folder {str(root)!r}")
+        if root.is_file():
+            return [_Document(root.name, root.read_bytes())]
+        pattern = "**/*.py" if self.path is None else self.pattern
+        documents = []
+        for file in root.glob(pattern):
+            name = file.relative_to(root)
+            skip = any(part.startswith(".") for part in name.parts)
+            skip |= self.path is None and bool(NOT_THE_LIBRARY & set(name.parts))
+            if skip or not file.is_file():
+                continue
+            content = file.read_bytes()
+            if content and b"\0" not in content:
+                documents.append(_Document(name.as_posix(), content))
+        if not documents:
+            raise TextError(f"`path`: no text files match {pattern!r} in {str(root)!r}")
+        return sorted(documents, key=self._order)
+
+    def _order(self, document: _Document) -> bytes:
+        return hashlib.sha256(f"{self.seed}:{document.name}".encode()).digest()
+
+    def _split(self, documents: list[_Document]) -> dict[str, list[_Document]]:
+        if self.max_bytes is not None:
+            documents = _capped(documents, self.max_bytes)
+        total = sum(len(document.content) for document in documents)
+        if len(documents) == 1:
+            parts = self._cut(documents[0])
+        else:
+            parts = {split: [] for split in SPLITS}
+            quota = {"val": self.val_fraction * total, "test": self.test_fraction * total}
+            for document in documents:
+                split = "train"
+                for held_out, size in quota.items():
+                    if size > 0:
+                        split = held_out
+                        quota[held_out] -= len(document.content)
+                        break
+                parts[split].append(document)
+        for split, part in parts.items():
+            if not any(document.content for document in part):
+                raise TextError(
+                    f"{len(documents)} file(s) with {total:,} bytes leave nothing for {split}: "
+                    "give a single file of several lines, which is cut in three, or more files"
+                )
+        return parts
+
+    def _cut(self, document: _Document) -> dict[str, list[_Document]]:
+        content, parts, end = document.content, {}, len(document.content)
+        for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
+            # After the last line that ends before the share begins.
+            start = content.rfind(b"\n", 0, max(end - int(fraction * len(content)), 0)) + 1
+            parts[split] = [_Document(document.name, content[start:end])]
+            end = start
+        return {"train": [_Document(document.name, content[:end])], **parts}
+
+
+def _capped(documents: list[_Document], max_bytes: int) -> list[_Document]:
+    kept, left = [], max_bytes
+    for document in documents:
+        if left <= 0:
+            break
+        kept.append(_Document(document.name, document.content[:left]))
+        left -= len(document.content)
+    return kept
+
+
+def _joined(documents: list[_Document]) -> tuple[Tensor, Tensor]:
+    """The bytes of all documents (N,), and True at the first of each (N,)."""
+    text = torch.frombuffer(bytearray(b"".join(d.content for d in documents)), dtype=torch.uint8)
+    lengths = torch.tensor([len(document.content) for document in documents])
+    starts = torch.zeros(len(text), dtype=torch.bool)
+    starts[lengths.cumsum(0) - lengths] = True
+    return text, starts

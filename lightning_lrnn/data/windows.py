@@ -1,0 +1,159 @@
+"""Consecutive windows over a text, in parallel streams, from any position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORE", "TextBatch", "Windows"]
+
+IGNORE = -100
+"""Target of a position that is padding; what `torch.nn.functional.cross_entropy` ignores."""
+
+
+class TextBatch(NamedTuple):
+    """One window of every stream. B = streams, T = window.
+
+    Attributes:
+        inputs: (B, T) int64, the byte before each target; 0 where a document starts.
+        targets: (B, T) int64, the bytes to predict; `IGNORE` at padding.
+        reset: (B, T) bool, True where a document (or a stream) starts.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    reset: Tensor
+
+
+class Windows:
+    """Windows of `batch_size` parallel streams; window k + 1 of a stream continues window k.
+
+    Stream b is the b-th of `batch_size` consecutive parts of the text, so that a recurrent state
+    carried from batch to batch sees each part as one long sequence. The first target of a document
+    is predicted from byte 0, all others from the byte before, so that every byte is a target once.
+
+    Not a `torch.utils.data.DataLoader`: a batch is a slice of memory, for which workers would only
+    cost, and a distributed sampler must not deal windows out in another order. With several
+    processes each has its own streams, `batch_size` of them. Lightning asks for the position when
+    it saves a checkpoint (`state_dict`), also in the middle of an epoch, and gives it back.
+
+    Args:
+        text: (N,) uint8, documents one after the other.
+        starts: (N,) bool, True at the first byte of each document.
+        batch_size: streams B of this process.
+        window: steps T of a batch.
+        complete: cover every byte, the last windows padded with `IGNORE`; otherwise leave out the
+            last bytes, fewer than `world_size` * B * T, that would not fill a window of every
+            stream.
+        rank: number of this process.
+        world_size: how many processes there are.
+
+    Raises:
+        ValueError: if the text is shorter than one window of every stream, unless `complete`.
+    """
+
+    def __init__(
+        self,
+        text: Tensor,
+        starts: Tensor,
+        batch_size: int,
+        window: int,
+        *,
+        complete: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        streams = batch_size * world_size
+        self.batch_size, self.window = batch_size, window
+        self.stream_length = -(-len(text) // streams) if complete else len(text) // streams
+        self.windows = self.stream_length // window
+        if complete:
+            self.windows = -(-self.stream_length // window)
+        else:
+            self.stream_length = self.windows * window
+        if self.windows < 1:
+            raise ValueError(
+                f"the text has {len(text):,} bytes, fewer than batch_size * window = "
+                f"{streams:,} * {window:,} = {streams * window:,}: "
+                "make one of them smaller or give more text"
+            )
+        self._text, self._starts = text, starts
+        self._first = rank * batch_size * self.stream_length
+        self._epoch = self._position = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+        return self.windows
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        """The windows from the first one, or from the position that was loaded."""
+        # The body of a generator runs at its first `next`: Lightning makes the iterator before it
+        # tells the epoch. A position belongs to its epoch only: that of a finished one is no more.
+        first = 0
+        if self._resume is not None and self._resume[0] == self._epoch:
+            first = self._resume[1]
+        self._resume = None
+        for k in range(first, self.windows):
+            self._position = k + 1
+            yield self[k]
+
+    def __getitem__(self, k: int) -> TextBatch:
+        """Window k of every stream."""
+        if not 0 <= k < self.windows:
+            raise IndexError(f"window {k} of {self.windows}")
+        steps = torch.arange(k * self.window, (k + 1) * self.window)
+        streams = torch.arange(self.batch_size)[:, None]
+        where = self._first + streams * self.stream_length + steps
+        inside = (steps < self.stream_length) & (where < len(self._text))
+        where = where.clamp(max=len(self._text) - 1)
+        starts = self._starts[where] & inside
+        before = self._text[(where - 1).clamp(min=0)].long()
+        return TextBatch(
+            inputs=before.masked_fill(starts | ~inside, 0),
+            targets=self._text[where].long().masked_fill(~inside, IGNORE),
+            reset=starts | (steps == 0),
+        )
+
+    batch_sampler = None
+    """Lightning looks for one in whatever has a `sampler`."""
+
+    @property
+    def sampler(self) -> Windows:
+        """Itself: Lightning tells the epoch to `loader.sampler.set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the windows that follow."""
+        self._epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it refers to."""
+        return {"epoch": self._epoch, "position": self._position, **self._shape()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a position.
+
+        Raises:
+            ValueError: if it is one in other streams.
+        """
+        here = self._shape()
+        differ = [f"{k} was {state.get(k)}, is {v}" for k, v in here.items() if state.get(k) != v]
+        if differ:
+            raise ValueError(
+                f"the checkpoint's position in the text does not fit these data "
+                f"({'; '.join(differ)}): resume with the same data arguments, or start a new run "
+                "from the checkpoint's weights with `load_from_checkpoint`"
+            )
+        self._resume = (int(state["epoch"]), int(state["position"]))
+        self._epoch, self._position = self._resume
+
+    def _shape(self) -> dict[str, int]:
+        return {
+            "batch_size": self.batch_size,
+            "window": self.window,
+            "stream_length": self.stream_length,
+        }
