@@ -1,0 +1,327 @@
+"""What every LightningModule of this package shares; made to be subclassed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils._pytree import tree_map
+from torchmetrics import MetricCollection
+
+from lightning_lrnn import backends
+from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["RecurrentModule"]
+
+STAGES = ("train", "val", "test")
+CARRIED, RANDOM = "carried_state", "random_state"
+
+
+class RecurrentModule(pl.LightningModule):
+    """A LightningModule around recurrent layers. A subclass says what the model and the loss are.
+
+    It must have `forward(inputs, state=None, reset=None) -> (output, state)`, with tensors in any
+    nesting of tuples, lists and dicts as state and None for zeros, and `loss(output, batch)`. What
+    else it may override, each in a few lines: `run` (how a batch is fed to `forward`),
+    `make_metrics` and `measure`, `weight`, `make_optimizer`, `make_schedule`, `prediction`. Train,
+    validation and test go through one `step`.
+
+    State is carried over consecutive batches, detached (truncated back-propagation through time):
+    batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. Each
+    stage has its own state, so validation does not touch that of training, and each epoch starts
+    from zeros. A checkpoint contains the state and the state of the random numbers: a run resumed
+    in the middle of an epoch has the losses of one that was never interrupted.
+
+    `backend` is no property of what was learned and is never saved in a checkpoint.
+
+    Args:
+        backend: how the recurrences are computed: "auto" or a name of
+            `lightning_lrnn.backends.names()`.
+        carry_state: carry the state over consecutive batches; otherwise each starts from zeros.
+        lr: learning rate, the highest of the schedule.
+        weight_decay: of matrices; vectors (biases, norms) and embeddings have none.
+        warmup_steps: optimizer steps in which the learning rate rises from 0.
+        total_steps: optimizer steps in which it falls again, by a cosine; None for as many as the
+            trainer will make. Where that is unknown too it stays.
+        final_lr: what is left in the end, as a fraction of `lr`.
+
+    Raises:
+        lightning_lrnn.BackendError: if there is no backend of that name.
+    """
+
+    def __init__(
+        self,
+        backend: str = "auto",
+        carry_state: bool = True,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        total_steps: int | None = None,
+        final_lr: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.carry_state = carry_state
+        self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
+        self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        self._states: dict[str, Any] = {}
+        self._random: dict[str, Tensor] = {}
+        self.metrics = nn.ModuleDict()
+
+    @property
+    def backend(self) -> str:
+        """How the recurrences are computed; setting it sets it in every layer of this package."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        backends.check_name(name)
+        self._backend = name
+        for layer in self.recurrent_layers().values():
+            layer.backend = name
+
+    def recurrent_layers(self) -> dict[str, Stack]:
+        """The layers of this package, by path."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, Stack)}
+
+    # What a subclass says.
+
+    def run(self, batch: Any, state: Any) -> tuple[Any, Any]:
+        """The output for a batch and the state after it."""
+        output, state = self(batch.inputs, state=state, reset=batch.reset)
+        return output, state
+
+    def loss(self, output: Any, batch: Any) -> Tensor:
+        """The loss to minimise, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} must define `loss(output, batch)`")
+
+    def make_metrics(self) -> MetricCollection:
+        """Metrics by name; each stage gets its own copy, with the names "<stage>/<metric>"."""
+        return MetricCollection({})
+
+    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+        """Calls the metrics with a batch. (Calls, not `update`: Lightning logs a step's value.)"""
+        metrics(output, batch.targets)
+
+    def weight(self, batch: Any) -> int:
+        """What a batch counts in the mean over an evaluation: its rows."""
+        return len(batch.targets)
+
+    def prediction(self, output: Any, batch: Any) -> Any:
+        """What `predict` returns for a batch."""
+        return output
+
+    def make_optimizer(self) -> Optimizer:
+        """AdamW, which decays only the matrices."""
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        embeddings = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+                (decayed if matrix else free).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        return AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.98))
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | None:
+        """By steps: a linear warm-up, then a cosine. None for a constant learning rate."""
+        total = self.total_steps
+        if total is None:
+            known = self.trainer.estimated_stepping_batches
+            total = None if math.isinf(known) else int(known)
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            if total is None:
+                return 1.0
+            done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return self.final_lr + (1 - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
+
+        return LambdaLR(optimizer, factor)
+
+    # What it need not know.
+
+    def step(self, batch: Any, stage: str) -> Tensor:
+        """One batch of "train", "val" or "test": run, loss, metrics, state."""
+        output = self._advance(batch, stage)
+        loss = self.loss(output, batch)
+        training = stage == "train"
+        self.log(
+            f"{stage}/loss",
+            loss.detach(),
+            on_step=training,
+            on_epoch=not training,
+            batch_size=1 if training else self.weight(batch),
+            sync_dist=not training,
+        )
+        metrics = self._metrics(stage)
+        if len(metrics):
+            if training:
+                # A step's own figure: what is summed up over an epoch of training was measured on
+                # as many different models.
+                metrics.reset()
+            self.measure(metrics, output, batch, loss.detach())
+            self.log_dict(
+                # Of a metric object Lightning logs in a step only what its `forward` returned.
+                metrics.compute() if training else metrics,
+                on_step=training,
+                on_epoch=not training,
+                prog_bar=True,
+                batch_size=1,
+            )
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """See `step`."""
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """See `step`."""
+        return self.step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """See `step`."""
+        return self.step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """See `prediction`."""
+        return self.prediction(self._advance(batch, "predict"), batch)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule step by step."""
+        optimizer = self.make_optimizer()
+        schedule = self.make_schedule(optimizer)
+        if schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    @torch.no_grad()
+    def decays(self, batch: Any) -> dict[str, Tensor]:
+        """The decays of every recurrence on a batch, from a state of zeros; see `Stack.decays`.
+
+        The model runs in evaluation mode and keeps the mode, the state and the metrics it had.
+
+        Returns:
+            By "<path of the layer>.<place>", such as "rnn.0.layer0.forward.cell": (B, T, ·).
+        """
+        found: dict[str, Tensor] = {}
+
+        def note(path: str) -> Any:
+            def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+                assert isinstance(layer, Stack)
+                for place, a in layer.decays(*args, **kwargs).items():
+                    found[f"{path}.{place}"] = a
+
+            return hook
+
+        handles = [
+            layer.register_forward_pre_hook(note(path), with_kwargs=True)
+            for path, layer in self.recurrent_layers().items()
+        ]
+        training = self.training
+        self.eval()
+        try:
+            self.run(batch, None)
+        finally:
+            self.train(training)
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def on_train_epoch_start(self) -> None:
+        """Starts from zeros; not called when an epoch is resumed."""
+        self._states.pop("train", None)
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts from zeros."""
+        self._states.pop("val", None)
+
+    def on_test_epoch_start(self) -> None:
+        """Starts from zeros."""
+        self._states.pop("test", None)
+
+    def on_predict_epoch_start(self) -> None:
+        """Starts from zeros."""
+        self._states.pop("predict", None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the carried state of all processes and takes out the backend."""
+        hparams = checkpoint.get("hyper_parameters")
+        if isinstance(hparams, Mapping):
+            checkpoint["hyper_parameters"] = {k: v for k, v in hparams.items() if k != "backend"}
+        checkpoint[CARRIED] = self._of_all(self._states.get("train"))
+        checkpoint[RANDOM] = self._of_all(_random_state(self.device))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the carried state up again."""
+        rank = self.trainer.global_rank if self._trainer else 0
+
+        def mine(states: list[Any] | None) -> Any:
+            return states[rank] if states and rank < len(states) else None
+
+        self._states["train"] = mine(checkpoint.get(CARRIED))
+        self._random = mine(checkpoint.get(RANDOM)) or {}
+
+    def on_train_start(self) -> None:
+        """Continues the random numbers of a resumed run."""
+        if "cpu" in self._random:
+            torch.set_rng_state(self._random["cpu"].cpu())
+        if "cuda" in self._random and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"].cpu(), self.device)
+        self._random = {}
+
+    def _advance(self, batch: Any, stage: str) -> Any:
+        """Runs a batch from the stage's state and keeps the state after it."""
+        state = self._states.get(stage) if self.carry_state else None
+        output, state = self.run(batch, tree_map(self._here, state))
+        if self.carry_state:
+            self._states[stage] = tree_map(_detached, state)
+        return output
+
+    def _here(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def _metrics(self, stage: str) -> MetricCollection:
+        if not self.metrics:
+            # Not in `__init__`: what `make_metrics` needs is set there, after this class's.
+            for name in STAGES:
+                own = self.make_metrics().clone(prefix=f"{name}/")
+                self.metrics[f"of_{name}"] = own.to(self.device)
+        metrics = self.metrics[f"of_{stage}"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def _of_all(self, tree: Any) -> list[Any]:
+        """A list with the tree of every process, in order of rank."""
+        world = self.trainer.world_size if self._trainer else 1
+        if world == 1 or tree is None:
+            return [tree]
+        gathered = self.all_gather(tree_map(self._here, tree))
+        return [
+            tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
+            for i in range(world)
+        ]
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states

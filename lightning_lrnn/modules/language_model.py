@@ -1,0 +1,210 @@
+"""A byte language model: residual blocks of recurrent layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from lightning_lrnn.data.windows import IGNORE, TextBatch
+from lightning_lrnn.modules.base import RecurrentModule
+from lightning_lrnn.modules.metrics import BitsPerByte
+from lightning_lrnn.modules.torch_lstm import TorchLSTM
+from lightning_lrnn.nn import CELLS
+from lightning_lrnn.nn.memory import Memory
+
+__all__ = ["LanguageModel"]
+
+VOCABULARY = 256
+START = 0
+"""The byte that stands before the first of a document."""
+
+State = list[Any] | None
+
+
+class LanguageModel(RecurrentModule):
+    """Predicts the next byte.
+
+        x = embedding(byte before)
+        x = x + dropout(rnn_l(norm_l(x)))           for every layer l
+        logits = head(norm(x))
+
+    Logged are the cross entropy, in nats, and bits per byte. Predictions are the bits that each
+    byte costs, (B, T), 0 at padding.
+
+    Args:
+        rnn: name of a layer in `lightning_lrnn.nn.CELLS`, or "LSTM" for `torch.nn.LSTM`.
+        hidden_size: features everywhere.
+        num_layers: residual blocks.
+        dropout: on the output of each block.
+        memory: (shortest, longest) expected memory of the units in steps, at first; None for the
+            layer's default. See `lightning_lrnn.nn.memory.memory_bias_`.
+        tie_weights: the head uses the embedding's weights.
+        backend: see `RecurrentModule`, as for all that follow.
+        carry_state: ".
+        lr: ".
+        weight_decay: ".
+        warmup_steps: ".
+        total_steps: ".
+        final_lr: ".
+
+    Raises:
+        ValueError: if there is no layer of that name.
+    """
+
+    def __init__(
+        self,
+        rnn: str = "GILRLSTM",
+        hidden_size: int = 256,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        memory: Memory = None,
+        tie_weights: bool = False,
+        backend: str = "auto",
+        carry_state: bool = True,
+        lr: float = 5e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        total_steps: int | None = None,
+        final_lr: float = 0.05,
+    ) -> None:
+        super().__init__(
+            backend=backend,
+            carry_state=carry_state,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            final_lr=final_lr,
+        )
+        self.save_hyperparameters(ignore=["backend"])
+        self.embedding = nn.Embedding(VOCABULARY, hidden_size)
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(num_layers))
+        self.rnns = nn.ModuleList(
+            _layer(rnn, hidden_size, memory, backend) for _ in range(num_layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.RMSNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, VOCABULARY)
+        if tie_weights:
+            # Logits of a normalised x then start with a variance of 1.
+            nn.init.normal_(self.embedding.weight, std=hidden_size**-0.5)
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self, inputs: Tensor, state: State = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Logits of the next byte at every step.
+
+        Args:
+            inputs: bytes (B, T), integers below 256.
+            state: that of a call before, one entry per layer; None for zeros.
+            reset: bool (B, T), True where a document starts.
+
+        Returns:
+            Logits (B, T, 256) and the state after the last step.
+        """
+        x = self.embedding(inputs)
+        states = []
+        for layer, (norm, rnn) in enumerate(zip(self.norms, self.rnns, strict=True)):
+            y, after = rnn(norm(x), None if state is None else state[layer], reset=reset)
+            x = x + self.dropout(y)
+            states.append(after)
+        return self.head(self.norm(x)), states
+
+    def loss(self, output: Tensor, batch: TextBatch) -> Tensor:
+        """Cross entropy in nats, the mean over all bytes that are not padding."""
+        return F.cross_entropy(
+            output.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORE
+        )
+
+    def make_metrics(self) -> MetricCollection:
+        """Bits per byte."""
+        return MetricCollection({"bits_per_byte": BitsPerByte()})
+
+    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+        """From the loss, which has them all."""
+        metrics(loss, (batch.targets != IGNORE).sum())
+
+    def weight(self, batch: TextBatch) -> int:
+        """Bytes that are not padding."""
+        return int((batch.targets != IGNORE).sum())
+
+    def prediction(self, output: Tensor, batch: TextBatch) -> Tensor:
+        """Bits that each byte costs, (B, T)."""
+        nats = F.cross_entropy(
+            output.transpose(1, 2).float(), batch.targets, ignore_index=IGNORE, reduction="none"
+        )
+        return nats / math.log(2)
+
+    def generate(
+        self,
+        prompt: bytes = b"",
+        length: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[bytes]:
+        """Continues a document that starts with the prompt, byte by byte, step by step.
+
+        Args:
+            prompt: what stands already; it is not repeated.
+            length: number of bytes; None for no end.
+            temperature: divides the logits; 0 takes the most probable byte.
+            generator: random numbers of the sampling, on the model's device; None for PyTorch's.
+
+        Yields:
+            One byte at a time.
+
+        Raises:
+            ValueError: for a negative temperature or length.
+        """
+        if temperature < 0 or (length is not None and length < 0):
+            raise ValueError(
+                f"`temperature` and `length` must not be negative, got {temperature} and {length}"
+            )
+        return self._generate(prompt, length, temperature, generator)
+
+    def _generate(
+        self,
+        prompt: bytes,
+        length: int | None,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Iterator[bytes]:
+        logits, state = self._continue(bytes([START]) + prompt, None)
+        done = 0
+        while length is None or done < length:
+            if temperature == 0:
+                byte = int(logits.argmax())
+            else:
+                p = (logits / temperature).softmax(-1)
+                byte = int(torch.multinomial(p, 1, generator=generator))
+            yield bytes([byte])
+            done += 1
+            if done != length:
+                logits, state = self._continue(bytes([byte]), state)
+
+    @torch.no_grad()
+    def _continue(self, text: bytes, state: State) -> tuple[Tensor, State]:
+        """Logits (256,) after the text. Leaves evaluation mode: the caller may stop asking."""
+        training = self.training
+        self.eval()
+        try:
+            inputs = torch.tensor([list(text)], device=self.device)
+            logits, state = self(inputs, state)
+        finally:
+            self.train(training)
+        return logits[0, -1].float(), state
+
+
+def _layer(rnn: str, size: int, memory: Memory, backend: str) -> nn.Module:
+    if rnn == "LSTM":
+        return TorchLSTM(size, size, memory=memory)
+    if rnn not in CELLS:
+        raise ValueError(f"`rnn` must be one of {', '.join(CELLS)} or LSTM, got {rnn!r}")
+    return CELLS[rnn](size, size, batch_first=True, memory=memory, backend=backend)
