@@ -1,6 +1,6 @@
 """Compile, cache, load and launch: everything but the driver, which is faked where it is needed.
 
-Seen to fail: macros not handed to NVRTC; no include path; a program without a name; the key
+Seen to fail: macros not handed to NVRTC; a program without a name; the key
 without the headers, the macros, the architecture or NVRTC's version; no lock around loading; a
 higher minor architecture taken; streams kept without the device, or not read at each launch; the
 context replaced although one is current; each reason of `missing` left out.

@@ -31,15 +31,15 @@ class Tile(NamedTuple):
     """32-bit pieces of a state: each takes one word of the workspace."""
 
 
-# 32 bytes per thread of each input: as many loads in flight as the registers of every supported
+# 64 bytes of state values per thread: as many loads in flight as the registers of every supported
 # architecture hold without spills (16-bit values become 32-bit ones there).
 TILES = {
-    torch.float16: Tile("f16", 256, 8, 1),
-    torch.bfloat16: Tile("bf16", 256, 8, 1),
-    torch.float32: Tile("f32", 256, 8, 1),
-    torch.float64: Tile("f64", 256, 4, 2),
-    torch.complex64: Tile("c64", 256, 4, 2),
-    torch.complex128: Tile("c128", 256, 2, 4),
+    torch.float16: Tile("f16", 256, 16, 1),
+    torch.bfloat16: Tile("bf16", 256, 16, 1),
+    torch.float32: Tile("f32", 256, 16, 1),
+    torch.float64: Tile("f64", 256, 8, 2),
+    torch.complex64: Tile("c64", 256, 8, 2),
+    torch.complex128: Tile("c128", 256, 4, 4),
 }
 
 MAX_COLUMNS = 32
@@ -281,7 +281,8 @@ def _too_old() -> list[str]:
 def _too_old_for_all() -> tuple[str, ...]:
     if _nvrtc.missing():
         return ()
-    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    devices = range(torch.cuda.device_count())
+    capabilities = dict.fromkeys(map(torch.cuda.get_device_capability, devices))
     reasons = [_nvrtc.missing_for(capability) for capability in capabilities]
     return tuple(reasons[0]) if reasons and all(reasons) else ()
 
