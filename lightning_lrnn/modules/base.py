@@ -106,7 +106,7 @@ class RecurrentModule(pl.LightningModule):
         return MetricCollection({})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
-        """Calls the metrics with a batch. (Calls, not `update`: Lightning logs a step's value.)"""
+        """Calls the metrics with a batch: `update` would leave no value of the step to log."""
         metrics(output, batch.targets)
 
     def weight(self, batch: Any) -> int:
