@@ -1,8 +1,8 @@
 """Every config trains, and logs what it promises. The folder is the list.
 
-Proved against: a misspelt argument in a YAML, a callback taken out of one, `hidden_size: 0`;
-`overwrite` left False (the second run into one folder), `_LogConfig.save_config` empty,
-`BackendReport._write` without the summary.
+Proved against: a misspelt argument in a YAML, a callback taken out of one, `overwrite` left False
+(the second run into one folder), nothing in `_LogConfig.save_config`, no summary in
+`BackendReport._write`.
 """
 
 from __future__ import annotations
