@@ -1,14 +1,18 @@
 """The modules under Lightning's trainer: what is carried, saved, resumed, measured.
 
 Proved against: the carried state, the random state or the position left out of the checkpoint; one
-state for all stages; `load_state_dict` of ByteText empty; `reset` not passed on (both kinds of
-layer); the state of a window not detached; `backend` kept in the hyperparameters; the loss of
-padding counted; `_continue` with an empty state; `metrics.update` in place of a call.
+state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
+`reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
+the hyperparameters; the loss of padding counted; `_continue` with an empty state;
+`metrics.update` in place of a call.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +121,37 @@ def test_run_resumed_after_an_epoch(folder) -> None:
     path, options = folder / "epoch.ckpt", {"max_epochs": 2, "max_steps": -1}
     whole = train(folder, make_model(), Losses(windows, path), **options)
     assert train(folder, make_model(), Losses(), path, **options) == whole[windows:]
+
+
+PROCESSES = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+from test_lightning import Losses, make_model, train
+
+folder = Path({folder!r})
+options = dict(devices=2, strategy="ddp", max_steps=7)
+whole = Losses(3, folder / "middle.ckpt")
+train(folder, make_model(dropout=0.2, total_steps=9), whole, **options)
+torch.manual_seed(99)
+rest = Losses()
+train(folder, make_model(dropout=0.2, total_steps=9), rest, folder / "middle.ckpt", **options)
+rank = torch.distributed.get_rank()
+(folder / f"{{rank}}.json").write_text(str([whole.losses, rest.losses]))
+"""
+
+
+def test_two_processes_resume_with_their_own_streams(folder) -> None:
+    script = folder / "processes.py"
+    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+    wholes = []
+    for rank in range(2):
+        whole, rest = json.loads((folder / f"{rank}.json").read_text())
+        assert rest == whole[3:]
+        wholes.append(whole)
+    assert wholes[0] != wholes[1]
 
 
 def test_validation_does_not_touch_training(folder) -> None:
