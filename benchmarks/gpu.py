@@ -129,6 +129,16 @@ def reasons_against(site: Path) -> list[str]:
     return [] if torch.cuda.is_available() else ["PyTorch cannot use the GPU (see nvidia-smi)"]
 
 
+def portable(word: str) -> str:
+    """A word of a command without the places of this machine, which a record need not keep."""
+    if word == sys.executable:
+        return "python"
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
 def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: str) -> dict:
     """Runs a command for a limited time; its output is shown and logged."""
     print(f"$ {' '.join(command)}", flush=True)
@@ -169,7 +179,7 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
         finally:
             timer.cancel()
     return {
-        "command": command,
+        "command": " ".join(map(portable, command)),
         "status": "timeout" if expired.is_set() else "failed" if status else "passed",
         "exit": status,
         "seconds": round(time.perf_counter() - start, 1),
@@ -335,7 +345,9 @@ def main() -> int:
         if reasons := reasons_against(site):
             print("no GPU stage can run here: " + "; ".join(reasons), file=sys.stderr)
             return 2
-        return run_stages(options.stages or list(STAGES), options.output, site, options.force)
+        return run_stages(
+            options.stages or list(STAGES), options.output.resolve(), site, options.force
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def run(gpu, tmp_path, script, limit=60):
 @pytest.mark.parametrize(("script", "status"), [("print('x')", "passed"), ("1 / 0", "failed")])
 def test_run(gpu, tmp_path, script, status):
     result, log = run(gpu, tmp_path, script)
-    assert result["status"] == status
+    assert result["status"] == status and result["log"] == "log"
+    assert result["command"] == f"python -c {script}"
     assert ("x" if status == "passed" else "ZeroDivisionError") in log.read_text()
 
 
