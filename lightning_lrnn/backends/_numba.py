@@ -9,9 +9,12 @@ nor on their timing.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -24,24 +27,31 @@ from lightning_lrnn.backends import _threads
 __all__ = ["backward", "forward", "missing"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-LINE = 16
-"""Columns of a block are a multiple of this: 64 bytes of float32."""
+LINE = 32
+"""Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
 WIDE = 1024
 """Columns of a block at most: their states stay in the first-level cache."""
 FEW = 16
-"""Rows times columns below which time is divided, if all threads are to be used."""
+"""Columns (rows times features) below which time is divided into STRETCHES, if all threads may be
+used."""
 STRETCHES = 256
 """Of time. Many more than threads: they keep the sums of one thread independent, too."""
 SHORT = 64
 """Steps of a stretch below which dividing is not worth the second reading of the inputs."""
+SECTIONS = 5
+"""Of time, of a single row of FEW to 2 * LINE features. Few: all but the first and the last are
+read twice."""
 NARROW = 8
 """Features below which rows are walked side by side: a vector register holds eight floats."""
 SMALL = 1 << 15
 """Elements below which waking a thread costs more than it saves."""
 PIECES = 4
 """Pieces of work per thread: one that is disturbed leaves more of them to the others."""
-LANES = 16
-"""Columns, or stretches of time, that are walked side by side where features are few."""
+LANES = 4
+"""Columns, or stretches of time, walked side by side where features are few (see the kernels)."""
+LARGE_PAGE = 1 << 21
+"""Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
+MADV_HUGEPAGE = 14
 NOTHING = np.empty(0, np.uint8)
 
 
@@ -52,6 +62,8 @@ class Layout(Enum):
     """The features of a row, which stand side by side in memory too; row after row."""
     COLUMNS = auto()
     """The same feature of `LANES` rows."""
+    SECTIONS = auto()
+    """The features of a row, in several sections of time at once."""
     STRETCHES = auto()
     """`LANES` stretches of time of one feature of one row."""
 
@@ -101,15 +113,19 @@ def forward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return y.to(b.dtype), h_final
-    y = torch.empty(b.shape, dtype=b.dtype)
+    y = _empty(b)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
+    reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
     masks = lengths, _restarts(lengths, reset, reverse)
     for layout, rows, steps in _plan(b, plain, reverse, parallel):
         x = a[rows, steps], b[rows, steps], y[rows, steps], h[rows]
-        if layout is Layout.ROWS or not _forward_lanes(
-            *x, layout, reverse, exclusive, parallel
-        ):
+        done = False
+        if layout is Layout.SECTIONS:
+            done = _forward_sections(*x, reverse, exclusive)
+        elif layout is not Layout.ROWS:
+            done = _forward_lanes(*x, layout, reverse, exclusive, parallel)
+        if not done:
             _forward_rows(*x, *masks, reverse, exclusive, parallel)
     return y, h
 
@@ -134,20 +150,25 @@ def backward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return da.to(y.dtype), db.to(y.dtype), dh0
-    da, db = torch.empty(y.shape, dtype=y.dtype), torch.empty(y.shape, dtype=y.dtype)
+    da, db = _empty(y), _empty(y)
     c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
     first = y.new_zeros(c.shape) if h0 is None else h0
+    reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
     masks = lengths, _restarts(lengths, reset, reverse)
     for layout, rows, steps in _plan(y, plain, not reverse, parallel):
         x = a[rows, steps], dy[rows, steps]
         outputs = da[rows, steps], db[rows, steps], c[rows]
-        if layout is not Layout.ROWS:
+        done = False
+        if layout is Layout.SECTIONS:
+            done = _backward_sections(*x, y[rows, steps], *outputs, reverse, exclusive)
+        elif layout is not Layout.ROWS:
             # The first step of the forward walk is never among these.
             shift = 0 if exclusive else 1 if reverse else -1
             before = y[rows, steps.start + shift : steps.stop + shift]
-            if _backward_lanes(*x, before, *outputs, layout, not reverse, exclusive, parallel):
-                continue
+            done = _backward_lanes(*x, before, *outputs, layout, not reverse, exclusive, parallel)
+        if done:
+            continue
         begins = (steps.stop == y.shape[1]) if reverse else (steps.start == 0)
         h_first = first[rows] if begins else None
         _backward_rows(*x, y[rows, steps], h_first, *outputs, *masks, reverse, exclusive, parallel)
@@ -171,6 +192,12 @@ def _plan(
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
+    if plain and parallel and B == 1 and FEW <= D < 2 * LINE and T > SECTIONS * STRETCHES:
+        end = (T - 1) // SECTIONS * SECTIONS
+        return [
+            (Layout.SECTIONS, everything, steps(0, end)),
+            (Layout.ROWS, everything, steps(end, T)),
+        ]
     if plain and parallel and B * D < FEW and T > STRETCHES * SHORT:
         # The last step is left out: the adjoint finds the state before it elsewhere.
         length = (T - 1) // STRETCHES
@@ -196,41 +223,124 @@ def _forward_rows(
     a: Tensor, b: Tensor, y: Tensor, h: Tensor, lengths: Tensor | None, restarts: Any,
     reverse: bool, exclusive: bool, parallel: bool,
 ) -> None:  # fmt: skip
-    T, D = b.shape[1:]
     blocks, pieces = _blocks(b, parallel)
-    arguments = (
-        *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), T, D,
+    arguments = _forward_arguments(blocks, a, b, y, h, lengths, restarts, reverse, exclusive)
+    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
+
+
+def _forward_arguments(
+    blocks: tuple[int, int], a: Tensor, b: Tensor, y: Tensor, h: Tensor, lengths: Tensor | None,
+    restarts: Any, reverse: bool, exclusive: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    return (
+        *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), *b.shape[1:],
         _dense(a, b), reverse, exclusive, restarts,
     )  # fmt: skip
-    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
 
 
 def _backward_rows(
     a: Tensor, dy: Tensor, y: Tensor, h0: Tensor | None, da: Tensor, db: Tensor, c: Tensor,
     lengths: Tensor | None, restarts: Any, reverse: bool, exclusive: bool, parallel: bool,
 ) -> None:  # fmt: skip
-    T, D = y.shape[1:]
     blocks, pieces = _blocks(y, parallel)
-    arguments = (
+    arguments = _backward_arguments(
+        blocks, a, dy, y, h0, da, db, c, lengths, restarts, reverse, exclusive
+    )
+    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
+
+
+def _backward_arguments(
+    blocks: tuple[int, int], a: Tensor, dy: Tensor, y: Tensor, h0: Tensor | None, da: Tensor,
+    db: Tensor, c: Tensor, lengths: Tensor | None, restarts: Any, reverse: bool, exclusive: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """`h0` is None if the first step of the forward walk is not among these."""
+    return (
         *blocks, *_flat(a), *_flat(dy), *_flat(y), _array(c if h0 is None else h0),
-        h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), T, D,
+        h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), *y.shape[1:],
         _dense(a, dy, y), reverse, exclusive, restarts,
     )  # fmt: skip
-    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
+
+
+def _forward_sections(
+    a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
+) -> bool:
+    """Computes y and h in place; False if that needs pairs which are not finite: h is unchanged."""
+    a, b, y = (_as_rows(x) for x in (a, b, y))
+    states = h.repeat(SECTIONS, 1)
+    walk = _forward_arguments((1, h.shape[1]), a, b, y, states, None, NOTHING, reverse, exclusive)
+    options = reverse, False, exclusive
+    return _by_sections(_kernels().forward_rows, walk, a, b, states, h, *options)
+
+
+def _backward_sections(
+    a: Tensor, dy: Tensor, y: Tensor, da: Tensor, db: Tensor, c: Tensor, reverse: bool,
+    exclusive: bool,
+) -> bool:  # fmt: skip
+    """The same for the adjoint."""
+    a, dy, y, da, db = (_as_rows(x) for x in (a, dy, y, da, db))
+    states = c.repeat(SECTIONS, 1)
+    walk = _backward_arguments(
+        (1, c.shape[1]), a, dy, y, None, da, db, states, None, NOTHING, reverse, exclusive
+    )
+    options = not reverse, True, exclusive
+    return _by_sections(_kernels().backward_rows, walk, a, dy, states, c, *options)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """(1, SECTIONS * L, D) as (SECTIONS, L, D), which is a view for any strides."""
+    return x[0].unflatten(0, (SECTIONS, -1))
+
+
+def _by_sections(
+    kernel: Any, walk: tuple[Any, ...], a: Tensor, x: Tensor, states: Tensor, h: Tensor,
+    backwards: bool, adjoint: bool, exclusive: bool,
+) -> bool:  # fmt: skip
+    """Walks the first section while others compute their pairs, then these, as if they were rows.
+
+    Args:
+        kernel: of rows.
+        walk: its arguments.
+        a: decays (SECTIONS, L, D).
+        x: impulses, or dy.
+        states: (SECTIONS, D), that before the first section in the place of the first.
+        h: (1, D), becomes the state after the last one.
+        backwards: the first section is the last in time.
+        adjoint: the walk is that of the adjoint.
+        exclusive: as in the forward pass.
+    """
+    first, *inner, last = range(SECTIONS)[:: -1 if backwards else 1]
+    A, B = np.empty((2, *states.shape), _array(h).dtype)
+    pairs = (
+        *_flat(a), *_flat(x), A, B, *x.shape[1:], _dense(a, x), backwards, adjoint, exclusive,
+    )  # fmt: skip
+    calls = [(kernel, first, first + 1, *walk)]
+    calls += [(_kernels().pair_rows, s, s + 1, *pairs) for s in inner]
+    _threads.run_all(lambda function, *arguments: function(*arguments), calls)
+    if not (np.isfinite(A[inner]).all() and np.isfinite(B[inner]).all()):
+        return False
+    state = states.numpy()
+    with np.errstate(all="ignore"):  # overflow is a result like any other
+        for before, after in zip([first, *inner], [*inner, last], strict=True):
+            state[after] = state[before]
+            if before != first:
+                state[after] = A[before] * state[before] + B[before]
+    _threads.run_all(kernel, [(s, s + 1, *walk) for s in (*inner, last)])
+    h[0] = states[last]
+    return True
 
 
 def _forward_lanes(
     a: Tensor, b: Tensor, y: Tensor, h: Tensor, layout: Layout, reverse: bool, exclusive: bool,
     parallel: bool,
 ) -> bool:  # fmt: skip
-    """Computes y and h in place; False if that needs pairs which are not finite: nothing is done."""
+    """Computes y and h in place; False if that needs pairs which are not finite."""
     steps, pieces = _units(b, layout, parallel)
     inputs = *_lanes(a, layout, reverse), *_lanes(b, layout, reverse)
     kernels = _kernels()
     if layout is Layout.STRETCHES:
         A, B = np.empty((2, h.numel(), STRETCHES), _array(h).dtype)
-        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES)
-        _threads.run_all(kernels.forward_pairs, [(*p, steps, *inputs, *pairs) for p in pieces])
+        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), False, False
+        _threads.run_all(kernels.pair_lanes, [(*p, steps, *inputs, *pairs) for p in pieces])
         state = np.empty_like(A)
         if not kernels.carry(A, B, _array(h), state):
             return False
@@ -252,8 +362,8 @@ def _backward_lanes(
     kernels = _kernels()
     if layout is Layout.STRETCHES:
         A, B = np.empty((2, c.numel(), STRETCHES), _array(c).dtype)
-        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), exclusive
-        _threads.run_all(kernels.backward_pairs, [(*p, steps, *inputs, *pairs) for p in pieces])
+        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), True, exclusive
+        _threads.run_all(kernels.pair_lanes, [(*p, steps, *inputs, *pairs) for p in pieces])
         state = np.empty_like(A)
         if not kernels.carry(A, B, _array(c), state):
             return False
@@ -327,11 +437,29 @@ def _pieces(units: int, elements: int, parallel: bool) -> list[tuple[int, int]]:
     """Ranges of units."""
     pieces = min(units, PIECES * _threads.count(), elements // SMALL) if parallel else 1
     edges = [units * i // pieces for i in range(pieces + 1)] if pieces > 1 else [0, units]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
+
+
+def _empty(like: Tensor) -> Tensor:
+    """A contiguous tensor; a large one in large pages: the kernel hands out 512 times fewer."""
+    x = torch.empty(like.shape, dtype=like.dtype)
+    if x.nbytes >= 2 * LARGE_PAGE and sys.platform == "linux":
+        begin = -(-x.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        end = (x.data_ptr() + x.nbytes) // LARGE_PAGE * LARGE_PAGE
+        # Advice: where it cannot be followed, nothing happens.
+        _madvise()(begin, end - begin, MADV_HUGEPAGE)
+    return x
+
+
+@cache
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
 
 
 def _flat(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """All of a tensor's memory as a flat array that starts at its first element, and its strides."""
+    """All of a tensor's memory, from its first element on, as a flat array; its strides."""
     x = x.detach().resolve_conj().resolve_neg()
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.as_strided((span,), (1,)).numpy(), x.stride()
