@@ -3,8 +3,7 @@
 Proved against: the carried state, the random state or the position left out of the checkpoint; one
 state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
 `reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
-the hyperparameters; the loss of padding counted; `_continue` with an empty state;
-`metrics.update` in place of a call.
+the hyperparameters; the loss of padding counted; `_continue` with an empty state.
 """
 
 from __future__ import annotations
@@ -161,11 +160,16 @@ def test_validation_does_not_touch_training(folder) -> None:
     assert with_it == without
 
 
-def test_second_fit_starts_from_zeros(folder) -> None:
+def test_second_fit_starts_from_zeros_and_logs_each_step(folder) -> None:
     model = make_model()
     train(folder, model, Losses())
-    make_trainer(folder).fit(model, make_data(folder, batch_size=5))
+    trainer = make_trainer(folder)
+    trainer.fit(model, make_data(folder, batch_size=5))
     assert model._states["train"][0][0].shape[1] == 5
+    logged = trainer.callback_metrics
+    assert float(logged["train/bits_per_byte"]) == pytest.approx(
+        float(logged["train/loss"]) / math.log(2)
+    )
 
 
 def test_other_data_are_refused_on_resuming(folder) -> None:
@@ -411,7 +415,7 @@ class Own(RecurrentModule):
         return MetricCollection({"accuracy": MulticlassAccuracy(self.classes, average="micro")})
 
     def measure(self, metrics, output, batch, loss):
-        metrics(output.flatten(0, 1), batch.targets.flatten())
+        metrics.update(output.flatten(0, 1), batch.targets.flatten())
 
     def make_optimizer(self):
         return torch.optim.SGD(self.parameters(), self.lr)

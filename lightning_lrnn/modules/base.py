@@ -106,8 +106,8 @@ class RecurrentModule(pl.LightningModule):
         return MetricCollection({})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
-        """Calls the metrics with a batch: `update` would leave no value of the step to log."""
-        metrics(output, batch.targets)
+        """Updates the metrics with a batch."""
+        metrics.update(output, batch.targets)
 
     def weight(self, batch: Any) -> int:
         """What a batch counts in the mean over an evaluation: its rows."""

@@ -129,7 +129,7 @@ class LanguageModel(RecurrentModule):
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
         """From the loss, which has them all."""
-        metrics(loss, (batch.targets != IGNORE).sum())
+        metrics.update(loss, (batch.targets != IGNORE).sum())
 
     def weight(self, batch: TextBatch) -> int:
         """Bytes that are not padding."""
