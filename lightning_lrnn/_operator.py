@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tup
     """The operator, differentiable in eager mode, under torch.compile and under torch.func."""
     if torch._C._are_functorch_transforms_active():
         # torch.func sees an autograd.Function, not one inside an operator's autograd kernel.
-        y, _, h_final = _Differentiable.apply(gate, readout, *arguments, *pre)
+        y, _, h_final = _differentiable(gate, readout, *arguments, *pre)
     else:
         y, _, h_final = _operator(gate, readout, pre, *arguments)
     return y, h_final
@@ -261,12 +261,15 @@ class _Differentiable(torch.autograd.Function):
         return _differentiate(ctx, *gradients)
 
 
+_differentiable: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Differentiable.apply
+
+
 def _autograd(
     keys: torch._C.DispatchKeySet, gate: str, readout: str, pre: list[Tensor], *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor]
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*pre, *arguments):
-        result = _Differentiable.apply(gate, readout, *arguments, *pre)
+        result = _differentiable(gate, readout, *arguments, *pre)
     else:
         below = keys & torch._C._after_autograd_keyset
         with torch._C._AutoDispatchBelowAutograd():

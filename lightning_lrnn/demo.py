@@ -152,7 +152,8 @@ def _train(rnn: str, data: ByteText, seconds: float, folder: Path, seed: int) ->
     if find_spec("wandb"):
         import wandb
 
-        options = {"project": "lightning_lrnn-demo", "settings": wandb.Settings(silent=True)}
+        settings = wandb.Settings(silent=True)
+        options: dict[str, Any] = {"project": "lightning_lrnn-demo", "settings": settings}
         loggers.append(WandbLogger(save_dir=folder, offline=True, **options))
     trainer = pl.Trainer(
         accelerator="cpu",

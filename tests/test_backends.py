@@ -79,7 +79,9 @@ def test_unknown_names_list_the_known_ones(monkeypatch):
 
 def test_a_named_backend_is_never_replaced(fresh):
     fresh.setattr(_compiled.implementation("cpu"), "missing", lambda: ["numba is not installed"])
-    with pytest.raises(lrnn.BackendError, match="'scan' cannot run on cpu.*numba is not installed"):
+    with pytest.raises(
+        lrnn.BackendError, match=r"'scan' cannot run on cpu.*numba is not installed"
+    ):
         run(backend="scan")
     with lrnn.use_backend("scan"), pytest.raises(lrnn.BackendError, match="numba"):
         run()

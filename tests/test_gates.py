@@ -52,7 +52,10 @@ REAL = {
     "number in front": lambda x, y: (1 / (2 + x * x), 2**y),
     "powers": lambda x, y: (x**2, (y * y + 1) ** -0.5),
     "functions": lambda x, y: (x.exp() + torch.log(y.abs() + 1), torch.sin(x) * y.cos()),
-    "activations": lambda x, y: (torch.relu(x) + torch.nn.functional.silu(y), torch.nn.functional.gelu(x)),
+    "activations": lambda x, y: (
+        torch.relu(x) + torch.nn.functional.silu(y),
+        torch.nn.functional.gelu(x),
+    ),
     "softplus": lambda x, y: (torch.nn.functional.softplus(x), torch.sigmoid(y)),
     "clamp": lambda x, y: (x.clamp(min=-0.5), torch.clamp(y, -0.1, 0.2)),
     "clamp above": lambda x, y: (x.clamp(max=0.5), y),
@@ -85,7 +88,9 @@ def test_complex_gates():
         return z, torch.complex(z.real, -z.imag).conj() * 2
 
     inputs = [torch.randn(5, dtype=torch.float64) for _ in range(2)]
-    for left, right in zip(rotate(*inputs), gates.evaluate(gates.trace(rotate), inputs), strict=True):
+    for left, right in zip(
+        rotate(*inputs), gates.evaluate(gates.trace(rotate), inputs), strict=True
+    ):
         assert torch.equal(left.resolve_conj(), right.resolve_conj())
 
 
@@ -94,7 +99,9 @@ def test_what_a_gate_may_not_do_is_named_with_its_line():
         total = torch.cumsum(f, 1)
         return total, z
 
-    with pytest.raises(lrnn.GateError, match=r"sums_over_time uses cumsum.*test_gates.py, line \d+"):
+    with pytest.raises(
+        lrnn.GateError, match=r"sums_over_time uses cumsum.*test_gates.py, line \d+"
+    ):
         lrnn.gate(sums_over_time)
 
     def branches(f, z):
@@ -102,7 +109,7 @@ def test_what_a_gate_may_not_do_is_named_with_its_line():
 
     with pytest.raises(lrnn.GateError, match="branches"):
         lrnn.gate(branches)
-    with pytest.raises(lrnn.GateError, match="softplus with {'beta': 2}"):
+    with pytest.raises(lrnn.GateError, match=r"softplus with {'beta': 2}"):
         lrnn.gate(lambda f, z: (torch.nn.functional.softplus(f, beta=2), z))
     with pytest.raises(lrnn.GateError, match="by position"):
         lrnn.gate(lambda *x: (x[0], x[1]))
@@ -178,7 +185,12 @@ def test_nan_in_padded_pre_activations_reaches_nothing(backend):
             x[0], x[1, 5:] = poison, poison
         leaves = [x.requires_grad_() for x in leaves]
         y, final = lrnn.gated_recurrence(
-            biased, *leaves[:3], h0=leaves[3], readout=gated_output, lengths=lengths, backend=backend
+            biased,
+            *leaves[:3],
+            h0=leaves[3],
+            readout=gated_output,
+            lengths=lengths,
+            backend=backend,
         )
         results.append([y, final, *torch.autograd.grad(y.sum() + final.sum(), leaves)])
     for left, right in zip(*results, strict=True):
@@ -186,7 +198,7 @@ def test_nan_in_padded_pre_activations_reaches_nothing(backend):
 
 
 def test_parameters_of_a_gate_may_differ_by_row(backend):
-    f, z, bias, h0 = inputs_of()
+    f, z, _, h0 = inputs_of()
     rows = torch.randn(3, 4, dtype=torch.float64)
     y, _ = lrnn.gated_recurrence(biased, f, z, rows, h0=h0, backend=backend)
     for i in range(3):

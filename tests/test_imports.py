@@ -26,15 +26,15 @@ PROBE = """
 import json, sys, time
 import torch
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 {statement}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
 """
 
 
 def imported_by(statement: str) -> tuple[float, set[str]]:
-    """Seconds that a statement takes in a new process after `import torch`, and what it imports."""
+    """Processor seconds of a statement in a new process after `import torch`, and its imports."""
     result = subprocess.run(
         [sys.executable, "-c", PROBE.format(statement=statement)],
         check=True,

@@ -69,7 +69,10 @@ def check(results, dtype):
         # Sums of many terms: relative to the largest entry, as the loop's own rounding is.
         scale = loop.abs().amax().clamp(min=1) if loop.numel() else 1
         torch.testing.assert_close(
-            ours.to(loop.dtype) / scale, loop / scale, **TOLERANCE[dtype], msg=lambda m: f"{name}: {m}"
+            ours.to(loop.dtype) / scale,
+            loop / scale,
+            **TOLERANCE[dtype],
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -80,7 +83,9 @@ def test_agrees_with_the_loop(backend, device, T, dtype):
     for reverse, exclusive in FLAGS:
         inputs = make(2, T, D, dtype, device)
         options = {"reverse": reverse, "exclusive": exclusive}
-        results = run_both(lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), *inputs, **options)
+        results = run_both(
+            lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), *inputs, **options
+        )
         check(results, dtype)
 
 
@@ -91,7 +96,9 @@ def test_padding_and_resets(backend, device, T, reverse, exclusive, dtype):
     for B, D, h0 in ((5, 3, True), (3, 40, False)):
         inputs = make(B, T, D, dtype, device, masks=True, h0=h0)
         options = {"reverse": reverse, "exclusive": exclusive}
-        results = run_both(lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), *inputs, **options)
+        results = run_both(
+            lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), *inputs, **options
+        )
         check(results, dtype)
 
 
@@ -124,7 +131,9 @@ def test_nan_in_padding_and_before_a_reset_reaches_nothing(backend, device, reve
     b[:, poison] = float("inf")
     y, _ = lrnn.linear_recurrence(clean[0], b, reset=reset, reverse=reverse, backend=backend)
     after = y[:, 100:] if not reverse else y[:, :100]
-    expected, _ = lrnn.linear_recurrence(clean[0], clean[1], reset=reset, reverse=reverse, backend=backend)
+    expected, _ = lrnn.linear_recurrence(
+        clean[0], clean[1], reset=reset, reverse=reverse, backend=backend
+    )
     torch.testing.assert_close(after, expected[:, 100:] if not reverse else expected[:, :100])
 
 
@@ -145,9 +154,15 @@ def test_inputs_are_read_in_place_whatever_their_strides(backend, device, layout
     elif layout == "feature-stride":
         a, b = torch.randn(2, B, D, T, device=device).transpose(2, 3)
     elif layout == "expanded":
-        a, b = torch.randn(D, device=device).expand(B, T, D), torch.randn(B, 1, D, device=device).expand(B, T, D)
+        a, b = (
+            torch.randn(D, device=device).expand(B, T, D),
+            torch.randn(B, 1, D, device=device).expand(B, T, D),
+        )
     else:
-        a, b = torch.randn(2, B, T, D, device=device)[..., ::2], torch.randn(2, B, T, D, device=device)[..., 1::2]
+        a, b = (
+            torch.randn(2, B, T, D, device=device)[..., ::2],
+            torch.randn(2, B, T, D, device=device)[..., 1::2],
+        )
         a, b = a[0], b[1]
     a = a / 2
     ours = lrnn.linear_recurrence(a, b, backend=backend)
@@ -231,27 +246,45 @@ def test_adjoint_from_a_backend_that_has_only_run(reverse, exclusive):
 def test_one_decay_per_feature(backend, device):
     a = torch.rand(3, device=device, dtype=torch.float64, requires_grad=True)
     b = torch.randn(2, 5, 3, device=device, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: lrnn.linear_recurrence(a, b, backend=backend), (a, b))
+    assert torch.autograd.gradcheck(
+        lambda a, b: lrnn.linear_recurrence(a, b, backend=backend), (a, b)
+    )
 
 
 def test_repeated_calls_give_the_same_bits(backend, device):
     a, b, h0, lengths, reset = make(3, 3001, 37, torch.float32, device, masks=True)
     torch.use_deterministic_algorithms(True)
     try:
-        first = run_both(lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), a, b, h0, lengths, reset)[0]
+        first = run_both(
+            lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k),
+            a,
+            b,
+            h0,
+            lengths,
+            reset,
+        )[0]
         for _ in range(3):
-            again = run_both(lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), a, b, h0, lengths, reset)[0]
+            again = run_both(
+                lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k),
+                a,
+                b,
+                h0,
+                lengths,
+                reset,
+            )[0]
             assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     finally:
         torch.use_deterministic_algorithms(False)
-    plain = run_both(lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), a, b, h0, lengths, reset)[0]
+    plain = run_both(
+        lambda *x, **k: lrnn.linear_recurrence(*x, backend=backend, **k), a, b, h0, lengths, reset
+    )[0]
     assert all(torch.equal(x, y) for x, y in zip(first, plain, strict=True))
 
 
 def test_autocast_casts_nothing(backend):
     a, b, h0, _, _ = make(2, 9, 4, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y, final = lrnn.linear_recurrence(a, b, h0, backend=backend)
+        y, _ = lrnn.linear_recurrence(a, b, h0, backend=backend)
     assert y.dtype == torch.float32
     assert torch.equal(y, lrnn.linear_recurrence(a, b, h0, backend=backend)[0])
 
@@ -268,7 +301,11 @@ def test_half_precision_keeps_its_state_in_float32(backend, device):
     "arguments, error, words",
     [
         (lambda x: ((x[0], x)), ValueError, r"`a` must be .* = \(2, 5, 3\)"),
-        (lambda x: (x.double(), x), TypeError, "share one dtype, got torch.float64 and torch.float32"),
+        (
+            lambda x: (x.double(), x),
+            TypeError,
+            "share one dtype, got torch.float64 and torch.float32",
+        ),
         (lambda x: (x, x[0]), ValueError, r"`b` must be a tensor \(B, T, D\), got shape \(5, 3\)"),
         (lambda x: (x, x, x[0]), ValueError, r"`h0` must have shape \(2, 3\), got shape \(5, 3\)"),
         (lambda x: (x, x, x[:, 0].double()), TypeError, "`h0` must be torch.float32"),
@@ -289,5 +326,5 @@ def test_wrong_lengths_and_resets_are_named():
         lrnn.linear_recurrence(x, x, lengths=torch.tensor([0.0, 5.0]))
     with pytest.raises(ValueError, match=r"`reset` must have shape \(2, 5\)"):
         lrnn.linear_recurrence(x, x, reset=torch.zeros(2, 4, dtype=torch.bool))
-    with pytest.raises(TypeError, match="`reset` must be torch.bool"):
+    with pytest.raises(TypeError, match=r"`reset` must be torch\.bool"):
         lrnn.linear_recurrence(x, x, reset=torch.zeros(2, 5))

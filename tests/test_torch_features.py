@@ -69,9 +69,7 @@ def test_opcheck(backend, device, flags):
     operator = torch.ops.lightning_lrnn.gated_recurrence.default
     readout = gates.trace(lambda h, f, z: h * torch.sigmoid(z))
     for program, out in ((gates.IDENTITY, ""), (gilr.program, readout)):
-        torch.library.opcheck(
-            operator, (program, out, [f, z], h0, lengths, reset, *flags, backend)
-        )
+        torch.library.opcheck(operator, (program, out, [f, z], h0, lengths, reset, *flags, backend))
     torch.library.opcheck(operator, (gates.IDENTITY, "", [f, z], None, None, None, *flags, backend))
 
 

@@ -36,7 +36,9 @@ def test_the_same_as():
 
 
 def test_a_cell_of_your_own_runs_as_shown():
-    shown = re.search(r"    @lrnn.gate\n.*?\n\n", (ROOT / "docs" / "extending.md").read_text(), re.S)
+    shown = re.search(
+        r"    @lrnn.gate\n.*?\n\n", (ROOT / "docs" / "extending.md").read_text(), re.S
+    )
     lines = "\n".join(line[4:] for line in shown[0].rstrip().splitlines())
     example = (ROOT / "examples" / "own_cell.py").read_text()
     assert lines in example
@@ -48,7 +50,10 @@ def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
-    for path in re.findall(r"`((?:tests|examples|configs|cuda_src|lightning_lrnn|docs|benchmarks)/[\w/.]+)`", page.read_text()):
+    for path in re.findall(
+        r"`((?:tests|examples|configs|cuda_src|lightning_lrnn|docs|benchmarks)/[\w/.]+)`",
+        page.read_text(),
+    ):
         assert (ROOT / path).exists(), path
 
 

@@ -38,9 +38,11 @@ STRETCHES = 256
 """Of time. Many more than threads: they keep the sums of one thread independent, too."""
 SHORT = 64
 """Steps of a stretch below which dividing is not worth the second reading of the inputs."""
-SECTIONS = 5
+SECTIONS = 3
 """Of time, of a single row of FEW to 2 * LINE features. Few: all but the first and the last are
 read twice."""
+LONG = 1 << 13
+"""Steps below which sections are not worth it."""
 NARROW = 8
 """Features below which rows are walked side by side: a vector register holds eight floats."""
 SMALL = 1 << 15
@@ -192,7 +194,7 @@ def _plan(
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    if plain and parallel and B == 1 and FEW <= D < 2 * LINE and T > SECTIONS * STRETCHES:
+    if plain and parallel and B == 1 and FEW <= D < 2 * LINE and T >= LONG:
         end = (T - 1) // SECTIONS * SECTIONS
         return [
             (Layout.SECTIONS, everything, steps(0, end)),
@@ -220,113 +222,132 @@ def _plan(
 
 
 def _forward_rows(
-    a: Tensor, b: Tensor, y: Tensor, h: Tensor, lengths: Tensor | None, restarts: Any,
-    reverse: bool, exclusive: bool, parallel: bool,
-) -> None:  # fmt: skip
+    a: Tensor,
+    b: Tensor,
+    y: Tensor,
+    h: Tensor,
+    lengths: Tensor | None,
+    restarts: Any,
+    reverse: bool,
+    exclusive: bool,
+    parallel: bool,
+) -> None:
     blocks, pieces = _blocks(b, parallel)
-    arguments = _forward_arguments(blocks, a, b, y, h, lengths, restarts, reverse, exclusive)
-    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
-
-
-def _forward_arguments(
-    blocks: tuple[int, int], a: Tensor, b: Tensor, y: Tensor, h: Tensor, lengths: Tensor | None,
-    restarts: Any, reverse: bool, exclusive: bool,
-) -> tuple[Any, ...]:  # fmt: skip
-    return (
+    arguments = (
         *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), *b.shape[1:],
         _dense(a, b), reverse, exclusive, restarts,
     )  # fmt: skip
+    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
 
 
 def _backward_rows(
-    a: Tensor, dy: Tensor, y: Tensor, h0: Tensor | None, da: Tensor, db: Tensor, c: Tensor,
-    lengths: Tensor | None, restarts: Any, reverse: bool, exclusive: bool, parallel: bool,
-) -> None:  # fmt: skip
-    blocks, pieces = _blocks(y, parallel)
-    arguments = _backward_arguments(
-        blocks, a, dy, y, h0, da, db, c, lengths, restarts, reverse, exclusive
-    )
-    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
-
-
-def _backward_arguments(
-    blocks: tuple[int, int], a: Tensor, dy: Tensor, y: Tensor, h0: Tensor | None, da: Tensor,
-    db: Tensor, c: Tensor, lengths: Tensor | None, restarts: Any, reverse: bool, exclusive: bool,
-) -> tuple[Any, ...]:  # fmt: skip
+    a: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    da: Tensor,
+    db: Tensor,
+    c: Tensor,
+    lengths: Tensor | None,
+    restarts: Any,
+    reverse: bool,
+    exclusive: bool,
+    parallel: bool,
+) -> None:
     """`h0` is None if the first step of the forward walk is not among these."""
-    return (
+    blocks, pieces = _blocks(y, parallel)
+    arguments = (
         *blocks, *_flat(a), *_flat(dy), *_flat(y), _array(c if h0 is None else h0),
         h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), *y.shape[1:],
         _dense(a, dy, y), reverse, exclusive, restarts,
     )  # fmt: skip
+    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
 
 
 def _forward_sections(
     a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
 ) -> bool:
     """Computes y and h in place; False if that needs pairs which are not finite: h is unchanged."""
-    a, b, y = (_as_rows(x) for x in (a, b, y))
-    states = h.repeat(SECTIONS, 1)
-    walk = _forward_arguments((1, h.shape[1]), a, b, y, states, None, NOTHING, reverse, exclusive)
-    options = reverse, False, exclusive
-    return _by_sections(_kernels().forward_rows, walk, a, b, states, h, *options)
+    L, D = b.shape[1] // SECTIONS, b.shape[2]
+    inputs = *_as_rows(a), *_as_rows(b)
+    states = np.empty((SECTIONS, D), _array(h).dtype)
+    walk = (
+        1, D, *inputs, *_as_rows(y), states.reshape(-1), np.full(SECTIONS, L), L, D,
+        _dense(a, b), reverse, exclusive, NOTHING,
+    )  # fmt: skip
+    pairs = L, D, _dense(a, b), reverse, False, exclusive
+    return _by_sections(_kernels().forward_rows, walk, inputs, pairs, states, h, reverse)
 
 
 def _backward_sections(
-    a: Tensor, dy: Tensor, y: Tensor, da: Tensor, db: Tensor, c: Tensor, reverse: bool,
+    a: Tensor,
+    dy: Tensor,
+    y: Tensor,
+    da: Tensor,
+    db: Tensor,
+    c: Tensor,
+    reverse: bool,
     exclusive: bool,
-) -> bool:  # fmt: skip
+) -> bool:
     """The same for the adjoint."""
-    a, dy, y, da, db = (_as_rows(x) for x in (a, dy, y, da, db))
-    states = c.repeat(SECTIONS, 1)
-    walk = _backward_arguments(
-        (1, c.shape[1]), a, dy, y, None, da, db, states, None, NOTHING, reverse, exclusive
-    )
-    options = not reverse, True, exclusive
-    return _by_sections(_kernels().backward_rows, walk, a, dy, states, c, *options)
+    L, D = y.shape[1] // SECTIONS, y.shape[2]
+    inputs = *_as_rows(a), *_as_rows(dy)
+    states = np.empty((SECTIONS, D), _array(c).dtype)
+    walk = (
+        1, D, *inputs, *_as_rows(y), NOTHING.view(states.dtype), False, *_as_rows(da),
+        _flat(db)[0], states.reshape(-1), np.full(SECTIONS, L), L, D, _dense(a, dy, y), reverse,
+        exclusive, NOTHING,
+    )  # fmt: skip
+    pairs = L, D, _dense(a, dy), not reverse, True, exclusive
+    return _by_sections(_kernels().backward_rows, walk, inputs, pairs, states, c, not reverse)
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """(1, SECTIONS * L, D) as (SECTIONS, L, D), which is a view for any strides."""
-    return x[0].unflatten(0, (SECTIONS, -1))
+def _as_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """(1, SECTIONS * L, D), flat and with the strides of (SECTIONS, L, D)."""
+    flat, (_, sT, sD) = _flat(x)
+    return flat, (x.shape[1] // SECTIONS * sT, sT, sD)
 
 
 def _by_sections(
-    kernel: Any, walk: tuple[Any, ...], a: Tensor, x: Tensor, states: Tensor, h: Tensor,
-    backwards: bool, adjoint: bool, exclusive: bool,
-) -> bool:  # fmt: skip
-    """Walks the first section while others compute their pairs, then these, as if they were rows.
+    kernel: Any,
+    walk: tuple[Any, ...],
+    inputs: tuple[Any, ...],
+    pairs: tuple[Any, ...],
+    states: Any,
+    h: Tensor,
+    backwards: bool,
+) -> bool:
+    """Walks the first section while the pairs of the next are computed, then these, as rows.
 
     Args:
         kernel: of rows.
         walk: its arguments.
-        a: decays (SECTIONS, L, D).
-        x: impulses, or dy.
-        states: (SECTIONS, D), that before the first section in the place of the first.
-        h: (1, D), becomes the state after the last one.
+        inputs: decays and impulses (or dy) as for `pair_rows`.
+        pairs: its further arguments.
+        states: (SECTIONS, D), for the kernel to work in.
+        h: (1, D), the state before the first section; becomes that after the last one.
         backwards: the first section is the last in time.
-        adjoint: the walk is that of the adjoint.
-        exclusive: as in the forward pass.
     """
+    state = h.numpy()[0]
     first, *inner, last = range(SECTIONS)[:: -1 if backwards else 1]
-    A, B = np.empty((2, *states.shape), _array(h).dtype)
-    pairs = (
-        *_flat(a), *_flat(x), A, B, *x.shape[1:], _dense(a, x), backwards, adjoint, exclusive,
-    )  # fmt: skip
-    calls = [(kernel, first, first + 1, *walk)]
-    calls += [(_kernels().pair_rows, s, s + 1, *pairs) for s in inner]
-    _threads.run_all(lambda function, *arguments: function(*arguments), calls)
-    if not (np.isfinite(A[inner]).all() and np.isfinite(B[inner]).all()):
-        return False
-    state = states.numpy()
-    with np.errstate(all="ignore"):  # overflow is a result like any other
-        for before, after in zip([first, *inner], [*inner, last], strict=True):
-            state[after] = state[before]
-            if before != first:
-                state[after] = A[before] * state[before] + B[before]
+    states[first] = state
+    A, B = np.empty((2, *states.shape), states.dtype)
+    pair_rows = _kernels().pair_rows
+    calls = [(pair_rows, s, s + 1, *inputs, A, B, *pairs) for s in inner]
+    _threads.run_all(_call, [(kernel, first, first + 1, *walk), *calls])
+    states[inner[0]] = states[first]
+    for before, after in pairwise([*inner, last]):
+        if not (np.isfinite(A[before]).all() and np.isfinite(B[before]).all()):
+            return False
+        with np.errstate(all="ignore"):  # overflow is a result like any other
+            states[after] = A[before] * states[before] + B[before]
     _threads.run_all(kernel, [(s, s + 1, *walk) for s in (*inner, last)])
-    h[0] = states[last]
+    state[:] = states[last]
     return True
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    function(*arguments)
 
 
 def _forward_lanes(
@@ -460,9 +481,11 @@ def _madvise() -> Any:
 
 def _flat(x: Tensor) -> tuple[Any, tuple[int, ...]]:
     """All of a tensor's memory, from its first element on, as a flat array; its strides."""
-    x = x.detach().resolve_conj().resolve_neg()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((span,), (1,)).numpy(), x.stride()
+    if x.is_conj() or x.is_neg():
+        x = x.resolve_conj().resolve_neg()
+    (B, T, D), (sB, sT, sD) = x.shape, x.stride()
+    span = 1 + (B - 1) * sB + (T - 1) * sT + (D - 1) * sD
+    return x.detach().as_strided((span,), (1,)).numpy(), (sB, sT, sD)
 
 
 def _array(x: Tensor) -> Any:

@@ -99,6 +99,9 @@ class ByteText(pl.LightningDataModule):
     def train_dataloader(self) -> Windows:
         """Windows over the training files, from the position of the checkpoint if there is one."""
         self._training = self._windows("train")
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        count = len(self._training)
+        self._training.end = int(limit * count) if isinstance(limit, float) else min(limit, count)
         if self._resume:
             self._training.load_state_dict(self._resume)
             self._resume = {}

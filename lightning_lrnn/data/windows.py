@@ -51,6 +51,9 @@ class Windows:
         rank: number of this process.
         world_size: how many processes there are.
 
+    Attributes:
+        end: windows after which an epoch is over; fewer than `windows` if the trainer limits them.
+
     Raises:
         ValueError: if the text is shorter than one window of every stream, unless `complete`.
     """
@@ -81,9 +84,9 @@ class Windows:
                 "make one of them smaller or give more text"
             )
         self._text, self._starts = text, starts
+        self.end = self.windows
         self._first = rank * batch_size * self.stream_length
-        self._epoch = self._position = 0
-        self._resume: tuple[int, int] | None = None
+        self._position = self._resume = 0
 
     def __len__(self) -> int:
         """Windows of an epoch."""
@@ -91,12 +94,9 @@ class Windows:
 
     def __iter__(self) -> Iterator[TextBatch]:
         """The windows from the first one, or from the position that was loaded."""
-        # The body of a generator runs at its first `next`: Lightning makes the iterator before it
-        # tells the epoch. A position belongs to its epoch only: that of a finished one is no more.
-        first = 0
-        if self._resume is not None and self._resume[0] == self._epoch:
-            first = self._resume[1]
-        self._resume = None
+        # A position at the end of an epoch is the start of the next.
+        first = self._resume if self._resume < self.end else 0
+        self._resume = self._position = 0
         for k in range(first, self.windows):
             self._position = k + 1
             yield self[k]
@@ -118,21 +118,9 @@ class Windows:
             reset=starts | (steps == 0),
         )
 
-    batch_sampler = None
-    """Lightning looks for one in whatever has a `sampler`."""
-
-    @property
-    def sampler(self) -> Windows:
-        """Itself: Lightning tells the epoch to `loader.sampler.set_epoch`."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the windows that follow."""
-        self._epoch = epoch
-
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it refers to."""
-        return {"epoch": self._epoch, "position": self._position, **self._shape()}
+        return {"position": self._position, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a position.
@@ -148,8 +136,7 @@ class Windows:
                 f"({'; '.join(differ)}): resume with the same data arguments, or start a new run "
                 "from the checkpoint's weights with `load_from_checkpoint`"
             )
-        self._resume = (int(state["epoch"]), int(state["position"]))
-        self._epoch, self._position = self._resume
+        self._resume = self._position = int(state["position"])
 
     def _shape(self) -> dict[str, int]:
         return {

@@ -242,7 +242,11 @@ class RecurrentModule(pl.LightningModule):
         return found
 
     def on_train_epoch_start(self) -> None:
-        """Starts from zeros; not called when an epoch is resumed."""
+        """Starts from zeros, unless an epoch goes on that `max_steps` had ended half way."""
+        if self._trainer:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress
+            if progress.current.ready and not progress.is_last_batch:
+                return
         self._states.pop("train", None)
 
     def on_validation_epoch_start(self) -> None:
