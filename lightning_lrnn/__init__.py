@@ -2,6 +2,7 @@
 
 from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
+from lightning_lrnn.backends._cuda import warmup
 from lightning_lrnn.gates import GateError, gate
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
 
@@ -16,4 +17,5 @@ __all__ = [
     "linear_recurrence",
     "nn",
     "use_backend",
+    "warmup",
 ]
