@@ -20,7 +20,6 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -97,17 +96,19 @@ def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> d
     return {name: load(name).unsupported_reasons(request) for name in names()}
 
 
-_chosen: ContextVar[str | None] = ContextVar("lightning_lrnn_backend", default=None)
+# A plain global, not a context variable: torch.compile traces and guards it, so that a compiled
+# model is compiled anew when the choice changes.
+_chosen: str | None = None
 
 
 def default() -> str:
     """What "auto" stands for now: `use_backend`, else the environment variable, else "auto"."""
-    return _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    return _chosen or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Decides what "auto" means inside the `with` block, in this thread or task.
+    """Decides what "auto" means inside the `with` block, in the whole process.
 
     A backend named by an argument or by a layer's `backend` is not overridden. The backward pass
     uses the backend of its forward pass, also outside the block.
@@ -119,11 +120,12 @@ def use_backend(name: str) -> Iterator[None]:
         BackendError: if no backend has this name.
     """
     check_name(name)
-    token = _chosen.set(name)
+    global _chosen
+    before, _chosen = _chosen, name
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def resolve(backend: str, request: Request) -> str:
