@@ -6,9 +6,11 @@ is not in the table.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import runpy
+import statistics
 
 import pytest
 
@@ -59,3 +61,17 @@ def test_links_lead_somewhere(page):
 
 def test_the_table_of_backends_is_the_registry():
     assert re.findall(r"^\| `(\w+)` \|", README, re.M) == list(backends.BUILT_IN)
+
+
+def test_the_figures_are_those_of_the_committed_samples():
+    samples = json.loads((ROOT / "benchmarks" / "results" / "cpu-recurrence.json").read_text())
+    rows = re.findall(r"^\| (\(\d+, \d+, \d+\)) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M)
+    assert rows
+    for shape, forward, both in rows:
+        median = {
+            name: statistics.median(times)
+            for name, times in samples["samples_in_seconds"][shape].items()
+        }
+        rival = median["associative_scan, compiled forward + backward"]
+        assert f"{median['scan forward'] / median['addcmul']:.2f}" == forward
+        assert f"{rival / median['scan forward + backward']:.1f}" == both
