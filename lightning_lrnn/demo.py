@@ -152,7 +152,7 @@ def _train(rnn: str, data: ByteText, seconds: float, folder: Path, seed: int) ->
     if find_spec("wandb"):
         import wandb
 
-        settings = wandb.Settings(silent=True)
+        settings = wandb.Settings(silent=True, disable_git=True)
         options: dict[str, Any] = {"project": "lightning_lrnn-demo", "settings": settings}
         loggers.append(WandbLogger(save_dir=folder, offline=True, **options))
     trainer = pl.Trainer(
