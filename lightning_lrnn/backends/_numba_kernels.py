@@ -54,8 +54,9 @@ BYTES = 32
 STEPS = 4
 """Taken at once, with the state in registers between them, if the columns of a row are few."""
 NARROW = 64
-"""Columns up to which that is faster: with more, so many places in memory are in use that the
-hardware stops fetching ahead."""
+"""Features up to which that is faster: with more, so many places in memory are in use that the
+hardware stops fetching ahead. (Not columns of a block: c + x is rounded once, not twice, between
+steps taken at once, and how a row is divided must not change a bit.)"""
 
 
 class _Emitter:
@@ -246,26 +247,27 @@ def _pair_step(a, x, A, B, adjoint, exclusive):
 
 
 @_inlined
-def _order(n, state, rising):
+def _order(n, state, rising, at_once):
     """Vectors of a row in the order of memory in which its steps are walked, for prefetching.
 
     Returns:
-        First column, distance to the next vector, number of vectors, number of their columns.
+        First column, distance to the next vector, number of vectors, number of their columns; and
+        whether STEPS steps are taken at once.
     """
     size = _vector_columns(state)
     vectors = n // size
     done = vectors * size
     if rising:
-        return uint64(0), size, vectors, done
-    return done - size, uint64(0) - size, vectors, done
+        return uint64(0), size, vectors, done, at_once
+    return done - size, uint64(0) - size, vectors, done, at_once
 
 
 @_inlined
 def _forward(
     a, ia, sa, b, ib, sb, y, iy, sy, state, n, steps, exclusive, order
 ):  # fmt: skip
-    start, step, vectors, done = order
-    more = steps // STEPS if n <= NARROW else 0
+    start, step, vectors, done, at_once = order
+    more = steps // STEPS if at_once else 0
     for _ in range(more):
         d = start
         for _ in range(vectors):
@@ -293,8 +295,8 @@ def _forward(
 def _backward(
     a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, n, steps, exclusive, order
 ):  # fmt: skip
-    start, step, vectors, done = order
-    more = steps // STEPS if n <= NARROW else 0
+    start, step, vectors, done, at_once = order
+    more = steps // STEPS if at_once else 0
     for _ in range(more):
         d = start
         for _ in range(vectors):
@@ -328,8 +330,8 @@ def _backward(
 def _pair(
     a, ia, sa, x, ix, sx, A, B, n, steps, adjoint, exclusive, order
 ):  # fmt: skip
-    start, step, vectors, done = order
-    more = steps // STEPS if n <= NARROW else 0
+    start, step, vectors, done, at_once = order
+    more = steps // STEPS if at_once else 0
     for _ in range(more):
         d = start
         for _ in range(vectors):
@@ -395,7 +397,7 @@ def forward_rows(
         iy = uint64(row * y_strides[0] + t * y_strides[1] + low * y_strides[2])
         ir, sr = uint64(row * T + t), uint64(sign)
         sa, sb = uint64(sign * a_strides[1]), uint64(sign * b_strides[1])
-        sy, order = uint64(sign * y_strides[1]), _order(n, state, sign > 0)
+        sy, order = uint64(sign * y_strides[1]), _order(n, state, sign > 0, D <= NARROW)
         k = 0
         while k < steps:
             if restarts.size != 0 and restarts[ir]:
@@ -451,7 +453,7 @@ def backward_rows(
         ir, sr = uint64(row * T + t), uint64(sign)
         sa, sdy = uint64(sign * a_strides[1]), uint64(sign * dy_strides[1])
         sp, s = uint64(sign * y_strides[1]), uint64(sign * d_strides[1])
-        order = _order(n, state, sign > 0)
+        order = _order(n, state, sign > 0, D <= NARROW)
         # The state before the last of these steps may stand elsewhere.
         inside = steps - 1 if begins and not exclusive else steps
         k = 0
@@ -598,7 +600,7 @@ def pair_rows(
         t = T - 1 if backwards else 0
         ia = uint64(row * a_strides[0] + t * a_strides[1])
         ix = uint64(row * x_strides[0] + t * x_strides[1])
-        order = _order(n, pair_A, sign > 0)
+        order = _order(n, pair_A, sign > 0, D <= NARROW)
         if dense:
             _pair(a, ia, sa, x, ix, sx, pair_A, pair_B, n, T, adjoint, exclusive, order)
         else:
