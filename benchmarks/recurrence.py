@@ -121,6 +121,7 @@ def measure(
     shape: tuple[int, ...], found: dict[str, Contender], device: str, rounds: int
 ) -> dict[str, list[float]]:
     """Samples in seconds: the yardsticks, "NAME forward" and "NAME forward + backward"."""
+    torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
     torch.manual_seed(0)
     a, b = torch.rand(shape, device=device), torch.randn(shape, device=device)
     leaves = [x.clone().requires_grad_() for x in (a, b)]

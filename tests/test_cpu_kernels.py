@@ -1,7 +1,7 @@
 """The compiled CPU code against the loop: every layout, dtype, stride, mask; every bit twice.
 
-Seen to fail: the last vector of columns left out; one step of four left out; stretches or sections
-not carried; pairs of the adjoint without conjugates; a pair that overflowed taken all the same;
+Seen to fail: the last vector of columns left out; one step of four left out; stretches not
+carried; pairs of the adjoint without conjugates; a pair that overflowed taken all the same;
 the state before the first step read from y; padding left unwritten; the state multiplied by 0 at a
 restart; features gathered with the stride of time; lanes one row apart too far; blocks of columns
 that depend on the number of threads.
@@ -134,8 +134,8 @@ def test_lengths_of_time_and_widths(T, D):
     check(*make(2, T, D, torch.float64, masks=True), reverse=True, exclusive=True)
 
 
-# Rows; columns side by side, with rows left over; sections; stretches.
-LAYOUTS = [(5, 40, 33), (11, 40, 3), (1, 8200, 33), (2, 16_450, 2)]
+# Rows; columns side by side, with rows left over; stretches.
+LAYOUTS = [(5, 40, 33), (11, 40, 3), (2, 16_450, 2)]
 
 
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
@@ -152,17 +152,13 @@ def test_every_layout_is_planned():
     assert planned == [
         _numba.Layout.ROWS,
         _numba.Layout.COLUMNS,
-        _numba.Layout.SECTIONS,
         _numba.Layout.STRETCHES,
     ]
 
 
-@pytest.mark.parametrize(
-    "T", [_numba.LONG + i for i in (-1, 0, 1, 2, 3)] + [16_384, 16_385, 16_640]
-)
+@pytest.mark.parametrize("T", [16_384, 16_385, 16_640])
 def test_edges_of_divided_time(T):
-    D = 17 if T < 10_000 else 1
-    check(*make(1, T, D, torch.float64))
+    check(*make(1, T, 1, torch.float64))
 
 
 def strided(x: Tensor, how: str) -> Tensor:
@@ -199,7 +195,7 @@ HOW = (
 def test_strides_are_read_in_place(how, masks):
     shapes = [(3, 29, 37), (9, 29, 2)]
     if how in HOW[:2] and not masks:
-        shapes += [(1, 8200, 20), (1, 16_450, 1)]
+        shapes += [(1, 16_450, 1)]
     for shape in shapes:
         inputs, dy, dh = make(*shape, torch.float64, masks=masks)
         check([strided(inputs[0], how) * 1, *inputs[1:]], dy, dh)
@@ -267,7 +263,7 @@ def test_a_restart_is_exact(reverse, exclusive):
     assert (ours[2][:, step] == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 8200, 17), (1, 16_450, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16_450, 1)], ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
     inputs, dy, _ = make(*shape, torch.float32, edges=False)

@@ -38,11 +38,6 @@ STRETCHES = 256
 """Of time. Many more than threads: they keep the sums of one thread independent, too."""
 SHORT = 64
 """Steps of a stretch below which dividing is not worth the second reading of the inputs."""
-SECTIONS = 3
-"""Of time, of a single row of FEW to 2 * LINE features. Few: all but the first and the last are
-read twice."""
-LONG = 1 << 13
-"""Steps below which sections are not worth it."""
 NARROW = 8
 """Features below which rows are walked side by side: a vector register holds eight floats."""
 SMALL = 1 << 15
@@ -64,8 +59,6 @@ class Layout(Enum):
     """The features of a row, which stand side by side in memory too; row after row."""
     COLUMNS = auto()
     """The same feature of `LANES` rows."""
-    SECTIONS = auto()
-    """The features of a row, in several sections of time at once."""
     STRETCHES = auto()
     """`LANES` stretches of time of one feature of one row."""
 
@@ -115,19 +108,14 @@ def forward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return y.to(b.dtype), h_final
-    y = _empty(b)
+    y = torch.empty(b.shape, dtype=b.dtype)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
     masks = lengths, _restarts(lengths, reset, reverse)
     for layout, rows, steps in _plan(b, plain, reverse, parallel):
         x = a[rows, steps], b[rows, steps], y[rows, steps], h[rows]
-        done = False
-        if layout is Layout.SECTIONS:
-            done = _forward_sections(*x, reverse, exclusive)
-        elif layout is not Layout.ROWS:
-            done = _forward_lanes(*x, layout, reverse, exclusive, parallel)
-        if not done:
+        if layout is Layout.ROWS or not _forward_lanes(*x, layout, reverse, exclusive, parallel):
             _forward_rows(*x, *masks, reverse, exclusive, parallel)
     return y, h
 
@@ -162,9 +150,7 @@ def backward(
         x = a[rows, steps], dy[rows, steps]
         outputs = da[rows, steps], db[rows, steps], c[rows]
         done = False
-        if layout is Layout.SECTIONS:
-            done = _backward_sections(*x, y[rows, steps], *outputs, reverse, exclusive)
-        elif layout is not Layout.ROWS:
+        if layout is not Layout.ROWS:
             # The first step of the forward walk is never among these.
             shift = 0 if exclusive else 1 if reverse else -1
             before = y[rows, steps.start + shift : steps.stop + shift]
@@ -194,12 +180,6 @@ def _plan(
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    if plain and parallel and B == 1 and FEW <= D < 2 * LINE and T >= LONG:
-        end = (T - 1) // SECTIONS * SECTIONS
-        return [
-            (Layout.SECTIONS, everything, steps(0, end)),
-            (Layout.ROWS, everything, steps(end, T)),
-        ]
     if plain and parallel and B * D < FEW and T > STRETCHES * SHORT:
         # The last step is left out: the adjoint finds the state before it elsewhere.
         length = (T - 1) // STRETCHES
@@ -262,92 +242,6 @@ def _backward_rows(
         _dense(a, dy, y), reverse, exclusive, restarts,
     )  # fmt: skip
     _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
-
-
-def _forward_sections(
-    a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
-) -> bool:
-    """Computes y and h in place; False if that needs pairs which are not finite: h is unchanged."""
-    L, D = b.shape[1] // SECTIONS, b.shape[2]
-    inputs = *_as_rows(a), *_as_rows(b)
-    states = np.empty((SECTIONS, D), _array(h).dtype)
-    walk = (
-        1, D, *inputs, *_as_rows(y), states.reshape(-1), np.full(SECTIONS, L), L, D,
-        _dense(a, b), reverse, exclusive, NOTHING,
-    )  # fmt: skip
-    pairs = L, D, _dense(a, b), reverse, False, exclusive
-    return _by_sections(_kernels().forward_rows, walk, inputs, pairs, states, h, reverse)
-
-
-def _backward_sections(
-    a: Tensor,
-    dy: Tensor,
-    y: Tensor,
-    da: Tensor,
-    db: Tensor,
-    c: Tensor,
-    reverse: bool,
-    exclusive: bool,
-) -> bool:
-    """The same for the adjoint."""
-    L, D = y.shape[1] // SECTIONS, y.shape[2]
-    inputs = *_as_rows(a), *_as_rows(dy)
-    states = np.empty((SECTIONS, D), _array(c).dtype)
-    walk = (
-        1, D, *inputs, *_as_rows(y), NOTHING.view(states.dtype), False, *_as_rows(da),
-        _flat(db)[0], states.reshape(-1), np.full(SECTIONS, L), L, D, _dense(a, dy, y), reverse,
-        exclusive, NOTHING,
-    )  # fmt: skip
-    pairs = L, D, _dense(a, dy), not reverse, True, exclusive
-    return _by_sections(_kernels().backward_rows, walk, inputs, pairs, states, c, not reverse)
-
-
-def _as_rows(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """(1, SECTIONS * L, D), flat and with the strides of (SECTIONS, L, D)."""
-    flat, (_, sT, sD) = _flat(x)
-    return flat, (x.shape[1] // SECTIONS * sT, sT, sD)
-
-
-def _by_sections(
-    kernel: Any,
-    walk: tuple[Any, ...],
-    inputs: tuple[Any, ...],
-    pairs: tuple[Any, ...],
-    states: Any,
-    h: Tensor,
-    backwards: bool,
-) -> bool:
-    """Walks the first section while the pairs of the next are computed, then these, as rows.
-
-    Args:
-        kernel: of rows.
-        walk: its arguments.
-        inputs: decays and impulses (or dy) as for `pair_rows`.
-        pairs: its further arguments.
-        states: (SECTIONS, D), for the kernel to work in.
-        h: (1, D), the state before the first section; becomes that after the last one.
-        backwards: the first section is the last in time.
-    """
-    state = h.numpy()[0]
-    first, *inner, last = range(SECTIONS)[:: -1 if backwards else 1]
-    states[first] = state
-    A, B = np.empty((2, *states.shape), states.dtype)
-    pair_rows = _kernels().pair_rows
-    calls = [(pair_rows, s, s + 1, *inputs, A, B, *pairs) for s in inner]
-    _threads.run_all(_call, [(kernel, first, first + 1, *walk), *calls])
-    states[inner[0]] = states[first]
-    for before, after in pairwise([*inner, last]):
-        if not (np.isfinite(A[before]).all() and np.isfinite(B[before]).all()):
-            return False
-        with np.errstate(all="ignore"):  # overflow is a result like any other
-            states[after] = A[before] * states[before] + B[before]
-    _threads.run_all(kernel, [(s, s + 1, *walk) for s in (*inner, last)])
-    state[:] = states[last]
-    return True
-
-
-def _call(function: Any, *arguments: Any) -> None:
-    function(*arguments)
 
 
 def _forward_lanes(
@@ -462,7 +356,12 @@ def _pieces(units: int, elements: int, parallel: bool) -> list[tuple[int, int]]:
 
 
 def _empty(like: Tensor) -> Tensor:
-    """A contiguous tensor; a large one in large pages: the kernel hands out 512 times fewer."""
+    """A contiguous tensor; a large one in large pages.
+
+    For gradients: y, da and db of a training step are freed together, which is enough for the
+    allocator to return them to the system, so each step gets its pages anew. Large ones are 512
+    times fewer. (The y of a forward pass alone is mostly memory that is still there.)
+    """
     x = torch.empty(like.shape, dtype=like.dtype)
     if x.nbytes >= 2 * LARGE_PAGE and sys.platform == "linux":
         begin = -(-x.data_ptr() // LARGE_PAGE) * LARGE_PAGE

@@ -32,7 +32,6 @@ __all__ = [
     "forward_lanes",
     "forward_rows",
     "pair_lanes",
-    "pair_rows",
 ]
 
 
@@ -188,35 +187,8 @@ def _backward_vector(steps):
     return backward_vector
 
 
-def _pair_vector(steps):
-    @intrinsic
-    def pair_vector(
-        _, a, ia, sa, x, ix, sx, A, B, d, adjoint, exclusive
-    ):  # fmt: skip
-        def generate(context, builder, signature, arguments):
-            emit, values = _operands(context, builder, signature, arguments)
-            a, ia, sa, x, ix, sx, array_A, array_B, d, adjoint, exclusive = values
-            A, B = emit.load(array_A, d), emit.load(array_B, d)
-            last = builder.or_(builder.not_(adjoint), exclusive)
-            for _ in range(steps):
-                decay, impulse = emit.load(a, ia, d), emit.load(x, ix, d)
-                decay = emit.choose(adjoint, emit.conjugate(decay), decay)
-                A = emit.multiply(decay, A)
-                B = emit.multiply(decay, emit.choose(last, B, emit.add(B, impulse)))
-                B = emit.choose(last, emit.add(B, impulse), B)
-                ia, ix = builder.add(ia, sa), builder.add(ix, sx)
-            emit.store(A, array_A, d)
-            emit.store(B, array_B, d)
-            return context.get_dummy_value()
-
-        return types.none(a, ia, sa, x, ix, sx, A, B, d, adjoint, exclusive), generate
-
-    return pair_vector
-
-
 _forward_one, _forward_more = _forward_vector(1), _forward_vector(STEPS)
 _backward_one, _backward_more = _backward_vector(1), _backward_vector(STEPS)
-_pair_one, _pair_more = _pair_vector(1), _pair_vector(STEPS)
 
 
 @_inlined
@@ -324,33 +296,6 @@ def _backward(
         idy += sdy
         ip += sp
         i += s
-
-
-@_inlined
-def _pair(
-    a, ia, sa, x, ix, sx, A, B, n, steps, adjoint, exclusive, order
-):  # fmt: skip
-    start, step, vectors, done, at_once = order
-    more = steps // STEPS if at_once else 0
-    for _ in range(more):
-        d = start
-        for _ in range(vectors):
-            _pair_more(a, ia, sa, x, ix, sx, A, B, d, adjoint, exclusive)
-            d += step
-        for _ in range(STEPS):
-            for j in range(done, n):
-                A[j], B[j] = _pair_step(a[ia + j], x[ix + j], A[j], B[j], adjoint, exclusive)
-            ia += sa
-            ix += sx
-    for _ in range(steps - more * STEPS):
-        d = start
-        for _ in range(vectors):
-            _pair_one(a, ia, sa, x, ix, sx, A, B, d, adjoint, exclusive)
-            d += step
-        for j in range(done, n):
-            A[j], B[j] = _pair_step(a[ia + j], x[ix + j], A[j], B[j], adjoint, exclusive)
-        ia += sa
-        ix += sx
 
 
 @_compiled
@@ -582,37 +527,6 @@ def pair_lanes(
             ix += sx
         A[unit, 0], A[unit, 1], A[unit, 2], A[unit, 3] = A0, A1, A2, A3
         B[unit, 0], B[unit, 1], B[unit, 2], B[unit, 3] = B0, B1, B2, B3
-
-
-@_compiled
-def pair_rows(
-    begin, end, a, a_strides, x, x_strides, A, B, T, D, dense, backwards, adjoint, exclusive
-):  # fmt: skip
-    """The same for rows begin ... end - 1 of (B, T, D); pairs (B, D)."""
-    buffer_a, buffer_x = np.empty(D, A.dtype), np.empty(D, A.dtype)
-    n, zero, sign = uint64(D), uint64(0), -1 if backwards else 1
-    sa, sx = uint64(sign * a_strides[1]), uint64(sign * x_strides[1])
-    fa, fx = uint64(a_strides[2]), uint64(x_strides[2])
-    for row in range(begin, end):
-        pair_A, pair_B = A[row], B[row]
-        pair_A[:] = 1
-        pair_B[:] = 0
-        t = T - 1 if backwards else 0
-        ia = uint64(row * a_strides[0] + t * a_strides[1])
-        ix = uint64(row * x_strides[0] + t * x_strides[1])
-        order = _order(n, pair_A, sign > 0, D <= NARROW)
-        if dense:
-            _pair(a, ia, sa, x, ix, sx, pair_A, pair_B, n, T, adjoint, exclusive, order)
-        else:
-            for _ in range(T):
-                _gather(a, ia, fa, buffer_a, n)
-                _gather(x, ix, fx, buffer_x, n)
-                _pair(
-                    buffer_a, zero, zero, buffer_x, zero, zero, pair_A, pair_B, n, 1, adjoint,
-                    exclusive, order,
-                )  # fmt: skip
-                ia += sa
-                ix += sx
 
 
 @_compiled
