@@ -33,7 +33,8 @@ __all__ = ["main"]
 
 MODELS = {"GILRLSTM": "GILR-LSTM", "LSTM": "torch.nn.LSTM"}
 LEARNING_RATE = 5e-3
-BATCH_SIZE, WINDOW = 16, 128
+# Many short windows, so that a short training sees many files; the state is carried over them.
+BATCH_SIZE, WINDOW = 64, 32
 PROMPT = b"def "
 
 
