@@ -24,10 +24,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-__all__ = ["IDENTITY", "Gate", "GateError", "Program", "evaluate", "gate", "parse", "trace"]
+__all__ = [
+    "IDENTITY",
+    "Constant",
+    "Gate",
+    "GateError",
+    "Program",
+    "Step",
+    "complex_values",
+    "evaluate",
+    "gate",
+    "inputs_of",
+    "parse",
+    "program_of",
+    "pruned",
+    "state_is_complex",
+    "trace",
+]
 
 IDENTITY = "x0 x1 -> -> x0 x1"
 """The program of `lambda a, b: (a, b)`: the plain recurrence."""
+
+
+def _complex(real: Any, imag: Any) -> Any:
+    """`torch.complex`, one part of which may be a number."""
+    if isinstance(real, int | float):
+        real = torch.full_like(imag, real)
+    if isinstance(imag, int | float):
+        imag = torch.full_like(real, imag)
+    return torch.complex(real, imag)
+
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "add": torch.add,
@@ -46,9 +72,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "relu": torch.relu,
     "silu": F.silu,
     "gelu": F.gelu,
+    "erf": torch.erf,
     "sqrt": torch.sqrt,
     "rsqrt": torch.rsqrt,
     "abs": torch.abs,
+    "sgn": torch.sgn,
     "clamp": torch.clamp,
     "where": torch.where,
     "minimum": torch.minimum,
@@ -59,7 +87,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "ge": torch.ge,
     "eq": torch.eq,
     "ne": torch.ne,
-    "complex": torch.complex,
+    "complex": _complex,
     "polar": torch.polar,
     "real": torch.real,
     "imag": torch.imag,
@@ -87,6 +115,8 @@ _NAMES: dict[Any, str] = {
     F.sigmoid: "sigmoid",
     F.tanh: "tanh",
     torch.special.expit: "sigmoid",
+    torch.special.erf: "erf",
+    torch.complex: "complex",
 }
 
 # Options that PyTorch's own wrappers pass on, at values that change nothing.
@@ -107,11 +137,11 @@ class Step(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A parsed program: number of inputs, steps in order, names of the outputs."""
+    """A parsed program: number of inputs, steps in order, outputs (names, or constants)."""
 
     inputs: int
     steps: tuple[Step, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str | Constant, ...]
 
     def __str__(self) -> str:
         """The canonical text; `parse` is its inverse."""
@@ -120,7 +150,8 @@ class Program(NamedTuple):
             f"t{i}={step.operation}({','.join(map(_literal, step.arguments))})"
             for i, step in enumerate(self.steps)
         )
-        return f"{inputs} -> {steps} -> {' '.join(self.outputs)}".replace("->  ->", "-> ->")
+        outputs = " ".join(map(_literal, self.outputs))
+        return f"{inputs} -> {steps} -> {outputs}".replace("->  ->", "-> ->")
 
 
 def _literal(argument: str | Constant) -> str:
@@ -150,8 +181,9 @@ def parse(program: str) -> Program:
             arguments = tuple(_argument(word, known) for word in match[3].split(","))
             parsed.append(Step(match[2], arguments))
             known.add(f"t{index}")
-        result = Program(len(inputs.split()), tuple(parsed), tuple(outputs.split()))
-        if not known.issuperset(result.outputs) or str(result) != program:
+        returned = tuple(_argument(word, known) for word in outputs.split())
+        result = Program(len(inputs.split()), tuple(parsed), returned)
+        if str(result) != program:
             raise ValueError("not in canonical form")
     except ValueError as error:
         raise GateError(f"not a gate program: {program!r} ({error})") from None
@@ -168,7 +200,7 @@ def _argument(word: str, known: set[str]) -> str | Constant:
     return int(word) if re.fullmatch(r"-?\d+", word) else float(word)
 
 
-def evaluate(program: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def evaluate(program: str, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Runs a program with PyTorch's own operations: what every compiled form must agree with."""
     parsed = parse(program)
     if len(inputs) != parsed.inputs:
@@ -181,7 +213,7 @@ def evaluate(program: str, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             values[f"t{index}"] = getattr(operator, operation.replace("div", "truediv"))(*operands)
         else:
             values[f"t{index}"] = OPERATIONS[operation](*operands)
-    return tuple(values[name] for name in parsed.outputs)
+    return tuple(values[o] if isinstance(o, str) else o for o in parsed.outputs)
 
 
 class _Tracer(fx.Tracer):
@@ -210,6 +242,8 @@ def trace(function: Callable[..., Any]) -> str:
     Raises:
         GateError: naming the operation, and the line where it stands, that is not in the set.
     """
+    if isinstance(function, Gate):
+        return function.program
     kinds = {p.kind for p in inspect.signature(function).parameters.values()}
     if not kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
         raise GateError(f"{_name(function)}: a gate takes its tensors by position")
@@ -221,27 +255,34 @@ def trace(function: Callable[..., Any]) -> str:
             "use torch.where"
         ) from error
 
+    for node in graph.nodes:
+        if node.op == "output":
+            result = node.args[0] if isinstance(node.args[0], tuple) else node.args
+            if not all(isinstance(value, fx.Node) for value in result):
+                raise GateError(f"{_name(function)} must return tensors, returns {result}")
+    return str(program_of(graph, _name(function)))
+
+
+def program_of(graph: fx.Graph, name: str) -> Program:
+    """The program of a graph of pointwise operations; `name` says whose it is, for errors."""
     names: dict[fx.Node, str] = {}
     steps: dict[Step, str] = {}
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str | Constant, ...] = ()
     inputs = 0
     for node in graph.nodes:
         if node.op == "placeholder":
             names[node] = f"x{inputs}"
             inputs += 1
         elif node.op == "output":
-            result = node.args[0]
-            result = result if isinstance(result, tuple) else (result,)
-            if not all(isinstance(value, fx.Node) for value in result):
-                raise GateError(f"{_name(function)} must return tensors, returns {result}")
-            outputs = tuple(names[value] for value in result)
+            result = node.args[0] if isinstance(node.args[0], tuple) else node.args
+            outputs = tuple(names.get(value, value) for value in result)
         else:
-            step = _step(function, node, names)
+            step = _step(name, node, names)
             names[node] = steps.setdefault(step, f"t{len(steps)}")
-    return str(_pruned(Program(inputs, tuple(steps), outputs)))
+    return pruned(Program(inputs, tuple(steps), outputs))
 
 
-def _step(function: Callable[..., Any], node: fx.Node, names: dict[fx.Node, str]) -> Step:
+def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
     """The program's form of one traced operation."""
     arguments: Sequence[Any] = node.args
     if node.op == "call_method":
@@ -262,21 +303,53 @@ def _step(function: Callable[..., Any], node: fx.Node, names: dict[fx.Node, str]
         what = getattr(node.target, "__name__", node.target)
         detail = f" with {options}" if operation in OPERATIONS else ""
         raise GateError(
-            f"{_name(function)} uses {what}{detail}, which is not an operation of a gate"
-            f"{node.meta['line']}. A gate may use: {', '.join(OPERATIONS)}"
+            f"{function} uses {what}{detail}, which is not an operation of a gate"
+            f"{node.meta.get('line', '')}. A gate may use: {', '.join(OPERATIONS)}"
         )
     for argument in arguments:
         if not isinstance(argument, fx.Node | int | float | None):
             raise GateError(
-                f"{_name(function)}: {operation} takes tensors and numbers, got {argument!r}"
-                f"{node.meta['line']}"
+                f"{function}: {operation} takes tensors and numbers, got {argument!r}"
+                f"{node.meta.get('line', '')}"
             )
+    numbers = [argument for argument in arguments if not isinstance(argument, fx.Node)]
+    if operation == "pow" and (len(numbers) != 1 or _is_power_of_none(numbers[0], arguments)):
+        raise GateError(
+            f"{function}: a power has a constant exponent, or a constant base above 0"
+            f"{node.meta.get('line', '')}"
+        )
+    if operation == "clamp" and len(numbers) != 2:
+        raise GateError(
+            f"{function}: clamp takes numbers as its bounds; there are torch.minimum and "
+            f"torch.maximum{node.meta.get('line', '')}"
+        )
     return Step(operation, tuple(names[a] if isinstance(a, fx.Node) else a for a in arguments))
 
 
-def _pruned(program: Program) -> Program:
+def _is_power_of_none(number: Constant, arguments: Sequence[Any]) -> bool:
+    return number is None or (arguments[0] is number and number <= 0)
+
+
+CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
+
+
+def complex_values(program: Program, complex_inputs: Sequence[bool]) -> dict[str, bool]:
+    """Which values of a program are complex, given which of its inputs are."""
+    found = {f"x{i}": bool(c) for i, c in enumerate(complex_inputs)}
+    for index, (operation, arguments) in enumerate(program.steps):
+        if operation in ("complex", "polar"):
+            result = True
+        elif operation in ("real", "imag", "abs") or operation in CONDITIONS:
+            result = False
+        else:
+            result = any(found[a] for a in arguments if isinstance(a, str))
+        found[f"t{index}"] = result
+    return found
+
+
+def pruned(program: Program) -> Program:
     """The program without the steps that no output needs, numbered anew."""
-    needed = set(program.outputs)
+    needed = {o for o in program.outputs if isinstance(o, str)}
     for index in reversed(range(len(program.steps))):
         if f"t{index}" in needed:
             needed.update(a for a in program.steps[index].arguments if isinstance(a, str))
@@ -290,7 +363,30 @@ def _pruned(program: Program) -> Program:
         Step(program.steps[i].operation, tuple(map(rename, program.steps[i].arguments)))
         for i in kept
     )
-    return Program(program.inputs, steps, tuple(renamed.get(o, o) for o in program.outputs))
+    return Program(program.inputs, steps, tuple(map(rename, program.outputs)))
+
+
+@functools.cache
+def _state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
+    program = parse(gate)
+    found = complex_values(program, complex_inputs)
+    return any(found[o] for o in program.outputs if isinstance(o, str))
+
+
+def state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
+    """Whether the recurrence of a gate's decays and impulses has complex states."""
+    return _state_is_complex(gate, complex_inputs)
+
+
+# For torch.compile: it depends on its arguments alone (backends/__init__.py has more on this).
+state_is_complex._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def inputs_of(program: Program) -> set[int]:
+    """The inputs that some output depends on."""
+    live = pruned(program)
+    names = {a for step in live.steps for a in step.arguments} | set(live.outputs)
+    return {int(name[1:]) for name in names if isinstance(name, str) and name[0] == "x"}
 
 
 def _name(function: Callable[..., Any]) -> str:
