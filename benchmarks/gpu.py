@@ -260,12 +260,12 @@ def exercise() -> None:
     from lightning_lrnn.backends import _cuda
 
     launches = 0
-    for dtype, tile in _cuda.TILES.items():
+    for dtype in _cuda.STORAGE:
         state = torch.float32 if dtype.itemsize == 2 else dtype
         exact = torch.complex128 if dtype.is_complex else torch.float64
         for D, flag in itertools.product((1, 5, 40), (False, True)):
             # Two tiles and a few steps, whatever their length.
-            T = 2 * tile.steps * tile.threads // _cuda.columns(D) + 3
+            T = 2 * _cuda.SEGMENT // state.itemsize * _cuda.THREADS // _cuda.columns(D) + 3
             a, b, dy = (torch.randn(2, T, D, dtype=dtype) / 2 for _ in range(3))
             h0, dh_final = (torch.randn(2, D, dtype=state) for _ in range(2))
             lengths, reset = torch.tensor([T - 5, T]), torch.rand(2, T) < 0.01

@@ -25,22 +25,19 @@ struct alignas(2 * sizeof(Real)) Complex {
 
   Complex() = default;
   __device__ Complex(Real re, Real im = 0) : re(re), im(im) {}
+
+  friend __device__ Complex operator-(Complex x) { return {-x.re, -x.im}; }
+  friend __device__ Complex operator+(Complex x, Complex y) { return {x.re + y.re, x.im + y.im}; }
+  friend __device__ Complex operator-(Complex x, Complex y) { return {x.re - y.re, x.im - y.im}; }
+  friend __device__ Complex operator*(Complex x, Complex y) {
+    return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
+  }
+  friend __device__ Complex operator/(Complex x, Complex y) {
+    const Real size = y.re * y.re + y.im * y.im;
+    return {(x.re * y.re + x.im * y.im) / size, (x.im * y.re - x.re * y.im) / size};
+  }
+  friend __device__ bool operator==(Complex x, Complex y) { return x.re == y.re && x.im == y.im; }
 };
-
-template <typename Real>
-__device__ Complex<Real> operator+(Complex<Real> x, Complex<Real> y) {
-  return {x.re + y.re, x.im + y.im};
-}
-
-template <typename Real>
-__device__ Complex<Real> operator*(Complex<Real> x, Complex<Real> y) {
-  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
-}
-
-template <typename Real>
-__device__ bool operator==(Complex<Real> x, Complex<Real> y) {
-  return x.re == y.re && x.im == y.im;
-}
 
 template <typename Real>
 __device__ Real conj(Real x) {
@@ -102,6 +99,29 @@ struct f16 {
 
 }  // namespace storage
 
+// The machine's own functions, each within two units of the last place.
+
+#ifndef LRNN_HOST
+
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+#else
+
+inline float exp2_fast(float x) { return ::exp2f(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
+
+#endif
+
 // Memory.
 
 template <typename T>
@@ -118,6 +138,23 @@ __device__ void store(T* at, T value) {
   host::traffic.bytes_stored += sizeof(T);
 #endif
   *at = value;
+}
+
+// A value as a storage type keeps it, at an address or at an index from one.
+
+template <typename Storage>
+__device__ typename Storage::Value load_as(const char* at) {
+  return Storage::decode(load(reinterpret_cast<const typename Storage::Element*>(at)));
+}
+
+template <typename Storage>
+__device__ void store_as(char* to, Index at, typename Storage::Value value) {
+  store(reinterpret_cast<typename Storage::Element*>(to) + at, Storage::encode(value));
+}
+
+template <typename Number>
+__device__ void store_as_is(char* to, Index at, Number value) {
+  store(reinterpret_cast<Number*>(to) + at, value);
 }
 
 // Words that blocks exchange while they run. "Relaxed" suffices because a word tells by itself

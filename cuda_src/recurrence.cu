@@ -1,27 +1,31 @@
-// h_t = a_t * h_{t-1} + b_t over (B, T, D), and its gradient: one variant of each per compilation.
+// The gated recurrence over (B, T, D), and its gradient: one variant of each per compilation.
 //
-//   LRNN_STORAGE   f32 | f64 | f16 | bf16 | c64 | c128
+//   a_t, b_t = gate(x_t);  h_t = a_t * h_{t-1} + b_t;  y_t = readout(h_t, x_t), or h_t
+//
+//   LRNN_GATE      struct Gate: gate, readout, their derivatives, access to their inputs; generated
+//                  from the gate's program (lightning_lrnn/backends/_cuda_gate.py)
 //   LRNN_PASS      forward | backward
 //   LRNN_SCHEDULE  scan | serial
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_THREADS   threads of a block (scan)
 //   LRNN_STEPS     time steps that a thread holds in registers
 //
-// The backward pass is the same recurrence, of the carry c over the opposite walk:
-//   inclusive: g = dy_t + c, db_t = g, da_t = g * conj(h_prev), c = conj(a_t) * g
-//   exclusive: g = c,        db_t = g, da_t = g * conj(y_t),    c = conj(a_t) * g + dy_t
+// The backward pass computes gates anew, and is the same recurrence, of the carry c over the
+// opposite walk; e_t is what the forward pass emitted, h_t or h_{t-1}, and de_t = dy_t, or what the
+// derivative of the readout makes of it:
+//   inclusive: g = de_t + c, db_t = g, da_t = g * conj(h_prev), c = conj(a_t) * g
+//   exclusive: g = c,        db_t = g, da_t = g * conj(e_t),    c = conj(a_t) * g + de_t
 //
 // Levels of the scan, each knowing only the one below:
 //   thread     a segment: LRNN_STEPS consecutive steps of one column, loaded once, in registers
 //   block      a tile: LRNN_COLUMNS columns, LRNN_THREADS / LRNN_COLUMNS segments of each
 //   sequence   a chain: the tiles of the same columns; each waits for the state of the one before
+
 #include "affine.cuh"
 #include "carry.cuh"
 #include "device.cuh"
+#include "pointwise.cuh"
 
-#ifndef LRNN_STORAGE
-#define LRNN_STORAGE f32
-#endif
 #ifndef LRNN_PASS
 #define LRNN_PASS forward
 #endif
@@ -35,8 +39,10 @@
 #define LRNN_THREADS 256
 #endif
 #ifndef LRNN_STEPS
-#define LRNN_STEPS (64 / sizeof(Value))  // as much as no architecture spills; README.md, Tiles
+#define LRNN_STEPS 8
 #endif
+
+LRNN_GATE
 
 enum class Pass { forward, backward };
 enum class Schedule { scan, serial };
@@ -45,9 +51,9 @@ enum class Emit { state_after, state_before };  // inclusive, exclusive
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
-using Storage = storage::LRNN_STORAGE;
-using Element = Storage::Element;
-using Value = Storage::Value;
+using Value = Gate::Value;
+using Pre = Gate::Pre;
+using OutputValue = Gate::Output::Value;
 using Pair = Affine<Value>;
 
 constexpr int kSteps = LRNN_STEPS;
@@ -61,29 +67,32 @@ static_assert(kColumns >= 1 && LRNN_THREADS % kColumns == 0, "whole segments in 
 static_assert(LRNN_THREADS % 32 == 0 && LRNN_THREADS <= 1024, "whole warps, one block");
 
 struct Input {
-  const Element* data;
-  Index sB, sT, sD;  // strides in elements
+  const char* data;
+  Index sB, sT, sD;  // strides in bytes
 
-  __device__ const Element* at(Index b, Index t, Index d) const {
+  __device__ const char* at(Index b, Index t, Index d) const {
     return data + b * sB + t * sT + d * sD;
   }
 };
 
-// One launch, in the words of either pass. Null: absent.
+// One launch, in the words of either pass: 64 bits each. Null: absent.
 struct Problem {
-  Input a;
-  Input x;               // b       | dy
-  Input y;               //         | y
-  const Value* initial;  // h0      | dh_final
-  Element* emitted;      // y       | db
-  Element* da;           //         | da
-  Value* final;          // h_final | dh0
-  const Value* h0;       //         | h0
+  Input pre[Gate::kInputs];  // a parameter's stride of time is 0
+  Input dy;                  //         | gradient of what the forward pass put out
+  Input e;                   //         | states that it emitted
+  const Value* initial;      // h0      | dh_final
+  Value* final;              // h_final | dh0
+  const Value* h0;           //         | h0
+  char* y;                   // readout |
+  char* emitted;             // e       |
+  char* dpre[Gate::kInputs];  //        | (B, T, D); of a parameter (tiles, B, D), in Value
   const Index* lengths;
   const unsigned char* reset;
   Index B, T, D;
-  Direction direction;  // of the forward pass
-  Emit emit;
+  Index reverse, exclusive;  // of the forward pass
+  Word* workspace;
+
+  __device__ Emit emit() const { return exclusive ? Emit::state_before : Emit::state_after; }
 };
 
 // One feature of one row, and the walk over it: step k = 0, 1, ... is at time(k) while k < length;
@@ -98,7 +107,7 @@ struct Column {
       length = load(p.lengths + b);
       length = length < 0 ? 0 : length < p.T ? length : p.T;  // whatever it says, stay inside
     }
-    const bool reversed = (p.direction == Direction::reverse) != (kPass == Pass::backward);
+    const bool reversed = bool(p.reverse) != (kPass == Pass::backward);
     walk = reversed ? Direction::reverse : Direction::forward;
   }
 
@@ -132,44 +141,74 @@ struct Segment {
   const Column& column;
   Index begin;  // first step
   int count;    // steps that are not padding
-  Value a[kSteps], x[kSteps];
-  Value h_prev[kPass == Pass::backward ? kSteps : 1];
-  unsigned restarts;  // bit s: the forward walk starts anew at step `begin + s`
+  Pre pre[kSteps];
+  OutputValue dy[kPass == Pass::backward ? kSteps : 1];
+  Value e[kPass == Pass::backward ? kSteps + 1 : 1];  // one more: the state before the last step
+  unsigned restarts;                                  // bit s: step `begin + s` starts anew
 
-  // Loads; a step of padding becomes the identity.
   __device__ Segment(const Column& column, Index begin)
       : column(column), begin(begin), restarts(0) {
     const Problem& p = column.problem;
     const Index left = column.exists() ? column.length - begin : 0;
     count = left < 0 ? 0 : left < kSteps ? int(left) : kSteps;
-    load_into(a, p.a, begin, count, Value(1));
-    load_into(x, p.x, begin, count, Value(0));
+    load_pre();
+    if constexpr (kPass == Pass::backward) {
+      load_into<Gate::Output>(dy, p.dy, kSteps, 0, count, OutputValue(0));
+      if constexpr (Gate::kHasReadout) load_emitted();
+    }
     if (p.reset) load_restarts();
   }
 
   // What replay() needs besides; apart, because fewer addresses at a time take fewer registers.
-  __device__ void load_h_prev() {
-    if constexpr (kPass == Pass::backward) {
-      const Problem& p = column.problem;
-      // The step before, in the forward walk, is the next one of this walk; before the first: h0.
-      const bool next = p.emit == Emit::state_after;
-      const bool ends = next && begin + count == column.length;
-      load_into(h_prev, p.y, begin + next, ends ? count - 1 : count,
-                ends ? column.state_in(p.h0) : Value(0));
+  __device__ void load_rest() {
+    if constexpr (kPass == Pass::backward && !Gate::kHasReadout) load_emitted();
+  }
+
+  __device__ void load_pre() {
+    const Problem& p = column.problem;
+    const char* at[Gate::kInputs];
+    Index stride[Gate::kInputs];
+#pragma unroll
+    for (int i = 0; i < Gate::kInputs; ++i) {
+      at[i] = p.pre[i].at(column.b, column.time(begin), column.d);
+      stride[i] = column.stride(p.pre[i].sT);
+    }
+    Pre parameters{};
+    if (count > 0) Gate::load_parameters(parameters, at);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      pre[s] = parameters;
+      if (s < count) Gate::load_step(pre[s], at);
+#pragma unroll
+      for (int i = 0; i < Gate::kInputs; ++i) at[i] += stride[i];
     }
   }
 
-  __device__ void load_into(Value* values, const Input& input, Index from, int n, Value otherwise) {
-    const Element* at = input.at(column.b, column.time(from), column.d);
+  // The values of steps `first` to `last` - 1, counted from the segment's; others are `otherwise`.
+  template <typename Storage, typename Number>
+  __device__ void load_into(Number* values, const Input& input, int size, int first, int last,
+                            Number otherwise) {
+    const char* at = input.at(column.b, column.time(begin), column.d);
     const Index stride = column.stride(input.sT);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s, at += stride)
-      values[s] = s < n ? Storage::decode(load(at)) : otherwise;
+    for (int s = 0; s < size; ++s, at += stride)
+      values[s] = s >= first && s < last ? load_as<Storage>(at) : otherwise;
+  }
+
+  __device__ void load_emitted() {
+    const Problem& p = column.problem;
+    // The step before, in the forward walk, is the next one of this walk; before the first: h0.
+    const bool next = p.emit() == Emit::state_after;
+    const bool ends = next && begin + count == column.length;
+    const int first = next && !Gate::kHasReadout;
+    const int last = count > 0 ? count + (next && !ends) : 0;
+    const Value h0 = ends ? column.state_in(p.h0) : Value(0);
+    load_into<Gate::State>(e, p.e, kSteps + 1, first, last, h0);
   }
 
   __device__ void load_restarts() {
     const Problem& p = column.problem;
-    const Index ahead = p.direction == Direction::reverse;  // the border lies behind step t in time
+    const Index ahead = p.reverse;  // in reverse, the border lies behind step t in time
     const Index first = column.time(begin) + ahead, stride = column.stride(1);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -184,15 +223,28 @@ struct Segment {
     // After this loop, pair maps the state before the segment to the state after it.
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      advance(pair.B, a[s], x[s], restarts >> s & 1, column.problem.emit);
-      pair.A = (kPass == Pass::forward ? a[s] : conj(a[s])) * pair.A;
+      if (s >= count) continue;
+      Value a, x;
+      Gate::gate(pre[s], a, x);
+      if constexpr (kPass == Pass::backward) {
+        Pre unused;
+        x = of_emitted(s, unused);
+      }
+      advance(pair.B, a, x, restarts >> s & 1, column.problem.emit());
+      pair.A = (kPass == Pass::forward ? a : conj(a)) * pair.A;
     }
     pair.restarts = restarts != 0;
     return pair;
   }
 
+  // The gradient of what step s emitted, and of its pre-activations by way of the readout.
+  __device__ Value of_emitted(int s, Pre& dx) const {
+    return Gate::readout_pullback(e[s], pre[s], dy[s], dx);
+  }
+
   // From the state before the segment to the state after it, storing every output on the way.
-  __device__ Value replay(Value state) const {
+  // Gradients of parameters are added to `sums`.
+  __device__ Value replay(Value state, Pre& sums) const {
     const Problem& p = column.problem;
     Index at = column.offset(column.time(begin));
     const Index stride = column.stride(p.D);
@@ -201,25 +253,39 @@ struct Segment {
     for (int s = 0; s < kSteps; ++s, at += stride) {
       if (s >= count) continue;
       const bool restart = restarts >> s & 1;
-      const Value emitted = advance(state, a[s], x[s], restart, p.emit);
-      store(p.emitted + at, Storage::encode(emitted));
-      if constexpr (kPass == Pass::backward) {
-        const Value da = restart ? Value(0) : emitted * conj(h_prev[s]);
-        store(p.da + at, Storage::encode(da));
+      Value a, b;
+      Gate::gate(pre[s], a, b);
+      if constexpr (kPass == Pass::forward) {
+        const Value emitted = advance(state, a, b, restart, p.emit());
+        store_as<Gate::State>(p.emitted, at, emitted);
+        if constexpr (Gate::kHasReadout)
+          store_as<Gate::Output>(p.y, at, Gate::readout(emitted, pre[s]));
+      } else {
+        Pre dx{};
+        const Value g = advance(state, a, of_emitted(s, dx), restart, p.emit());
+        const Value h_prev = p.emit() == Emit::state_after ? e[s + 1] : e[s];
+        Gate::gate_pullback(pre[s], restart ? Value(0) : g * conj(h_prev), g, dx);
+        Gate::store_step(dx, p.dpre, at);
+        Gate::add_parameters(sums, dx);
       }
     }
     return state;
   }
 
+  // Outputs at padded steps are 0.
   __device__ void store_padding() const {
     const Problem& p = column.problem;
     if (!column.exists()) return;
     const Index end = begin + kSteps < p.T ? begin + kSteps : p.T;
     // After this loop, the outputs at all padded steps of the segment are 0.
     for (Index t = begin + count; t < end; ++t) {
-      store(p.emitted + column.offset(t), Storage::encode(Value(0)));
-      if constexpr (kPass == Pass::backward)
-        store(p.da + column.offset(t), Storage::encode(Value(0)));
+      const Index at = column.offset(t);
+      if constexpr (kPass == Pass::forward) {
+        store_as<Gate::State>(p.emitted, at, Value(0));
+        if constexpr (Gate::kHasReadout) store_as<Gate::Output>(p.y, at, OutputValue(0));
+      } else {
+        Gate::store_step(Pre{}, p.dpre, at);
+      }
     }
   }
 
@@ -265,9 +331,24 @@ __device__ Prefix scan_block(Shared& shared, int segment, int column, Pair own) 
           stretches[kSegments - 1][column]};
 }
 
+// The sum over the segments of a column, for its first one; in a fixed order.
+template <typename Number>
+__device__ Number sum_over_segments(int segment, int column, Number own) {
+  using Table = Number[kSegments][kColumns];
+  LRNN_SHARED(Table, sums);
+  __syncthreads();  // what used this memory before is done
+  sums[segment][column] = own;
+  // After each round, the first `reach` segments hold the sum of all.
+  for (int reach = kSegments / 2; reach > 0; reach /= 2) {
+    __syncthreads();
+    if (segment < reach) sums[segment][column] = sums[segment][column] + sums[segment + reach][column];
+  }
+  return sums[segment][column];
+}
+
 // Sequence: a block takes the next tile, waits for the state before it and passes on the state
-// after it. `workspace` may be null if there is one tile per chain.
-__device__ void scan(const Problem& p, Word* workspace) {
+// after it. The workspace may be null if there is one tile per chain.
+__device__ void scan(const Problem& p) {
   LRNN_SHARED(Shared, shared);
   const int segment = threadIdx.x / kColumns, lane = threadIdx.x % kColumns;
   const Index tiles = (p.T + kTile - 1) / kTile;
@@ -275,7 +356,7 @@ __device__ void scan(const Problem& p, Word* workspace) {
 
   Index ticket = blockIdx.x;
   if (tiles > 1) {
-    if (threadIdx.x == 0) shared.ticket = take_ticket(workspace);
+    if (threadIdx.x == 0) shared.ticket = take_ticket(p.workspace);
     __syncthreads();
     ticket = shared.ticket;
   }
@@ -287,18 +368,25 @@ __device__ void scan(const Problem& p, Word* workspace) {
   if (tile > 0 && tile * kTile >= column.length) return own.store_padding();  // the whole block
 
   const Pair pair = own.pair();
-  own.load_h_prev();  // arrives while the block combines and waits
+  own.load_rest();  // arrives while the block combines and waits
   const Prefix prefix = scan_block(shared, segment, lane, pair);
   if (segment == 0) {
     const Index slot = (chain * tiles + tile) * kColumns + lane;
     const Value state = tile == 0 ? column.state_in(p.initial)
-                                  : await<Value>(carry_words<Value>(workspace, slot - kColumns));
+                                  : await<Value>(carry_words<Value>(p.workspace, slot - kColumns));
     shared.state_in[lane] = state;
     if ((tile + 1) * kTile < column.length)
-      publish(carry_words<Value>(workspace, slot), apply(prefix.tile, state));
+      publish(carry_words<Value>(p.workspace, slot), apply(prefix.tile, state));
   }
   __syncthreads();
-  own.finish(own.replay(apply(prefix.before, shared.state_in[lane])));
+  Pre sums{};
+  own.finish(own.replay(apply(prefix.before, shared.state_in[lane]), sums));
+  if constexpr (kPass == Pass::backward)
+    Gate::each_parameter(sums, [&](int i, auto sum) {
+      const auto total = sum_over_segments(segment, lane, sum);
+      if (segment == 0 && column.exists())
+        store_as_is(p.dpre[i], (tile * p.B + b) * p.D + column.d, total);
+    });
 }
 
 // One thread walks a whole column, a segment at a time: the loop that the scan must agree with.
@@ -308,65 +396,23 @@ __device__ void serial(const Problem& p) {
   const Index b = index / p.D;
   const Column column(p, b, index - b * p.D);
   Value state = column.state_in(p.initial);
+  Pre sums{};
   // After each round, the steps up to `begin + kSteps` are done and state is the state after them.
   for (Index begin = 0; begin < p.T; begin += kSteps) {
     Segment own(column, begin);
-    own.load_h_prev();
-    state = own.replay(state);
+    own.load_rest();
+    state = own.replay(state, sums);
     own.finish(state);
   }
-}
-
-__device__ void run(const Problem& problem, Word* workspace) {
-  if constexpr (kSchedule == Schedule::scan)
-    scan(problem, workspace);
-  else
-    serial(problem);
-}
-
-__device__ Direction direction_of(int reverse) {
-  return reverse ? Direction::reverse : Direction::forward;
-}
-
-__device__ Emit emit_of(int exclusive) {
-  return exclusive ? Emit::state_before : Emit::state_after;
+  if constexpr (kPass == Pass::backward)
+    Gate::each_parameter(sums, [&](int i, auto sum) { store_as_is(p.dpre[i], index, sum); });
 }
 
 // Two blocks per multiprocessor: aiming for more by itself, the compiler would spill.
-#define LRNN_KERNEL extern "C" __global__ void __launch_bounds__(kThreads, 2)
-
-// The two passes differ in their parameters, which only the preprocessor can choose.
-#define LRNN_IS_forward 0
-#define LRNN_IS_backward 1
-#define LRNN_PASTE(x, y) x##y
-#define LRNN_IS(pass) LRNN_PASTE(LRNN_IS_, pass)
-
-#if LRNN_IS(LRNN_PASS)
-
-LRNN_KERNEL
-recurrence(const Element* __restrict__ a, Index a_sB, Index a_sT, Index a_sD,
-           const Element* __restrict__ y, Index y_sB, Index y_sT, Index y_sD,
-           const Element* __restrict__ dy, Index dy_sB, Index dy_sT, Index dy_sD,
-           const Value* __restrict__ h0, const Value* __restrict__ dh_final,
-           Element* __restrict__ da, Element* __restrict__ db, Value* __restrict__ dh0,
-           const Index* __restrict__ lengths, const unsigned char* __restrict__ reset,
-           Index B, Index T, Index D, int reverse, int exclusive, Word* workspace) {
-  run({{a, a_sB, a_sT, a_sD}, {dy, dy_sB, dy_sT, dy_sD}, {y, y_sB, y_sT, y_sD}, dh_final, db, da,
-       dh0, h0, lengths, reset, B, T, D, direction_of(reverse), emit_of(exclusive)},
-      workspace);
+extern "C" __global__ void __launch_bounds__(kThreads, 2)
+    recurrence(const __grid_constant__ Problem problem) {
+  if constexpr (kSchedule == Schedule::scan)
+    scan(problem);
+  else
+    serial(problem);
 }
-
-#else
-
-LRNN_KERNEL
-recurrence(const Element* __restrict__ a, Index a_sB, Index a_sT, Index a_sD,
-           const Element* __restrict__ b, Index b_sB, Index b_sT, Index b_sD,
-           const Value* __restrict__ h0, Element* __restrict__ y, Value* __restrict__ h_final,
-           const Index* __restrict__ lengths, const unsigned char* __restrict__ reset,
-           Index B, Index T, Index D, int reverse, int exclusive, Word* workspace) {
-  run({{a, a_sB, a_sT, a_sD}, {b, b_sB, b_sT, b_sD}, {}, h0, y, nullptr, h_final, nullptr, lengths,
-       reset, B, T, D, direction_of(reverse), emit_of(exclusive)},
-      workspace);
-}
-
-#endif

@@ -14,6 +14,7 @@ capability.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
 import sys
@@ -50,7 +51,6 @@ STANDARD = "c++17"
 
 _lock = threading.Lock()
 _kernels: dict[tuple[str, Macros, tuple[int, int]], Any] = {}
-_streams: dict[tuple[int, int], Any] = {}
 
 
 class CompileError(RuntimeError):
@@ -213,40 +213,41 @@ def _load(code: bytes, name: str) -> Any:
 
 
 def launch(
-    function: Any, grid: int, block: int, arguments: Sequence[Any], device: torch.device
+    function: Any, grid: int, block: int, parameter: Sequence[int], device: torch.device
 ) -> None:
     """Launches a kernel on PyTorch's current stream of a device; does not wait for it.
 
     Args:
-        function: from `kernel`.
+        function: from `kernel`. It takes one parameter, a struct of 64-bit fields.
         grid: number of blocks.
         block: number of threads in a block.
-        arguments: an `int` for a pointer (0 for none), a NumPy scalar of the parameter's own type
-            for a number. Their number and types are not checked against the kernel's.
+        parameter: the fields, pointers among them (0 for none). Neither their number nor their
+            meaning is checked against the kernel's.
         device: a CUDA device with an index.
+
+    Raises:
+        RuntimeError: if the driver refuses the launch; with its reason.
     """
     import torch
-    from cuda.core import LaunchConfig
-    from cuda.core import launch as cuda_launch
+    from cuda.bindings import driver
 
+    struct = (ctypes.c_int64 * len(parameter))(*parameter)
+    parameters = ctypes.c_void_p(ctypes.addressof(struct))
     with torch.cuda.device(device):
         _ensure_context(device.index)
-        stream = _stream(device.index, torch.cuda.current_stream(device).cuda_stream)
-        cuda_launch(stream, LaunchConfig(grid=grid, block=block), function, *arguments)
-
-
-def _stream(index: int, handle: int) -> Any:
-    """cuda-python's object for one of PyTorch's streams, which it borrows.
-
-    Kept, because making one takes 17 us; by device too, because the default stream of every device
-    has the handle 0.
-    """
-    stream = _streams.get((index, handle))
-    if stream is None:
-        from cuda.core import Stream
-
-        stream = _streams.setdefault((index, handle), Stream.from_handle(handle))
-    return stream
+        stream = torch.cuda.current_stream(device).cuda_stream
+        # The driver copies the parameter before it returns.
+        (status,) = driver.cuLaunchKernel(
+            driver.CUfunction(int(function.handle)),
+            *(grid, 1, 1),
+            *(block, 1, 1),
+            0,
+            driver.CUstream(stream),
+            ctypes.addressof(parameters),
+            0,
+        )
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
 
 
 def _ensure_context(index: int) -> None:

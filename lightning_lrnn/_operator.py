@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn import backends, gates
+from lightning_lrnn import backends, derivative, gates
+from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.adjoint import adjoint
 
-__all__ = ["broadcastable", "call", "last_backend", "padding_mask", "state_dtype"]
+__all__ = ["broadcastable", "call", "last_backend", "padding_mask"]
 
 
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -32,12 +33,15 @@ def last_backend() -> str | None:
     return _last
 
 
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def padding_mask(lengths: Tensor, x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device)[None, :, None] >= lengths[:, None, None]
+
+
+def like_sequence(x: Tensor, is_complex: bool) -> torch.dtype:
+    """Dtype of what a gate or readout makes of sequences: theirs, whatever its parameters have."""
+    if not is_complex or x.is_complex():
+        return x.dtype
+    return state_dtype(x.dtype).to_complex()
 
 
 def broadcastable(p: Tensor) -> Tensor:
@@ -59,8 +63,15 @@ _library.define(
     " -> (Tensor da, Tensor db, Tensor dh0)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_library.define(
+    "gated_backward(str gate, str readout, Tensor[] pre, Tensor h, Tensor? h0, Tensor? dy,"
+    " Tensor? dh_final, Tensor? lengths, Tensor? reset, bool reverse, bool exclusive, str backend)"
+    " -> (Tensor[] dpre, Tensor dh0)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _operator = torch.ops.lightning_lrnn.gated_recurrence.default
 _backward_operator = torch.ops.lightning_lrnn.recurrence_backward.default
+_gated_backward_operator = torch.ops.lightning_lrnn.gated_backward.default
 
 
 def _forward(
@@ -76,12 +87,29 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     global _last
     _last = backend
+    x = _sequence(pre)
+    if gate != gates.IDENTITY and _fused(backend, x) and x.numel():
+        arguments = (_dense(h0), _dense(lengths), _dense(reset))
+        options = {"reverse": reverse, "exclusive": exclusive}
+        y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
+        return (y, h, h_final) if readout else (y, y.new_empty(0), h_final)
     a, b = _gates(gate, pre)
     h, h_final = _run(backend, a, b, h0, lengths, reset, reverse=reverse, exclusive=exclusive)
     if not readout:
         return h, h.new_empty(0), h_final
+    return _read_out(readout, h, pre, lengths).contiguous(), h, h_final
+
+
+def _read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
+    """y (B, T, D), 0 at padded steps."""
+    y: Tensor
     (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
-    return _masked(y, lengths).contiguous(), h, h_final
+    y = y.to(like_sequence(_sequence(pre), y.is_complex())).expand(h.shape)
+    return y if lengths is None else y.masked_fill(padding_mask(lengths, y), 0)
+
+
+def _fused(backend: str, x: Tensor) -> bool:
+    return backends.fuses(backend, backends.Request(x.device, x.dtype))
 
 
 def _gates(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,16 +117,13 @@ def _gates(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     if gate == gates.IDENTITY:
         return pre[0], pre[1]
     a, b = gates.evaluate(gate, list(map(broadcastable, pre)))
-    shape = _sequence(pre).shape
-    return a.expand(shape), b.expand(shape)
+    x = _sequence(pre)
+    dtype = like_sequence(x, a.is_complex() or b.is_complex())
+    return a.to(dtype).expand(x.shape), b.to(dtype).expand(x.shape)
 
 
 def _sequence(pre: Sequence[Tensor]) -> Tensor:
     return next(p for p in pre if p.ndim == 3)
-
-
-def _masked(x: Tensor, lengths: Tensor | None) -> Tensor:
-    return x if lengths is None else x.masked_fill(padding_mask(lengths, x), 0)
 
 
 def _run(
@@ -151,6 +176,42 @@ def _backward(
     return da, db, dh0
 
 
+def _gated_backward(
+    gate: str,
+    readout: str,
+    pre: list[Tensor],
+    h: Tensor,
+    h0: Tensor | None,
+    dy: Tensor | None,
+    dh_final: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reverse: bool,
+    exclusive: bool,
+    backend: str,
+) -> tuple[list[Tensor], Tensor]:
+    if dy is None:
+        x = _sequence(pre)
+        y = (
+            _read_out(readout, h[:, :0], [p[:, :0] if p.ndim == 3 else p for p in pre], None)
+            if readout
+            else h
+        )
+        dy = torch.zeros((), dtype=y.dtype, device=x.device).expand(x.shape)
+    arguments = (h, _dense(h0), dy, _dense(dh_final), _dense(lengths), _dense(reset))
+    options = {"reverse": reverse, "exclusive": exclusive}
+    module = backends.load(backend)
+    dpre, dh0 = module.run_gated_backward(gate, readout, pre, *arguments, **options)
+    return dpre, dh0
+
+
+def _gated_backward_fake(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, *_: Any
+) -> tuple[list[Tensor], Tensor]:
+    dh0 = h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+    return [p.new_empty(p.shape) for p in pre], dh0
+
+
 def _dense(x: Tensor | None) -> Tensor | None:
     """Small tensors are handed to backends contiguous."""
     return None if x is None else x.contiguous()
@@ -165,8 +226,7 @@ def _forward_fake(
     h_final = b.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype(b.dtype))
     if not readout:
         return h, h.new_empty(0), h_final
-    (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
-    return y.new_empty(x.shape), h, h_final
+    return torch.empty_like(_read_out(readout, h, pre, None)).contiguous(), h, h_final
 
 
 def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,22 +235,37 @@ def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor | None, _: Tensor | None, dh_final: Tensor | None
+    ctx: Any, dy: Tensor | None, of_h: Tensor | None, dh_final: Tensor | None
 ) -> tuple[Any, ...]:
-    *pre, h, h0, lengths, reset = ctx.saved_tensors
+    *kept, h, h0, lengths, reset = ctx.saved_tensors
     reverse, exclusive, backend = ctx.options
+    # `of_h`: the gradient of the gradient depends on the states.
+    fused = ctx.fused and of_h is None and not torch.is_grad_enabled()
+    # What was not kept has no influence, but for its shape and dtype.
+    absent = h.new_empty if fused else h.new_zeros
+    pre = [
+        absent((), dtype=dtype).expand(h.shape) if p is None else p
+        for p, dtype in zip(kept, ctx.dtypes, strict=True)
+    ]
+    if fused:
+        dpre, dh0 = _gated_backward_operator(
+            *(ctx.gate, ctx.readout, pre, h, h0, dy, dh_final, lengths, reset),
+            *(reverse, exclusive, backend),
+        )
+        return None, None, None if h0 is None else dh0, *[None] * 5, *dpre
 
     def of_readout(h: Tensor, *pre: Tensor) -> Tensor:
-        (y,) = gates.evaluate(ctx.readout, [h, *map(broadcastable, pre)])
-        return _masked(y, lengths)
+        return _read_out(ctx.readout, h, pre, lengths)
 
     def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
         return _gates(ctx.gate, pre)
 
-    dh, dpre = dy, None
+    dh, dpre = None if ctx.readout else dy, None
     if ctx.readout and dy is not None:
         pullback_readout = torch.func.vjp(of_readout, h, *pre)[1]
         dh, *dpre = pullback_readout(dy)
+    if of_h is not None and ctx.readout:
+        dh = of_h if dh is None else dh + of_h
 
     pullback_gate = None
     a = pre[0]
@@ -253,8 +328,19 @@ class _Differentiable(torch.autograd.Function):
     ) -> None:
         ctx.gate, ctx.readout, h0, lengths, reset, *ctx.options = inputs[:8]
         y, h, _ = output
+        pre = inputs[8:]
+        x = _sequence(pre)
+        ctx.fused = ctx.gate != gates.IDENTITY and _fused(ctx.options[-1], x) and x.numel() > 0
+        # Where PyTorch evaluates the gate it wants all of them.
+        kept: Sequence[bool] = [True] * len(pre)
+        if ctx.fused or ctx.gate == gates.IDENTITY:
+            kept = derivative.needed(ctx.gate, ctx.readout, tuple(p.is_complex() for p in pre))
+        ctx.dtypes = [p.dtype for p in pre]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[8:], h if ctx.readout else y, h0, lengths, reset)
+        ctx.save_for_backward(
+            *(p if keep or p.ndim < 3 else None for p, keep in zip(pre, kept, strict=True)),
+            *(h if ctx.readout else y, h0, lengths, reset),
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -325,8 +411,10 @@ def _unfolded(outputs: Sequence[Tensor], size: int) -> tuple[Any, Any]:
 
 _library.impl("gated_recurrence", _forward, "CompositeExplicitAutograd")
 _library.impl("recurrence_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("gated_backward", _gated_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("lightning_lrnn::gated_recurrence", _forward_fake, lib=_library)
 torch.library.register_fake("lightning_lrnn::recurrence_backward", _backward_fake, lib=_library)
+torch.library.register_fake("lightning_lrnn::gated_backward", _gated_backward_fake, lib=_library)
 _library.impl("gated_recurrence", _autograd, "Autograd", with_keyset=True)
 torch.library.register_vmap("lightning_lrnn::gated_recurrence", _vmap, lib=_library)
 torch.library.register_vmap("lightning_lrnn::recurrence_backward", _vmap_backward, lib=_library)

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
+from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import (
     broadcastable,
     call,
     last_backend,
+    like_sequence,
     padding_mask,
-    state_dtype,
 )
 from lightning_lrnn.backends import Request
+from lightning_lrnn.gates import Gate
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 
@@ -122,17 +124,25 @@ def gated_recurrence(
         raise ValueError("a gate needs at least one pre-activation of shape (B, T, D)")
     for index, p in enumerate(pre):
         _check_pre(f"pre[{index}]", p, sequences[0])
+    x = sequences[0]
+    if isinstance(gate, Gate) and (readout is None or isinstance(readout, Gate)):
+        name = backends.resolve(backend, Request(x.device, x.dtype))
+        # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
+        transformed = torch._C._are_functorch_transforms_active()
+        if backends.fuses(name, Request(x.device, x.dtype)) and not transformed:
+            programs = gate.program, "" if readout is None else readout.program
+            return _apply(*programs, list(pre), h0, lengths, reset, reverse, exclusive, name)
     padding = None
     if lengths is not None:
-        _check_lengths(lengths, sequences[0])
-        padding = padding_mask(lengths, sequences[0])
+        _check_lengths(lengths, x)
+        padding = padding_mask(lengths, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     operands = [broadcastable(p) for p in pre]
     a, b = gate(*operands)
-    # Autocast runs some functions (exp, log, softplus) in float32 and leaves others as they are.
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    shape = torch.broadcast_shapes(a.shape, b.shape, sequences[0].shape)
+    # Whatever autocast and parameters of another dtype made of it.
+    dtype = like_sequence(x, a.is_complex() or b.is_complex())
+    shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
     h, h_final = linear_recurrence(
         a.to(dtype).expand(shape),
         b.to(dtype).expand(shape),
@@ -146,6 +156,7 @@ def gated_recurrence(
     if readout is None:
         return h, h_final
     y = readout(h, *operands)
+    y = y.to(like_sequence(x, y.is_complex()))
     return (y if padding is None else y.masked_fill(padding, 0)), h_final
 
 
@@ -161,8 +172,9 @@ def _apply(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """The operator behind its checks."""
-    x = pre[0]
-    state = state_dtype(x.dtype)
+    x = next(p for p in pre if p.ndim == 3)
+    complex_inputs = tuple(p.is_complex() for p in pre)
+    state = state_dtype(like_sequence(x, gates.state_is_complex(gate, complex_inputs)))
     if h0 is not None:
         _check_tensor("h0", h0, (x.shape[0], x.shape[2]), x.device)
         if h0.dtype != state:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_lrnn import backends
-from lightning_lrnn.backends import Request
+from lightning_lrnn import backends, gates
+from lightning_lrnn.backends import Request, _cuda
+from lightning_lrnn.backends._cuda_gate import Fused, Operand, fused
 
 DTYPES = (
     torch.float16,
@@ -26,6 +27,12 @@ TOLERANCE = {
     torch.complex64: {"rtol": 2e-5, "atol": 2e-5},
     torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
 }
+
+
+def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
+    """The gate of the plain recurrence as CUDA compiles it, and its operands."""
+    operands = (Operand(_cuda.STORAGE[dtype], True),) * 2
+    return fused(gates.IDENTITY, "", operands, step), operands
 
 
 def devices() -> list:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import re
 import threading
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOLERANCE
+from conftest import TOLERANCE, plain
 
 from lightning_lrnn import _nvrtc, reference
 from lightning_lrnn.adjoint import adjoint
@@ -39,59 +40,62 @@ def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None =
 
 
 class Kernel:
-    """Stands for the compiled kernel: the same list of arguments, read by position and type."""
+    """Stands for the compiled kernel of the plain recurrence: reads the same struct."""
 
     def __init__(self, macros: _nvrtc.Macros):
         variant = dict(macros)
         self.backward = variant["LRNN_PASS"] == "backward"
         self.scan = variant["LRNN_SCHEDULE"] == "scan"
-        storage = variant["LRNN_STORAGE"]
-        (self.dtype,) = (d for d, tile in _cuda.TILES.items() if tile.storage == storage)
+        storage = re.search(r"using State = storage::(\w+);", variant["LRNN_GATE"])[1]
+        self.dtype = _cuda.DTYPE[storage]
         steps, threads, width = (
             int(variant[name]) for name in ("LRNN_STEPS", "LRNN_THREADS", "LRNN_COLUMNS")
         )
         self.width, self.tile = width, steps * threads // width
 
-    def __call__(self, grid: int, arguments: list) -> None:
-        left = iter(arguments)
+    def __call__(self, grid: int, problem: list[int]) -> None:
+        assert all(type(field) is int for field in problem)
+        left = iter(problem)
 
-        def take(kind):
-            value = next(left)
-            assert type(value) is kind, f"{value!r} is not a {kind.__name__}"
-            return int(value)
+        def take(n: int) -> list[int]:
+            return list(itertools.islice(left, n))
 
-        def strided():
-            return take(int), tuple(take(np.int64) for _ in range(3))
-
-        inputs = [strided() for _ in range(3 if self.backward else 2)]
-        small = [take(int) for _ in range(2 if self.backward else 1)]
-        outputs = [take(int) for _ in range(3 if self.backward else 2)]
-        lengths, reset = take(int), take(int)
-        B, T, D = (take(np.int64) for _ in range(3))
-        reverse, exclusive = (bool(take(np.int32)) for _ in range(2))
-        workspace = take(int)
+        a, b, dy, e = (take(4) for _ in range(4))
+        initial, final, h0, y, emitted, da, db, lengths, reset = take(9)
+        B, T, D, reverse, exclusive, workspace = take(6)
         assert next(left, None) is None
 
         state = torch.float32 if self.dtype.itemsize == 2 else self.dtype
-        big = [view(p, self.dtype, (B, T, D), s) for p, s in inputs]
-        ends = [view(p, state, (B, D)) for p in small]
+
+        def strided(field: list[int]):
+            pointer, *strides = field
+            assert not any(stride % self.dtype.itemsize for stride in strides)
+            return view(
+                pointer, self.dtype, (B, T, D), tuple(s // self.dtype.itemsize for s in strides)
+            )
+
         kept = {
             "lengths": view(lengths, torch.int64, (B,)),
             "reset": view(reset, torch.bool, (B, T)),
-            "reverse": reverse,
-            "exclusive": exclusive,
+            "reverse": bool(reverse),
+            "exclusive": bool(exclusive),
         }
+        initial, h0 = view(initial, state, (B, D)), view(h0, state, (B, D))
         if self.backward:
-            a, y, dy = big
+            assert y == emitted == 0
+            outputs = [da, db, final]
             results = adjoint(
                 lambda a, b, h0, lengths, reset, **flags: reference.linear_recurrence(
                     a, b, h0, lengths=lengths, reset=reset, **flags
                 ),
-                *(a, y, ends[0], dy, ends[1]),
+                *(strided(a), strided(e), h0, strided(dy), initial),
                 **kept,
             )
         else:
-            results = reference.linear_recurrence(*big, ends[0], **kept)
+            assert dy == e == [0] * 4
+            assert y == da == db == 0 and h0 is None
+            outputs = [emitted, final]
+            results = reference.linear_recurrence(strided(a), strided(b), initial, **kept)
         for pointer, result in zip(outputs, results, strict=True):
             dtype = self.dtype if result.ndim == 3 else state
             view(pointer, dtype, tuple(result.shape)).copy_(result)
@@ -146,7 +150,7 @@ def problem(dtype, B=2, T=13, D=5, requires_grad=False):
 
 
 @pytest.mark.parametrize(("reverse", "exclusive", "parallel"), FLAGS)
-@pytest.mark.parametrize("dtype", list(_cuda.TILES), ids=str)
+@pytest.mark.parametrize("dtype", list(_cuda.STORAGE), ids=str)
 def test_forward(dtype, reverse, exclusive, parallel, launches):
     a, b, h0, _, _, lengths, reset = problem(dtype)
     flags = {"reverse": reverse, "exclusive": exclusive}
@@ -202,8 +206,9 @@ def test_lazy_conjugates_are_read_as_their_values(launches):
 @pytest.mark.parametrize("edge", [-1, 0, 1])
 def test_workspace_at_tile_edges(edge, launches):
     """The stand-in counts the workspace's words, and finds them zero."""
-    for dtype, tile in _cuda.TILES.items():
-        length = 2 * tile.steps * tile.threads // 4 + edge
+    for dtype in _cuda.STORAGE:
+        steps = _cuda.steps(*plain(dtype, "forward"), "forward")
+        length = 2 * steps * _cuda.THREADS // 4 + edge
         x = torch.zeros(3, length, 3, dtype=dtype)
         _cuda.forward(x, x, None, None, None, reverse=False, exclusive=False, parallel=True)
     assert {grid for _, grid, _ in launches} == {9 if edge == 1 else 6}
@@ -218,16 +223,16 @@ def test_columns(D, expected):
 
 
 def test_plan_of_one_long_sequence():
-    tile = _cuda.TILES[torch.complex128]
-    plan = _cuda.plan(torch.complex128, "forward", True, 1, 1_000_000, 1)
-    blocks = -(-1_000_000 // (tile.threads * tile.steps))
+    plan = _cuda.plan(*plain(torch.complex128, "forward"), "forward", True, (1, 1_000_000, 1))
+    blocks = -(-1_000_000 // (256 * 4))
     assert plan.grid == blocks > 200
     assert plan.words == 1 + 4 * blocks
     assert dict(plan.macros)["LRNN_COLUMNS"] == "1"
 
 
 def test_serial_is_one_variant_for_all_widths():
-    plans = [_cuda.plan(torch.float32, "forward", False, 3, 9, D) for D in (1, 5, 200)]
+    code = plain(torch.float32, "forward")
+    plans = [_cuda.plan(*code, "forward", False, (3, 9, D)) for D in (1, 5, 200)]
     assert len({plan.macros for plan in plans}) == 1
     assert [plan.grid for plan in plans] == [1, 1, 5]
 
@@ -235,9 +240,10 @@ def test_serial_is_one_variant_for_all_widths():
 @pytest.mark.parametrize("parallel", [True, False])
 def test_grid_limit(parallel):
     size = 2**31 - 1 if parallel else 128 * (2**31 - 1)
-    assert _cuda.plan(torch.float32, "forward", parallel, size, 1, 1).grid == 2**31 - 1
+    code = plain(torch.float32, "forward")
+    assert _cuda.plan(*code, "forward", parallel, (size, 1, 1)).grid == 2**31 - 1
     with pytest.raises(ValueError, match="split the batch"):
-        _cuda.plan(torch.float32, "forward", parallel, size + 1, 1, 1)
+        _cuda.plan(*code, "forward", parallel, (size + 1, 1, 1))
 
 
 def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
@@ -247,7 +253,7 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
     monkeypatch.setattr(_nvrtc, "_kernels", {})
     with pytest.raises(RuntimeError, match="warmup"):
         _cuda.forward(x, x, None, None, None, **options)
-    macros = _cuda.plan(torch.float32, "forward", True, 1, 1, 1).macros
+    macros = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, (1, 1, 1)).macros
     monkeypatch.setattr(_nvrtc, "_kernels", {(_cuda.SOURCE, macros, (9, 0)): macros})
     _cuda.forward(x, x, None, None, None, **options)
 
@@ -261,7 +267,7 @@ def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypa
     _cuda.warmup("cpu", torch.float64, features, parallel=parallel)
     ran = [(variant["LRNN_PASS"], int(variant["LRNN_COLUMNS"])) for variant, _, _ in launches]
     assert ran == [(step, width) for width in widths for step in ("forward", "backward")]
-    assert {variant["LRNN_STORAGE"] for variant, _, _ in launches} == {"f64"}
+    assert all("storage::f64" in variant["LRNN_GATE"] for variant, _, _ in launches)
 
 
 def test_warmup_says_what_is_missing(monkeypatch):

@@ -2,13 +2,14 @@
 
 Seen to fail: macros not handed to NVRTC; a program without a name; the key
 without the headers, the macros, the architecture or NVRTC's version; no lock around loading; a
-higher minor architecture taken; streams kept without the device, or not read at each launch; the
+higher minor architecture taken; the stream not read at each launch; the
 context replaced although one is current; each reason of `missing` left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import subprocess
@@ -53,7 +54,6 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(_kernel_cache, "_warned", False)
     monkeypatch.setattr(_nvrtc, "_kernels", {})
-    monkeypatch.setattr(_nvrtc, "_streams", {})
     return tmp_path
 
 
@@ -305,19 +305,13 @@ def driver(monkeypatch):
     import cuda.bindings.driver
     import cuda.core
 
-    seen = types.SimpleNamespace(stream=0, context=1, calls=[], streams=[])
+    seen = types.SimpleNamespace(stream=0, context=1, calls=[], status="CUDA_SUCCESS")
 
     @contextlib.contextmanager
     def device(which):
         seen.calls.append(("enter", which.index))
         yield
         seen.calls.append(("exit", which.index))
-
-    class Stream:
-        @staticmethod
-        def from_handle(handle):
-            seen.streams.append(handle)
-            return Stream()
 
     class Device:
         def __init__(self, index):
@@ -331,34 +325,43 @@ def driver(monkeypatch):
         torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=seen.stream)
     )
     monkeypatch.setattr(cuda.bindings.driver, "cuCtxGetCurrent", lambda: (0, seen.context))
-    monkeypatch.setattr(cuda.core, "Stream", Stream)
+
+    def launch(kernel, *arguments):
+        *sizes, shared, stream, parameters, extra = arguments
+        (struct,) = (ctypes.c_void_p * 1).from_address(parameters)
+        fields = list((ctypes.c_int64 * 3).from_address(struct))
+        assert shared == extra == 0
+        seen.calls.append(("launch", int(kernel), tuple(sizes), int(stream), fields))
+        return (getattr(cuda.bindings.driver.CUresult, seen.status),)
+
     monkeypatch.setattr(cuda.core, "Device", Device)
-    monkeypatch.setattr(cuda.core, "launch", lambda *a: seen.calls.append(("launch", *a)))
+    monkeypatch.setattr(cuda.bindings.driver, "cuLaunchKernel", launch)
     return seen
 
 
 def start(index):
-    _nvrtc.launch("kernel", 5, 128, [1, 2], torch.device("cuda", index))
+    kernel = types.SimpleNamespace(handle=77)
+    _nvrtc.launch(kernel, 5, 128, [1, 0, -(2**40)], torch.device("cuda", index))
 
 
 def test_launch(driver):
     start(1)
     enter, launch, leave = driver.calls
     assert (enter, leave) == (("enter", 1), ("exit", 1))
-    _, stream, config, kernel, *arguments = launch
-    assert stream is _nvrtc._streams[1, 0]
-    assert (config.grid, config.block) == ((5, 1, 1), (128, 1, 1))
-    assert (kernel, arguments) == ("kernel", [1, 2])
+    assert launch == ("launch", 77, (5, 1, 1, 128, 1, 1), 0, [1, 0, -(2**40)])
 
 
 def test_stream_is_read_at_each_launch(driver):
-    for index, stream in [(0, 0), (0, 7), (1, 0), (0, 0), (0, 7)]:
+    for stream in (0, 7, 0):
         driver.stream = stream
-        start(index)
-    assert driver.streams == [0, 7, 0]  # one object for each stream of each device
-    used = [call[1] for call in driver.calls if call[0] == "launch"]
-    assert used[0] is used[3] and used[1] is used[4]
-    assert len(set(map(id, used))) == 3
+        start(0)
+    assert [call[3] for call in driver.calls if call[0] == "launch"] == [0, 7, 0]
+
+
+def test_a_refused_launch_says_why(driver):
+    driver.status = "CUDA_ERROR_INVALID_VALUE"
+    with pytest.raises(RuntimeError, match=r"5 blocks of 128 threads.*CUDA_ERROR_INVALID_VALUE"):
+        start(0)
 
 
 def test_thread_without_context_gets_the_devices(driver):

@@ -9,6 +9,18 @@ and, if it has a faster adjoint than the one made of `run`,
 
     run_backward(a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive) -> (da, db, dh0)
 
+and, if it can compile gates and readouts into its loop,
+
+    fuses(request: Request) -> bool
+    run_gated(gate, readout, pre, h0, lengths, reset, *, reverse, exclusive)
+        -> (y, h, h_final)                                  # h: the states that were emitted
+    run_gated_backward(gate, readout, pre, h, h0, dy, dh_final, lengths, reset, *, reverse,
+                       exclusive) -> ([dpre, ...], dh0)
+
+where `gate` and `readout` are programs (`lightning_lrnn.gates`), `readout` "" for none, and `pre`
+are sequences (B, T, D) and parameters (D,) or (B, D). Backward, those that
+`lightning_lrnn.derivative.needed` leaves out have a shape and a dtype, but no values.
+
 Shapes and meanings are those of `lightning_lrnn.linear_recurrence`; `T`, `B`, `D` are at least 1.
 A third party adds one through the entry point group `lightning_lrnn.backends`.
 """
@@ -32,6 +44,7 @@ __all__ = [
     "Request",
     "default",
     "explain",
+    "fuses",
     "load",
     "names",
     "resolve",
@@ -96,6 +109,16 @@ def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> d
     return {name: load(name).unsupported_reasons(request) for name in names()}
 
 
+def fuses(name: str, request: Request) -> bool:
+    """Whether a backend compiles gates into its loop for this device and dtype."""
+    return _fuses(name, str(request.device), request.dtype)
+
+
+def _fuses(name: str, device: str, dtype: torch.dtype) -> bool:
+    asked = getattr(load(name), "fuses", None)
+    return asked is not None and bool(asked(Request(torch.device(device), dtype)))
+
+
 # A plain global, not a context variable: torch.compile traces and guards it, so that a compiled
 # model is compiled anew when the choice changes.
 _chosen: str | None = None
@@ -149,6 +172,7 @@ def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
 # arguments, and `default()` is read outside, where Dynamo guards it. This is the mark that
 # torch.compiler.assume_constant_result sets; calling that would import Dynamo, 2 s, at import.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_fuses._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

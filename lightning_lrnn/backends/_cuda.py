@@ -7,44 +7,41 @@ captured in a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lrnn import _nvrtc
+from lightning_lrnn import _nvrtc, gates
+from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.backends._cuda_gate import Fused, Operand, fused
 
-__all__ = ["backward", "forward", "missing", "warmup"]
+__all__ = ["backward", "forward", "gated_backward", "gated_forward", "missing", "warmup"]
 
 SOURCE = "recurrence.cu"
 
-
-class Tile(NamedTuple):
-    """How a dtype is computed; the tile covers `steps * threads` elements."""
-
-    storage: str
-    threads: int
-    steps: int
-    pieces: int
-    """32-bit pieces of a state: each takes one word of the workspace."""
-
-
-# 64 bytes of state values per thread: as many loads in flight as the registers of every supported
-# architecture hold without spills (16-bit values become 32-bit ones there).
-TILES = {
-    torch.float16: Tile("f16", 256, 16, 1),
-    torch.bfloat16: Tile("bf16", 256, 16, 1),
-    torch.float32: Tile("f32", 256, 16, 1),
-    torch.float64: Tile("f64", 256, 8, 2),
-    torch.complex64: Tile("c64", 256, 8, 2),
-    torch.complex128: Tile("c128", 256, 4, 4),
+STORAGE = {
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
 }
+DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
 
-MAX_COLUMNS = 32
+THREADS = 256
 SERIAL_THREADS = 128
+MAX_COLUMNS = 32
 MAX_BLOCKS = 2**31 - 1
+
+SEGMENT = 64
+"""Bytes of each sequence that a thread holds at most (16-bit values become 32-bit ones there)."""
+REGISTERS = 44
+"""Of 32 bits, for all sequences of a segment: no shipped gate spills on any architecture, and the
+tile of every gate moves 40 to 50 KB, over which the hop of the carry is spread."""
 
 
 class Plan(NamedTuple):
@@ -55,6 +52,8 @@ class Plan(NamedTuple):
     block: int
     words: int
     """Of the workspace, 64 bits each; 0 = the kernel needs none."""
+    tiles: int
+    """Of time: each leaves its own sums of a parameter's gradient."""
 
 
 def columns(D: int) -> int:
@@ -63,43 +62,63 @@ def columns(D: int) -> int:
 
 
 @cache
-def macros(dtype: torch.dtype, step: str, parallel: bool, width: int) -> _nvrtc.Macros:
+def steps(gate: Fused, operands: tuple[Operand, ...], step: str) -> int:
+    """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
+    size = DTYPE[gate.state].itemsize if gate.state not in ("f16", "bf16") else 4
+    held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
+    held += 2 if step == "backward" else 0  # what was emitted, and its gradient
+    most = min(SEGMENT // size, 4 * REGISTERS // (size * held))
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+@cache
+def macros(
+    gate: Fused, operands: tuple[Operand, ...], step: str, parallel: bool, width: int
+) -> _nvrtc.Macros:
     """The variant of the kernel.
 
     Args:
-        dtype: of the inputs.
+        gate: compiled into it, for the same step.
+        operands: of the gate.
         step: "forward" or "backward".
         parallel: over time, or one thread per column.
         width: features per block, which only the parallel schedule has.
     """
-    tile = TILES[dtype]
     return (
-        ("LRNN_STORAGE", tile.storage),
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
-        ("LRNN_THREADS", str(tile.threads)),
-        ("LRNN_STEPS", str(tile.steps)),
+        ("LRNN_THREADS", str(THREADS)),
+        ("LRNN_STEPS", str(steps(gate, operands, step))),
+        ("LRNN_GATE", gate.source),
     )
 
 
-def plan(dtype: torch.dtype, step: str, parallel: bool, B: int, T: int, D: int) -> Plan:
+@cache
+def plan(
+    gate: Fused,
+    operands: tuple[Operand, ...],
+    step: str,
+    parallel: bool,
+    shape: tuple[int, int, int],
+) -> Plan:
     """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
 
     Raises:
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
-    tile, width = TILES[dtype], columns(D)
-    variant = macros(dtype, step, parallel, width)
+    B, T, D = shape
+    width = columns(D)
+    variant = macros(gate, operands, step, parallel, width)
     if parallel:
-        tile_length = tile.steps * tile.threads // width
-        tiles = -(-T // tile_length)
+        tiles = -(-T // (steps(gate, operands, step) * THREADS // width))
         blocks = B * -(-D // width) * tiles
         # Word 0 counts the blocks that have started; the rest passes states between tiles.
-        words = 1 + blocks * width * tile.pieces if tiles > 1 else 0
-        found = Plan(variant, blocks, tile.threads, words)
+        pieces = state_dtype(DTYPE[gate.state]).itemsize // 4
+        words = 1 + blocks * width * pieces if tiles > 1 else 0
+        found = Plan(variant, blocks, THREADS, words, tiles)
     else:
-        found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0)
+        found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
             f"(B, T, D) = ({B}, {T}, {D}) needs {found.grid} blocks, a CUDA grid has at most "
@@ -108,9 +127,10 @@ def plan(dtype: torch.dtype, step: str, parallel: bool, B: int, T: int, D: int) 
     return found
 
 
-def forward(
-    a: Tensor,
-    b: Tensor,
+def gated_forward(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
     h0: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
@@ -118,43 +138,59 @@ def forward(
     reverse: bool,
     exclusive: bool,
     parallel: bool,
-) -> tuple[Tensor, Tensor]:
-    """y and h_final of h_t = a_t * h_{t-1} + b_t.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the emitted states and h_final of the gated recurrence, in one kernel.
 
     Args:
-        a: decays (B, T, D), any strides.
-        b: impulses (B, T, D), any strides, same dtype.
+        gate: program from `pre` to (a, b).
+        readout: program from h and `pre` to y; "" if y is the emitted states.
+        pre: sequences (B, T, D) and parameters (D,) or (B, D), any strides.
         h0: initial state (B, D), contiguous, in the dtype of the state; or None.
         lengths: int64 (B,), contiguous; or None.
         reset: bool (B, T), contiguous; or None.
         reverse: walk from the last step to the first.
-        exclusive: y_t is the state before step t.
+        exclusive: what is emitted is the state before each step.
         parallel: over time, or one thread per column.
 
     Returns:
-        y (B, T, D) in the dtype of `b` and h_final (B, D) in that of the state, contiguous.
+        y (B, T, D); the emitted states (B, T, D), y itself if there is no readout; h_final (B, D)
+        in the dtype of the state. Contiguous.
     """
-    (a, b), shape, like = _plain(a, b), b.shape, b.device
-    with torch.cuda.device(like):
-        y = torch.empty(shape, dtype=b.dtype, device=like)
-        h_final = torch.empty((shape[0], shape[2]), dtype=_state_dtype(b.dtype), device=like)
-        inputs = [*_strided(a), *_strided(b), _pointer(h0)]
-        _run(
-            "forward",
-            parallel,
-            b,
-            [*inputs, y.data_ptr(), h_final.data_ptr()],
+    pre, operands = _plain(pre), _operands(pre)
+    code = fused(gate, readout, operands, "forward")
+    shape, device = _shape(pre), pre[0].device
+    with torch.cuda.device(device):
+        emitted = torch.empty(shape, dtype=DTYPE[code.state], device=device)
+        y = torch.empty(shape, dtype=DTYPE[code.output], device=device) if readout else emitted
+        h_final = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
+        how = plan(code, operands, "forward", parallel, shape)
+        _launch(
+            how,
+            shape,
+            device,
+            [
+                *(word for p in pre for word in _strided(p)),
+                *([0] * 8),
+                _pointer(h0),
+                h_final.data_ptr(),
+                0,
+                y.data_ptr() if readout else 0,
+                emitted.data_ptr(),
+                *([0] * len(pre)),
+            ],
             lengths,
             reset,
             reverse,
             exclusive,
         )
-    return y, h_final
+    return y, emitted, h_final
 
 
-def backward(
-    a: Tensor,
-    y: Tensor,
+def gated_backward(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    emitted: Tensor,
     h0: Tensor | None,
     dy: Tensor,
     dh_final: Tensor | None,
@@ -164,66 +200,110 @@ def backward(
     reverse: bool,
     exclusive: bool,
     parallel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """da, db and dh0 from dy and dh_final: the adjoint recurrence, walked the other way.
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of `pre` and h0 from those of y and h_final: the adjoint, walked the other way.
 
     Args:
-        a: decays (B, T, D), any strides.
-        y: what `forward` returned, any strides.
-        h0: as given to `forward`.
-        dy: gradient of y (B, T, D), any strides, same dtype.
+        gate: as given to `gated_forward`.
+        readout: as given to `gated_forward`.
+        pre: as given to `gated_forward`; the values of those that `needed` leaves out are not read.
+        emitted: what `gated_forward` returned, any strides.
+        h0: as given to `gated_forward`.
+        dy: gradient of y (B, T, D), any strides.
         dh_final: gradient of h_final (B, D), contiguous, in the dtype of the state; or None.
-        lengths: as given to `forward`.
-        reset: as given to `forward`.
-        reverse: as given to `forward`.
-        exclusive: as given to `forward`.
-        parallel: over time, or one thread per column.
+        lengths: as given to `gated_forward`.
+        reset: as given to `gated_forward`.
+        reverse: as given to `gated_forward`.
+        exclusive: as given to `gated_forward`.
+        parallel: as given to `gated_forward`.
 
     Returns:
-        da, db (B, T, D) in the dtype of `a` and dh0 (B, D) in that of the state, contiguous.
+        Gradients of `pre`, of their shapes and dtypes, and of h0 (B, D) in the dtype of the state.
     """
-    (a, y, dy), shape, like = _plain(a, y, dy), y.shape, y.device
-    with torch.cuda.device(like):
-        da = torch.empty(shape, dtype=y.dtype, device=like)
-        db = torch.empty(shape, dtype=y.dtype, device=like)
-        dh0 = torch.empty((shape[0], shape[2]), dtype=_state_dtype(y.dtype), device=like)
-        inputs = [*_strided(a), *_strided(y), *_strided(dy), _pointer(h0), _pointer(dh_final)]
-        outputs = [da.data_ptr(), db.data_ptr(), dh0.data_ptr()]
-        _run("backward", parallel, y, [*inputs, *outputs], lengths, reset, reverse, exclusive)
+    pre, operands = _plain(pre), _operands(pre)
+    (emitted, dy), shape, device = _plain((emitted, dy)), _shape(pre), emitted.device
+    code = fused(gate, readout, operands, "backward")
+    how = plan(code, operands, "backward", parallel, shape)
+    with torch.cuda.device(device):
+        dh0 = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
+        partial = (how.tiles, shape[0], shape[2])
+        # A tile that is all padding leaves its sums as they are.
+        gradients = [
+            torch.empty(shape, dtype=p.dtype, device=device)
+            if p.ndim == 3
+            else torch.zeros(partial, dtype=_sum_dtype(p, emitted), device=device)
+            for p in pre
+        ]
+        _launch(
+            how,
+            shape,
+            device,
+            [
+                *(word for p in pre for word in _strided(p)),
+                *_strided(dy),
+                *_strided(emitted),
+                _pointer(dh_final),
+                dh0.data_ptr(),
+                _pointer(h0),
+                0,
+                0,
+                *(g.data_ptr() for g in gradients),
+            ],
+            lengths,
+            reset,
+            reverse,
+            exclusive,
+        )
+        return [_reduced(g, p) for g, p in zip(gradients, pre, strict=True)], dh0
+
+
+def forward(a: Tensor, b: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """y and h_final of the plain recurrence: the gate that returns its inputs."""
+    y, _, h_final = gated_forward(gates.IDENTITY, "", [a, b], *arguments, **options)
+    return y, h_final
+
+
+def backward(
+    a: Tensor, y: Tensor, *arguments: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a, b and h0 of the plain recurrence, which do not depend on b."""
+    (da, db), dh0 = gated_backward(gates.IDENTITY, "", [a, a], y, *arguments, **options)
     return da, db, dh0
 
 
-def _run(
-    step: str,
-    parallel: bool,
-    x: Tensor,
-    arguments: list[Any],
+def _reduced(gradient: Tensor, p: Tensor) -> Tensor:
+    """The gradient of a parameter from the sums of tiles and rows, in their fixed order."""
+    if p.ndim == 3:
+        return gradient
+    return gradient.sum((0, 1) if p.ndim == 1 else 0).to(p.dtype)
+
+
+def _sum_dtype(p: Tensor, emitted: Tensor) -> torch.dtype:
+    """In which gradients of a parameter are summed."""
+    real = state_dtype(emitted.dtype)
+    real = real.to_real() if real.is_complex else real
+    return real.to_complex() if p.is_complex() else real
+
+
+def _launch(
+    how: Plan,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    tensors: list[int],
     lengths: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
     exclusive: bool,
 ) -> None:
-    """Launches one pass over tensors of the shape, dtype and device of `x`.
-
-    `arguments` are those that stand before `lengths` in the kernel's list.
-    """
-    B, T, D = x.shape
-    how = plan(x.dtype, step, parallel, B, T, D)
-    kernel = _kernel(how.macros, x.device)
+    """Fills `struct Problem`; `tensors` are the fields before `lengths`."""
+    kernel = _kernel(how.macros, device)
     # Zeroed in stream order, and the launch's own: a launch in flight may still read an older one.
-    workspace = torch.zeros(how.words, dtype=torch.int64, device=x.device) if how.words else None
-    shape = [np.int64(size) for size in (B, T, D)]
-    flags = [np.int32(reverse), np.int32(exclusive)]
-    _nvrtc.launch(
-        kernel,
-        how.grid,
-        how.block,
-        [*arguments, _pointer(lengths), _pointer(reset), *shape, *flags, _pointer(workspace)],
-        x.device,
-    )
+    workspace = torch.zeros(how.words, dtype=torch.int64, device=device) if how.words else None
+    problem = [*tensors, _pointer(lengths), _pointer(reset), *shape, int(reverse), int(exclusive)]
+    _nvrtc.launch(kernel, how.grid, how.block, [*problem, _pointer(workspace)], device)
 
 
-def _kernel(variant: _nvrtc.Macros, device: torch.device) -> Any:
+def _kernel(variant: _nvrtc.Macros, device: torch.device) -> object:
     capability = torch.cuda.get_device_capability(device)
     if (
         not _nvrtc.is_loaded(SOURCE, variant, capability)
@@ -236,21 +316,30 @@ def _kernel(variant: _nvrtc.Macros, device: torch.device) -> Any:
     return _nvrtc.kernel(SOURCE, variant, capability)
 
 
-def _plain(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
+    return tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
+
+
+def _shape(pre: Sequence[Tensor]) -> tuple[int, int, int]:
+    B, T, D = next(p for p in pre if p.ndim == 3).shape
+    return B, T, D
+
+
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values without lazy conjugation or negation, which a pointer would drop."""
-    return tuple(x.resolve_conj().resolve_neg() for x in tensors)
+    return [x.resolve_conj().resolve_neg() for x in tensors]
 
 
-def _strided(x: Tensor) -> list[Any]:
-    return [x.data_ptr(), *(np.int64(stride) for stride in x.stride())]
+def _strided(x: Tensor) -> tuple[int, int, int, int]:
+    """A pointer and the strides of (B, T, D) in bytes; those along which x is the same are 0."""
+    size, strides = x.itemsize, x.stride()
+    sB = strides[0] if x.ndim > 1 else 0
+    sT = strides[1] if x.ndim > 2 else 0
+    return x.data_ptr(), size * sB, size * sT, size * strides[-1]
 
 
 def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def _state_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def missing() -> list[str]:

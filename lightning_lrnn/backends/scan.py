@@ -14,7 +14,14 @@ from torch import Tensor
 from lightning_lrnn.backends import Request
 from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
 
-__all__ = ["run", "run_backward", "unsupported_reasons"]
+__all__ = [
+    "fuses",
+    "run",
+    "run_backward",
+    "run_gated",
+    "run_gated_backward",
+    "unsupported_reasons",
+]
 
 
 def unsupported_reasons(request: Request) -> list[str]:
@@ -34,3 +41,22 @@ def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Te
     backward = partial(implementation(a.device.type).backward, parallel=True)
     da, db, dh0 = backward(a, *arguments, **options)
     return da, db, dh0
+
+
+def fuses(request: Request) -> bool:
+    """On CUDA, whose kernels are compiled at run time."""
+    return request.device.type == "cuda" and not missing("cuda")
+
+
+def run_gated(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the emitted states and the final state, see `lightning_lrnn.backends`."""
+    forward = implementation("cuda").gated_forward
+    y, h, h_final = forward(*arguments, **options, parallel=True)
+    return y, h, h_final
+
+
+def run_gated_backward(*arguments: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+    """Gradients of pre-activations, parameters and h0, see `lightning_lrnn.backends`."""
+    backward = implementation("cuda").gated_backward
+    dpre, dh0 = backward(*arguments, **options, parallel=True)
+    return dpre, dh0

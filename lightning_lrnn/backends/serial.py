@@ -16,7 +16,14 @@ from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.backends import Request
 from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
 
-__all__ = ["run", "run_backward", "unsupported_reasons"]
+__all__ = [
+    "fuses",
+    "run",
+    "run_backward",
+    "run_gated",
+    "run_gated_backward",
+    "unsupported_reasons",
+]
 
 
 def unsupported_reasons(request: Request) -> list[str]:
@@ -40,6 +47,25 @@ def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Te
     backward = implementation(a.device.type).backward
     da, db, dh0 = backward(a, *arguments, **options, parallel=False)
     return da, db, dh0
+
+
+def fuses(request: Request) -> bool:
+    """On CUDA, whose kernels are compiled at run time."""
+    return request.device.type == "cuda" and not missing("cuda")
+
+
+def run_gated(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the emitted states and the final state, see `lightning_lrnn.backends`."""
+    forward = implementation("cuda").gated_forward
+    y, h, h_final = forward(*arguments, **options, parallel=False)
+    return y, h, h_final
+
+
+def run_gated_backward(*arguments: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+    """Gradients of pre-activations, parameters and h0, see `lightning_lrnn.backends`."""
+    backward = implementation("cuda").gated_backward
+    dpre, dh0 = backward(*arguments, **options, parallel=False)
+    return dpre, dh0
 
 
 def _loop(

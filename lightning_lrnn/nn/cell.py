@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_lrnn._operator import state_dtype
+from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.nn.memory import Memory
 
-__all__ = ["Cell", "linear"]
+__all__ = ["Cell", "linear", "linear_sum"]
 
 
 class Cell(nn.Module):
@@ -100,3 +100,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if rows.is_contiguous() and not x.is_contiguous():
         return F.linear(rows, weight, bias).transpose(0, 1)
     return F.linear(x, weight, bias)
+
+
+def linear_sum(
+    x: Tensor, weight_x: Tensor, s: Tensor, weight_s: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x weight_x^T + s weight_s^T + bias on (B, T, ·), the second product added by its matmul.
+
+    Where x is time-major and s is not, one would have to be copied for that: there it is a sum.
+    """
+    if not x.is_contiguous():
+        return linear(x, weight_x, bias) + F.linear(s, weight_s)
+    total: Tensor = F.linear(x.flatten(0, 1), weight_x, bias)
+    # Nothing keeps this result for its gradient. In place, autocast casts nothing.
+    total.addmm_(s.flatten(0, 1).to(total.dtype), weight_s.to(total.dtype).t())
+    return total.view(*x.shape[:2], -1)

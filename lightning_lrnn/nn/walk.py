@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_lrnn._operator import broadcastable, state_dtype
+from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn._operator import broadcastable
 from lightning_lrnn.recurrence import gated_recurrence
 
 __all__ = ["Walk"]

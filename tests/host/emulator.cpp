@@ -46,12 +46,12 @@ Fiber* running;
 ucontext_t scheduler;
 bool progress;  // by the block that ran last
 ThreadBody body;
-void* const* arguments;
+const void* parameter;
 
 void leave() { swapcontext(&running->context, &scheduler); }
 
 void run_fiber() {
-  body(arguments);
+  body(parameter);
   running->state = Fiber::State::done;
   progress = true;
   leave();
@@ -128,9 +128,9 @@ unsigned short half_from_float(float value) {
   return static_cast<unsigned short>(sign | unsigned((place + 24) * 1024 + units));
 }
 
-const char* run(const Launch& launch, ThreadBody thread_body, void* const* kernel_arguments) {
+const char* run(const Launch& launch, ThreadBody thread_body, const void* kernel_parameter) {
   body = thread_body;
-  arguments = kernel_arguments;
+  parameter = kernel_parameter;
   traffic = {};
   std::mt19937 random(launch.seed);
   std::vector<unsigned> order(launch.grid);

@@ -9,14 +9,15 @@
 // This header is what a kernel sees; emulator.cpp has the scheduler.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #define __global__
 #define __device__
 #define __launch_bounds__(threads, blocks)
+#define __grid_constant__
 
 namespace host {
 
@@ -48,27 +49,15 @@ T& shared_memory() {
   return *reinterpret_cast<T*>(block_memory);
 }
 
-// A kernel with its arguments as cuLaunchKernel takes them: an array of pointers.
-using ThreadBody = void (*)(void* const* arguments);
+// A kernel of one parameter, behind a pointer to it.
+using ThreadBody = void (*)(const void* parameter);
 
-template <typename... P, std::size_t... I>
-void call(void (*kernel)(P...), void* const* arguments, std::index_sequence<I...>) {
-  kernel(*static_cast<std::remove_const_t<P>*>(arguments[I])...);
-}
-
-template <typename... P>
-void call(void (*kernel)(P...), void* const* arguments) {
-  call(kernel, arguments, std::index_sequence_for<P...>());
-}
+template <typename P>
+P parameter_of(void (*)(P));
 
 template <auto kernel>
-void thread_body(void* const* arguments) {
-  call(kernel, arguments);
-}
-
-template <typename... P>
-constexpr std::size_t parameter_count(void (*)(P...)) {
-  return sizeof...(P);
+void thread_body(const void* parameter) {
+  kernel(*static_cast<const decltype(parameter_of(kernel))*>(parameter));
 }
 
 struct Launch {
@@ -78,7 +67,7 @@ struct Launch {
 };
 
 // Runs all blocks. Returns what went wrong, or null.
-const char* run(const Launch& launch, ThreadBody body, void* const* arguments);
+const char* run(const Launch& launch, ThreadBody body, const void* parameter);
 
 }  // namespace host
 

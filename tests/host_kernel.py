@@ -1,0 +1,100 @@
+"""Compiles the CUDA kernel's own source for the host and launches it (host/emulator.h)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_lrnn import _nvrtc
+
+HOST = Path(__file__).parent / "host"
+SOURCES = Path(__file__).parent.parent / "cuda_src"
+COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++") or ""
+
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler on this machine")
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_uint) for n in ("grid", "threads", "resident", "seed")]
+
+
+class Traffic(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_longlong) for n in ("loaded", "stored", "words")]
+
+
+class Compiler:
+    """Compiles each variant once in a run of the tests."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="lrnn-kernel-"))
+        self.emulator = self.folder / "emulator.o"
+        self._compile("-c", HOST / "emulator.cpp", "-o", self.emulator)
+        self._loaded: dict[tuple, ctypes.CDLL] = {}
+
+    def _compile(self, *arguments: object) -> None:
+        strict = ["-Wall", "-Wextra", "-Werror"] if COMPILER.endswith("g++") else ["-w"]
+        command = [COMPILER, "-std=c++17", "-O1", "-fPIC", *strict, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+    def kernel(self, macros: _nvrtc.Macros, sources: Path = SOURCES) -> ctypes.CDLL:
+        key = macros, sources
+        if key not in self._loaded:
+            name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
+            path = self.folder / f"{name}.so"
+            defines = [f"-D{n}={v}" for n, v in macros]
+            files = [HOST / "recurrence.cpp", self.emulator, "-o", path]
+            # The kernel's "#pragma unroll" is the one thing that this compiler does not know.
+            self._compile("-Wno-unknown-pragmas", "-shared", f"-I{sources}", *defines, *files)
+            library = ctypes.CDLL(str(path))
+            library.launch.restype = ctypes.c_char_p
+            self._loaded[key] = library
+        return self._loaded[key]
+
+    def kernels(self, variants: list[_nvrtc.Macros]) -> None:
+        """Compiles several side by side."""
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.kernel, variants))
+
+
+def launch(
+    kernel: ctypes.CDLL, grid: int, threads: int, problem: list[int], *, seed: int = 0
+) -> Traffic:
+    """Runs a kernel; `problem` are the 64-bit fields of its parameter."""
+    struct = (ctypes.c_int64 * len(problem))(*problem)
+    how, traffic = Launch(grid, threads, 3, seed), Traffic()
+    error = kernel.launch(
+        ctypes.byref(how), ctypes.byref(struct), ctypes.sizeof(struct), ctypes.byref(traffic)
+    )
+    assert error is None, error.decode()
+    return traffic
+
+
+@contextlib.contextmanager
+def as_cuda(compiler: Compiler):
+    """CPU tensors can be given to `backends/_cuda.py`; yields the launches, as (variant, traffic).
+
+    Everything that touches a device is replaced; what is left is the whole path from the tensors
+    to the kernel: programs, generated code, plan, workspace, pointers, strides.
+    """
+    seen: list[tuple[dict[str, str], Traffic]] = []
+
+    def on_host(macros, grid, block, problem, device):
+        seen.append((dict(macros), launch(compiler.kernel(macros), grid, block, problem)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patch.setattr(_nvrtc, "kernel", lambda source, macros, capability: macros)
+        patch.setattr(_nvrtc, "launch", on_host)
+        yield seen

@@ -1,0 +1,323 @@
+"""Gates compiled into the kernel: the kernel's own source on the host, against PyTorch's gates.
+
+Seen to fail: a readout's share of a gradient not added; a parameter's sums of one segment only;
+h read at h_{t-1}'s place; an operation's C++ with its arguments swapped; a gradient scaled; a
+parameter's stride of time not 0; padding read; pre-activations copied.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import emulated
+import pytest
+import torch
+from host_kernel import needs_compiler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_derivative import FUNCTIONS, INF, programs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import lightning_lrnn as lrnn
+from lightning_lrnn import backends, gates, nn, reference
+from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
+
+FLAGS = list(itertools.product([False, True], repeat=2))
+
+
+PLACES = [
+    pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
+    *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
+]
+
+
+@pytest.fixture(params=PLACES)
+def place(request, monkeypatch):
+    """A backend that fuses and its device; with the kernel on the host among the backends."""
+    modules = {**backends._modules(), "emulated": "emulated"}
+    monkeypatch.setattr(backends, "_modules", lambda: modules)
+    for cached in (backends.load, backends._resolved):
+        cached.cache_clear()
+    emulated.launches.clear()
+    yield request.param
+    for cached in (backends.load, backends._resolved):
+        cached.cache_clear()
+
+
+only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+
+
+# Every rounding of the kernel, and of the gate in float32.
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-9, "atol": 1e-9},
+    torch.float32: {"rtol": 2e-4, "atol": 2e-5},
+    torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2},
+    torch.float16: {"rtol": 5e-3, "atol": 5e-3},
+}
+
+
+def wide(x):
+    return x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
+
+
+def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **options):
+    """Outputs and all gradients, against the gate by PyTorch and the loop in float64."""
+    backend, device = place
+    emulated.launches.clear()
+    leaves = [x.detach().to(device).requires_grad_() for x in [*pre, *([] if h0 is None else [h0])]]
+    leaf_h0 = None if h0 is None else leaves[-1]
+    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    result = lrnn.gated_recurrence(
+        gate, *leaves[: len(pre)], h0=leaf_h0, readout=readout, backend=backend, **moved
+    )
+    assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
+
+    wides = [wide(x.cpu()).requires_grad_() for x in leaves]
+    operands = [p[:, None] if p.ndim == 2 else p for p in wides[: len(pre)]]
+    shape = next(p.shape for p in pre if p.ndim == 3)
+    a, b = (x.expand(shape) for x in gate(*operands))
+    start = None if h0 is None else wides[-1]
+    dtype_of_state = torch.promote_types(a.dtype, b.dtype)
+    h, h_final = reference.linear_recurrence(
+        a.to(dtype_of_state), b.to(dtype_of_state), start, **options
+    )
+    y = h if readout is None else readout(h, *operands)
+    if options.get("lengths") is not None:
+        padding = torch.arange(shape[1])[None, :, None] >= options["lengths"][:, None, None]
+        y = y.masked_fill(padding, 0)
+    expected = y, h_final
+
+    generator = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in result]
+    moved_gradients = [g.to(device) for g in gradients]
+    got = torch.autograd.grad(result, leaves, moved_gradients, allow_unused=True)
+    want = torch.autograd.grad(expected, wides, [wide(g) for g in gradients], allow_unused=True)
+    for found, wanted in zip([*result, *got], [*expected, *want], strict=True):
+        if wanted is None:
+            assert found is None or not found.any()
+            continue
+        torch.testing.assert_close(wide(found.cpu()), wanted.detach(), **TOLERANCE[dtype])
+
+
+def make(kinds, shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=dtype.to_complex() if k == "c" else dtype) for k in kinds]
+
+
+PACKAGE = ["gilr", "lstm", "qrnn", "sru", "minGRU", "minLSTM", "RG-LRU", "cartesian", "modulus"]
+
+
+@pytest.mark.parametrize("name", PACKAGE)
+def test_gates_of_the_literature(place, name):
+    function, kinds = FUNCTIONS[name]
+    pre = make(kinds, (2, 700, 3))
+    if name == "cartesian":
+        pre = [p / 8 for p in pre]  # |a| below 1
+    if name == "modulus":
+        pre = [p / 4 for p in pre]
+    complex_state = name in ("cartesian", "modulus")
+    state = torch.randn(2, 3, dtype=torch.complex128 if complex_state else torch.float64)
+    for reverse, exclusive in FLAGS:
+        check(place, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
+
+
+def test_a_diagonal_complex_recurrence(place):
+    # The LRU's: ring of decays from real parameters, complex sequences, a real output.
+    @lrnn.gate
+    def ring(x, size, angle):
+        a = torch.polar(torch.exp(-torch.exp(size)), angle)
+        return a, torch.sqrt(1 - torch.abs(a) ** 2) * x
+
+    @lrnn.gate
+    def real_part(h, x, size, angle):
+        return torch.real(h)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 600, 3, dtype=torch.complex128)
+    parameters = [torch.randn(3, dtype=torch.float64) - 2, torch.randn(3, dtype=torch.float64)]
+    check(place, ring, [x, *parameters], torch.randn(2, 3, dtype=torch.complex128))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_lstm_with_readout(place, dtype, exclusive):
+    pre = make("rrrr", (2, 1100, 3), dtype)
+    h0 = torch.randn(2, 3, dtype=state_dtype(dtype))
+    check(place, lstm, pre, h0, output_tanh, dtype, exclusive=exclusive)
+
+
+@lrnn.gate
+def biased(x, f, bias, scale):
+    a = torch.sigmoid(f * scale + bias)
+    return a, (1 - a) * x
+
+
+@lrnn.gate
+def biased_output(h, x, f, bias, scale):
+    return torch.tanh(h + bias) * torch.sigmoid(f) + x * scale
+
+
+@pytest.mark.parametrize("reverse, exclusive", FLAGS)
+@pytest.mark.parametrize("D", [1, 3, 40])
+def test_parameters(place, D, reverse, exclusive):
+    torch.manual_seed(0)
+    sizes = [(3, 600, D), (3, 600, D), (D,), (3, D)]
+    pre = [torch.randn(size, dtype=torch.float64) for size in sizes]
+    check(place, biased, pre, None, biased_output, reverse=reverse, exclusive=exclusive)
+
+
+@only_emulated
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_and_resets(place, reverse):
+    pre = make("rrrr", (4, 300, 5))
+    lengths = torch.tensor([300, 0, 17, 256])
+    for row, length in enumerate(lengths.tolist()):
+        for p in pre:
+            p[row, length:] = 1.0
+    reset = torch.rand(4, 300) < 0.05
+    options = {"lengths": lengths, "reset": reset, "reverse": reverse}
+    check(place, lstm, pre, torch.randn(4, 5, dtype=torch.float64), output_tanh, **options)
+    # And NaN there reaches nothing.
+    poisoned = [p.clone() for p in pre]
+    for row, length in enumerate(lengths.tolist()):
+        for p in poisoned:
+            p[row, length:] = float("nan")
+    results = []
+    for x in (pre, poisoned):
+        leaves = [p.detach().requires_grad_() for p in x]
+        y, h_final = lrnn.gated_recurrence(
+            lstm, *leaves, readout=output_tanh, backend=place[0], **options
+        )
+        grads = torch.autograd.grad([y, h_final], leaves, [torch.ones_like(y), h_final * 0 + 1])
+        results.append([y, h_final, *grads])
+    for clean, dirty in zip(*results, strict=True):
+        assert torch.equal(clean, dirty)
+
+
+def test_strided_pre_activations_are_read_in_place(place):
+    wide_rows = torch.randn(2, 40, 12, dtype=torch.float64)
+    pre = wide_rows.chunk(4, -1)
+    storage = wide_rows.untyped_storage().data_ptr()
+    assert all(p.untyped_storage().data_ptr() == storage for p in pre)
+    check(place, lstm, pre, None, output_tanh)
+
+
+@only_emulated
+def test_unfused_double_backward_agrees(place):
+    torch.manual_seed(0)
+    pre = [torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+
+    def run(*pre):
+        return lrnn.gated_recurrence(lstm, *pre, readout=output_tanh, backend=place[0])
+
+    assert torch.autograd.gradcheck(run, pre)
+    assert torch.autograd.gradgradcheck(run, pre)
+
+
+@only_emulated
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_moves_no_more_bytes_than_it_must(place, exclusive):
+    pre = [torch.randn(2, 256, 64, requires_grad=True) for _ in range(4)]
+    y, _ = lrnn.gated_recurrence(
+        lstm, *pre, readout=output_tanh, exclusive=exclusive, backend=place[0]
+    )
+    torch.autograd.grad(y, pre, torch.randn_like(y))
+    (_, forward), (macros, backward) = emulated.launches
+    # f, i, o, z -> y, h; and f, i, o, z, h, dy -> df, di, do, dz.
+    for traffic, words in ((forward, 6), (backward, 10)):
+        minimum = 4 * words * y.numel()
+        moved = traffic.loaded + traffic.stored + 16 * traffic.words
+        # One state of each segment is read by the next one too, from the cache.
+        again = 4 * y.numel() / int(macros["LRNN_STEPS"]) if words == 10 and not exclusive else 0
+        assert minimum <= moved <= 1.02 * minimum + again
+
+
+class LargeResults(TorchDispatchMode):
+    """Names of the operations that made something as large as a sequence, views aside."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.names = elements, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        known = {x.untyped_storage().data_ptr() for x in leaves}
+        for x in tree_leaves(result):
+            fresh = isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known
+            in_place = function.name().split(".")[0].endswith("_")
+            if (fresh or in_place) and x.numel() >= self.elements:
+                self.names.append(function.name())
+                break
+        return result
+
+
+@only_emulated
+@pytest.mark.parametrize("time_major", [False, True])
+def test_a_layer_is_matmuls_and_kernels(place, time_major):
+    """Between projection and output no pointwise operation, no copy; nor back."""
+    matmul = {"aten::addmm", "aten::mm", "aten::addmm_"}
+    # What a time-major projection is added to lies the other way.
+    added = ["mm", "add.Tensor"] if time_major else ["addmm_"]
+    for layer, forward in (
+        (nn.GILR, ["addmm", "gated_recurrence"]),
+        (nn.GILRLSTM, ["addmm", "gated_recurrence", "addmm", *added, "gated_recurrence"]),
+    ):
+        rnn = layer(4, 6, batch_first=not time_major, backend=place[0])
+        x = torch.randn(9, 5, 4, requires_grad=True)
+        with LargeResults(9 * 5 * 4) as seen:
+            y, _ = rnn(x)
+        assert [name.split("::")[1] for name in seen.names] == forward
+        with LargeResults(9 * 5 * 4) as seen:
+            y.backward(torch.ones_like(y))
+        assert seen.names.count("lightning_lrnn::gated_backward") == forward.count(
+            "gated_recurrence"
+        )
+        # The gradients of a projection's chunks are put together by autograd.
+        assert set(seen.names) - matmul <= {
+            "lightning_lrnn::gated_backward",
+            "aten::ones_like",
+            "aten::cat",
+            "aten::add.Tensor",  # x has two projections
+            *({"aten::clone"} if time_major else set()),
+        }
+
+
+@only_emulated
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), st.integers(1, 70))
+def test_random_programs(place, program, T):
+    inputs = gates.parse(program).inputs
+
+    class Program(gates.Gate):
+        def __init__(self):
+            self.program = program
+
+        def __call__(self, *x):
+            return gates.evaluate(program, x)
+
+    generator = torch.Generator().manual_seed(T)
+    pre = [torch.randint(-4, 5, (1, T, 2), generator=generator).double() / 8 for _ in range(inputs)]
+    check(place, Program(), pre)
+
+
+@only_emulated
+def test_saturated_gates_are_exact(place):
+    f = torch.tensor([INF, -INF, 1e4, -1e4, 100.0, -100.0])[None, :, None].repeat(1, 1, 3)
+    z = torch.full_like(f, 0.5)
+    y, _ = lrnn.gated_recurrence(nn.gilr.gilr, f, z, h0=torch.ones(1, 3), backend=place[0])
+    assert (y[:, 0] == 1).all()
+    torch.testing.assert_close(y[:, 1], torch.full_like(y[:, 1], 0.5).tanh())
+
+
+@only_emulated
+def test_what_cannot_be_compiled_says_so(place):
+    @lrnn.gate
+    def clipped(z, w):
+        return z, torch.where(w.real > 0, w, torch.nn.functional.softplus(w))
+
+    z = torch.randn(1, 3, 2, dtype=torch.complex64)
+    with pytest.raises(lrnn.GateError, match="softplus is not defined for complex numbers"):
+        lrnn.gated_recurrence(clipped, z, z, backend=place[0])
