@@ -37,10 +37,14 @@ build: $(VENV)/.ready
 	.venv-wheel/bin/lightning-lrnn backends
 	.venv-wheel/bin/lightning-lrnn configs list
 
-# The oldest versions that pyproject.toml allows, where they install beside the pinned torch.
-lowest:
+# The oldest versions that pyproject.toml allows, where they install beside the pinned torch; and the
+# kernels by the oldest NVRTC.
+lowest: $(VENV)/.ready
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e . pytest hypothesis expecttest
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e . pytest hypothesis expecttest \
+		nvidia-cuda-nvrtc-cu12
+	LIGHTNING_LRNN_OTHER_PYTHON=.venv-lowest/bin/python $(BIN)/python -m pytest -q -k other \
+		tests/test_nvrtc.py tests/test_kernels_compile.py
 	.venv-lowest/bin/python -m pytest -q -m "not gpu" tests/test_gates.py tests/test_backends.py \
 		tests/test_layers.py tests/test_lightning.py
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.gates import gate
-from lightning_lrnn.nn.cell import Cell, linear
+from lightning_lrnn.nn.cell import Cell, linear, linear_sum
 from lightning_lrnn.nn.gilr import gilr
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
@@ -97,10 +97,12 @@ class GILRLSTMCell(Cell):
         """The layer's equations."""
         H, S = self.hidden_size, self.output_size
         c, s = (None, None) if carry is None else carry.split([H, S], -1)
-        of_surrogate, of_gates = linear(x, self.weight_ih, self.bias).split([2 * S, 4 * H], -1)
+        for_surrogate, for_gates = self.weight_ih.split([2 * S, 4 * H])
+        biases = (None, None) if self.bias is None else self.bias.split([2 * S, 4 * H])
         # The gates see the surrogate before their step: s_{t-1}.
-        s, s_n = walk.scan("surrogate", gilr, *of_surrogate.chunk(2, -1), h0=s, exclusive=True)
-        pre = (of_gates + F.linear(s, self.weight_hh)).chunk(4, -1)
+        pre = linear(x, for_surrogate, biases[0]).chunk(2, -1)
+        s, s_n = walk.scan("surrogate", gilr, *pre, h0=s, exclusive=True)
+        pre = linear_sum(x, for_gates, s, self.weight_hh, biases[1]).chunk(4, -1)
         y, c_n = walk.scan("cell", lstm, *pre, h0=c, readout=READOUTS[self.output_activation])
         if self.weight_hr is not None:
             y = F.linear(y, self.weight_hr)
