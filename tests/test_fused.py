@@ -16,6 +16,7 @@ from host_kernel import needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_derivative import FUNCTIONS, INF, programs
+from test_gates import REAL
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -121,6 +122,22 @@ def test_gates_of_the_literature(place, name):
     state = torch.randn(2, 3, dtype=torch.complex128 if complex_state else torch.float64)
     for reverse, exclusive in FLAGS:
         check(place, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
+
+
+@lrnn.gate
+def everything(x, y):
+    first, second = zip(*(function(x, y) for function in REAL.values()), strict=True)
+    # Each by a weight of its own: no two errors cancel.
+    weights = [1 / (3 + i) for i in range(len(REAL))]
+    first, second = (
+        sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        for terms in (first, second)
+    )
+    return torch.tanh(first), second + torch.erf(x) * torch.sgn(y)
+
+
+def test_every_operation(place):
+    check(place, everything, [p / 2 for p in make("rr", (1, 80, 3))])
 
 
 def test_a_diagonal_complex_recurrence(place):
