@@ -346,6 +346,31 @@ __device__ Number sum_over_segments(int segment, int column, Number own) {
   return sums[segment][column];
 }
 
+// What to do with the gradient of parameter i. (Functors: NVRTC 12 takes a lambda for a function of
+// the host.)
+struct StoreSum {
+  const Column& column;
+  Index tile;
+
+  template <typename Number>
+  __device__ void operator()(int i, Number sum) const {
+    const Problem& p = column.problem;
+    store_as_is(p.dpre[i], (tile * p.B + column.b) * p.D + column.d, sum);
+  }
+};
+
+struct StoreTileSum {
+  const Column& column;
+  Index tile;
+  int segment, lane;
+
+  template <typename Number>
+  __device__ void operator()(int i, Number sum) const {
+    const Number total = sum_over_segments(segment, lane, sum);
+    if (segment == 0 && column.exists()) StoreSum{column, tile}(i, total);
+  }
+};
+
 // Sequence: a block takes the next tile, waits for the state before it and passes on the state
 // after it. The workspace may be null if there is one tile per chain.
 __device__ void scan(const Problem& p) {
@@ -382,11 +407,7 @@ __device__ void scan(const Problem& p) {
   Pre sums{};
   own.finish(own.replay(apply(prefix.before, shared.state_in[lane]), sums));
   if constexpr (kPass == Pass::backward)
-    Gate::each_parameter(sums, [&](int i, auto sum) {
-      const auto total = sum_over_segments(segment, lane, sum);
-      if (segment == 0 && column.exists())
-        store_as_is(p.dpre[i], (tile * p.B + b) * p.D + column.d, total);
-    });
+    Gate::each_parameter(sums, StoreTileSum{column, tile, segment, lane});
 }
 
 // One thread walks a whole column, a segment at a time: the loop that the scan must agree with.
@@ -404,8 +425,7 @@ __device__ void serial(const Problem& p) {
     state = own.replay(state, sums);
     own.finish(state);
   }
-  if constexpr (kPass == Pass::backward)
-    Gate::each_parameter(sums, [&](int i, auto sum) { store_as_is(p.dpre[i], index, sum); });
+  if constexpr (kPass == Pass::backward) Gate::each_parameter(sums, StoreSum{column, 0});
 }
 
 // Two blocks per multiprocessor: aiming for more by itself, the compiler would spill.
