@@ -114,4 +114,4 @@ def linear_sum(
     total: Tensor = F.linear(x.flatten(0, 1), weight_x, bias)
     # Nothing keeps this result for its gradient. In place, autocast casts nothing.
     total.addmm_(s.flatten(0, 1).to(total.dtype), weight_s.to(total.dtype).t())
-    return total.view(*x.shape[:2], -1)
+    return total.view(*x.shape[:2], total.shape[-1])
