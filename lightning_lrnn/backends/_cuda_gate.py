@@ -6,7 +6,7 @@ operations. The plain recurrence is the gate `lambda a, b: (a, b)`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ REAL_ONLY = frozenset(
 )
 
 DOUBLE = frozenset({"f64", "c128"})
+UNUSED = "[[maybe_unused]]"
 
 
 class Operand(NamedTuple):
@@ -71,123 +72,128 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     Raises:
         GateError: naming what cannot be compiled.
     """
-    n = len(operands)
+    n, kinds = len(operands), tuple(o.storage.startswith("c") for o in operands)
     sequences = [o.storage for o in operands if o.varies]
-    half = next((s for s in sequences if s in ("f16", "bf16")), None)
     double = not DOUBLE.isdisjoint(sequences)
-    real = "double" if double else "float"
-    kinds = tuple(o.storage.startswith("c") for o in operands)
     for operand in operands:
         if (operand.storage in DOUBLE) != double and (operand.varies or operand.storage[0] == "c"):
             raise GateError(f"one gate cannot take both single and double precision: {operands}")
-
-    def storage(is_complex: bool) -> str:
-        return ("c128" if double else "c64") if is_complex else half or ("f64" if double else "f32")
-
-    of_gate = parse(gate)
+    real = "double" if double else "float"
+    read_out = readout_or_state(readout, n)
     h_is_complex = state_is_complex(gate, kinds)
-    readout_program = readout_or_state(readout, n)
-    of_readout = parse(readout_program)
-    (y_is_complex,) = _complex_outputs(of_readout, (h_is_complex, *kinds))
-    gate_back = parse(pullback(gate, kinds))
-    readout_back = parse(pullback(readout_program, (h_is_complex, *kinds)))
+    y_is_complex = _result_is_complex(read_out, (h_is_complex, *kinds))
 
     if step == "forward":
-        read = inputs_of(of_gate) | {i - 1 for i in inputs_of(of_readout)}
+        read = inputs_of(parse(gate)) | {i - 1 for i in inputs_of(parse(read_out))}
         used = tuple(i in read for i in range(n))
     else:
         used = needed(gate, readout, kinds)
 
-    pre = [f"pre.x{i}" for i in range(n)]
-    types = [_type(kind, real) for kind in kinds]
-    of_h = ["h", *pre]
-    unused = "[[maybe_unused]]"
+    def storage(is_complex: bool) -> str:
+        if is_complex:
+            return "c128" if double else "c64"
+        return next((s for s in sequences if s in ("f16", "bf16")), "f64" if double else "f32")
 
-    lines, (a, b) = _body(of_gate, pre, kinds, real)
-    functions = [
-        f"static __device__ void gate({unused} const Pre& pre, Value& a, Value& b)"
-        + _block([*lines, f"a = Value({a});", f"b = Value({b});"])
-    ]
-    lines, (y,) = _body(of_readout, of_h, (h_is_complex, *kinds), real)
-    functions.append(
-        f"static __device__ Output::Value readout(Value h, {unused} const Pre& pre)"
-        + _block([*lines, f"return Output::Value({y});"])
-    )
-    # The readout's share of a gradient comes first, the gate's is added to it.
-    begun = {i for i, gradient in enumerate(readout_back.outputs[1:]) if gradient != 0}
-    lines, (dh, *dx) = _body(
-        readout_back, [*of_h, "dy"], (h_is_complex, *kinds, y_is_complex), real
-    )
-    functions.append(
-        f"static __device__ Value readout_pullback({unused} Value h, {unused} const Pre& pre,"
-        f" Output::Value dy, {unused} Pre& dx)"
-        + _block(
-            [
-                *lines,
-                *(f"dx.x{i} = {types[i]}({dx[i]});" for i in sorted(begun)),
-                f"return Value({dh});",
-            ]
-        )
-    )
-    lines, dx = _body(gate_back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), real)
-    for i, gradient in enumerate(gate_back.outputs):
-        if gradient != 0:
-            before = f"dx.x{i} + " if i in begun else ""
-            lines.append(f"dx.x{i} = {before}{types[i]}({dx[i]});")
-    functions.append(
-        f"static __device__ void gate_pullback({unused} const Pre& pre, {unused} Value da,"
-        f" {unused} Value db, Pre& dx)" + _block(lines)
-    )
-
-    def each(chosen: Sequence[int], statement: str) -> str:
-        return _block([statement.format(i=i, s=operands[i].storage, type=types[i]) for i in chosen])
-
-    varying = [i for i in range(n) if operands[i].varies]
-    fixed = [i for i in range(n) if not operands[i].varies]
-    loaded = "pre.x{i} = {type}(load_as<storage::{s}>(at[{i}]));"
-    memory = [
-        "static __device__ void load_step([[maybe_unused]] Pre& pre,"
-        " [[maybe_unused]] const char* const* at)" + each([i for i in varying if used[i]], loaded),
-        "static __device__ void load_parameters([[maybe_unused]] Pre& pre,"
-        " [[maybe_unused]] const char* const* at)" + each([i for i in fixed if used[i]], loaded),
-        "static __device__ void store_step(const Pre& dx, char* const* to, Index at)"
-        + each(varying, "store_as<storage::{s}>(to[{i}], at, dx.x{i});"),
-        "static __device__ void add_parameters([[maybe_unused]] Pre& sums,"
-        " [[maybe_unused]] const Pre& dx)" + each(fixed, "sums.x{i} = sums.x{i} + dx.x{i};"),
-        "template <typename Each>\nstatic __device__ void each_parameter("
-        "[[maybe_unused]] const Pre& sums, [[maybe_unused]] Each each)"
-        + each(fixed, "each({i}, sums.x{i});"),
-    ]
-    fields = "".join(f"\n  {kind} x{i};" for i, kind in enumerate(types))
     state, output = storage(h_is_complex), storage(y_is_complex)
-    lines = [
+    parts = [
         "struct Gate {",
         f"using State = storage::{state};",
         f"using Output = storage::{output};",
         "using Value = State::Value;",
         f"static constexpr int kInputs = {n};",
         f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
-        f"struct Pre {{{fields}\n}};",
-        *memory,
-        *functions,
+        *_access(operands, used, real),
+        *_mathematics(gate, read_out, kinds, h_is_complex, y_is_complex, real),
         "};",
     ]
     # One line: it becomes the value of a macro.
-    source = " ".join("\n".join(lines).split())
-    return Fused(source, used, state, output)
+    return Fused(" ".join(parts), used, state, output)
+
+
+def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:
+    """`Pre`, the values of one step, and what moves them between memory and registers."""
+    types = [_type(o.storage.startswith("c"), real) for o in operands]
+
+    def each(varies: bool, statement: str, chosen: Sequence[bool]) -> str:
+        lines = (
+            statement.format(i=i, storage=operand.storage, type=types[i])
+            for i, operand in enumerate(operands)
+            if operand.varies is varies and chosen[i]
+        )
+        return f"{{ {' '.join(lines)} }}"
+
+    every = [True] * len(operands)
+    load = "pre.x{i} = {type}(load_as<storage::{storage}>(at[{i}]));"
+    store = "store_as<storage::{storage}>(to[{i}], at, dx.x{i});"
+    add = "sums.x{i} = sums.x{i} + dx.x{i};"
+    yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
+    arguments = f"({UNUSED} Pre& pre, {UNUSED} const char* const* at)"
+    yield f"static __device__ void load_step{arguments} {each(True, load, used)}"
+    yield f"static __device__ void load_parameters{arguments} {each(False, load, used)}"
+    arguments = "(const Pre& dx, char* const* to, Index at)"
+    yield f"static __device__ void store_step{arguments} {each(True, store, every)}"
+    arguments = f"({UNUSED} Pre& sums, {UNUSED} const Pre& dx)"
+    yield f"static __device__ void add_parameters{arguments} {each(False, add, every)}"
+    arguments = f"({UNUSED} const Pre& sums, {UNUSED} Each each)"
+    yield (
+        f"template <typename Each> static __device__ void each_parameter{arguments} "
+        + each(False, "each({i}, sums.x{i});", every)
+    )
+
+
+def _mathematics(
+    gate: str,
+    readout: str,
+    kinds: tuple[bool, ...],
+    h_is_complex: bool,
+    y_is_complex: bool,
+    real: str,
+) -> Iterator[str]:
+    """Gate, readout and their derivatives."""
+    types = [_type(kind, real) for kind in kinds]
+    pre = [f"pre.x{i}" for i in range(len(kinds))]
+    of_readout = (h_is_complex, *kinds)
+
+    lines, (a, b) = _body(parse(gate), pre, kinds, real)
+    yield f"static __device__ void gate({UNUSED} const Pre& pre, Value& a, Value& b) {{"
+    yield from [*lines, f"a = Value({a}); b = Value({b}); }}"]
+
+    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout, real)
+    yield f"static __device__ Output::Value readout(Value h, {UNUSED} const Pre& pre) {{"
+    yield from [*lines, f"return Output::Value({y}); }}"]
+
+    # The readout's share of a gradient comes first, the gate's is added to it.
+    back = parse(pullback(readout, of_readout))
+    begun = {i for i, gradient in enumerate(back.outputs[1:]) if gradient != 0}
+    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex), real)
+    yield (
+        f"static __device__ Value readout_pullback({UNUSED} Value h, {UNUSED} const Pre& pre, "
+        f"Output::Value dy, {UNUSED} Pre& dx) {{"
+    )
+    yield from [*lines, *(f"dx.x{i} = {types[i]}({dx[i]});" for i in sorted(begun))]
+    yield f"return Value({dh}); }}"
+
+    back = parse(pullback(gate, kinds))
+    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), real)
+    yield (
+        f"static __device__ void gate_pullback({UNUSED} const Pre& pre, {UNUSED} Value da, "
+        f"{UNUSED} Value db, Pre& dx) {{"
+    )
+    yield from lines
+    for i, gradient in enumerate(back.outputs):
+        if gradient != 0:
+            yield f"dx.x{i} = {f'dx.x{i} + ' if i in begun else ''}{types[i]}({dx[i]});"
+    yield "}"
 
 
 def _type(is_complex: bool, real: str) -> str:
     return f"Complex<{real}>" if is_complex else real
 
 
-def _block(statements: Sequence[str]) -> str:
-    return " {" + "".join(f"\n  {statement}" for statement in statements) + "\n}"
-
-
-def _complex_outputs(program: Program, kinds: Sequence[bool]) -> list[bool]:
-    found = complex_values(program, kinds)
-    return [isinstance(o, str) and found[o] for o in program.outputs]
+def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
+    program = parse(readout)
+    (y,) = program.outputs
+    return isinstance(y, str) and complex_values(program, kinds)[y]
 
 
 def _body(
