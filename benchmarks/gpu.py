@@ -215,7 +215,9 @@ def stage_sanitize(site: Path, results: Path) -> dict:
         variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         limit = LIMIT_S / len(TOOLS)
         result = run([*command, "--exercise"], log, site, limit, **variables)
-        pattern = r"exercised [1-9]\d* launches[\s\S]*SUMMARY: 0 (errors|hazards).*"
+        pattern = (
+            r"exercised [1-9]\d* launches[\s\S]*exercised gates[\s\S]*SUMMARY: 0 (errors|hazards).*"
+        )
         outcome["tools"][tool] = confirm(result, log, pattern)
         if result["status"] != "passed":
             outcome["status"] = result["status"]
@@ -287,6 +289,43 @@ def exercise() -> None:
     print(f"exercised {launches} launches", flush=True)
 
 
+def exercise_gates(device: str = "cuda", names: tuple[str, ...] = ("scan", "serial")) -> None:
+    """The same for gates compiled into the kernel, with a readout and parameters."""
+    import torch
+
+    import lightning_lrnn as lrnn
+
+    @lrnn.gate
+    def gate(x, f, bias, scale):
+        a = torch.sigmoid(f * scale + bias)
+        return a, (1 - a) * torch.tanh(x)
+
+    @lrnn.gate
+    def readout(h, x, f, bias, scale):
+        return torch.sigmoid(f) * torch.tanh(h) + x * bias
+
+    cases = itertools.product((torch.float32, torch.bfloat16), (1, 40), (False, True), names)
+    for dtype, D, flag, name in cases:
+        T = 700
+        pre = [torch.randn(shape).to(dtype) for shape in ((2, T, D), (2, T, D), (D,), (2, D))]
+        lengths, reset = torch.tensor([T - 5, T]), torch.rand(2, T) < 0.01
+        dy = torch.randn(2, T, D).to(dtype)
+        results = []
+        for place, wide, backend in (("cpu", torch.float64, "serial"), (device, dtype, name)):
+            leaves = [p.to(place, wide).requires_grad_() for p in pre]
+            y, _ = lrnn.gated_recurrence(
+                gate, *leaves, readout=readout, reverse=flag, exclusive=not flag,
+                lengths=lengths.to(place), reset=reset.to(place), backend=backend,
+            )  # fmt: skip
+            gradients = torch.autograd.grad(y, leaves, dy.to(place, wide))
+            results.append([x.detach().cpu().double() for x in (y, *gradients)])
+        loose = 1e-1 if dtype == torch.bfloat16 else 1e-3
+        for wanted, x in zip(*results, strict=True):
+            scale = 1 + wanted.abs().max()
+            torch.testing.assert_close(x / scale, wanted / scale, rtol=loose, atol=loose / 10)
+    print("exercised gates", flush=True)
+
+
 def recorded(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What earlier runs of the same sources on the same GPU left."""
     try:
@@ -338,6 +377,7 @@ def main() -> int:
         parser.error(f"no such stage: {', '.join(unknown)}; there are {', '.join(STAGES)}")
     if options.exercise:
         exercise()
+        exercise_gates()
         return 0
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder)

@@ -251,6 +251,37 @@ def test_moves_no_more_bytes_than_it_must(place, exclusive):
         assert minimum <= moved <= 1.02 * minimum + again
 
 
+@only_emulated
+def test_operators_keep_their_contract(place):
+    pre = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]
+    bias, scale = torch.randn(3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    programs = biased.program, biased_output.program
+    arguments = [*pre, bias, scale], torch.randn(2, 3, requires_grad=True), None, None
+    options = False, False, place[0]
+    operators = torch.ops.lightning_lrnn
+    torch.library.opcheck(operators.gated_recurrence, (*programs, *arguments, *options))
+    with torch.no_grad():
+        y, h, h_final = operators.gated_recurrence(*programs, *arguments, *options)
+        saved = [p.detach() for p in arguments[0]], h, None, torch.ones_like(y), h_final
+        torch.library.opcheck(operators.gated_backward, (*programs, *saved, None, None, *options))
+
+
+@only_emulated
+def test_torch_compile(place):
+    layer = nn.GILRLSTM(4, 6, batch_first=True, backend=place[0])
+    x = torch.randn(2, 9, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (layer, compiled):
+        layer.zero_grad()
+        y, _ = function(x)
+        y.square().sum().backward()
+        results.append([y, *(p.grad.clone() for p in layer.parameters())])
+    assert [macros["LRNN_PASS"] for macros, _ in emulated.launches].count("backward") == 4
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(eager, traced)
+
+
 class LargeResults(TorchDispatchMode):
     """Names of the operations that made something as large as a sequence, views aside."""
 

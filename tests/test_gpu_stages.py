@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_cuda_launch import launches  # noqa: F401
+from test_fused import only_emulated, place  # noqa: F401
 
 from lightning_lrnn.backends import _cuda
 
@@ -183,3 +184,9 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
     assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
     for storage in _cuda.DTYPE:
         assert any(f"State = storage::{storage};" in v["LRNN_GATE"] for v, _, _ in launches)
+
+
+@only_emulated
+def test_exercise_gates(gpu, place, capsys):  # noqa: F811
+    gpu.exercise_gates("cpu", place[:1])
+    assert "exercised gates" in capsys.readouterr().out
