@@ -37,6 +37,20 @@ def test_the_same_as():
     torch.testing.assert_close(names["h"], names["last"], rtol=1e-4, atol=1e-4)
 
 
+def test_the_readmes_own_cell_runs():
+    import torch
+
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict = {}
+    exec(blocks[0] + blocks[2], names)
+    f, z = names["f"], names["z"]
+    h = torch.zeros(2, 16)
+    for t in range(1000):
+        a = torch.sigmoid(f[:, t])
+        h = a * h + (1 - a) * torch.relu(z[:, t])
+    torch.testing.assert_close(names["h_final"], h, rtol=1e-4, atol=1e-5)
+
+
 def test_a_cell_of_your_own_runs_as_shown():
     shown = re.search(
         r"    @lrnn.gate\n.*?\n\n", (ROOT / "docs" / "extending.md").read_text(), re.S
