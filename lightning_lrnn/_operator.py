@@ -87,8 +87,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     global _last
     _last = backend
-    x = _sequence(pre)
-    if gate != gates.IDENTITY and _fused(backend, x) and x.numel():
+    if _fused(gate, readout, pre, backend):
         arguments = (_dense(h0), _dense(lengths), _dense(reset))
         options = {"reverse": reverse, "exclusive": exclusive}
         y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
@@ -108,7 +107,11 @@ def _read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | 
     return y if lengths is None else y.masked_fill(padding_mask(lengths, y), 0)
 
 
-def _fused(backend: str, x: Tensor) -> bool:
+def _fused(gate: str, readout: str, pre: Sequence[Tensor], backend: str) -> bool:
+    """Whether the backend computes gate and readout, not PyTorch; the plain recurrence has none."""
+    x = _sequence(pre)
+    if x.numel() == 0 or (gate == gates.IDENTITY and not readout):
+        return False
     return backends.fuses(backend, backends.Request(x.device, x.dtype))
 
 
@@ -329,8 +332,7 @@ class _Differentiable(torch.autograd.Function):
         ctx.gate, ctx.readout, h0, lengths, reset, *ctx.options = inputs[:8]
         y, h, _ = output
         pre = inputs[8:]
-        x = _sequence(pre)
-        ctx.fused = ctx.gate != gates.IDENTITY and _fused(ctx.options[-1], x) and x.numel() > 0
+        ctx.fused = _fused(ctx.gate, ctx.readout, pre, ctx.options[-1])
         # Where PyTorch evaluates the gate it wants all of them.
         kept: Sequence[bool] = [True] * len(pre)
         if ctx.fused or ctx.gate == gates.IDENTITY:

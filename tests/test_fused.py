@@ -213,6 +213,16 @@ def test_padding_and_resets(place, reverse):
         assert torch.equal(clean, dirty)
 
 
+def squashed(h, a, b):
+    return torch.tanh(h) * b
+
+
+def test_a_readout_of_the_plain_recurrence(place):
+    a, b = make("rr", (2, 300, 3))
+    plain = lrnn.gate(lambda a, b: (a, b))
+    check(place, plain, [a.sigmoid(), b], None, lrnn.gate(squashed))
+
+
 def test_strided_pre_activations_are_read_in_place(place):
     wide_rows = torch.randn(2, 40, 12, dtype=torch.float64)
     pre = wide_rows.chunk(4, -1)
