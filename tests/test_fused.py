@@ -39,11 +39,11 @@ def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
     modules = {**backends._modules(), "emulated": "emulated"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
-    for cached in (backends.load, backends._resolved):
+    for cached in (backends.load, backends._resolved, backends._fuses_here):
         cached.cache_clear()
     emulated.launches.clear()
     yield request.param
-    for cached in (backends.load, backends._resolved):
+    for cached in (backends.load, backends._resolved, backends._fuses_here):
         cached.cache_clear()
 
 

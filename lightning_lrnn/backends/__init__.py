@@ -115,6 +115,11 @@ def fuses(name: str, request: Request) -> bool:
 
 
 def _fuses(name: str, device: str, dtype: torch.dtype) -> bool:
+    return _fuses_here(name, device, dtype)
+
+
+@cache
+def _fuses_here(name: str, device: str, dtype: torch.dtype) -> bool:
     asked = getattr(load(name), "fuses", None)
     return asked is not None and bool(asked(Request(torch.device(device), dtype)))
 
