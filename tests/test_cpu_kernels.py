@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightning_lrnn import reference
 from lightning_lrnn.backends import _numba
+from lightning_lrnn.backends._numba_kernels import BYTES as ALIGNMENT
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 
@@ -123,6 +124,23 @@ def test_dtypes(dtype):
             options = {"reverse": reverse, "exclusive": exclusive}
             check(*make(B, T, D, dtype), **options)
             check(*make(B, T, D, dtype, masks=True, edges=False), parallel=False, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_stores_past_the_caches_have_the_same_bits(dtype, monkeypatch):
+    assert ALIGNMENT == _numba.ALIGNMENT
+    for (B, T, D), aligned in {(2, 37, 72): True, (3, 9, 1096): True, (2, 21, 97): False}.items():
+        assert aligned == (D * dtype.itemsize % ALIGNMENT == 0)
+        for (reverse, exclusive), masks in itertools.product(FLAGS, [False, True]):
+            inputs = make(B, T, D, dtype, masks=masks)
+            results = []
+            for large in (1 << 40, 0):
+                monkeypatch.setattr(_numba, "LARGE", large)
+                results.append(compiled(*inputs, reverse=reverse, exclusive=exclusive))
+                y = results[-1][0]
+                assert _numba._past(y) == (large == 0 and aligned)
+            for usual, past in zip(*results, strict=True):
+                assert torch.equal(usual, past)
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 31, 32, 33, 1999])
@@ -338,6 +356,7 @@ def test_runs_where_nothing_can_be_written(tmp_path):
     code = """
 import torch, lightning_lrnn
 from lightning_lrnn.backends import _numba
+from lightning_lrnn.backends._numba_kernels import BYTES as ALIGNMENT
 x = torch.ones(2, 9, 5)
 y, _ = lightning_lrnn.linear_recurrence(x, x, backend="scan")
 assert y[0, -1, 0] == 9

@@ -46,6 +46,10 @@ PIECES = 4
 """Pieces of work per thread: one that is disturbed leaves more of them to the others."""
 LANES = 4
 """Columns, or stretches of time, walked side by side where features are few (see the kernels)."""
+LARGE = 1 << 22
+"""Bytes of an output from which it is stored past the caches."""
+ALIGNMENT = 32
+"""Bytes of a vector of the kernels."""
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
@@ -215,7 +219,7 @@ def _forward_rows(
     blocks, pieces = _blocks(b, parallel)
     arguments = (
         *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), *b.shape[1:],
-        _dense(a, b), reverse, exclusive, restarts,
+        _dense(a, b), reverse, exclusive, restarts, _past(y),
     )  # fmt: skip
     _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
 
@@ -239,7 +243,7 @@ def _backward_rows(
     arguments = (
         *blocks, *_flat(a), *_flat(dy), *_flat(y), _array(c if h0 is None else h0),
         h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), *y.shape[1:],
-        _dense(a, dy, y), reverse, exclusive, restarts,
+        _dense(a, dy, y), reverse, exclusive, restarts, _past(da, db),
     )  # fmt: skip
     _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
 
@@ -395,6 +399,22 @@ def _array(x: Tensor) -> Any:
 def _dense(*tensors: Tensor) -> bool:
     """Whether the features of a row stand side by side."""
     return all(x.stride(2) == 1 or x.shape[2] == 1 for x in tensors)
+
+
+def _past(*outputs: Tensor) -> bool:
+    """Whether outputs are stored past the caches, which for that need not read them first.
+
+    That is a quarter of the traffic, and what is large is not there any more when it is needed. The
+    instruction wants aligned vectors, and lines that are filled at once: not those of narrow rows.
+    """
+    return all(
+        x.nbytes >= LARGE
+        and x.shape[2] > 2 * LINE
+        and not any(
+            n % ALIGNMENT for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
+        )
+        for x in outputs
+    )
 
 
 def _lengths(lengths: Tensor | None, x: Tensor) -> Any:

@@ -82,12 +82,16 @@ class _Emitter:
             return [vector]
         return [self._shuffle(vector, vector, range(p, 2 * self.columns, 2)) for p in (0, 1)]
 
-    def store(self, value, array, *index):
+    def store(self, value, array, *index, stream=False):
         vector = value[0]
         if self.complex:
             order = (i // 2 + i % 2 * self.columns for i in range(2 * self.columns))
             vector = self._shuffle(*value, order)
-        self.builder.store(vector, self._pointer(array, index), align=self.alignment)
+        alignment = BYTES if stream else self.alignment
+        store = self.builder.store(vector, self._pointer(array, index), align=alignment)
+        if stream:
+            one = ir.Constant(ir.IntType(32), 1)
+            store.set_metadata("nontemporal", self.builder.module.add_metadata([one]))
 
     def add(self, u, v):
         return [self.builder.fadd(x, y) for x, y in zip(u, v, strict=True)]
@@ -138,7 +142,7 @@ def _vector_columns(_, state):
     return types.uint64(state), generate
 
 
-def _forward_vector(steps):
+def _forward_vector(steps, stream):
     @intrinsic
     def forward_vector(
         _, a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive
@@ -150,7 +154,7 @@ def _forward_vector(steps):
             for _ in range(steps):
                 before = h
                 h = emit.add(emit.multiply(emit.load(a, ia, d), before), emit.load(b, ib, d))
-                emit.store(emit.choose(exclusive, before, h), y, iy, d)
+                emit.store(emit.choose(exclusive, before, h), y, iy, d, stream=stream)
                 ia, ib, iy = (builder.add(*p) for p in ((ia, sa), (ib, sb), (iy, sy)))
             emit.store(h, state, d)
             return context.get_dummy_value()
@@ -160,7 +164,7 @@ def _forward_vector(steps):
     return forward_vector
 
 
-def _backward_vector(steps):
+def _backward_vector(steps, stream):
     @intrinsic
     def backward_vector(
         _, a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive
@@ -172,8 +176,9 @@ def _backward_vector(steps):
             for _ in range(steps):
                 x = emit.load(dy, idy, d)
                 g = emit.choose(exclusive, c, emit.add(x, c))
-                emit.store(g, db, i, d)
-                emit.store(emit.multiply(g, emit.conjugate(emit.load(p, ip, d))), da, i, d)
+                emit.store(g, db, i, d, stream=stream)
+                of_a = emit.multiply(g, emit.conjugate(emit.load(p, ip, d)))
+                emit.store(of_a, da, i, d, stream=stream)
                 c = emit.multiply(emit.conjugate(emit.load(a, ia, d)), g)
                 c = emit.choose(exclusive, emit.add(c, x), c)
                 pairs = (ia, sa), (idy, sdy), (ip, sp), (i, s)
@@ -187,8 +192,20 @@ def _backward_vector(steps):
     return backward_vector
 
 
-_forward_one, _forward_more = _forward_vector(1), _forward_vector(STEPS)
-_backward_one, _backward_more = _backward_vector(1), _backward_vector(STEPS)
+_forward_one, _forward_more = _forward_vector(1, False), _forward_vector(STEPS, False)
+_backward_one, _backward_more = _backward_vector(1, False), _backward_vector(STEPS, False)
+_forward_one_past, _backward_one_past = _forward_vector(1, True), _backward_vector(1, True)
+
+
+@intrinsic
+def _fence(_):
+    """What was stored past the caches is there for other threads."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), generate
 
 
 @_inlined
@@ -219,26 +236,26 @@ def _pair_step(a, x, A, B, adjoint, exclusive):
 
 
 @_inlined
-def _order(n, state, rising, at_once):
+def _order(n, state, rising, at_once, past):
     """Vectors of a row in the order of memory in which its steps are walked, for prefetching.
 
     Returns:
-        First column, distance to the next vector, number of vectors, number of their columns; and
-        whether STEPS steps are taken at once.
+        First column, distance to the next vector, number of vectors, number of their columns;
+        whether STEPS steps are taken at once, and whether results are stored `past` the caches.
     """
     size = _vector_columns(state)
     vectors = n // size
     done = vectors * size
     if rising:
-        return uint64(0), size, vectors, done, at_once
-    return done - size, uint64(0) - size, vectors, done, at_once
+        return uint64(0), size, vectors, done, at_once, past
+    return done - size, uint64(0) - size, vectors, done, at_once, past
 
 
 @_inlined
 def _forward(
     a, ia, sa, b, ib, sb, y, iy, sy, state, n, steps, exclusive, order
 ):  # fmt: skip
-    start, step, vectors, done, at_once = order
+    start, step, vectors, done, at_once, past = order
     more = steps // STEPS if at_once else 0
     for _ in range(more):
         d = start
@@ -254,7 +271,10 @@ def _forward(
     for _ in range(steps - more * STEPS):
         d = start
         for _ in range(vectors):
-            _forward_one(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
+            if past:
+                _forward_one_past(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
+            else:
+                _forward_one(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
             d += step
         for j in range(done, n):
             state[j] = _forward_step(a, ia + j, b, ib + j, y, iy + j, state[j], exclusive)
@@ -267,7 +287,7 @@ def _forward(
 def _backward(
     a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, n, steps, exclusive, order
 ):  # fmt: skip
-    start, step, vectors, done, at_once = order
+    start, step, vectors, done, at_once, past = order
     more = steps // STEPS if at_once else 0
     for _ in range(more):
         d = start
@@ -286,7 +306,12 @@ def _backward(
     for _ in range(steps - more * STEPS):
         d = start
         for _ in range(vectors):
-            _backward_one(a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive)
+            if past:
+                _backward_one_past(
+                    a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive
+                )
+            else:
+                _backward_one(a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive)
             d += step
         for j in range(done, n):
             state[j] = _backward_step(
@@ -320,14 +345,15 @@ def _until_restart(restarts, i, stride, steps):
 @_compiled
 def forward_rows(
     begin, end, blocks, width, a, a_strides, b, b_strides, y, y_strides, state, lengths, T, D,
-    dense, reverse, exclusive, restarts,
+    dense, reverse, exclusive, restarts, past,
 ):  # fmt: skip
     """h_t = a_t * h_{t-1} + b_t; y_t = h_t, or h_{t-1} if exclusive; 0 at padded steps.
 
     Unit u, of begin ... end - 1, is block u % blocks, of `width` columns, of row u // blocks. If
     the columns of every tensor are `dense`, that is side by side, they are read in place, else
     gathered step by step. `restarts` says by row and step of time whether no state passes into it;
-    empty: one always does. `state` is (B, D).
+    empty: one always does. `state` is (B, D). `past`: y, whose rows are then aligned to BYTES, is
+    stored past the caches.
     """
     buffer_a, buffer_b = np.empty(width, state.dtype), np.empty(width, state.dtype)
     fa, fb, fy = uint64(a_strides[2]), uint64(b_strides[2]), uint64(y_strides[2])
@@ -342,7 +368,7 @@ def forward_rows(
         iy = uint64(row * y_strides[0] + t * y_strides[1] + low * y_strides[2])
         ir, sr = uint64(row * T + t), uint64(sign)
         sa, sb = uint64(sign * a_strides[1]), uint64(sign * b_strides[1])
-        sy, order = uint64(sign * y_strides[1]), _order(n, state, sign > 0, D <= NARROW)
+        sy, order = uint64(sign * y_strides[1]), _order(n, state, sign > 0, D <= NARROW, past)
         k = 0
         while k < steps:
             if restarts.size != 0 and restarts[ir]:
@@ -368,12 +394,14 @@ def forward_rows(
             for d in range(n):
                 y[iy + d * fy] = 0
             iy += uint64(y_strides[1])
+    if past:
+        _fence()
 
 
 @_compiled
 def backward_rows(
     begin, end, blocks, width, a, a_strides, dy, dy_strides, y, y_strides, h0, begins, da,
-    d_strides, db, state, lengths, T, D, dense, reverse, exclusive, restarts,
+    d_strides, db, state, lengths, T, D, dense, reverse, exclusive, restarts, past,
 ):  # fmt: skip
     """The adjoint c: g = dy + c, db = g, da = g conj(h_prev), c = conj(a) g; see adjoint.py.
 
@@ -398,7 +426,7 @@ def backward_rows(
         ir, sr = uint64(row * T + t), uint64(sign)
         sa, sdy = uint64(sign * a_strides[1]), uint64(sign * dy_strides[1])
         sp, s = uint64(sign * y_strides[1]), uint64(sign * d_strides[1])
-        order = _order(n, state, sign > 0, D <= NARROW)
+        order = _order(n, state, sign > 0, D <= NARROW, past)
         # The state before the last of these steps may stand elsewhere.
         inside = steps - 1 if begins and not exclusive else steps
         k = 0
@@ -438,6 +466,8 @@ def backward_rows(
                 da[i + d] = 0
                 db[i + d] = 0
             i += uint64(d_strides[1])
+    if past:
+        _fence()
 
 
 @_inlined
