@@ -245,7 +245,7 @@ def _differentiate(
     # `of_h`: the gradient of the gradient depends on the states.
     fused = ctx.fused and of_h is None and not torch.is_grad_enabled()
     # What was not kept has no influence, but for its shape and dtype.
-    absent = h.new_empty if fused else h.new_zeros
+    absent = h.new_empty if fused or ctx.gate == gates.IDENTITY else h.new_zeros
     pre = [
         absent((), dtype=dtype).expand(h.shape) if p is None else p
         for p, dtype in zip(kept, ctx.dtypes, strict=True)
