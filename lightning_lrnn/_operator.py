@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from lightning_lrnn import backends, derivative, gates
 from lightning_lrnn._dtypes import state_dtype
@@ -17,12 +19,32 @@ __all__ = ["broadcastable", "call", "last_backend", "padding_mask"]
 
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
     """The operator, differentiable in eager mode, under torch.compile and under torch.func."""
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        # Forward-mode derivatives, of which there are none, are refused there, not lost.
         # torch.func sees an autograd.Function, not one inside an operator's autograd kernel.
         y, _, h_final = _differentiable(gate, readout, *arguments, *pre)
-    else:
+    elif not _unobserved(*pre, *arguments[:3]):
         y, _, h_final = _operator(gate, readout, pre, *arguments)
+    elif torch.is_grad_enabled() and torch._C._any_requires_grad(*pre, arguments[0]):
+        y, _, h_final = _directly_differentiable(gate, readout, *arguments, *pre)
+    else:
+        y, _, h_final = _compute(gate, readout, pre, *arguments)
     return y, h_final
+
+
+def _unobserved(*tensors: Tensor | None) -> bool:
+    """Whether nothing can tell an operator from the Python function behind it.
+
+    Then that is called: the dispatcher's ways into Python take longer than a small recurrence.
+    Tracing, fake tensors and other subclasses, modes and the profiler see the operator.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._autograd._profiler_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and all(x is None or type(x) is Tensor or type(x) is Parameter for x in tensors)
+    )
 
 
 _last: str | None = None
@@ -74,29 +96,37 @@ _backward_operator = torch.ops.lightning_lrnn.recurrence_backward.default
 _gated_backward_operator = torch.ops.lightning_lrnn.gated_backward.default
 
 
-def _forward(
+def _compute(
     gate: str,
     readout: str,
-    pre: list[Tensor],
+    pre: Sequence[Tensor],
     h0: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
     exclusive: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """y, the states if y is not them, and the final state."""
     global _last
     _last = backend
     if _fused(gate, readout, pre, backend):
         arguments = (_dense(h0), _dense(lengths), _dense(reset))
         options = {"reverse": reverse, "exclusive": exclusive}
         y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
-        return (y, h, h_final) if readout else (y, y.new_empty(0), h_final)
+        return y, h if readout else None, h_final
     a, b = _gates(gate, pre)
     h, h_final = _run(backend, a, b, h0, lengths, reset, reverse=reverse, exclusive=exclusive)
     if not readout:
-        return h, h.new_empty(0), h_final
+        return h, None, h_final
     return _read_out(readout, h, pre, lengths).contiguous(), h, h_final
+
+
+def _forward(
+    gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, h, h_final = _compute(gate, readout, pre, *arguments)
+    return y, y.new_empty(0) if h is None else h, h_final
 
 
 def _read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
@@ -251,7 +281,8 @@ def _differentiate(
         for p, dtype in zip(kept, ctx.dtypes, strict=True)
     ]
     if fused:
-        dpre, dh0 = _gated_backward_operator(
+        gated = _gated_backward if _unobserved(*pre, h, dy) else _gated_backward_operator
+        dpre, dh0 = gated(
             *(ctx.gate, ctx.readout, pre, h, h0, dy, dh_final, lengths, reset),
             *(reverse, exclusive, backend),
         )
@@ -303,9 +334,8 @@ def _differentiate(
             exclusive=exclusive,
         )
     else:
-        da, db, dh0 = _backward_operator(
-            a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend
-        )
+        plain = _backward if _unobserved(a, h, dh) else _backward_operator
+        da, db, dh0 = plain(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
         gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
@@ -327,7 +357,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def setup_context(
-        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None, Tensor]
     ) -> None:
         ctx.gate, ctx.readout, h0, lengths, reset, *ctx.options = inputs[:8]
         y, h, _ = output
@@ -349,7 +379,28 @@ class _Differentiable(torch.autograd.Function):
         return _differentiate(ctx, *gradients)
 
 
+class _DirectlyDifferentiable(torch.autograd.Function):
+    """The same around the Python function, for `_unobserved` calls.
+
+    In the form that torch.func does not take: for the other one PyTorch inspects the signature of
+    `forward` at every call.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: str, readout: str, *arguments: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        output = _compute(gate, readout, arguments[6:], *arguments[:6])
+        _Differentiable.setup_context(ctx, (gate, readout, *arguments), output)
+        return output
+
+    backward = _Differentiable.backward
+
+
 _differentiable: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Differentiable.apply
+_directly_differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = (
+    _DirectlyDifferentiable.apply
+)
 
 
 def _autograd(

@@ -76,9 +76,9 @@ def linear_recurrence(
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
-    h, h_final = _apply(
-        gates.IDENTITY, "", [a.expand(b.shape), b], h0, lengths, reset, reverse, exclusive, backend
-    )
+    if a.ndim == 1:
+        a = a.expand(b.shape)
+    h, h_final = _apply(gates.IDENTITY, "", [a, b], h0, lengths, reset, reverse, exclusive, backend)
     return h, h_final
 
 

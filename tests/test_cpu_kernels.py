@@ -221,9 +221,18 @@ def test_strides_are_read_in_place(how, masks):
         check(inputs, strided(dy, how), dh, reverse=True)
 
 
+@pytest.fixture(scope="module", params=[1 << 18, 1], ids=["whole", "in parts of time"])
+def parts(request):
+    """Parts of at least 32 steps, the fewest."""
+    before, _numba.PART = _numba.PART, request.param
+    yield
+    _numba.PART = before
+
+
+@pytest.mark.usefixtures("parts")
 @settings(max_examples=40, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 70)),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 150), st.integers(1, 70)),
     how=st.tuples(*[st.sampled_from(HOW)] * 3),
     flags=st.tuples(*[st.booleans()] * 4),
 )
@@ -281,7 +290,7 @@ def test_a_restart_is_exact(reverse, exclusive):
     assert (ours[2][:, step] == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 16_450, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16_450, 1), (1, 9000, 9), (2, 700, 200)], ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
     inputs, dy, _ = make(*shape, torch.float32, edges=False)
@@ -304,7 +313,7 @@ def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize("shape", [*LAYOUTS, (1, 500, 200), (3, 700, 100)], ids=str)
+@pytest.mark.parametrize("shape", [*LAYOUTS, (1, 500, 200), (3, 7000, 100)], ids=str)
 def test_bits_depend_neither_on_threads_nor_on_chance(shape, dtype):
     arguments = make(*shape, dtype)
     options = {"reverse": False, "exclusive": False}

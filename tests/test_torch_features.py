@@ -6,12 +6,14 @@ gradients of h0 left out of the operator's autograd.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates
@@ -71,6 +73,26 @@ def test_opcheck(backend, device, flags):
     for program, out in ((gates.IDENTITY, ""), (gilr.program, readout)):
         torch.library.opcheck(operator, (program, out, [f, z], h0, lengths, reset, *flags, backend))
     torch.library.opcheck(operator, (gates.IDENTITY, "", [f, z], None, None, None, *flags, backend))
+
+
+def test_the_operator_and_the_function_behind_it_give_the_same_bits(backend, device):
+    inputs = leaves(device)
+
+    def run(observed):
+        with torch.profiler.profile() if observed else contextlib.nullcontext() as profile:
+            y, h_final = lrnn.gated_recurrence(gilr, *inputs[:2], h0=inputs[2], backend=backend)
+            gradients = torch.autograd.grad(y.square().sum() + h_final.sum(), inputs)
+        if observed:
+            assert "lightning_lrnn::gated_recurrence" in {e.key for e in profile.key_averages()}
+        return y, h_final, *gradients
+
+    assert all(torch.equal(*pair) for pair in zip(run(False), run(True), strict=True))
+
+
+def test_a_forward_mode_derivative_is_refused(backend):
+    f, z, _ = leaves("cpu")
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        lrnn.linear_recurrence(forward_ad.make_dual(f, z), z, backend=backend)
 
 
 def test_vmap_over_inputs_and_over_stacked_parameters(backend):

@@ -1,20 +1,21 @@
 """The recurrence on a CPU: plans the loops of `_numba_kernels`, allocates, runs them on threads.
 
 Columns are independent, so they are what is divided first, among `torch.get_num_threads()` threads;
-no result depends on how. Only where there are too few columns to keep a core busy is time divided
-too (Algorithm 1 of the paper: the pairs of all stretches, their carry, all stretches again), into
-stretches that depend on T alone. So the bits of a result depend neither on the number of threads
-nor on their timing.
+no result depends on how. Only where there are too few columns to keep all cores busy is time
+divided too, into parts that depend on the shape alone: parts of a row that are taken in order by
+whoever is free (see the kernels), or, for a handful of columns, stretches walked side by side
+(Algorithm 1 of the paper: the pairs of all stretches, their carry, all stretches again). So the
+bits of a result depend neither on the number of threads nor on their timing.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -31,9 +32,12 @@ LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
 WIDE = 1024
 """Columns of a block at most: their states stay in the first-level cache."""
-FEW = 16
-"""Columns (rows times features) below which time is divided into STRETCHES, if all threads may be
-used."""
+FEW = 512
+"""Columns (rows times features) below which time is divided, if all threads may be used."""
+PART = 1 << 18
+"""Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
+HANDFUL = 16
+"""Columns below which it is divided into STRETCHES instead."""
 STRETCHES = 256
 """Of time. Many more than threads: they keep the sums of one thread independent, too."""
 SHORT = 64
@@ -42,8 +46,6 @@ NARROW = 8
 """Features below which rows are walked side by side: a vector register holds eight floats."""
 SMALL = 1 << 15
 """Elements below which waking a thread costs more than it saves."""
-PIECES = 4
-"""Pieces of work per thread: one that is disturbed leaves more of them to the others."""
 LANES = 4
 """Columns, or stretches of time, walked side by side where features are few (see the kernels)."""
 LARGE = 1 << 22
@@ -53,7 +55,15 @@ ALIGNMENT = 32
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
+ALL = slice(None)
 NOTHING = np.empty(0, np.uint8)
+NO_LENGTHS = np.empty(0, np.int64)
+NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
+}
 
 
 class Layout(Enum):
@@ -112,13 +122,14 @@ def forward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return y.to(b.dtype), h_final
+    a, b = _detached(a), _detached(b)
     y = torch.empty(b.shape, dtype=b.dtype)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
     masks = lengths, _restarts(lengths, reset, reverse)
-    for layout, rows, steps in _plan(b, plain, reverse, parallel):
-        x = a[rows, steps], b[rows, steps], y[rows, steps], h[rows]
+    for layout, *part in _plan(b, plain, reverse, parallel):
+        x = _cut(a, *part), _cut(b, *part), _cut(y, *part), _cut(h, part[0])
         if layout is Layout.ROWS or not _forward_lanes(*x, layout, reverse, exclusive, parallel):
             _forward_rows(*x, *masks, reverse, exclusive, parallel)
     return y, h
@@ -144,6 +155,7 @@ def backward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return da.to(y.dtype), db.to(y.dtype), dh0
+    a, y, dy = _detached(a), _detached(y), _detached(dy)
     da, db = _empty(y), _empty(y)
     c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
     first = y.new_zeros(c.shape) if h0 is None else h0
@@ -151,8 +163,8 @@ def backward(
     plain = lengths is None and reset is None
     masks = lengths, _restarts(lengths, reset, reverse)
     for layout, rows, steps in _plan(y, plain, not reverse, parallel):
-        x = a[rows, steps], dy[rows, steps]
-        outputs = da[rows, steps], db[rows, steps], c[rows]
+        x = _cut(a, rows, steps), _cut(dy, rows, steps)
+        outputs = _cut(da, rows, steps), _cut(db, rows, steps), _cut(c, rows)
         done = False
         if layout is not Layout.ROWS:
             # The first step of the forward walk is never among these.
@@ -161,9 +173,9 @@ def backward(
             done = _backward_lanes(*x, before, *outputs, layout, not reverse, exclusive, parallel)
         if done:
             continue
-        begins = (steps.stop == y.shape[1]) if reverse else (steps.start == 0)
-        h_first = first[rows] if begins else None
-        _backward_rows(*x, y[rows, steps], h_first, *outputs, *masks, reverse, exclusive, parallel)
+        begins = steps is ALL or (steps.stop == y.shape[1] if reverse else steps.start == 0)
+        inputs = *x, _cut(y, rows, steps), _cut(first, rows) if begins else None
+        _backward_rows(*inputs, *outputs, *masks, reverse, exclusive, parallel)
     return da, db, c
 
 
@@ -179,12 +191,11 @@ def _plan(
         parallel: time may be divided.
     """
     B, T, D = x.shape
-    everything = slice(0, B)
 
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    if plain and parallel and B * D < FEW and T > STRETCHES * SHORT:
+    if plain and parallel and B * D < HANDFUL and T > STRETCHES * SHORT:
         # The last step is left out: the adjoint finds the state before it elsewhere.
         length = (T - 1) // STRETCHES
         if length > 2 * LINE:
@@ -192,8 +203,8 @@ def _plan(
             length = (length - LINE) // (2 * LINE) * (2 * LINE) + LINE
         end = STRETCHES * length
         return [
-            (Layout.STRETCHES, everything, steps(0, end)),
-            (Layout.ROWS, everything, steps(end, T)),
+            (Layout.STRETCHES, ALL, steps(0, end)),
+            (Layout.ROWS, ALL, steps(end, T)),
         ]
     lanes = B // LANES * LANES
     if plain and D < NARROW and lanes and T > 1:
@@ -202,7 +213,12 @@ def _plan(
             (Layout.ROWS, slice(0, lanes), steps(T - 1, T)),
         ]
         return parts + [(Layout.ROWS, slice(lanes, B), steps(0, T))] * (lanes < B)
-    return [(Layout.ROWS, everything, steps(0, T))]
+    return [(Layout.ROWS, ALL, ALL)]
+
+
+def _cut(x: Tensor, *part: slice) -> Tensor:
+    """x[part], but for what that costs where it is all of x."""
+    return x if all(p is ALL for p in part) else x[part]
 
 
 def _forward_rows(
@@ -216,12 +232,11 @@ def _forward_rows(
     exclusive: bool,
     parallel: bool,
 ) -> None:
-    blocks, pieces = _blocks(b, parallel)
     arguments = (
-        *blocks, *_flat(a), *_flat(b), *_flat(y), _array(h), _lengths(lengths, b), *b.shape[1:],
-        _dense(a, b), reverse, exclusive, restarts, _past(y),
+        *_flat(a), *_flat(b), *_flat(y), _lengths(lengths, b), *b.shape, reverse, exclusive,
+        restarts, _past(y),
     )  # fmt: skip
-    _threads.run_all(_kernels().forward_rows, [(*piece, *arguments) for piece in pieces])
+    _run_rows(_kernels().forward_rows, b, h, parallel, arguments)
 
 
 def _backward_rows(
@@ -239,13 +254,12 @@ def _backward_rows(
     parallel: bool,
 ) -> None:
     """`h0` is None if the first step of the forward walk is not among these."""
-    blocks, pieces = _blocks(y, parallel)
     arguments = (
-        *blocks, *_flat(a), *_flat(dy), *_flat(y), _array(c if h0 is None else h0),
-        h0 is not None, *_flat(da), _flat(db)[0], _array(c), _lengths(lengths, y), *y.shape[1:],
-        _dense(a, dy, y), reverse, exclusive, restarts, _past(da, db),
+        *_flat(a), *_flat(dy), *_flat(y), (c if h0 is None else h0).data_ptr(), h0 is not None,
+        *_flat(da), db.data_ptr(), _lengths(lengths, y), *y.shape, reverse, exclusive, restarts,
+        _past(da, db),
     )  # fmt: skip
-    _threads.run_all(_kernels().backward_rows, [(*piece, *arguments) for piece in pieces])
+    _run_rows(_kernels().backward_rows, y, c, parallel, arguments)
 
 
 def _forward_lanes(
@@ -253,20 +267,20 @@ def _forward_lanes(
     parallel: bool,
 ) -> bool:  # fmt: skip
     """Computes y and h in place; False if that needs pairs which are not finite."""
-    steps, pieces = _units(b, layout, parallel)
+    steps, workers = _units(b, layout, parallel)
     inputs = *_lanes(a, layout, reverse), *_lanes(b, layout, reverse)
     kernels = _kernels()
     if layout is Layout.STRETCHES:
         A, B = np.empty((2, h.numel(), STRETCHES), _array(h).dtype)
         pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), False, False
-        _threads.run_all(kernels.pair_lanes, [(*p, steps, *inputs, *pairs) for p in pieces])
+        _threads.run_all(kernels.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
         state = np.empty_like(A)
         if not kernels.carry(A, B, _array(h), state):
             return False
     else:
         state = _states(h)
     outputs = *_lanes(y, layout, reverse), state.reshape(-1, LANES), exclusive
-    _threads.run_all(kernels.forward_lanes, [(*p, steps, *inputs, *outputs) for p in pieces])
+    _threads.run_all(kernels.forward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
     _leave(h, state, layout)
     return True
 
@@ -276,13 +290,13 @@ def _backward_lanes(
     backwards: bool, exclusive: bool, parallel: bool,
 ) -> bool:  # fmt: skip
     """The same for the adjoint; `before` holds the state before each step."""
-    steps, pieces = _units(dy, layout, parallel)
+    steps, workers = _units(dy, layout, parallel)
     inputs = *_lanes(a, layout, backwards), *_lanes(dy, layout, backwards)
     kernels = _kernels()
     if layout is Layout.STRETCHES:
         A, B = np.empty((2, c.numel(), STRETCHES), _array(c).dtype)
         pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), True, exclusive
-        _threads.run_all(kernels.pair_lanes, [(*p, steps, *inputs, *pairs) for p in pieces])
+        _threads.run_all(kernels.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
         state = np.empty_like(A)
         if not kernels.carry(A, B, _array(c), state):
             return False
@@ -290,10 +304,10 @@ def _backward_lanes(
         state = _states(c)
     flat_da, *places = _lanes(da, layout, backwards)
     outputs = (
-        *_lanes(before, layout, backwards), flat_da, _flat(db)[0], *places,
+        *_lanes(before, layout, backwards), flat_da, db.data_ptr(), *places,
         state.reshape(-1, LANES), exclusive,
     )  # fmt: skip
-    _threads.run_all(kernels.backward_lanes, [(*p, steps, *inputs, *outputs) for p in pieces])
+    _threads.run_all(kernels.backward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
     _leave(c, state, layout)
     return True
 
@@ -312,8 +326,8 @@ def _leave(h: Tensor, state: Any, layout: Layout) -> None:
         h.numpy()[:] = state.swapaxes(1, 2).reshape(h.shape)
 
 
-def _lanes(x: Tensor, layout: Layout, backwards: bool) -> tuple[Any, Any, int, int]:
-    """All of a tensor as a flat array, where each unit begins, strides between lanes and steps."""
+def _lanes(x: Tensor, layout: Layout, backwards: bool) -> tuple[int, Any, int, int]:
+    """Where a tensor begins, where each unit of it does, strides between lanes and steps."""
     B, T, D = x.shape
     flat, (sB, sT, sD) = _flat(x)
     origin = 0
@@ -330,16 +344,21 @@ def _lanes(x: Tensor, layout: Layout, backwards: bool) -> tuple[Any, Any, int, i
     return flat, starts.reshape(-1).astype(np.int64), between_lanes, sT
 
 
-def _units(x: Tensor, layout: Layout, parallel: bool) -> tuple[int, list[tuple[int, int]]]:
-    """Steps of every unit of LANES lanes, and the units divided into pieces."""
+def _units(x: Tensor, layout: Layout, parallel: bool) -> tuple[int, int]:
+    """Steps of every unit of LANES lanes, and workers."""
     T = x.shape[1]
     steps = T // STRETCHES if layout is Layout.STRETCHES else T
-    return steps, _pieces(x.numel() // (LANES * steps), x.numel(), parallel)
+    return steps, _workers(x.numel() // (LANES * steps), x.numel(), parallel)
 
 
-def _blocks(x: Tensor, parallel: bool) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """(blocks in a row, features of a block), and the blocks of all rows divided into pieces."""
-    B, _, D = x.shape
+def _pieces(x: Tensor, parallel: bool) -> tuple[int, int, int, int]:
+    """Steps of a part of time, blocks in a row, features of a block, workers."""
+    B, T, D = x.shape
+    if parallel and B * D < FEW:
+        # A multiple of the steps taken at once.
+        chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
+        if chunk < T:
+            return chunk, 1, D, _workers(B * -(-T // chunk), x.numel(), parallel)
     blocks = -(-D // WIDE)
     if parallel and x.numel() >= SMALL:
         threads = _threads.count()
@@ -349,14 +368,29 @@ def _blocks(x: Tensor, parallel: bool) -> tuple[tuple[int, int], list[tuple[int,
     width = -(-D // blocks)
     width = min(D, -(-width // LINE) * LINE)
     blocks = -(-D // width)
-    return (blocks, width), _pieces(B * blocks, x.numel(), parallel)
+    return T, blocks, width, _workers(B * blocks, x.numel(), parallel)
 
 
-def _pieces(units: int, elements: int, parallel: bool) -> list[tuple[int, int]]:
-    """Ranges of units."""
-    pieces = min(units, PIECES * _threads.count(), elements // SMALL) if parallel else 1
-    edges = [units * i // pieces for i in range(pieces + 1)] if pieces > 1 else [0, units]
-    return list(pairwise(edges))
+def _workers(pieces: int, elements: int, parallel: bool) -> int:
+    """Threads worth waking: the kernels divide the pieces among them."""
+    return max(1, min(pieces, _threads.count(), elements // SMALL)) if parallel else 1
+
+
+def _run_rows(
+    kernel: Callable[..., None], x: Tensor, h: Tensor, parallel: bool, arguments: tuple[Any, ...]
+) -> None:
+    """A kernel for rows on tensors of the shape of `x`; the states `h` are replaced."""
+    chunk, blocks, width, workers = _pieces(x, parallel)
+    parts = -(-x.shape[1] // chunk)
+    flags = np.zeros(1 + (parts + 1) * x.shape[0] * blocks, np.int64)
+    states = np.empty((parts - 1) * h.numel(), NUMPY[x.dtype])
+    pieces = flags, states, h.data_ptr(), parts, chunk, blocks, width
+    _threads.run_all(kernel, [(*pieces, *arguments)] * workers)
+
+
+def _counter() -> Any:
+    """Of the pieces taken."""
+    return np.zeros(1, np.int64)
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -382,23 +416,19 @@ def _madvise() -> Any:
     return function
 
 
-def _flat(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """All of a tensor's memory, from its first element on, as a flat array; its strides."""
-    if x.is_conj() or x.is_neg():
-        x = x.resolve_conj().resolve_neg()
-    (B, T, D), (sB, sT, sD) = x.shape, x.stride()
-    span = 1 + (B - 1) * sB + (T - 1) * sT + (D - 1) * sD
-    return x.detach().as_strided((span,), (1,)).numpy(), (sB, sT, sD)
+def _detached(x: Tensor) -> Tensor:
+    """In memory what it stands for: a conjugate is made."""
+    return x.resolve_conj().resolve_neg()
+
+
+def _flat(x: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor begins, and its strides."""
+    return x.data_ptr(), x.stride()
 
 
 def _array(x: Tensor) -> Any:
     """A contiguous tensor as a flat array."""
-    return x.detach().view(-1).numpy()
-
-
-def _dense(*tensors: Tensor) -> bool:
-    """Whether the features of a row stand side by side."""
-    return all(x.stride(2) == 1 or x.shape[2] == 1 for x in tensors)
+    return x.view(-1).numpy()
 
 
 def _past(*outputs: Tensor) -> bool:
@@ -418,8 +448,7 @@ def _past(*outputs: Tensor) -> bool:
 
 
 def _lengths(lengths: Tensor | None, x: Tensor) -> Any:
-    B, T, _ = x.shape
-    return np.full(B, T) if lengths is None else np.clip(lengths.numpy(), 0, T)
+    return NO_LENGTHS if lengths is None else np.clip(lengths.numpy(), 0, x.shape[1])
 
 
 def _restarts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Any:

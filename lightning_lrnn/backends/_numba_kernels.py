@@ -1,14 +1,18 @@
 """The recurrence as compiled loops, one step of some columns at a time.
 
-A column is one feature of one row. Every tensor is a flat array; a step of it begins at an index
-`i*`, the next one is `s*` further on, modulo 2^64 (time may run backwards). All indices are
-unsigned: Numba then leaves out the test for indices that count from the end, which would keep the
-loops over columns from being vectorised. `state` goes in as the state before a stretch of steps
-and comes out as the state after it.
+A column is one feature of one row. Every tensor comes as the address of its first element (which
+costs less than a NumPy array at every call) and is a flat array here; a step of it begins at an
+index `i*`, the next one is `s*` further on, modulo 2^64 (time may run backwards). All indices are
+unsigned: Numba then leaves out the test for indices that count from the end.
 
-Two layouts: `walk_*` step through rows whose columns stand side by side in memory; `lanes_*` step
+Two layouts: `*_rows` step through rows whose columns stand side by side in memory; `*_lanes` step
 through four columns, or four stretches of time, that lie anywhere at equal distances `l*`: with
 few columns that keeps as many independent sums in flight as a core can.
+
+Every kernel is called by each of some threads with the same arguments, and takes pieces of the work
+by `_next` until none is left. Rows are divided over time as on a GPU (`recurrence.cu`): a piece
+waits for the state that the one before it ends in, which somebody has in hands who waits only for
+still earlier ones.
 
 All compiled code is in this one file: Numba keeps what it has compiled in a cache on disk until the
 file of a function changes, and does not see changes in others.
@@ -19,9 +23,12 @@ file of a function changes, and does not see changes in others.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from llvmlite import ir
-from numba import njit, types, uint64
+from numba import carray, njit, types, uint64
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
@@ -36,16 +43,20 @@ __all__ = [
 
 
 def _compiled(function, **options):
-    # `contract`: a * h + b in one rounding, as on a GPU.
-    options |= {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options = {"nogil": True, "error_model": "numpy"} | options
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # there is no folder that compiled code could be kept in
         return njit(**options)(function)
 
 
+def _contracted(function, **options):
+    """a * h + b in one rounding, as on a GPU."""
+    return _compiled(function, fastmath={"contract"}, **options)
+
+
 def _inlined(function):
-    return _compiled(function, forceinline=True)
+    return _contracted(function, forceinline=True)
 
 
 BYTES = 32
@@ -54,35 +65,45 @@ STEPS = 4
 """Taken at once, with the state in registers between them, if the columns of a row are few."""
 NARROW = 64
 """Features up to which that is faster: with more, so many places in memory are in use that the
-hardware stops fetching ahead. (Not columns of a block: c + x is rounded once, not twice, between
-steps taken at once, and how a row is divided must not change a bit.)"""
+hardware stops fetching ahead."""
+
+LOOKS = 64
+"""At a flag, before the core is offered to another thread."""
+
+MEMORY = 1 << 48
+"""Elements of an array whose size nobody asks for."""
+
+WALK, PAIR = 1, 2
+"""What a run of steps computes: the outputs, from the state before it; the pair of the run, from
+which the state after it follows for any state before it; WALK | PAIR: both."""
 
 
 class _Emitter:
-    """One or more steps of some neighbouring columns, in vector instructions.
+    """Arithmetic on neighbouring columns, in vector instructions.
 
     LLVM vectorises a loop over columns by itself only if it can test at run time, before the loop,
     that no output overlaps an input; with the six arrays of the backward pass it gives up, and for
-    a few columns the tests cost more than the loop. A value is a list of one vector of `BYTES`
-    bytes, or of two: real and imaginary parts. The formulas, and so the roundings, are those of
-    `_forward_step`, `_backward_step` and `_pair_step`.
+    a few columns the tests cost more than the loop. A value is a list of one vector, or of two:
+    real and imaginary parts. Roundings are written out (`multiply_add` is one, as on a GPU): the
+    bits of a column depend neither on its neighbours nor on what else is computed beside it.
     """
 
-    def __init__(self, context, builder, dtype):
-        self.context, self.builder = context, builder
+    def __init__(self, context, builder, dtype, columns):
+        self.context, self.builder, self.columns = context, builder, columns
         self.complex = isinstance(dtype, types.Complex)
         part = dtype.underlying_float if self.complex else dtype
         self.alignment = part.bitwidth // 8
-        self.columns = BYTES * 8 // dtype.bitwidth
-        self.type = ir.VectorType(context.get_value_type(part), BYTES // self.alignment)
+        self.tiny = float(np.finfo(f"f{self.alignment}").tiny)
+        parts = columns * (2 if self.complex else 1)
+        self.type = ir.VectorType(context.get_value_type(part), parts)
 
-    def load(self, array, *index):
+    def load(self, array, index):
         vector = self.builder.load(self._pointer(array, index), align=self.alignment)
         if not self.complex:
             return [vector]
         return [self._shuffle(vector, vector, range(p, 2 * self.columns, 2)) for p in (0, 1)]
 
-    def store(self, value, array, *index, stream=False):
+    def store(self, value, array, index, stream=False):
         vector = value[0]
         if self.complex:
             order = (i // 2 + i % 2 * self.columns for i in range(2 * self.columns))
@@ -97,11 +118,23 @@ class _Emitter:
         return [self.builder.fadd(x, y) for x, y in zip(u, v, strict=True)]
 
     def multiply(self, u, v):
-        times, plus, minus = self.builder.fmul, self.builder.fadd, self.builder.fsub
+        times = self.builder.fmul
         if not self.complex:
             return [times(u[0], v[0])]
         (x, y), (p, q) = u, v
-        return [minus(times(x, p), times(y, q)), plus(times(x, q), times(y, p))]
+        return [
+            self._fused(self.builder.fneg(y), q, times(x, p)),
+            self._fused(y, p, times(x, q)),
+        ]
+
+    def multiply_add(self, u, v, w):
+        if not self.complex:
+            return [self._fused(u[0], v[0], w[0])]
+        (x, y), (p, q), (r, s) = u, v, w
+        return [
+            self._fused(self.builder.fneg(y), q, self._fused(x, p, r)),
+            self._fused(y, p, self._fused(x, q, s)),
+        ]
 
     def conjugate(self, u):
         return [u[0], self.builder.fneg(u[1])] if self.complex else u
@@ -109,12 +142,29 @@ class _Emitter:
     def choose(self, condition, u, v):
         return [self.builder.select(condition, x, y) for x, y in zip(u, v, strict=True)]
 
+    def flush(self, u):
+        """0 for what is too small for full precision, with which some processors are slow."""
+        return [self._flush(x) for x in u]
+
+    def _flush(self, x):
+        size = self._call("llvm.fabs", x)
+        tiny, zero = (ir.Constant(x.type, [v] * self.columns) for v in (self.tiny, 0.0))
+        return self.builder.select(self.builder.fcmp_unordered(">=", size, tiny), x, zero)
+
+    def _fused(self, x, y, z):
+        return self._call("llvm.fmuladd", x, y, z)
+
+    def _call(self, name, *operands):
+        kind = operands[0].type
+        name += f".v{self.columns}f{8 * self.alignment}"
+        function = ir.FunctionType(kind, [kind] * len(operands))
+        function = cgutils.get_or_insert_function(self.builder.module, function, name)
+        return self.builder.call(function, operands)
+
     def _pointer(self, array, index):
         kind, value = array
         data = make_array(kind)(self.context, self.builder, value).data
-        for offset in index:
-            data = self.builder.gep(data, [offset])
-        return self.builder.bitcast(data, self.type.as_pointer())
+        return self.builder.bitcast(self.builder.gep(data, [index]), self.type.as_pointer())
 
     def _shuffle(self, u, v, order):
         order = list(order)
@@ -122,79 +172,209 @@ class _Emitter:
         return self.builder.shuffle_vector(u, v, mask)
 
 
-def _operands(context, builder, signature, arguments):
-    """The emitter and the arguments, arrays together with their types."""
-    values = [
+def _emit_run(
+    context, builder, dtype, places, what, n, steps, rising, at_once, past, emit_steps
+):  # fmt: skip
+    """Loops over `steps` steps of `n` columns; the formula of some steps is `emit_steps`.
+
+    `places` are, of each sequence, the index of its first step, the distance of steps and that of
+    columns. `what` (WALK, PAIR or both) and the rest are known when it runs: whether the vectors of
+    a step are taken in `rising` order (that of memory, for prefetching), whether STEPS are taken
+    `at_once`, and whether outputs are stored `past` the caches. `emit_steps` is called with the
+    emitter, `what`, number of steps, whether to store past the caches, (index, distance of steps)
+    of each sequence, and index of the states.
+    """
+    size, zero, one = (ir.Constant(n.type, v) for v in (BYTES * 8 // dtype.bitwidth, 0, 1))
+    dense = ir.Constant(ir.IntType(1), 1)
+    for *_, column in places:
+        dense = builder.and_(dense, builder.icmp_unsigned("==", column, one))
+    vectors = builder.select(dense, builder.udiv(n, size), zero)
+    done = builder.mul(vectors, size)
+    first = builder.select(rising, zero, builder.sub(done, size))
+    stride = builder.select(rising, size, builder.neg(size))
+    starts = [cgutils.alloca_once_value(builder, index) for index, *_ in places]
+
+    def loop(what, count, times, stream):
+        with cgutils.for_range(builder, times, intp=n.type):
+            at = [builder.load(start) for start in starts]
+
+            def emit(columns, d, offsets):
+                here = [
+                    (builder.add(i, offset), step)
+                    for i, offset, (_, step, _) in zip(at, offsets, places, strict=True)
+                ]
+                emitter = _Emitter(context, builder, dtype, columns)
+                emit_steps(emitter, what, count, stream, here, d)
+
+            with cgutils.for_range(builder, vectors, intp=n.type) as vector:
+                d = builder.add(first, builder.mul(vector.index, stride))
+                emit(BYTES * 8 // dtype.bitwidth, d, [d] * len(places))
+            with cgutils.for_range(builder, builder.sub(n, done), intp=n.type) as column:
+                d = builder.add(done, column.index)
+                emit(1, d, [builder.mul(d, stride) for *_, stride in places])
+            for start, i, (_, step, _) in zip(starts, at, places, strict=True):
+                builder.store(builder.add(i, builder.mul(step, ir.Constant(n.type, count))), start)
+
+    several = ir.Constant(n.type, STEPS)
+    more = builder.select(at_once, builder.udiv(steps, several), zero)
+    rest = builder.sub(steps, builder.mul(more, several))
+    for which in (WALK, PAIR, WALK | PAIR):
+        with builder.if_then(builder.icmp_unsigned("==", what, ir.Constant(what.type, which))):
+            loop(which, STEPS, more, False)
+            with builder.if_else(past) as (then, otherwise):
+                with then:
+                    loop(which, 1, rest, True)
+                with otherwise:
+                    loop(which, 1, rest, False)
+
+
+def _operands(signature, arguments):
+    """The arguments, arrays together with their types."""
+    return [
         (kind, value) if isinstance(kind, types.Array) else value
         for kind, value in zip(signature.args, arguments, strict=True)
     ]
-    return _Emitter(context, builder, signature.args[0].dtype), values
 
 
 @intrinsic
-def _vector_columns(_, state):
-    """Columns of one vector of the dtype of `state`."""
-    columns = BYTES * 8 // state.dtype.bitwidth
+def _forward_run(
+    _, what, a, ia, sa, fa, b, ib, sb, fb, y, iy, sy, fy, state, width, n, steps, exclusive,
+    rising, at_once, past,
+):  # fmt: skip
+    """Steps of `forward_rows`; `state` is (h, A, B), each of `width` columns."""
 
     def generate(context, builder, signature, arguments):
-        return context.get_constant(types.uint64, columns)
+        operands = _operands(signature, arguments)
+        what, a, ia, sa, fa, b, ib, sb, fb, y, iy, sy, fy, state, width, *operands = operands
+        n, steps, exclusive, *way = operands
 
-    return types.uint64(state), generate
-
-
-def _forward_vector(steps, stream):
-    @intrinsic
-    def forward_vector(
-        _, a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive
-    ):  # fmt: skip
-        def generate(context, builder, signature, arguments):
-            emit, values = _operands(context, builder, signature, arguments)
-            a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive = values
-            h = emit.load(state, d)
-            for _ in range(steps):
+        def emit_steps(emit, what, count, stream, at, d):
+            (ia, sa), (ib, sb), (iy, sy) = at
+            places = d, builder.add(d, width), builder.add(d, builder.add(width, width))
+            h, A, B = (emit.load(state, place) for place in places)
+            for _ in range(count):
+                x, u = emit.load(a, ia), emit.load(b, ib)
                 before = h
-                h = emit.add(emit.multiply(emit.load(a, ia, d), before), emit.load(b, ib, d))
-                emit.store(emit.choose(exclusive, before, h), y, iy, d, stream=stream)
+                if what & WALK:
+                    h = emit.multiply_add(x, before, u)
+                    emit.store(emit.choose(exclusive, before, h), y, iy, stream)
+                if what & PAIR:
+                    A, B = emit.flush(emit.multiply(x, A)), emit.multiply_add(x, B, u)
                 ia, ib, iy = (builder.add(*p) for p in ((ia, sa), (ib, sb), (iy, sy)))
-            emit.store(h, state, d)
-            return context.get_dummy_value()
+            for value, place in zip((h, A, B), places, strict=True):
+                emit.store(value, state, place)
 
-        return types.none(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive), generate
+        places = (ia, sa, fa), (ib, sb, fb), (iy, sy, fy)
+        dtype = signature.args[1].dtype
+        _emit_run(context, builder, dtype, places, what, n, steps, *way, emit_steps)
+        return context.get_dummy_value()
 
-    return forward_vector
+    arguments = what, a, ia, sa, fa, b, ib, sb, fb, y, iy, sy, fy, state, width, n, steps
+    return types.none(*arguments, exclusive, rising, at_once, past), generate
 
 
-def _backward_vector(steps, stream):
-    @intrinsic
-    def backward_vector(
-        _, a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive
-    ):  # fmt: skip
-        def generate(context, builder, signature, arguments):
-            emit, values = _operands(context, builder, signature, arguments)
-            a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive = values
-            c = emit.load(state, d)
-            for _ in range(steps):
-                x = emit.load(dy, idy, d)
+@intrinsic
+def _backward_run(
+    _, what, a, ia, sa, fa, dy, idy, sdy, fdy, p, ip, sp, fp, da, db, i, s, f, state, width, n,
+    steps, exclusive, rising, at_once, past,
+):  # fmt: skip
+    """Steps of `backward_rows`; `state` is (c, A, B), each of `width` columns."""
+
+    def generate(context, builder, signature, arguments):
+        operands = _operands(signature, arguments)
+        what, a, ia, sa, fa, dy, idy, sdy, fdy, p, ip, sp, fp, *operands = operands
+        da, db, i, s, f, state, width, n, steps, exclusive, *way = operands
+
+        def emit_steps(emit, what, count, stream, at, d):
+            (ia, sa), (idy, sdy), (ip, sp), (i, s) = at
+            places = d, builder.add(d, width), builder.add(d, builder.add(width, width))
+            c, A, B = (emit.load(state, place) for place in places)
+
+            def before(c):
+                """The adjoint of the state before a step, from that after it; see adjoint.py."""
                 g = emit.choose(exclusive, c, emit.add(x, c))
-                emit.store(g, db, i, d, stream=stream)
-                of_a = emit.multiply(g, emit.conjugate(emit.load(p, ip, d)))
-                emit.store(of_a, da, i, d, stream=stream)
-                c = emit.multiply(emit.conjugate(emit.load(a, ia, d)), g)
-                c = emit.choose(exclusive, emit.add(c, x), c)
-                pairs = (ia, sa), (idy, sdy), (ip, sp), (i, s)
-                ia, idy, ip, i = (builder.add(*pair) for pair in pairs)
-            emit.store(c, state, d)
-            return context.get_dummy_value()
+                c = emit.multiply(a_, g)
+                return emit.choose(exclusive, emit.add(c, x), c), g
 
-        arguments = a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive
-        return types.none(*arguments), generate
+            for _ in range(count):
+                a_, x = emit.conjugate(emit.load(a, ia)), emit.load(dy, idy)
+                if what & WALK:
+                    c, g = before(c)
+                    emit.store(g, db, i, stream)
+                    of_a = emit.multiply(g, emit.conjugate(emit.load(p, ip)))
+                    emit.store(of_a, da, i, stream)
+                if what & PAIR:
+                    A, (B, _) = emit.flush(emit.multiply(a_, A)), before(B)
+                ia, idy, ip, i = (builder.add(*p) for p in ((ia, sa), (idy, sdy), (ip, sp), (i, s)))
+            for value, place in zip((c, A, B), places, strict=True):
+                emit.store(value, state, place)
 
-    return backward_vector
+        places = (ia, sa, fa), (idy, sdy, fdy), (ip, sp, fp), (i, s, f)
+        dtype = signature.args[1].dtype
+        _emit_run(context, builder, dtype, places, what, n, steps, *way, emit_steps)
+        return context.get_dummy_value()
+
+    arguments = what, a, ia, sa, fa, dy, idy, sdy, fdy, p, ip, sp, fp, da, db, i, s, f, state
+    arguments = *arguments, width, n, steps, exclusive, rising, at_once, past
+    return types.none(*arguments), generate
 
 
-_forward_one, _forward_more = _forward_vector(1, False), _forward_vector(STEPS, False)
-_backward_one, _backward_more = _backward_vector(1, False), _backward_vector(STEPS, False)
-_forward_one_past, _backward_one_past = _forward_vector(1, True), _backward_vector(1, True)
+def _word(context, builder, array, *index):
+    """A pointer to an element of an array of words, of `index` or the first."""
+    kind, value = array
+    data = make_array(kind)(context, builder, value).data
+    return builder.gep(data, index) if index else data
+
+
+@intrinsic
+def _next(_, counter):
+    """The number of the next piece of work that nobody has taken yet."""
+
+    def generate(context, builder, signature, arguments):
+        (counter,) = _operands(signature, arguments)
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", _word(context, builder, counter), one, "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def _set(_, flags, i):
+    """Raises a flag, after all that this thread has stored before."""
+
+    def generate(context, builder, signature, arguments):
+        flags, i = _operands(signature, arguments)
+        one = ir.Constant(ir.IntType(64), 1)
+        builder.store_atomic(one, _word(context, builder, flags, i), "release", 8)
+        return context.get_dummy_value()
+
+    return types.none(flags, i), generate
+
+
+@intrinsic
+def _is_set(_, flags, i):
+    """Whether a flag is raised; what was stored before that can then be read."""
+
+    def generate(context, builder, signature, arguments):
+        flags, i = _operands(signature, arguments)
+        flag = builder.load_atomic(_word(context, builder, flags, i), "acquire", 8)
+        return builder.icmp_signed("!=", flag, ir.Constant(flag.type, 0))
+
+    return types.boolean(flags, i), generate
+
+
+@intrinsic
+def _pointer(_, address, like):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(address, like), generate
+
+
+@_inlined
+def _array(address, like):
+    """The memory from an address on as a flat array of the dtype of `like`."""
+    return carray(_pointer(address, like), MEMORY)
 
 
 @intrinsic
@@ -206,6 +386,228 @@ def _fence(_):
         return context.get_dummy_value()
 
     return types.none(), generate
+
+
+if os.name == "posix":
+    _yield = types.ExternalFunction("sched_yield", types.int32())
+else:
+
+    @_compiled
+    def _yield():
+        """There is no such call; the system takes the core away after a while."""
+        return 0
+
+
+@_compiled
+def _wait(flags, i):
+    looks = 0
+    while not _is_set(flags, i):
+        looks += 1
+        if looks % LOOKS == 0:
+            _yield()
+
+
+@_compiled
+def _begin(state, width, h, before, flags, piece, first, last, n):
+    """Makes `state` ready for a part of time; returns what to compute of it first.
+
+    That is the pair, if the state before this part, h[before:], is not there yet, so that the next
+    part need not wait for all of this one. The walk then reads the inputs again, from the caches.
+    """
+    state[width : 2 * width] = 1
+    state[2 * width :] = 0
+    if last and not first:
+        _wait(flags, 1 + piece)
+    if not (first or _is_set(flags, 1 + piece)):
+        return PAIR
+    state[:n] = h[before : before + n]
+    return WALK if last else WALK | PAIR
+
+
+@_compiled
+def _pass_on(what, state, width, h, before, next_h, after, flags, piece, next_piece, first, n):
+    """Publishes the state after a part; returns what is still to be computed of it: WALK or 0.
+
+    That state is A * h + B whether this part was walked already or not: timing decides no bit. If
+    that is not finite it may differ from the walk (inf * 0), and what the walk ends in is taken.
+    """
+    if not first:
+        _wait(flags, 1 + piece)
+    if not _is_set(flags, 1 + next_piece):
+        finite = what & PAIR != 0
+        for d in range(n if finite else 0):
+            x = state[width + d] * h[before + d] + state[2 * width + d]
+            finite &= np.isfinite(x)
+            next_h[after + d] = x
+        if not finite and what & WALK:
+            next_h[after : after + n] = state[:n]
+        if finite or what & WALK:
+            _set(flags, 1 + next_piece)
+    if what & WALK:
+        return 0
+    state[:n] = h[before : before + n]
+    return WALK
+
+
+@_compiled
+def _until_restart(restarts, i, stride, steps):
+    """Steps before the next one that no state passes into, at most `steps`."""
+    if restarts.size == 0:
+        return steps
+    for k in range(steps):
+        if restarts[i]:
+            return k
+        i += stride
+    return steps
+
+
+@_compiled
+def forward_rows(
+    flags, states, h, parts, chunk, blocks, width, a, a_strides, b, b_strides, y,
+    y_strides, lengths, B, T, D, reverse, exclusive, restarts, past,
+):  # fmt: skip
+    """h_t = a_t * h_{t-1} + b_t; y_t = h_t, or h_{t-1} if exclusive; 0 at padded steps.
+
+    A piece is one part of time, of `chunk` steps, of one block, of `width` columns, of one row;
+    later parts are later pieces. `h` (B, D) is the state before the first of the `parts` and in the
+    end that after the last; `states` (parts - 1, B, D) are those between, the one before piece u
+    there when flags[1 + u] is raised; flags[0] counts the pieces that are taken. `lengths` and
+    `restarts`, which says by row and step of time whether no state passes into it, are empty if
+    there are none. `past`: y, whose rows are then aligned to BYTES, is stored past the caches.
+    """
+    a, b, y = _array(a, states), _array(b, states), _array(y, states)
+    final = _array(h, states)
+    units = B * blocks
+    fa, fb, fy = uint64(a_strides[2]), uint64(b_strides[2]), uint64(y_strides[2])
+    sign = -1 if reverse else 1
+    sa, sb = uint64(sign * a_strides[1]), uint64(sign * b_strides[1])
+    sy, sr = uint64(sign * y_strides[1]), uint64(sign)
+    state = np.empty(3 * width, states.dtype)
+    while True:
+        piece = _next(flags)
+        if piece >= parts * units:
+            break
+        part, row, low = piece // units, piece % units // blocks, piece % units % blocks * width
+        n, steps = min(width, D - low), lengths[row] if lengths.size else T
+        column = row * D + low
+        begin, end = min(part * chunk, steps), min((part + 1) * chunk, steps)
+        t = steps - 1 - begin if reverse else begin
+        first, last = part == 0, part == parts - 1
+        h = final if first else states
+        before = column if first else (part - 1) * B * D + column
+        next_h = final if last else states
+        after = column if last else part * B * D + column
+        what = _begin(state, width, h, before, flags, piece, first, last, n)
+        while what:
+            ia = uint64(row * a_strides[0] + t * a_strides[1] + low * a_strides[2])
+            ib = uint64(row * b_strides[0] + t * b_strides[1] + low * b_strides[2])
+            iy = uint64(row * y_strides[0] + t * y_strides[1] + low * y_strides[2])
+            ir = uint64(row * T + t)
+            k = begin
+            while k < end:
+                if restarts.size != 0 and restarts[ir]:
+                    state[:] = 0
+                run = 1 + _until_restart(restarts, ir + sr, sr, end - k - 1)
+                _forward_run(
+                    what, a, ia, sa, fa, b, ib, sb, fb, y, iy, sy, fy, state, uint64(width),
+                    uint64(n), uint64(run), exclusive, not reverse, D <= NARROW, past,
+                )  # fmt: skip
+                k += run
+                ia += sa * uint64(run)
+                ib += sb * uint64(run)
+                iy += sy * uint64(run)
+                ir += sr * uint64(run)
+            what = _pass_on(
+                what, state, width, h, before, next_h, after, flags, piece, piece + units, first, n
+            )
+        if last:
+            for t in range(steps, T):
+                iy = row * y_strides[0] + t * y_strides[1] + low * y_strides[2]
+                y[iy : iy + n] = 0
+    if past:
+        _fence()
+
+
+@_compiled
+def backward_rows(
+    flags, states, c, parts, chunk, blocks, width, a, a_strides, dy, dy_strides, y,
+    y_strides, h0, begins, da, d_strides, db, lengths, B, T, D, reverse, exclusive, restarts, past,
+):  # fmt: skip
+    """The adjoint c: g = dy + c, db = g, da = g conj(h_prev), c = conj(a) g; see adjoint.py.
+
+    It walks against the walk of `forward_rows`, and is divided like it; `states` are those of c.
+    The state before a step stands in `y` (at the step, if exclusive), that before the first one in
+    `h0` if the forward walk `begins` in these steps.
+    """
+    a, dy, y, h0 = _array(a, states), _array(dy, states), _array(y, states), _array(h0, states)
+    da, db, final = _array(da, states), _array(db, states), _array(c, states)
+    units = B * blocks
+    fa, fdy, fp = uint64(a_strides[2]), uint64(dy_strides[2]), uint64(y_strides[2])
+    f, sign = uint64(d_strides[2]), 1 if reverse else -1
+    sa, sdy = uint64(sign * a_strides[1]), uint64(sign * dy_strides[1])
+    sp, s, sr = uint64(sign * y_strides[1]), uint64(sign * d_strides[1]), uint64(sign)
+    state = np.empty(3 * width, states.dtype)
+    while True:
+        piece = _next(flags)
+        if piece >= parts * units:
+            break
+        part, row, low = piece // units, piece % units // blocks, piece % units % blocks * width
+        n, steps = min(width, D - low), lengths[row] if lengths.size else T
+        column = row * D + low
+        begin, end = min(part * chunk, steps), min((part + 1) * chunk, steps)
+        # The state before the last of these steps may stand elsewhere.
+        inside = steps - 1 if begins and not exclusive else steps
+        t = begin if reverse else steps - 1 - begin
+        t_before = t if exclusive else t + sign
+        first, last = part == 0, part == parts - 1
+        h = final if first else states
+        before = column if first else (part - 1) * B * D + column
+        next_h = final if last else states
+        after = column if last else part * B * D + column
+        what = _begin(state, width, h, before, flags, piece, first, last, n)
+        while what:
+            ia = uint64(row * a_strides[0] + t * a_strides[1] + low * a_strides[2])
+            idy = uint64(row * dy_strides[0] + t * dy_strides[1] + low * dy_strides[2])
+            ip = uint64(row * y_strides[0] + t_before * y_strides[1] + low * y_strides[2])
+            i = uint64(row * d_strides[0] + t * d_strides[1] + low * d_strides[2])
+            ir = uint64(row * T + t)
+            k = begin
+            while k < end:
+                run = 1
+                if restarts.size != 0 and restarts[ir]:
+                    if what & WALK:
+                        for d in range(n):
+                            x = dy[idy + uint64(d) * fdy]
+                            db[i + uint64(d)] = state[d] if exclusive else x + state[d]
+                            da[i + uint64(d)] = 0
+                    state[:] = 0
+                else:
+                    p, ip_, sp_, fp_ = y, ip, sp, fp
+                    if k < inside:
+                        run = _until_restart(restarts, ir, sr, min(end, inside) - k)
+                    else:
+                        p, ip_, sp_, fp_ = h0, uint64(column), uint64(0), uint64(1)
+                    _backward_run(
+                        what, a, ia, sa, fa, dy, idy, sdy, fdy, p, ip_, sp_, fp_, da, db, i, s, f,
+                        state, uint64(width), uint64(n), uint64(run), exclusive, reverse,
+                        D <= NARROW, past,
+                    )  # fmt: skip
+                k += run
+                ia += sa * uint64(run)
+                idy += sdy * uint64(run)
+                ip += sp * uint64(run)
+                i += s * uint64(run)
+                ir += sr * uint64(run)
+            what = _pass_on(
+                what, state, width, h, before, next_h, after, flags, piece, piece + units, first, n
+            )
+        if last:
+            for t in range(steps, T):
+                i = row * d_strides[0] + t * d_strides[1] + low * d_strides[2]
+                da[i : i + n] = 0
+                db[i : i + n] = 0
+    if past:
+        _fence()
 
 
 @_inlined
@@ -236,257 +638,26 @@ def _pair_step(a, x, A, B, adjoint, exclusive):
 
 
 @_inlined
-def _order(n, state, rising, at_once, past):
-    """Vectors of a row in the order of memory in which its steps are walked, for prefetching.
-
-    Returns:
-        First column, distance to the next vector, number of vectors, number of their columns;
-        whether STEPS steps are taken at once, and whether results are stored `past` the caches.
-    """
-    size = _vector_columns(state)
-    vectors = n // size
-    done = vectors * size
-    if rising:
-        return uint64(0), size, vectors, done, at_once, past
-    return done - size, uint64(0) - size, vectors, done, at_once, past
-
-
-@_inlined
-def _forward(
-    a, ia, sa, b, ib, sb, y, iy, sy, state, n, steps, exclusive, order
-):  # fmt: skip
-    start, step, vectors, done, at_once, past = order
-    more = steps // STEPS if at_once else 0
-    for _ in range(more):
-        d = start
-        for _ in range(vectors):
-            _forward_more(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
-            d += step
-        for _ in range(STEPS):
-            for j in range(done, n):
-                state[j] = _forward_step(a, ia + j, b, ib + j, y, iy + j, state[j], exclusive)
-            ia += sa
-            ib += sb
-            iy += sy
-    for _ in range(steps - more * STEPS):
-        d = start
-        for _ in range(vectors):
-            if past:
-                _forward_one_past(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
-            else:
-                _forward_one(a, ia, sa, b, ib, sb, y, iy, sy, state, d, exclusive)
-            d += step
-        for j in range(done, n):
-            state[j] = _forward_step(a, ia + j, b, ib + j, y, iy + j, state[j], exclusive)
-        ia += sa
-        ib += sb
-        iy += sy
-
-
-@_inlined
-def _backward(
-    a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, n, steps, exclusive, order
-):  # fmt: skip
-    start, step, vectors, done, at_once, past = order
-    more = steps // STEPS if at_once else 0
-    for _ in range(more):
-        d = start
-        for _ in range(vectors):
-            _backward_more(a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive)
-            d += step
-        for _ in range(STEPS):
-            for j in range(done, n):
-                state[j] = _backward_step(
-                    a, ia + j, dy, idy + j, p, ip + j, da, db, i + j, state[j], exclusive
-                )
-            ia += sa
-            idy += sdy
-            ip += sp
-            i += s
-    for _ in range(steps - more * STEPS):
-        d = start
-        for _ in range(vectors):
-            if past:
-                _backward_one_past(
-                    a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive
-                )
-            else:
-                _backward_one(a, ia, sa, dy, idy, sdy, p, ip, sp, da, db, i, s, state, d, exclusive)
-            d += step
-        for j in range(done, n):
-            state[j] = _backward_step(
-                a, ia + j, dy, idy + j, p, ip + j, da, db, i + j, state[j], exclusive
-            )
-        ia += sa
-        idy += sdy
-        ip += sp
-        i += s
-
-
-@_compiled
-def _gather(x, i, stride, out, n):
-    for d in range(n):
-        out[d] = x[i]
-        i += stride
-
-
-@_compiled
-def _until_restart(restarts, i, stride, steps):
-    """Steps before the next one that no state passes into, at most `steps`."""
-    if restarts.size == 0:
-        return steps
-    for k in range(steps):
-        if restarts[i]:
-            return k
-        i += stride
-    return steps
-
-
-@_compiled
-def forward_rows(
-    begin, end, blocks, width, a, a_strides, b, b_strides, y, y_strides, state, lengths, T, D,
-    dense, reverse, exclusive, restarts, past,
-):  # fmt: skip
-    """h_t = a_t * h_{t-1} + b_t; y_t = h_t, or h_{t-1} if exclusive; 0 at padded steps.
-
-    Unit u, of begin ... end - 1, is block u % blocks, of `width` columns, of row u // blocks. If
-    the columns of every tensor are `dense`, that is side by side, they are read in place, else
-    gathered step by step. `restarts` says by row and step of time whether no state passes into it;
-    empty: one always does. `state` is (B, D). `past`: y, whose rows are then aligned to BYTES, is
-    stored past the caches.
-    """
-    buffer_a, buffer_b = np.empty(width, state.dtype), np.empty(width, state.dtype)
-    fa, fb, fy = uint64(a_strides[2]), uint64(b_strides[2]), uint64(y_strides[2])
-    zero = uint64(0)
-    for unit in range(begin, end):
-        row, low = unit // blocks, unit % blocks * width
-        n, steps = uint64(min(width, D - low)), lengths[row]
-        h = state[row * D + low : row * D + low + int(n)]
-        t, sign = (steps - 1, -1) if reverse else (0, 1)
-        ia = uint64(row * a_strides[0] + t * a_strides[1] + low * a_strides[2])
-        ib = uint64(row * b_strides[0] + t * b_strides[1] + low * b_strides[2])
-        iy = uint64(row * y_strides[0] + t * y_strides[1] + low * y_strides[2])
-        ir, sr = uint64(row * T + t), uint64(sign)
-        sa, sb = uint64(sign * a_strides[1]), uint64(sign * b_strides[1])
-        sy, order = uint64(sign * y_strides[1]), _order(n, state, sign > 0, D <= NARROW, past)
-        k = 0
-        while k < steps:
-            if restarts.size != 0 and restarts[ir]:
-                h[:] = 0
-            if dense:
-                run = _until_restart(restarts, ir + sr, sr, steps - k - 1) + 1
-                _forward(a, ia, sa, b, ib, sb, y, iy, sy, h, n, run, exclusive, order)
-            else:
-                run = 1
-                _gather(a, ia, fa, buffer_a, n)
-                _gather(b, ib, fb, buffer_b, n)
-                _forward(
-                    buffer_a, zero, zero, buffer_b, zero, zero, y, iy, sy, h, n, run, exclusive,
-                    order,
-                )  # fmt: skip
-            k += run
-            ia += sa * uint64(run)
-            ib += sb * uint64(run)
-            iy += sy * uint64(run)
-            ir += sr * uint64(run)
-        iy = uint64(row * y_strides[0] + lengths[row] * y_strides[1] + low * y_strides[2])
-        for _ in range(lengths[row], T):
-            for d in range(n):
-                y[iy + d * fy] = 0
-            iy += uint64(y_strides[1])
-    if past:
-        _fence()
-
-
-@_compiled
-def backward_rows(
-    begin, end, blocks, width, a, a_strides, dy, dy_strides, y, y_strides, h0, begins, da,
-    d_strides, db, state, lengths, T, D, dense, reverse, exclusive, restarts, past,
-):  # fmt: skip
-    """The adjoint c: g = dy + c, db = g, da = g conj(h_prev), c = conj(a) g; see adjoint.py.
-
-    It walks against the walk of `forward_rows`; `state` is c. The state before a step stands in
-    `y` (at the step, if exclusive), that before the first one in `h0` if the forward walk `begins`
-    in these steps.
-    """
-    buffer_a, buffer_dy = np.empty(width, state.dtype), np.empty(width, state.dtype)
-    buffer_p = np.empty(width, state.dtype)
-    fa, fdy, fp = uint64(a_strides[2]), uint64(dy_strides[2]), uint64(y_strides[2])
-    zero = uint64(0)
-    for unit in range(begin, end):
-        row, low = unit // blocks, unit % blocks * width
-        n, steps = uint64(min(width, D - low)), lengths[row]
-        c = state[row * D + low : row * D + low + int(n)]
-        t, sign = (0, 1) if reverse else (steps - 1, -1)
-        t_before = t if exclusive else t + sign
-        ia = uint64(row * a_strides[0] + t * a_strides[1] + low * a_strides[2])
-        idy = uint64(row * dy_strides[0] + t * dy_strides[1] + low * dy_strides[2])
-        ip = uint64(row * y_strides[0] + t_before * y_strides[1] + low * y_strides[2])
-        i = uint64(row * d_strides[0] + t * d_strides[1] + low * d_strides[2])
-        ir, sr = uint64(row * T + t), uint64(sign)
-        sa, sdy = uint64(sign * a_strides[1]), uint64(sign * dy_strides[1])
-        sp, s = uint64(sign * y_strides[1]), uint64(sign * d_strides[1])
-        order = _order(n, state, sign > 0, D <= NARROW, past)
-        # The state before the last of these steps may stand elsewhere.
-        inside = steps - 1 if begins and not exclusive else steps
-        k = 0
-        while k < steps:
-            run = 1
-            if restarts.size != 0 and restarts[ir]:
-                _gather(dy, idy, fdy, buffer_dy, n)
-                for d in range(n):
-                    db[i + d] = c[d] if exclusive else buffer_dy[d] + c[d]
-                    da[i + d] = 0
-                    c[d] = 0
-            elif dense and k < inside:
-                run = _until_restart(restarts, ir, sr, inside - k)
-                _backward(
-                    a, ia, sa, dy, idy, sdy, y, ip, sp, da, db, i, s, c, n, run, exclusive, order
-                )
-            else:
-                _gather(a, ia, fa, buffer_a, n)
-                _gather(dy, idy, fdy, buffer_dy, n)
-                if k < inside:
-                    _gather(y, ip, fp, buffer_p, n)
-                else:
-                    _gather(h0, uint64(row * D + low), uint64(1), buffer_p, n)
-                _backward(
-                    buffer_a, zero, zero, buffer_dy, zero, zero, buffer_p, zero, zero, da, db, i, s,
-                    c, n, run, exclusive, order,
-                )  # fmt: skip
-            k += run
-            ia += sa * uint64(run)
-            idy += sdy * uint64(run)
-            ip += sp * uint64(run)
-            i += s * uint64(run)
-            ir += sr * uint64(run)
-        i = uint64(row * d_strides[0] + steps * d_strides[1] + low * d_strides[2])
-        for _ in range(steps, T):
-            for d in range(n):
-                da[i + d] = 0
-                db[i + d] = 0
-            i += uint64(d_strides[1])
-    if past:
-        _fence()
-
-
-@_inlined
 def _multiples(stride):
     stride = uint64(stride)
     return stride, stride * uint64(2), stride * uint64(3)
 
 
-@_compiled
+@_contracted
 def forward_lanes(
-    begin, end, steps, a, a_starts, la, sa, b, b_starts, lb, sb, y, y_starts, ly, sy, state,
+    counter, steps, a, a_starts, la, sa, b, b_starts, lb, sb, y, y_starts, ly, sy, state,
     exclusive,
 ):  # fmt: skip
     """The same for units of four lanes each; `state` (units, 4)."""
+    a, b, y = _array(a, state), _array(b, state), _array(y, state)
     sa, sb, sy = uint64(sa), uint64(sb), uint64(sy)
     la, la2, la3 = _multiples(la)
     lb, lb2, lb3 = _multiples(lb)
     ly, ly2, ly3 = _multiples(ly)
-    for unit in range(begin, end):
+    while True:
+        unit = _next(counter)
+        if unit >= y_starts.size:
+            break
         ia, ib, iy = uint64(a_starts[unit]), uint64(b_starts[unit]), uint64(y_starts[unit])
         h0, h1, h2, h3 = state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3]
         for _ in range(steps):
@@ -500,18 +671,23 @@ def forward_lanes(
         state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3] = h0, h1, h2, h3
 
 
-@_compiled
+@_contracted
 def backward_lanes(
-    begin, end, steps, a, a_starts, la, sa, dy, dy_starts, ldy, sdy, p, p_starts, lp, sp, da, db,
+    counter, steps, a, a_starts, la, sa, dy, dy_starts, ldy, sdy, p, p_starts, lp, sp, da, db,
     d_starts, ld, sd, state, exclusive,
 ):  # fmt: skip
     """The same for the adjoint; `p_starts` is where the state before the step stands."""
+    a, dy, p = _array(a, state), _array(dy, state), _array(p, state)
+    da, db = _array(da, state), _array(db, state)
     sa, sdy, sp, sd = uint64(sa), uint64(sdy), uint64(sp), uint64(sd)
     la, la2, la3 = _multiples(la)
     ldy, ldy2, ldy3 = _multiples(ldy)
     lp, lp2, lp3 = _multiples(lp)
     ld, ld2, ld3 = _multiples(ld)
-    for unit in range(begin, end):
+    while True:
+        unit = _next(counter)
+        if unit >= d_starts.size:
+            break
         ia, idy = uint64(a_starts[unit]), uint64(dy_starts[unit])
         ip, i = uint64(p_starts[unit]), uint64(d_starts[unit])
         c0, c1, c2, c3 = state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3]
@@ -533,18 +709,22 @@ def backward_lanes(
         state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3] = c0, c1, c2, c3
 
 
-@_compiled
+@_contracted
 def pair_lanes(
-    begin, end, steps, a, a_starts, la, sa, x, x_starts, lx, sx, A, B, adjoint, exclusive
+    counter, steps, a, a_starts, la, sa, x, x_starts, lx, sx, A, B, adjoint, exclusive
 ):  # fmt: skip
     """(A, B) of every lane: the state after its steps, or the adjoint, is A * state + B.
 
     `x` is b, or dy for the adjoint.
     """
+    a, x = _array(a, A), _array(x, A)
     sa, sx = uint64(sa), uint64(sx)
     la, la2, la3 = _multiples(la)
     lx, lx2, lx3 = _multiples(lx)
-    for unit in range(begin, end):
+    while True:
+        unit = _next(counter)
+        if unit >= a_starts.size:
+            break
         ia, ix = uint64(a_starts[unit]), uint64(x_starts[unit])
         one, zero = A.dtype.type(1), A.dtype.type(0)
         A0, A1, A2, A3, B0, B1, B2, B3 = one, one, one, one, zero, zero, zero, zero

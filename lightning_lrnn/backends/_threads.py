@@ -38,6 +38,9 @@ def run_all(function: Callable[..., Any], pieces: Iterable[tuple[Any, ...]]) -> 
         BaseException: the first one that a call raised. Calls not begun by then are left out.
     """
     job = _Job(function, pieces)
+    if len(job.pieces) == 1:
+        function(*job.pieces[0])
+        return
     helpers = min(count(), len(job.pieces)) - 1
     if helpers > 0:
         _pool.offer(job, helpers)
