@@ -221,7 +221,7 @@ def test_strides_are_read_in_place(how, masks):
         check(inputs, strided(dy, how), dh, reverse=True)
 
 
-@pytest.fixture(scope="module", params=[1 << 18, 1], ids=["whole", "in parts of time"])
+@pytest.fixture(scope="module", params=[1 << 17, 1], ids=["whole", "in parts of time"])
 def parts(request):
     """Parts of at least 32 steps, the fewest."""
     before, _numba.PART = _numba.PART, request.param

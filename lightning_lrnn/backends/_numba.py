@@ -34,7 +34,7 @@ WIDE = 1024
 """Columns of a block at most: their states stay in the first-level cache."""
 FEW = 512
 """Columns (rows times features) below which time is divided, if all threads may be used."""
-PART = 1 << 18
+PART = 1 << 17
 """Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
 HANDFUL = 16
 """Columns below which it is divided into STRETCHES instead."""
