@@ -265,12 +265,13 @@ def exercise() -> None:
     for dtype in _cuda.STORAGE:
         state = torch.float32 if dtype.itemsize == 2 else dtype
         exact = torch.complex128 if dtype.is_complex else torch.float64
-        for D, flag in itertools.product((1, 5, 40), (False, True)):
+        # With many rows the carry is chained, with few it is folded.
+        for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (_cuda.CHAINS, True))):
             # Two tiles and a few steps, whatever their length.
             T = 2 * _cuda.SEGMENT // state.itemsize * _cuda.THREADS // _cuda.columns(D) + 3
-            a, b, dy = (torch.randn(2, T, D, dtype=dtype) / 2 for _ in range(3))
-            h0, dh_final = (torch.randn(2, D, dtype=state) for _ in range(2))
-            lengths, reset = torch.tensor([T - 5, T]), torch.rand(2, T) < 0.01
+            a, b, dy = (torch.randn(B, T, D, dtype=dtype) / 2 for _ in range(3))
+            h0, dh_final = (torch.randn(B, D, dtype=state) for _ in range(2))
+            lengths, reset = torch.tensor([T - 5, T] * (B // 2)), torch.rand(B, T) < 0.01
             flags = {"reverse": flag, "exclusive": not flag}
             leaves = [x.to(exact).requires_grad_() for x in (a, b, h0)]
             ends = reference.linear_recurrence(*leaves, lengths=lengths, reset=reset, **flags)

@@ -1,13 +1,15 @@
-// Passing the state from one tile of a chain to the next, between blocks.
+// What the tiles of a chain tell each other, between blocks: states, and pairs of stretches.
 //
-// The workspace, zeroed before every launch: word 0 is the ticket; then for each (chain, tile,
-// column) the state after that tile, 32 bits to a word. A word is {payload, tag}: one 64-bit access
-// carries both, so a reader that sees the tag has the payload, and no fence is needed.
+// The workspace, zeroed before every launch: word 0 is the ticket; then one slot after the other,
+// of all columns of a block, 32 bits to a word. A word is {payload, tag}: one 64-bit access carries
+// both, so a reader that sees the tag has the payload, and no fence is needed.
 #pragma once
 
+#include "affine.cuh"
 #include "device.cuh"
 
 constexpr Word kPublished = Word(1) << 32;
+constexpr Word kRestarts = Word(1) << 33;  // beside it: of a pair
 
 template <typename Value>
 struct Pieces {
@@ -22,27 +24,43 @@ __device__ inline Index take_ticket(Word* workspace) {
   return Index(fetch_and_increment(workspace));
 }
 
-// The words of one state; `slot` = (chain * tiles + tile) * columns + column.
 template <typename Value>
-__device__ Word* carry_words(Word* workspace, Index slot) {
-  return workspace + 1 + slot * Pieces<Value>::kCount;
-}
-
-template <typename Value>
-__device__ void publish(Word* words, Value state) {
-  const auto pieces = bits_of<Pieces<Value>>(state);
+__device__ void publish(Word* words, Value value, Word tag = kPublished) {
+  const auto pieces = bits_of<Pieces<Value>>(value);
   for (int i = 0; i < Pieces<Value>::kCount; ++i)
-    store_shared_by_blocks(words + i, kPublished | pieces.piece[i]);
+    store_shared_by_blocks(words + i, tag | pieces.piece[i]);
 }
 
 template <typename Value>
-__device__ Value await(const Word* words) {
+__device__ Value await(const Word* words, Word* tag = nullptr) {
+  constexpr int kCount = Pieces<Value>::kCount;
+  Word found[kCount];
+  bool complete;
+  do {  // all words at a time: a look takes as long as a hop
+    complete = true;
+    for (int i = 0; i < kCount; ++i) found[i] = load_shared_by_blocks(words + i);
+    for (int i = 0; i < kCount; ++i) complete = complete && found[i] >= kPublished;
+  } while (!complete);
   Pieces<Value> pieces;
-  for (int i = 0; i < Pieces<Value>::kCount; ++i) {
-    Word word;
-    do word = load_shared_by_blocks(words + i);
-    while (word < kPublished);
-    pieces.piece[i] = unsigned(word);
-  }
+  for (int i = 0; i < kCount; ++i) pieces.piece[i] = unsigned(found[i]);
+  if (tag) *tag = found[0];
   return bits_of<Value>(pieces);
+}
+
+template <typename Value>
+struct Coefficients {
+  Value A, B;
+};
+
+template <typename Value>
+__device__ void publish_pair(Word* words, const Affine<Value>& pair) {
+  const Word tag = pair.restarts ? kPublished | kRestarts : kPublished;
+  publish(words, Coefficients<Value>{pair.A, pair.B}, tag);
+}
+
+template <typename Value>
+__device__ Affine<Value> await_pair(const Word* words) {
+  Word tag;
+  const auto pair = await<Coefficients<Value>>(words, &tag);
+  return {pair.A, pair.B, (tag & kRestarts) != 0};
 }

@@ -6,6 +6,7 @@
 //                  from the gate's program (lightning_lrnn/backends/_cuda_gate.py)
 //   LRNN_PASS      forward | backward
 //   LRNN_SCHEDULE  scan | serial
+//   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan)
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_THREADS   threads of a block (scan)
 //   LRNN_STEPS     time steps that a thread holds in registers
@@ -19,7 +20,10 @@
 // Levels of the scan, each knowing only the one below:
 //   thread     a segment: LRNN_STEPS consecutive steps of one column, loaded once, in registers
 //   block      a tile: LRNN_COLUMNS columns, LRNN_THREADS / LRNN_COLUMNS segments of each
-//   sequence   a chain: the tiles of the same columns; each waits for the state of the one before
+//   sequence   a chain: the tiles of the same columns. Chained: each waits for the state of the one
+//              before. Folded: tiles publish their pairs, kFold tiles are a group, kFold groups a
+//              reach; each tile folds the tiles of its group and the groups of its reach before it,
+//              in a fixed order, and waits for nothing else but the state before its reach
 
 #include "affine.cuh"
 #include "carry.cuh"
@@ -31,6 +35,9 @@
 #endif
 #ifndef LRNN_SCHEDULE
 #define LRNN_SCHEDULE scan
+#endif
+#ifndef LRNN_CARRY
+#define LRNN_CARRY chained
 #endif
 #ifndef LRNN_COLUMNS
 #define LRNN_COLUMNS 32
@@ -46,11 +53,13 @@ LRNN_GATE
 
 enum class Pass { forward, backward };
 enum class Schedule { scan, serial };
+enum class Carry { chained, folded };
 enum class Direction { forward, reverse };
 enum class Emit { state_after, state_before };  // inclusive, exclusive
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
+constexpr Carry kCarry = Carry::LRNN_CARRY;
 using Value = Gate::Value;
 using Pre = Gate::Pre;
 using OutputValue = Gate::Output::Value;
@@ -60,6 +69,7 @@ constexpr int kSteps = LRNN_STEPS;
 constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
+constexpr int kFold = kSegments > 16 ? kSegments : 16;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
 
 static_assert(kSteps >= 1 && kSteps <= 32, "one bit of a word marks one restart");
@@ -371,6 +381,52 @@ struct StoreTileSum {
   }
 };
 
+// One column's words in a chain's part of the workspace.
+struct Chain {
+  Word* words;
+  Index tiles, groups;
+
+  // Of all columns of a block; a state leaves the second half of its slot free.
+  static constexpr int kWords = (kCarry == Carry::folded ? 2 : 1) * Pieces<Value>::kCount;
+
+  __device__ Chain(Word* workspace, Index chain, Index tiles, int lane)
+      : tiles(tiles), groups((tiles + kFold - 1) / kFold) {
+    const Index reaches = (groups + kFold - 1) / kFold;
+    const Index slots = kCarry == Carry::folded ? tiles + groups + reaches : tiles;
+    words = workspace + 1 + (chain * slots * kColumns + lane) * kWords;
+  }
+
+  __device__ Word* slot(Index index) const { return words + index * kColumns * kWords; }
+  __device__ Word* tile(Index tile) const { return slot(tile); }
+  __device__ Word* group(Index group) const { return slot(tiles + group); }
+  __device__ Word* reach(Index reach) const { return slot(tiles + groups + reach); }
+};
+
+// The first `count` < kFold pairs from a slot on, in order, as one; all threads of a block help.
+__device__ Pair fold(Shared& shared, int segment, int lane, const Word* pairs, int count) {
+  if (count == 0) return Pair::identity();
+  constexpr int kEach = kFold / kSegments;
+  Pair own = Pair::identity();
+  for (int i = segment * kEach; i < count && i < (segment + 1) * kEach; ++i)
+    own = combine(own, await_pair<Value>(pairs + i * kColumns * Chain::kWords));
+  __syncthreads();  // the block has read what it shared before
+  return scan_block(shared, segment, lane, own).tile;
+}
+
+// What the tiles since the state before this reach do, without this one, whose own pair it
+// publishes if others `follow`.
+__device__ Pair fold_reach(Shared& shared, const Chain& chain, int segment, int lane, Index tile,
+                           const Pair& own, bool follow) {
+  const Index group = tile / kFold;
+  const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  follow = follow && segment == 0;
+  if (follow) publish_pair(chain.tile(tile), own);
+  const Pair tiles = fold(shared, segment, lane, chain.tile(tile - in_group), in_group);
+  if (follow && in_group == kFold - 1) publish_pair(chain.group(group), combine(tiles, own));
+  const Pair groups = fold(shared, segment, lane, chain.group(group - in_reach), in_reach);
+  return combine(groups, tiles);
+}
+
 // Sequence: a block takes the next tile, waits for the state before it and passes on the state
 // after it. The workspace may be null if there is one tile per chain.
 __device__ void scan(const Problem& p) {
@@ -395,13 +451,26 @@ __device__ void scan(const Problem& p) {
   const Pair pair = own.pair();
   own.load_rest();  // arrives while the block combines and waits
   const Prefix prefix = scan_block(shared, segment, lane, pair);
-  if (segment == 0) {
-    const Index slot = (chain * tiles + tile) * kColumns + lane;
-    const Value state = tile == 0 ? column.state_in(p.initial)
-                                  : await<Value>(carry_words<Value>(p.workspace, slot - kColumns));
-    shared.state_in[lane] = state;
-    if ((tile + 1) * kTile < column.length)
-      publish(carry_words<Value>(p.workspace, slot), apply(prefix.tile, state));
+  const bool follow = (tile + 1) * kTile < column.length;
+  const Chain words(p.workspace, chain, tiles, lane);
+  if constexpr (kCarry == Carry::chained) {
+    if (segment == 0) {
+      const Value state =
+          tile == 0 ? column.state_in(p.initial) : await<Value>(words.tile(tile - 1));
+      shared.state_in[lane] = state;
+      if (follow) publish(words.tile(tile), apply(prefix.tile, state));
+    }
+  } else {
+    const Pair before = fold_reach(shared, words, segment, lane, tile, prefix.tile, follow);
+    const Index reach = tile / (kFold * kFold);
+    if (segment == 0) {
+      const Value anchor =
+          reach == 0 ? column.state_in(p.initial) : await<Value>(words.reach(reach - 1));
+      const Value state = apply(before, anchor);
+      shared.state_in[lane] = state;
+      if (follow && (tile + 1) % (kFold * kFold) == 0)
+        publish(words.reach(reach), apply(prefix.tile, state));
+    }
   }
   __syncthreads();
   Pre sums{};

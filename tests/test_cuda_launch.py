@@ -51,7 +51,8 @@ class Kernel:
         steps, threads, width = (
             int(variant[name]) for name in ("LRNN_STEPS", "LRNN_THREADS", "LRNN_COLUMNS")
         )
-        self.width, self.tile = width, steps * threads // width
+        self.width, self.segments, self.tile = width, threads // width, steps * threads // width
+        self.carry = variant["LRNN_CARRY"]
 
     def __call__(self, grid: int, problem: list[int]) -> None:
         assert all(type(field) is int for field in problem)
@@ -112,7 +113,8 @@ class Kernel:
             assert workspace == 0
             return
         pieces = torch.empty(0, dtype=self.dtype).element_size() // 4 or 1
-        words = view(workspace, torch.int64, (1 + grid * self.width * pieces,))
+        slots = _cuda.slots(self.carry, tiles, self.segments)
+        words = view(workspace, torch.int64, (1 + B * groups * slots * self.width * pieces,))
         assert not words.any()
 
 
@@ -226,8 +228,20 @@ def test_plan_of_one_long_sequence():
     plan = _cuda.plan(*plain(torch.complex128, "forward"), "forward", True, (1, 1_000_000, 1))
     blocks = -(-1_000_000 // (256 * 4))
     assert plan.grid == blocks > 200
-    assert plan.words == 1 + 4 * blocks
+    # Pairs of tiles, of groups of 256, and the state after all of them: 4 words for a state.
+    assert plan.words == 1 + 4 * 2 * (blocks + 4 + 1)
     assert dict(plan.macros)["LRNN_COLUMNS"] == "1"
+    assert dict(plan.macros)["LRNN_CARRY"] == "folded"
+
+
+def test_the_carry_is_chained_where_there_are_enough_chains_or_few_tiles():
+    def carry(*shape):
+        variant = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, shape).macros
+        return dict(variant)["LRNN_CARRY"]
+
+    assert carry(_cuda.CHAINS, 10_000, 32) == carry(1, 10_000, 32 * _cuda.CHAINS) == "chained"
+    assert carry(_cuda.CHAINS - 1, 10_000, 32) == carry(1, 10_000, 1) == "folded"
+    assert carry(1, 256, 32) == "chained"
 
 
 def test_serial_is_one_variant_for_all_widths():

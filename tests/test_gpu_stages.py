@@ -181,6 +181,8 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
         for cached in (_cuda.macros, _cuda.plan):
             cached.cache_clear()
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
+    carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}
+    assert carries == {"chained", "folded"}
     assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
     for storage in _cuda.DTYPE:
         assert any(f"State = storage::{storage};" in v["LRNN_GATE"] for v, _, _ in launches)

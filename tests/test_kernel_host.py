@@ -44,6 +44,7 @@ class Variant:
 
     storage: str = "f32"
     schedule: str = "scan"
+    carry: str = "chained"
     columns: int = 32
     threads: int = 64
     steps: int | None = None
@@ -53,6 +54,7 @@ class Variant:
         return (
             ("LRNN_PASS", pass_),
             ("LRNN_SCHEDULE", self.schedule),
+            ("LRNN_CARRY", self.carry),
             ("LRNN_COLUMNS", str(self.columns)),
             ("LRNN_THREADS", str(self.threads)),
             ("LRNN_STEPS", str(self.steps or STEPS[self.storage])),
@@ -72,10 +74,16 @@ class Variant:
         return (self.steps or STEPS[self.storage]) * self.threads // self.columns
 
     def __str__(self) -> str:
-        return f"{self.storage}-{self.schedule}-{self.columns}-{self.tile}"
+        schedule = self.carry if self.schedule == "scan" else self.schedule
+        return f"{self.storage}-{schedule}-{self.columns}-{self.tile}"
 
 
 VARIANTS = [Variant(storage, schedule) for storage in DTYPE for schedule in ("scan", "serial")]
+FOLDED = [
+    Variant(carry="folded", columns=4, threads=32, steps=1),
+    Variant("c64", carry="folded", columns=1, threads=32, steps=1),
+    Variant("bf16", carry="folded", threads=64, steps=2),
+]
 NARROW = [Variant(columns=1, steps=1), Variant("c128", columns=4, steps=1)]
 
 
@@ -89,7 +97,7 @@ class Library(Compiler):
 @pytest.fixture(scope="session")
 def library() -> Library:
     library = Library()
-    library.kernels([v.macros(p) for v in (*VARIANTS, *NARROW) for p in ("forward", "backward")])
+    library.kernels([v.macros(p) for v in (*VARIANTS, *NARROW, *FOLDED) for p in ("forward", "backward")])
     return library
 
 
@@ -132,7 +140,8 @@ def run(
         chains, tiles = B * -(-D // variant.columns), -(-T // variant.tile)
         pieces = torch.empty(0, dtype=variant.state_dtype).element_size() // 4
         grid, threads = chains * tiles, variant.threads
-        words = 1 + chains * tiles * variant.columns * pieces
+        slots = _cuda.slots(variant.carry, tiles, variant.threads // variant.columns)
+        words = 1 + chains * slots * variant.columns * pieces
         workspace = torch.zeros(words, dtype=torch.int64) if tiles > 1 else None
     else:
         grid, threads, workspace = -(-B * D // 128), 128, None
@@ -283,7 +292,7 @@ WALKS = [(reverse, exclusive) for reverse in (False, True) for exclusive in (Fal
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("variant", VARIANTS + NARROW, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS + NARROW + FOLDED, ids=str)
 def test_agrees_with_the_loop(library: Library, variant: Variant, pass_: str) -> None:
     kernel, tile = library.kernel_of(variant, pass_), variant.tile
     shapes = [
@@ -302,6 +311,20 @@ def test_agrees_with_the_loop(library: Library, variant: Variant, pass_: str) ->
             chosen = {name: bool((5 * i + 3 * j) >> bit & 1) for bit, name in enumerate(options)}
             problem = make(variant, shape, reverse=reverse, exclusive=exclusive, seed=i, **chosen)
             check(kernel, variant, problem, pass_, seed=10 * i + j)
+
+
+MANY_TILES = [
+    ((1, 2 * 256 * 8 + 17, 3), {"states": True}),
+    ((2, 300 * 8, 5), {"padding": True, "resets": True, "reverse": True}),
+]
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_folds_tiles_groups_and_reaches(library: Library, pass_: str) -> None:
+    variant = FOLDED[0]
+    for shape, options in MANY_TILES:
+        problem = make(variant, shape, **options)
+        check(library.kernel_of(variant, pass_), variant, problem, pass_, seed=1)
 
 
 @pytest.mark.parametrize("storage", ["f16", "bf16", "f32", "f64"])
@@ -396,10 +419,13 @@ def test_moves_no_more_bytes_than_it_must(
     assert 0.99 * minimum <= moved <= 1.02 * minimum
 
 
+@pytest.mark.parametrize("variant", [Variant("c64"), FOLDED[2]], ids=str)
 @pytest.mark.parametrize("pass_", PASSES)
-def test_same_bits_in_every_order_of_execution(library: Library, pass_: str) -> None:
-    variant = Variant("c64")
-    problem = make(variant, (2, 5 * variant.tile - 3, 33), padding=True, resets=True)
+def test_same_bits_in_every_order_of_execution(
+    library: Library, pass_: str, variant: Variant
+) -> None:
+    tiles = 5 if variant.carry == "chained" else 40
+    problem = make(variant, (2, tiles * variant.tile - 3, 33), padding=True, resets=True)
     kernel = library.kernel_of(variant, pass_)
     first, *others = (run(kernel, variant, problem, pass_, seed).outputs for seed in range(8))
     for other in others:
@@ -418,7 +444,7 @@ def test_the_final_state_is_the_last_output(library: Library, schedule: str) -> 
 
 # name: (file, what stands there, what is put in its place)
 MUTANTS = {
-    "no wait": ("carry.cuh", "while (word < kPublished)", "while (false)"),
+    "no wait": ("carry.cuh", "while (!complete)", "while (false)"),
     "published before the state arrived": (
         "recurrence.cu",
         "apply(prefix.tile, state)",
@@ -426,9 +452,9 @@ MUTANTS = {
     ),
     "tag before payload": (
         "carry.cuh",
-        "store_shared_by_blocks(words + i, kPublished | pieces.piece[i]);",
-        "{ store_shared_by_blocks(words + i, kPublished);"
-        " store_shared_by_blocks(words + i, kPublished | pieces.piece[i]); }",
+        "store_shared_by_blocks(words + i, tag | pieces.piece[i]);",
+        "{ store_shared_by_blocks(words + i, tag);"
+        " store_shared_by_blocks(words + i, tag | pieces.piece[i]); }",
     ),
     "block index for the ticket": (
         "recurrence.cu",
@@ -454,22 +480,47 @@ MUTANTS = {
     ),
     "no conjugates": ("recurrence.cu", "conj(a)", "a"),
 }
+FOLDED_MUTANTS = {
+    "groups after tiles": (
+        "recurrence.cu",
+        "return combine(groups, tiles);",
+        "return combine(tiles, groups);",
+    ),
+    "a group without its last tile": ("recurrence.cu", "combine(tiles, own));", "tiles);"),
+    "one tile too few": ("recurrence.cu", "- in_group), in_group)", "- in_group), in_group / 2 * 2)"),
+    "no wait for a pair": ("carry.cuh", "complete && found[i] >= kPublished", "complete"),
+    "a restart lost": ("carry.cuh", "(tag & kRestarts) != 0", "false"),
+    "a reach that ends early": (
+        "recurrence.cu",
+        "publish(words.reach(reach), apply(prefix.tile, state))",
+        "publish(words.reach(reach), state)",
+    ),
+    "no barrier before a fold": (
+        "recurrence.cu",
+        "  __syncthreads();  // the block has read what it shared before\n",
+        "",
+    ),
+}
 
 
-@pytest.mark.parametrize("name", [None, *MUTANTS])
+@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS])
 def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path: Path) -> None:
     sources = tmp_path / f"mutant-{name}".replace(" ", "-")
     shutil.copytree(SOURCES, sources)
     if name is not None:
-        file, old, new = MUTANTS[name]
+        file, old, new = (MUTANTS | FOLDED_MUTANTS)[name]
         text = (sources / file).read_text()
         assert old in text, "the mutant no longer applies"
         (sources / file).write_text(text.replace(old, new))
-    variant = Variant("c64", columns=4, threads=32, steps=2)
-    problems = [
-        make(variant, (1, 6 * variant.tile, 3)),  # a single chain: neighbours run side by side
-        make(variant, (2, 3 * variant.tile, 9), padding=True, resets=True),
-    ]
+    if name in FOLDED_MUTANTS:
+        variant = replace(FOLDED[0], columns=2)  # 16 segments: the rounds of a scan are even
+        problems = [make(variant, (1, 600 * variant.tile, 2)), make(variant, (1, 500, 2), resets=True)]
+    else:
+        variant = Variant("c64", columns=4, threads=32, steps=2)
+        problems = [
+            make(variant, (1, 6 * variant.tile, 3)),  # a single chain: neighbours run side by side
+            make(variant, (2, 3 * variant.tile, 9), padding=True, resets=True),
+        ]
 
     def examine() -> None:
         for pass_ in PASSES:

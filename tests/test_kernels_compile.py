@@ -79,9 +79,15 @@ KINDS = {
 }
 
 
-def variant(kind: Kind, step: str, parallel: bool, width: int) -> _nvrtc.Macros:
+# By the size of a state and by what else is kept in registers.
+FOLDED = ("f32", "f64", "c128", "gilr f32", "minLSTM bf16", "RG-LRU f32", "lstm with readout f32")
+
+
+def variant(
+    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained"
+) -> _nvrtc.Macros:
     code = fused(*kind, step)
-    return _cuda.macros(code, kind.operands, step, parallel, width)
+    return _cuda.macros(code, kind.operands, step, parallel, width, carry)
 
 
 VARIANTS = {
@@ -92,6 +98,11 @@ VARIANTS = {
     for step in PASSES
     for parallel in (True, False)
     for width in ((WIDTHS if name in _cuda.DTYPE else (1, 32)) if parallel else (1,))
+} | {
+    f"scan {step} {name} folded x{width}": variant(KINDS[name], step, True, width, "folded")
+    for name in FOLDED
+    for step in PASSES
+    for width in (1, 32)
 }
 RECORD = "LIGHTNING_LRNN_RECORD_REGISTERS"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "registers.json"

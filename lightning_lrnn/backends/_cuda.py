@@ -44,6 +44,12 @@ REGISTERS = 44
 tile of every gate moves 40 to 50 KB, over which the hop of the carry is spread."""
 
 
+CHAINS = 48
+"""From which on a tile waits for the state of the one before it; with fewer the hops would take
+longer than the traffic, and pairs are folded (`cuda_src/README.md`, Predictions). So a row's last
+bits may depend on how many rows there are."""
+
+
 class Plan(NamedTuple):
     """One launch."""
 
@@ -73,7 +79,12 @@ def steps(gate: Fused, operands: tuple[Operand, ...], step: str) -> int:
 
 @cache
 def macros(
-    gate: Fused, operands: tuple[Operand, ...], step: str, parallel: bool, width: int
+    gate: Fused,
+    operands: tuple[Operand, ...],
+    step: str,
+    parallel: bool,
+    width: int,
+    carry: str = "chained",
 ) -> _nvrtc.Macros:
     """The variant of the kernel.
 
@@ -83,10 +94,12 @@ def macros(
         step: "forward" or "backward".
         parallel: over time, or one thread per column.
         width: features per block, which only the parallel schedule has.
+        carry: "chained" or "folded", likewise.
     """
     return (
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
+        ("LRNN_CARRY", carry if parallel else "chained"),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
         ("LRNN_STEPS", str(steps(gate, operands, step))),
@@ -109,15 +122,17 @@ def plan(
     """
     B, T, D = shape
     width = columns(D)
-    variant = macros(gate, operands, step, parallel, width)
     if parallel:
-        tiles = -(-T // (steps(gate, operands, step) * THREADS // width))
-        blocks = B * -(-D // width) * tiles
-        # Word 0 counts the blocks that have started; the rest passes states between tiles.
+        segments, chains = THREADS // width, B * -(-D // width)
+        tiles = -(-T // (steps(gate, operands, step) * segments))
+        carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
+        variant = macros(gate, operands, step, True, width, carry)
+        # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = state_dtype(DTYPE[gate.state]).itemsize // 4
-        words = 1 + blocks * width * pieces if tiles > 1 else 0
-        found = Plan(variant, blocks, THREADS, words, tiles)
+        words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
+        found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
+        variant = macros(gate, operands, step, False, width)
         found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
@@ -125,6 +140,15 @@ def plan(
             f"{MAX_BLOCKS}: split the batch"
         )
     return found
+
+
+def slots(carry: str, tiles: int, segments: int) -> int:
+    """Values that a column of a chain leaves in the workspace: states, or pairs and states."""
+    if carry == "chained":
+        return tiles
+    fold = max(segments, 16)
+    groups = -(-tiles // fold)
+    return 2 * (tiles + groups + -(-groups // fold))
 
 
 def gated_forward(
