@@ -97,7 +97,9 @@ class Library(Compiler):
 @pytest.fixture(scope="session")
 def library() -> Library:
     library = Library()
-    library.kernels([v.macros(p) for v in (*VARIANTS, *NARROW, *FOLDED) for p in ("forward", "backward")])
+    library.kernels(
+        [v.macros(p) for v in (*VARIANTS, *NARROW, *FOLDED) for p in ("forward", "backward")]
+    )
     return library
 
 
@@ -487,7 +489,11 @@ FOLDED_MUTANTS = {
         "return combine(tiles, groups);",
     ),
     "a group without its last tile": ("recurrence.cu", "combine(tiles, own));", "tiles);"),
-    "one tile too few": ("recurrence.cu", "- in_group), in_group)", "- in_group), in_group / 2 * 2)"),
+    "one tile too few": (
+        "recurrence.cu",
+        "- in_group), in_group)",
+        "- in_group), in_group / 2 * 2)",
+    ),
     "no wait for a pair": ("carry.cuh", "complete && found[i] >= kPublished", "complete"),
     "a restart lost": ("carry.cuh", "(tag & kRestarts) != 0", "false"),
     "a reach that ends early": (
@@ -514,7 +520,10 @@ def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path
         (sources / file).write_text(text.replace(old, new))
     if name in FOLDED_MUTANTS:
         variant = replace(FOLDED[0], columns=2)  # 16 segments: the rounds of a scan are even
-        problems = [make(variant, (1, 600 * variant.tile, 2)), make(variant, (1, 500, 2), resets=True)]
+        problems = [
+            make(variant, (1, 600 * variant.tile, 2)),
+            make(variant, (1, 500, 2), resets=True),
+        ]
     else:
         variant = Variant("c64", columns=4, threads=32, steps=2)
         problems = [
