@@ -1,11 +1,23 @@
 // The pair (A, B): what any stretch of a walk does to the state before it, h -> A * h + B.
 #pragma once
 
+// Whether a walk starts anew somewhere. In a kernel for walks that do not, a type that is always
+// false, so that no step tests it.
+#if LRNN_RESETS
+using Restarts = bool;
+#else
+struct Restarts {
+  Restarts() = default;
+  __device__ constexpr Restarts(bool) {}
+  __device__ constexpr operator bool() const { return false; }
+};
+#endif
+
 template <typename Value>
 struct Affine {
   Value A;
   Value B;
-  bool restarts;  // the stretch forgets the state before it: h -> B, even if h is not finite
+  Restarts restarts;  // the stretch forgets the state before it: h -> B, even if h is not finite
 
   static __device__ Affine identity() { return {Value(1), Value(0), false}; }
 };

@@ -20,8 +20,8 @@ struct Pieces {
 
 // Blocks take their tiles by ticket, not by index: whoever has a ticket is running, so everyone it
 // may have to wait for is running too, whatever the order in which blocks start.
-__device__ inline Index take_ticket(Word* workspace) {
-  return Index(fetch_and_increment(workspace));
+__device__ inline unsigned take_ticket(Word* workspace) {
+  return unsigned(fetch_and_increment(workspace));
 }
 
 template <typename Value>

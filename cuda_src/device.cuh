@@ -70,11 +70,19 @@ struct bf16 {
   using Element = unsigned short;
   using Value = float;
   static __device__ Value decode(Element x) { return bits_of<float>(unsigned(x) << 16); }
+#if !defined(LRNN_HOST) && __CUDA_ARCH__ >= 800
+  static __device__ Element encode(Value x) {
+    Element element;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(element) : "f"(x));
+    return element;
+  }
+#else
   static __device__ Element encode(Value x) {
     const unsigned bits = bits_of<unsigned>(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;  // rounding could turn NaN into inf
     return Element((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // to nearest, ties to even
   }
+#endif
 };
 
 struct f16 {

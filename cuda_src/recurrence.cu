@@ -6,8 +6,12 @@
 //                  from the gate's program (lightning_lrnn/backends/_cuda_gate.py)
 //   LRNN_PASS      forward | backward
 //   LRNN_SCHEDULE  scan | serial
-//   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan)
+//   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); none: not at all,
+//                  every tile starts from the initial state (a yardstick for speed)
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
+//   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
+//   LRNN_TILES     any | whole: `whole` leaves out the path of tiles that are not (to count
+//                  instructions)
 //   LRNN_THREADS   threads of a block (scan)
 //   LRNN_STEPS     time steps that a thread holds in registers
 //
@@ -24,6 +28,10 @@
 //              before. Folded: tiles publish their pairs, kFold tiles are a group, kFold groups a
 //              reach; each tile folds the tiles of its group and the groups of its reach before it,
 //              in a fixed order, and waits for nothing else but the state before its reach
+
+#ifndef LRNN_RESETS
+#define LRNN_RESETS 1
+#endif
 
 #include "affine.cuh"
 #include "carry.cuh"
@@ -48,18 +56,23 @@
 #ifndef LRNN_STEPS
 #define LRNN_STEPS 8
 #endif
+#ifndef LRNN_TILES
+#define LRNN_TILES any
+#endif
 
 LRNN_GATE
 
 enum class Pass { forward, backward };
 enum class Schedule { scan, serial };
-enum class Carry { chained, folded };
+enum class Carry { chained, folded, none };
+enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
 enum class Emit { state_after, state_before };  // inclusive, exclusive
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
 constexpr Carry kCarry = Carry::LRNN_CARRY;
+constexpr Tiles kTiles = Tiles::LRNN_TILES;
 using Value = Gate::Value;
 using Pre = Gate::Pre;
 using OutputValue = Gate::Output::Value;
@@ -130,10 +143,11 @@ struct Column {
   __device__ Value state_in(const Value* states) const {
     return states && exists() ? load(states + b * problem.D + d) : Value(0);
   }
+  __device__ void finish(Value state) const { store(problem.final + b * problem.D + d, state); }
 };
 
 // Moves the state over one step. Returns what the step emits: y_t, or db_t.
-__device__ Value advance(Value& state, Value a, Value x, bool restarts, Emit emit) {
+__device__ Value advance(Value& state, Value a, Value x, Restarts restarts, Emit emit) {
   if constexpr (kPass == Pass::forward) {
     const Value before = restarts ? Value(0) : state;
     state = a * before + x;
@@ -141,47 +155,90 @@ __device__ Value advance(Value& state, Value a, Value x, bool restarts, Emit emi
   } else {
     const bool inclusive = emit == Emit::state_after;
     const Value g = inclusive ? state + x : state;
-    state = restarts ? Value(0) : conj(a) * g + (inclusive ? Value(0) : x);
+    state = restarts ? Value(0) : a * g + (inclusive ? Value(0) : x);
     return g;
   }
 }
 
+// Outputs at padded steps are 0.
+__device__ void store_padding(const Column& column, Index begin, Index end) {
+  const Problem& p = column.problem;
+  if (!column.exists()) return;
+  // After this loop, the outputs at the steps from `begin` on are 0.
+  for (Index t = begin; t < end && t < p.T; ++t) {
+    const Index at = column.offset(t);
+    if constexpr (kPass == Pass::forward) {
+      store_as<Gate::State>(p.emitted, at, Value(0));
+      if constexpr (Gate::kHasReadout) store_as<Gate::Output>(p.y, at, OutputValue(0));
+    } else {
+      Gate::store_step(Pre{}, p.dpre, at);
+    }
+  }
+}
+
+// How many steps of a segment are not padding. Of a whole one all, which then is not tested.
+template <bool kWhole>
+struct Count {
+  int steps;
+
+  __device__ Count(const Column& column, Index begin) {
+    const Index left = column.exists() ? column.length - begin : 0;
+    steps = left < 0 ? 0 : left < kSteps ? int(left) : kSteps;
+  }
+  __device__ operator int() const { return steps; }
+};
+
+template <>
+struct Count<true> {
+  __device__ Count(const Column&, Index) {}
+  __device__ constexpr operator int() const { return kSteps; }
+};
+
 // Thread: some consecutive steps of a column's walk, in registers.
+template <bool kWhole>
 struct Segment {
-  const Column& column;
-  Index begin;  // first step
-  int count;    // steps that are not padding
+  const Column* column;
+  Index begin = 0;  // first step
+  Count<kWhole> count;
   Pre pre[kSteps];
   OutputValue dy[kPass == Pass::backward ? kSteps : 1];
   Value e[kPass == Pass::backward ? kSteps + 1 : 1];  // one more: the state before the last step
-  unsigned restarts;                                  // bit s: step `begin + s` starts anew
+  Value a[kSteps], x[kSteps];  // what a step does to the state: advance()
+  unsigned restarts = 0;       // bit s: step `begin + s` starts anew
 
-  __device__ Segment(const Column& column, Index begin)
-      : column(column), begin(begin), restarts(0) {
-    const Problem& p = column.problem;
-    const Index left = column.exists() ? column.length - begin : 0;
-    count = left < 0 ? 0 : left < kSteps ? int(left) : kSteps;
+  __device__ explicit Segment(const Column& column) : column(&column), count(column, 0) {}
+
+  __device__ void fetch(Index from) {
+    const Problem& p = column->problem;
+    begin = from;
+    count = Count<kWhole>(*column, begin);
+    restarts = 0;
     load_pre();
     if constexpr (kPass == Pass::backward) {
       load_into<Gate::Output>(dy, p.dy, kSteps, 0, count, OutputValue(0));
       if constexpr (Gate::kHasReadout) load_emitted();
     }
-    if (p.reset) load_restarts();
+    if (LRNN_RESETS && p.reset) fetch_restarts();
   }
 
   // What replay() needs besides; apart, because fewer addresses at a time take fewer registers.
-  __device__ void load_rest() {
+  __device__ void fetch_rest() {
     if constexpr (kPass == Pass::backward && !Gate::kHasReadout) load_emitted();
   }
 
+  __device__ void fetch_all(Index from) {
+    fetch(from);
+    fetch_rest();
+  }
+
   __device__ void load_pre() {
-    const Problem& p = column.problem;
+    const Problem& p = column->problem;
     const char* at[Gate::kInputs];
     Index stride[Gate::kInputs];
 #pragma unroll
     for (int i = 0; i < Gate::kInputs; ++i) {
-      at[i] = p.pre[i].at(column.b, column.time(begin), column.d);
-      stride[i] = column.stride(p.pre[i].sT);
+      at[i] = p.pre[i].at(column->b, column->time(begin), column->d);
+      stride[i] = column->stride(p.pre[i].sT);
     }
     Pre parameters{};
     if (count > 0) Gate::load_parameters(parameters, at);
@@ -198,33 +255,48 @@ struct Segment {
   template <typename Storage, typename Number>
   __device__ void load_into(Number* values, const Input& input, int size, int first, int last,
                             Number otherwise) {
-    const char* at = input.at(column.b, column.time(begin), column.d);
-    const Index stride = column.stride(input.sT);
+    const char* at = input.at(column->b, column->time(begin), column->d);
+    const Index stride = column->stride(input.sT);
 #pragma unroll
     for (int s = 0; s < size; ++s, at += stride)
       values[s] = s >= first && s < last ? load_as<Storage>(at) : otherwise;
   }
 
   __device__ void load_emitted() {
-    const Problem& p = column.problem;
+    const Problem& p = column->problem;
     // The step before, in the forward walk, is the next one of this walk; before the first: h0.
     const bool next = p.emit() == Emit::state_after;
-    const bool ends = next && begin + count == column.length;
+    const bool ends = next && begin + count == column->length;
     const int first = next && !Gate::kHasReadout;
     const int last = count > 0 ? count + (next && !ends) : 0;
-    const Value h0 = ends ? column.state_in(p.h0) : Value(0);
+    const Value h0 = ends ? column->state_in(p.h0) : Value(0);
     load_into<Gate::State>(e, p.e, kSteps + 1, first, last, h0);
   }
 
-  __device__ void load_restarts() {
-    const Problem& p = column.problem;
+  __device__ Restarts restarts_at(int s) const { return Restarts(restarts >> s & 1); }
+
+  __device__ void fetch_restarts() {
+    const Problem& p = column->problem;
     const Index ahead = p.reverse;  // in reverse, the border lies behind step t in time
-    const Index first = column.time(begin) + ahead, stride = column.stride(1);
+    const Index first = column->time(begin) + ahead, stride = column->stride(1);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const Index border = first + s * stride;
-      if (s < count && border < column.length && load(p.reset + column.b * p.T + border))
+      if (s < count && border < column->length && load(p.reset + column->b * p.T + border))
         restarts |= 1u << s;
+    }
+  }
+
+  // What each step does to the state. Padded ones are evaluated too, which takes no branch.
+  __device__ void evaluate() {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      Gate::gate(pre[s], a[s], x[s]);
+      if constexpr (kPass == Pass::backward) {
+        Pre unused;
+        a[s] = conj(a[s]);
+        x[s] = of_emitted(s, unused);
+      }
     }
   }
 
@@ -234,16 +306,10 @@ struct Segment {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       if (s >= count) continue;
-      Value a, x;
-      Gate::gate(pre[s], a, x);
-      if constexpr (kPass == Pass::backward) {
-        Pre unused;
-        x = of_emitted(s, unused);
-      }
-      advance(pair.B, a, x, restarts >> s & 1, column.problem.emit());
-      pair.A = (kPass == Pass::forward ? a : conj(a)) * pair.A;
+      advance(pair.B, a[s], x[s], restarts_at(s), column->problem.emit());
+      pair.A = a[s] * pair.A;
     }
-    pair.restarts = restarts != 0;
+    pair.restarts = Restarts(restarts != 0);
     return pair;
   }
 
@@ -255,26 +321,24 @@ struct Segment {
   // From the state before the segment to the state after it, storing every output on the way.
   // Gradients of parameters are added to `sums`.
   __device__ Value replay(Value state, Pre& sums) const {
-    const Problem& p = column.problem;
-    Index at = column.offset(column.time(begin));
-    const Index stride = column.stride(p.D);
+    const Problem& p = column->problem;
+    Index at = column->offset(column->time(begin));
+    const Index stride = column->stride(p.D);
     // After this loop, the outputs at all valid steps of the segment are stored.
 #pragma unroll
     for (int s = 0; s < kSteps; ++s, at += stride) {
       if (s >= count) continue;
-      const bool restart = restarts >> s & 1;
-      Value a, b;
-      Gate::gate(pre[s], a, b);
+      const Restarts restart = restarts_at(s);
+      const Value emitted = advance(state, a[s], x[s], restart, p.emit());
       if constexpr (kPass == Pass::forward) {
-        const Value emitted = advance(state, a, b, restart, p.emit());
         store_as<Gate::State>(p.emitted, at, emitted);
         if constexpr (Gate::kHasReadout)
           store_as<Gate::Output>(p.y, at, Gate::readout(emitted, pre[s]));
       } else {
         Pre dx{};
-        const Value g = advance(state, a, of_emitted(s, dx), restart, p.emit());
+        of_emitted(s, dx);
         const Value h_prev = p.emit() == Emit::state_after ? e[s + 1] : e[s];
-        Gate::gate_pullback(pre[s], restart ? Value(0) : g * conj(h_prev), g, dx);
+        Gate::gate_pullback(pre[s], restart ? Value(0) : emitted * conj(h_prev), emitted, dx);
         Gate::store_step(dx, p.dpre, at);
         Gate::add_parameters(sums, dx);
       }
@@ -282,39 +346,21 @@ struct Segment {
     return state;
   }
 
-  // Outputs at padded steps are 0.
-  __device__ void store_padding() const {
-    const Problem& p = column.problem;
-    if (!column.exists()) return;
-    const Index end = begin + kSteps < p.T ? begin + kSteps : p.T;
-    // After this loop, the outputs at all padded steps of the segment are 0.
-    for (Index t = begin + count; t < end; ++t) {
-      const Index at = column.offset(t);
-      if constexpr (kPass == Pass::forward) {
-        store_as<Gate::State>(p.emitted, at, Value(0));
-        if constexpr (Gate::kHasReadout) store_as<Gate::Output>(p.y, at, OutputValue(0));
-      } else {
-        Gate::store_step(Pre{}, p.dpre, at);
-      }
-    }
-  }
-
   // Whether the state after this segment is the state after the walk.
   __device__ bool ends_walk() const {
-    if (!column.exists()) return false;
-    return column.length == 0 ? begin == 0 : count > 0 && begin + count == column.length;
+    if (!column->exists()) return false;
+    return column->length == 0 ? begin == 0 : count > 0 && begin + count == column->length;
   }
 
   __device__ void finish(Value state) const {
-    const Problem& p = column.problem;
-    if (ends_walk()) store(p.final + column.b * p.D + column.d, state);
-    store_padding();
+    if (ends_walk()) column->finish(state);
+    store_padding(*column, begin + count, begin + kSteps);
   }
 };
 
 // What the threads of a block share.
 struct Shared {
-  Index ticket;
+  unsigned ticket;
   Value state_in[kColumns];                // of the tile, by column
   Pair stretches[2][kSegments][kColumns];  // alternating, so that one barrier a round suffices
 };
@@ -427,49 +473,36 @@ __device__ Pair fold_reach(Shared& shared, const Chain& chain, int segment, int 
   return combine(groups, tiles);
 }
 
-// Sequence: a block takes the next tile, waits for the state before it and passes on the state
-// after it. The workspace may be null if there is one tile per chain.
-__device__ void scan(const Problem& p) {
-  LRNN_SHARED(Shared, shared);
-  const int segment = threadIdx.x / kColumns, lane = threadIdx.x % kColumns;
-  const Index tiles = (p.T + kTile - 1) / kTile;
-  const Index groups = (p.D + kColumns - 1) / kColumns;
-
-  Index ticket = blockIdx.x;
-  if (tiles > 1) {
-    if (threadIdx.x == 0) shared.ticket = take_ticket(p.workspace);
-    __syncthreads();
-    ticket = shared.ticket;
-  }
-  // Tiles of one chain are as far apart as can be, which leaves time for the state to arrive.
-  const Index tile = ticket / (p.B * groups), chain = ticket - tile * (p.B * groups);
-  const Index b = chain / groups, group = chain - b * groups;
-  const Column column(p, b, group * kColumns + lane);
-  Segment own(column, tile * kTile + segment * kSteps);
-  if (tile > 0 && tile * kTile >= column.length) return own.store_padding();  // the whole block
-
+// Sequence: a tile waits for the state before it and passes on the state after it.
+template <bool kWhole>
+__device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int segment, int lane,
+                          Index tile) {
+  const Problem& p = column.problem;
+  Segment<kWhole> own(column);
+  own.fetch(tile * kTile + segment * kSteps);
+  own.evaluate();
   const Pair pair = own.pair();
-  own.load_rest();  // arrives while the block combines and waits
+  own.fetch_rest();  // arrives while the block combines and waits
   const Prefix prefix = scan_block(shared, segment, lane, pair);
   const bool follow = (tile + 1) * kTile < column.length;
-  const Chain words(p.workspace, chain, tiles, lane);
-  if constexpr (kCarry == Carry::chained) {
+  if constexpr (kCarry != Carry::folded) {
+    constexpr bool kChained = kCarry == Carry::chained;
     if (segment == 0) {
       const Value state =
-          tile == 0 ? column.state_in(p.initial) : await<Value>(words.tile(tile - 1));
+          kChained && tile > 0 ? await<Value>(chain.tile(tile - 1)) : column.state_in(p.initial);
       shared.state_in[lane] = state;
-      if (follow) publish(words.tile(tile), apply(prefix.tile, state));
+      if (kChained && follow) publish(chain.tile(tile), apply(prefix.tile, state));
     }
   } else {
-    const Pair before = fold_reach(shared, words, segment, lane, tile, prefix.tile, follow);
+    const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
     const Index reach = tile / (kFold * kFold);
     if (segment == 0) {
       const Value anchor =
-          reach == 0 ? column.state_in(p.initial) : await<Value>(words.reach(reach - 1));
+          reach == 0 ? column.state_in(p.initial) : await<Value>(chain.reach(reach - 1));
       const Value state = apply(before, anchor);
       shared.state_in[lane] = state;
       if (follow && (tile + 1) % (kFold * kFold) == 0)
-        publish(words.reach(reach), apply(prefix.tile, state));
+        publish(chain.reach(reach), apply(prefix.tile, state));
     }
   }
   __syncthreads();
@@ -477,6 +510,36 @@ __device__ void scan(const Problem& p) {
   own.finish(own.replay(apply(prefix.before, shared.state_in[lane]), sums));
   if constexpr (kPass == Pass::backward)
     Gate::each_parameter(sums, StoreTileSum{column, tile, segment, lane});
+}
+
+// A block takes the next tile. The workspace may be null if there is one tile per chain.
+__device__ void scan(const Problem& p) {
+  LRNN_SHARED(Shared, shared);
+  const int segment = threadIdx.x / kColumns, lane = threadIdx.x % kColumns;
+  const Index tiles = (p.T + kTile - 1) / kTile;
+  const unsigned groups = unsigned((p.D + kColumns - 1) / kColumns);
+
+  unsigned ticket = blockIdx.x;
+  if (tiles > 1) {
+    if (threadIdx.x == 0) shared.ticket = take_ticket(p.workspace);
+    __syncthreads();
+    ticket = shared.ticket;
+  }
+  // Tiles of one chain are as far apart as can be, which leaves time for the state to arrive. A grid
+  // has fewer than 2^31 blocks, so 32 bits do, whose division is short.
+  const unsigned chains = unsigned(p.B) * groups, tile = ticket / chains;
+  const unsigned chain = ticket - tile * chains, b = chain / groups, group = chain - b * groups;
+  const Column column(p, b, Index(group) * kColumns + lane);
+  const Chain words(p.workspace, chain, tiles, lane);
+  // The same for the whole block, as are the branches.
+  const Index left = column.length - Index(tile) * kTile;
+  if (kTiles == Tiles::whole || (left >= kTile && Index(group + 1) * kColumns <= p.D))
+    walk_tile<true>(shared, column, words, segment, lane, tile);
+  else if (tile == 0 || left > 0)
+    walk_tile<false>(shared, column, words, segment, lane, tile);
+  else
+    store_padding(column, Index(tile) * kTile + segment * kSteps,
+                  Index(tile) * kTile + (segment + 1) * kSteps);
 }
 
 // One thread walks a whole column, a segment at a time: the loop that the scan must agree with.
@@ -487,13 +550,24 @@ __device__ void serial(const Problem& p) {
   const Column column(p, b, index - b * p.D);
   Value state = column.state_in(p.initial);
   Pre sums{};
-  // After each round, the steps up to `begin + kSteps` are done and state is the state after them.
-  for (Index begin = 0; begin < p.T; begin += kSteps) {
-    Segment own(column, begin);
-    own.load_rest();
+  const Index whole = column.length / kSteps * kSteps;
+  Segment<true> own(column), next(column);
+  if (whole > 0) own.fetch_all(0);
+  // After each round, state is the state after the steps up to `begin + kSteps`.
+  for (Index begin = 0; begin < whole; begin += kSteps) {
+    if (begin + kSteps < whole) next.fetch_all(begin + kSteps);  // arrives while `own` is walked
+    own.evaluate();
     state = own.replay(state, sums);
-    own.finish(state);
+    own = next;
   }
+  if (whole < column.length) {
+    Segment<false> rest(column);
+    rest.fetch_all(whole);
+    rest.evaluate();
+    state = rest.replay(state, sums);
+  }
+  column.finish(state);
+  store_padding(column, column.length, p.T);
   if constexpr (kPass == Pass::backward) Gate::each_parameter(sums, StoreSum{column, 0});
 }
 

@@ -53,6 +53,7 @@ class Kernel:
         )
         self.width, self.segments, self.tile = width, threads // width, steps * threads // width
         self.carry = variant["LRNN_CARRY"]
+        self.resets = variant["LRNN_RESETS"] == "1"
 
     def __call__(self, grid: int, problem: list[int]) -> None:
         assert all(type(field) is int for field in problem)
@@ -66,6 +67,7 @@ class Kernel:
         B, T, D, reverse, exclusive, workspace = take(6)
         assert next(left, None) is None
 
+        assert self.resets == bool(reset)
         state = torch.float32 if self.dtype.itemsize == 2 else self.dtype
 
         def strided(field: list[int]):
@@ -253,11 +255,17 @@ def test_serial_is_one_variant_for_all_widths():
 
 @pytest.mark.parametrize("parallel", [True, False])
 def test_grid_limit(parallel):
-    size = 2**31 - 1 if parallel else 128 * (2**31 - 1)
     code = plain(torch.float32, "forward")
-    assert _cuda.plan(*code, "forward", parallel, (size, 1, 1)).grid == 2**31 - 1
+    most = 2**31 - 1
+
+    def grid(more):
+        # Tiles of 4,096 steps, or 128 columns to a block.
+        shape = (1, 4096 * most + more, 1) if parallel else (128 * most + more, 1, 1)
+        return _cuda.plan(*code, "forward", parallel, shape).grid
+
+    assert grid(0) == most
     with pytest.raises(ValueError, match="split the batch"):
-        _cuda.plan(*code, "forward", parallel, (size + 1, 1, 1))
+        grid(1)
 
 
 def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
@@ -279,9 +287,22 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
 def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypatch):
     monkeypatch.setattr(_cuda, "missing", lambda: [])
     _cuda.warmup("cpu", torch.float64, features, parallel=parallel)
-    ran = [(variant["LRNN_PASS"], int(variant["LRNN_COLUMNS"])) for variant, _, _ in launches]
-    assert ran == [(step, width) for width in widths for step in ("forward", "backward")]
+    names = ("LRNN_SCHEDULE", "LRNN_CARRY", "LRNN_COLUMNS", "LRNN_PASS")
+    ran = [tuple(variant[name] for name in names) for variant, _, _ in launches]
+    kinds = [("scan", "chained"), ("scan", "folded"), ("serial", "chained")]
+    assert ran == [
+        (*kind, str(width if kind[0] == "scan" else 1), step)
+        for width in widths
+        for kind in (kinds if parallel else kinds[2:])
+        for step in ("forward", "backward")
+    ]
     assert all("storage::f64" in variant["LRNN_GATE"] for variant, _, _ in launches)
+
+
+@pytest.mark.parametrize(("B", "schedule"), [(8191, "scan"), (8192, "serial")])
+def test_columns_that_fill_the_device_are_walked(B, schedule):
+    plan = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, (B, 40, 4))
+    assert dict(plan.macros)["LRNN_SCHEDULE"] == schedule
 
 
 def test_warmup_says_what_is_missing(monkeypatch):

@@ -39,11 +39,13 @@ MAX_BLOCKS = 2**31 - 1
 
 SEGMENT = 64
 """Bytes of each sequence that a thread holds at most (16-bit values become 32-bit ones there)."""
-REGISTERS = 44
-"""Of 32 bits, for all sequences of a segment: no shipped gate spills on any architecture, and the
-tile of every gate moves 40 to 50 KB, over which the hop of the carry is spread."""
+REGISTERS = 48
+"""Of 32 bits, for all sequences of a segment: no shipped gate spills on any architecture."""
 
 
+WALK = 32768
+"""Columns, B * D, from which on one thread for each walks it through time: they fill the device by
+themselves, and nothing needs to be combined (`cuda_src/README.md`, Regimes)."""
 CHAINS = 48
 """From which on a tile waits for the state of the one before it; with fewer the hops would take
 longer than the traffic, and pairs are folded (`cuda_src/README.md`, Predictions). So a row's last
@@ -72,7 +74,8 @@ def steps(gate: Fused, operands: tuple[Operand, ...], step: str) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
     size = DTYPE[gate.state].itemsize if gate.state not in ("f16", "bf16") else 4
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
-    held += 2 if step == "backward" else 0  # what was emitted, and its gradient
+    if step == "backward":  # what was emitted, its gradient, and what the readout makes of it
+        held += 2 + gate.reads_out
     most = min(SEGMENT // size, 4 * REGISTERS // (size * held))
     return 1 << (max(most, 1).bit_length() - 1)
 
@@ -85,6 +88,7 @@ def macros(
     parallel: bool,
     width: int,
     carry: str = "chained",
+    resets: bool = False,
 ) -> _nvrtc.Macros:
     """The variant of the kernel.
 
@@ -95,11 +99,13 @@ def macros(
         parallel: over time, or one thread per column.
         width: features per block, which only the parallel schedule has.
         carry: "chained" or "folded", likewise.
+        resets: whether a walk may start anew on its way.
     """
     return (
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
         ("LRNN_CARRY", carry if parallel else "chained"),
+        ("LRNN_RESETS", str(int(resets))),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
         ("LRNN_STEPS", str(steps(gate, operands, step))),
@@ -114,6 +120,7 @@ def plan(
     step: str,
     parallel: bool,
     shape: tuple[int, int, int],
+    resets: bool = False,
 ) -> Plan:
     """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
 
@@ -122,22 +129,22 @@ def plan(
     """
     B, T, D = shape
     width = columns(D)
-    if parallel:
+    if parallel and B * D < WALK:
         segments, chains = THREADS // width, B * -(-D // width)
         tiles = -(-T // (steps(gate, operands, step) * segments))
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
-        variant = macros(gate, operands, step, True, width, carry)
+        variant = macros(gate, operands, step, True, width, carry, resets)
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = state_dtype(DTYPE[gate.state]).itemsize // 4
         words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
         found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
-        variant = macros(gate, operands, step, False, width)
+        variant = macros(gate, operands, step, False, width, resets=resets)
         found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
             f"(B, T, D) = ({B}, {T}, {D}) needs {found.grid} blocks, a CUDA grid has at most "
-            f"{MAX_BLOCKS}: split the batch"
+            f"{MAX_BLOCKS}: split the batch or the sequence"
         )
     return found
 
@@ -187,7 +194,7 @@ def gated_forward(
         emitted = torch.empty(shape, dtype=DTYPE[code.state], device=device)
         y = torch.empty(shape, dtype=DTYPE[code.output], device=device) if readout else emitted
         h_final = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
-        how = plan(code, operands, "forward", parallel, shape)
+        how = plan(code, operands, "forward", parallel, shape, reset is not None)
         _launch(
             how,
             shape,
@@ -247,7 +254,7 @@ def gated_backward(
     pre, operands = _plain(pre), _operands(pre)
     (emitted, dy), shape, device = _plain((emitted, dy)), _shape(pre), emitted.device
     code = fused(gate, readout, operands, "backward")
-    how = plan(code, operands, "backward", parallel, shape)
+    how = plan(code, operands, "backward", parallel, shape, reset is not None)
     with torch.cuda.device(device):
         dh0 = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
         partial = (how.tiles, shape[0], shape[2])
@@ -410,7 +417,8 @@ def warmup(
     """Compiles, loads and runs once the kernels that calls on a device will need.
 
     Before a CUDA graph is captured, and wherever the first step shall not be the slow one: about
-    0.2 s for a kernel that is compiled, some milliseconds for one from the disk.
+    0.4 s for a kernel that is compiled, some milliseconds for one from the disk. Those of the plain
+    recurrence without `reset`; for others, and for layers, make one call of the shape to come.
 
     Args:
         device: a CUDA device; the current one if it has no index.
@@ -429,8 +437,15 @@ def warmup(
     else:
         widths = [1 << power for power in range(MAX_COLUMNS.bit_length())] if parallel else [1]
     for width in widths:
-        a = torch.zeros((1, 1, width), dtype=dtype, device=x.device)
-        options = {"reverse": False, "exclusive": False, "parallel": parallel}
-        y, _ = forward(a, a, None, None, None, **options)
-        # A launch loads the code into the device's context, which loading alone leaves for later.
-        backward(a, y, None, a, None, None, None, **options)
+        tile = SEGMENT // 4 * THREADS // columns(width)  # of no dtype more
+        # One shape for each of the kernels that `plan` chooses from.
+        shapes = [(1, 1), (1, 2 * tile + 1), (-(-WALK // width), 1)] if parallel else [(1, 1)]
+        for B, T in shapes:
+            _run_once(torch.zeros((B, T, width), dtype=dtype, device=x.device), parallel)
+
+
+def _run_once(a: Tensor, parallel: bool) -> None:
+    """A launch loads the code into the device's context, which loading alone leaves for later."""
+    options = {"reverse": False, "exclusive": False, "parallel": parallel}
+    y, _ = forward(a, a, None, None, None, **options)
+    backward(a, y, None, a, None, None, None, **options)

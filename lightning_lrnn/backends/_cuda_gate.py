@@ -57,6 +57,8 @@ class Fused(NamedTuple):
     """Storage of the emitted states."""
     output: str
     """Storage of what the readout puts out; `state` if there is none."""
+    reads_out: bool
+    """Whether there is a readout."""
 
 
 @cache
@@ -107,7 +109,7 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         "};",
     ]
     # One line: it becomes the value of a macro.
-    return Fused(" ".join(parts), used, state, output)
+    return Fused(" ".join(parts), used, state, output, bool(readout))
 
 
 def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:
