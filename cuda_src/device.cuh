@@ -148,7 +148,7 @@ __device__ void store(T* at, T value) {
   *at = value;
 }
 
-// A value as a storage type keeps it, at an address or at an index from one.
+// A value as a storage type keeps it.
 
 template <typename Storage>
 __device__ typename Storage::Value load_as(const char* at) {
@@ -156,8 +156,8 @@ __device__ typename Storage::Value load_as(const char* at) {
 }
 
 template <typename Storage>
-__device__ void store_as(char* to, Index at, typename Storage::Value value) {
-  store(reinterpret_cast<typename Storage::Element*>(to) + at, Storage::encode(value));
+__device__ void store_as(char* at, typename Storage::Value value) {
+  store(reinterpret_cast<typename Storage::Element*>(at), Storage::encode(value));
 }
 
 template <typename Number>

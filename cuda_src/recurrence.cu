@@ -14,6 +14,9 @@
 //                  instructions)
 //   LRNN_THREADS   threads of a block (scan)
 //   LRNN_STEPS     time steps that a thread holds in registers
+//   LRNN_LAYOUT    apart | ahead | behind: where the next step of a walk lies in memory. Anywhere; or
+//                  right after this one, or right before it, in every sequence, segments at multiples
+//                  of 16 bytes
 //
 // The backward pass computes gates anew, and is the same recurrence, of the carry c over the
 // opposite walk; e_t is what the forward pass emitted, h_t or h_{t-1}, and de_t = dy_t, or what the
@@ -56,9 +59,64 @@
 #ifndef LRNN_STEPS
 #define LRNN_STEPS 8
 #endif
+#ifndef LRNN_LAYOUT
+#define LRNN_LAYOUT apart
+#endif
 #ifndef LRNN_TILES
 #define LRNN_TILES any
 #endif
+
+enum class Layout { apart, ahead, behind };
+constexpr Layout kLayout = Layout::LRNN_LAYOUT;
+constexpr int kSteps = LRNN_STEPS;
+
+// Where a segment of a sequence lies. Steps side by side are told to the compiler, which then moves
+// 16 bytes at a time.
+template <typename Storage, bool kWhole>
+struct Run {
+  static constexpr bool kSideBySide = kWhole && kLayout != Layout::apart;
+  static constexpr int kSize = sizeof(typename Storage::Element);
+  static constexpr int kStride = kLayout == Layout::behind ? -kSize : kSize;
+  static constexpr int kLowest = kLayout == Layout::behind ? kStride * (kSteps - 1) : 0;
+  char* first;
+  Index stride;  // in bytes
+
+  // Of an output, from an index and a distance in elements.
+  static __device__ Run of(char* data, Index at, Index stride) {
+    return {data + at * kSize, stride * kSize};
+  }
+
+  __device__ char* at(int s) const {
+    if constexpr (!kSideBySide) return first + s * stride;
+    char* lowest = static_cast<char*>(__builtin_assume_aligned(first + kLowest, 16));
+    return lowest + (kStride * s - kLowest);
+  }
+
+  template <typename Record, typename Field, typename Count>
+  __device__ void load(Record* records, Field Record::*field, Count count) const {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      if (s < count) records[s].*field = Field(load_as<Storage>(at(s)));
+  }
+
+  template <typename Record, typename Field, typename Count>
+  __device__ void store(const Record* records, Field Record::*field, Count count) const {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      if (s < count) store_as<Storage>(at(s), records[s].*field);
+  }
+
+  template <typename Count>
+  __device__ void store(const typename Storage::Value* values, Count count) const {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s)
+      if (s < count) store_as<Storage>(at(s), values[s]);
+  }
+
+  __device__ void store_zeros(Index count) const {
+    for (Index s = 0; s < count; ++s) store_as<Storage>(first + s * stride, 0);
+  }
+};
 
 LRNN_GATE
 
@@ -78,7 +136,6 @@ using Pre = Gate::Pre;
 using OutputValue = Gate::Output::Value;
 using Pair = Affine<Value>;
 
-constexpr int kSteps = LRNN_STEPS;
 constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
@@ -90,10 +147,10 @@ static_assert(kColumns >= 1 && LRNN_THREADS % kColumns == 0, "whole segments in 
 static_assert(LRNN_THREADS % 32 == 0 && LRNN_THREADS <= 1024, "whole warps, one block");
 
 struct Input {
-  const char* data;
+  char* data;
   Index sB, sT, sD;  // strides in bytes
 
-  __device__ const char* at(Index b, Index t, Index d) const {
+  __device__ char* at(Index b, Index t, Index d) const {
     return data + b * sB + t * sT + d * sD;
   }
 };
@@ -160,19 +217,16 @@ __device__ Value advance(Value& state, Value a, Value x, Restarts restarts, Emit
   }
 }
 
-// Outputs at padded steps are 0.
+// Outputs at the padded steps from `begin` on are 0.
 __device__ void store_padding(const Column& column, Index begin, Index end) {
   const Problem& p = column.problem;
+  const Index count = (end < p.T ? end : p.T) - begin, at = column.offset(begin);
   if (!column.exists()) return;
-  // After this loop, the outputs at the steps from `begin` on are 0.
-  for (Index t = begin; t < end && t < p.T; ++t) {
-    const Index at = column.offset(t);
-    if constexpr (kPass == Pass::forward) {
-      store_as<Gate::State>(p.emitted, at, Value(0));
-      if constexpr (Gate::kHasReadout) store_as<Gate::Output>(p.y, at, OutputValue(0));
-    } else {
-      Gate::store_step(Pre{}, p.dpre, at);
-    }
+  if constexpr (kPass == Pass::forward) {
+    Run<Gate::State, false>::of(p.emitted, at, p.D).store_zeros(count);
+    if constexpr (Gate::kHasReadout) Run<Gate::Output, false>::of(p.y, at, p.D).store_zeros(count);
+  } else {
+    Gate::store_zeros(p.dpre, at, p.D, count);
   }
 }
 
@@ -233,33 +287,29 @@ struct Segment {
 
   __device__ void load_pre() {
     const Problem& p = column->problem;
-    const char* at[Gate::kInputs];
+    char* first[Gate::kInputs];
     Index stride[Gate::kInputs];
 #pragma unroll
     for (int i = 0; i < Gate::kInputs; ++i) {
-      at[i] = p.pre[i].at(column->b, column->time(begin), column->d);
+      first[i] = p.pre[i].at(column->b, column->time(begin), column->d);
       stride[i] = column->stride(p.pre[i].sT);
     }
     Pre parameters{};
-    if (count > 0) Gate::load_parameters(parameters, at);
+    if (count > 0) Gate::load_parameters(parameters, first);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      pre[s] = parameters;
-      if (s < count) Gate::load_step(pre[s], at);
-#pragma unroll
-      for (int i = 0; i < Gate::kInputs; ++i) at[i] += stride[i];
-    }
+    for (int s = 0; s < kSteps; ++s) pre[s] = parameters;
+    Gate::template load_steps<kWhole>(pre, first, stride, count);
   }
 
   // The values of steps `first` to `last` - 1, counted from the segment's; others are `otherwise`.
   template <typename Storage, typename Number>
   __device__ void load_into(Number* values, const Input& input, int size, int first, int last,
                             Number otherwise) {
-    const char* at = input.at(column->b, column->time(begin), column->d);
-    const Index stride = column->stride(input.sT);
+    const Run<Storage, kWhole> run{input.at(column->b, column->time(begin), column->d),
+                                   column->stride(input.sT)};
 #pragma unroll
-    for (int s = 0; s < size; ++s, at += stride)
-      values[s] = s >= first && s < last ? load_as<Storage>(at) : otherwise;
+    for (int s = 0; s < size; ++s)
+      values[s] = s >= first && s < last ? load_as<Storage>(run.at(s)) : otherwise;
   }
 
   __device__ void load_emitted() {
@@ -318,30 +368,36 @@ struct Segment {
     return Gate::readout_pullback(e[s], pre[s], dy[s], dx);
   }
 
-  // From the state before the segment to the state after it, storing every output on the way.
-  // Gradients of parameters are added to `sums`.
+  // From the state before the segment to the state after it, storing every output. Gradients of
+  // parameters are added to `sums`.
   __device__ Value replay(Value state, Pre& sums) const {
     const Problem& p = column->problem;
-    Index at = column->offset(column->time(begin));
-    const Index stride = column->stride(p.D);
-    // After this loop, the outputs at all valid steps of the segment are stored.
+    Value emitted[kSteps];
+    OutputValue y[kSteps];
+    Pre dx[kSteps];
+    // After this loop, the outputs at all valid steps of the segment are known.
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s, at += stride) {
+    for (int s = 0; s < kSteps; ++s) {
       if (s >= count) continue;
       const Restarts restart = restarts_at(s);
-      const Value emitted = advance(state, a[s], x[s], restart, p.emit());
+      emitted[s] = advance(state, a[s], x[s], restart, p.emit());
       if constexpr (kPass == Pass::forward) {
-        store_as<Gate::State>(p.emitted, at, emitted);
-        if constexpr (Gate::kHasReadout)
-          store_as<Gate::Output>(p.y, at, Gate::readout(emitted, pre[s]));
+        y[s] = Gate::readout(emitted[s], pre[s]);
       } else {
-        Pre dx{};
-        of_emitted(s, dx);
-        const Value h_prev = p.emit() == Emit::state_after ? e[s + 1] : e[s];
-        Gate::gate_pullback(pre[s], restart ? Value(0) : emitted * conj(h_prev), emitted, dx);
-        Gate::store_step(dx, p.dpre, at);
-        Gate::add_parameters(sums, dx);
+        dx[s] = Pre{};
+        of_emitted(s, dx[s]);
+        const Value g = emitted[s], h_prev = p.emit() == Emit::state_after ? e[s + 1] : e[s];
+        Gate::gate_pullback(pre[s], restart ? Value(0) : g * conj(h_prev), g, dx[s]);
+        Gate::add_parameters(sums, dx[s]);
       }
+    }
+    const Index at = column->offset(column->time(begin)), stride = column->stride(p.D);
+    if constexpr (kPass == Pass::forward) {
+      Run<Gate::State, kWhole>::of(p.emitted, at, stride).store(emitted, count);
+      if constexpr (Gate::kHasReadout)
+        Run<Gate::Output, kWhole>::of(p.y, at, stride).store(y, count);
+    } else {
+      Gate::template store_steps<kWhole>(dx, p.dpre, at, stride, count);
     }
     return state;
   }

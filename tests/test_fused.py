@@ -232,6 +232,47 @@ def test_strided_pre_activations_are_read_in_place(place):
 
 
 @only_emulated
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reverse, exclusive", FLAGS)
+def test_steps_side_by_side_give_the_same_bits(place, reverse, exclusive, dtype):
+    """Rows of one feature are read 16 bytes at a time, where they lie so."""
+    T, layouts = 9000, ["behind", "ahead"] if reverse else ["ahead", "behind"]
+    pre = [torch.randn(2, T, 1).to(dtype).requires_grad_() for _ in range(4)]
+    elsewhere = [torch.zeros(2 * T + 1, dtype=dtype)[1:].view(2, T, 1) for _ in pre]
+    for place_, p in zip(elsewhere, pre, strict=True):
+        place_.copy_(p.detach()).requires_grad_()
+    results = []
+    for leaves, found in ((pre, layouts), (elsewhere, ["apart", "apart"])):
+        emulated.launches.clear()
+        y, h_final = lrnn.gated_recurrence(
+            lstm, *leaves, readout=output_tanh, reverse=reverse, exclusive=exclusive,
+            backend=place[0],
+        )  # fmt: skip
+        gradients = torch.autograd.grad([y, h_final], leaves, [y.detach(), h_final.detach()])
+        assert [macros["LRNN_LAYOUT"] for macros, _ in emulated.launches] == found
+        results.append([y, h_final, *gradients])
+    assert all(map(torch.equal, *results))
+
+
+@only_emulated
+@pytest.mark.parametrize(
+    "T, change",
+    [(66, "T"), (64, "stride"), (64, "lengths"), (64, "two features"), (64, "gradient")],
+)
+def test_steps_that_do_not_lie_side_by_side(place, T, change):
+    D = 2 if change == "two features" else 1
+    a, b = (torch.rand(2, T, D, requires_grad=True) for _ in range(2))
+    if change == "stride":
+        a = torch.rand(2, T, 3)[..., 1:2].requires_grad_()
+    lengths = torch.tensor([T, 3]) if change == "lengths" else None
+    y, _ = lrnn.linear_recurrence(a, b, lengths=lengths, backend=place[0])
+    dy = torch.rand(2, T, 3)[..., :1] if change == "gradient" else torch.rand_like(y)
+    torch.autograd.grad(y, (a, b), dy)
+    forward = "ahead" if change == "gradient" else "apart"
+    assert [m["LRNN_LAYOUT"] for m, _ in emulated.launches] == [forward, "apart"]
+
+
+@only_emulated
 def test_unfused_double_backward_agrees(place):
     torch.manual_seed(0)
     pre = [torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(4)]

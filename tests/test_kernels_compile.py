@@ -83,16 +83,10 @@ FOLDED = ("f32", "f64", "c128", "gilr f32", "minLSTM bf16", "RG-LRU f32", "lstm 
 RESETS = ("f32", "c128", "gilr f32", "lstm with readout bf16")
 
 
-def variant(
-    kind: Kind,
-    step: str,
-    parallel: bool,
-    width: int,
-    carry: str = "chained",
-    resets: bool = False,
-) -> _nvrtc.Macros:
+def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> _nvrtc.Macros:
+    """`how`: carry, resets, layout."""
     code = fused(*kind, step)
-    return _cuda.macros(code, kind.operands, step, parallel, width, carry, resets)
+    return _cuda.macros(code, kind.operands, step, parallel, width, *how)
 
 
 VARIANTS = (
@@ -118,6 +112,13 @@ VARIANTS = (
         for name in RESETS
         for step in PASSES
         for carry, width in (("chained", 32), ("folded", 1))
+    }
+    | {
+        f"scan {step} {name} {layout} x1": variant(
+            KINDS[name], step, True, 1, "folded", False, layout
+        )
+        for name in ("f32", "bf16", "c64")
+        for step, layout in zip(PASSES, ("ahead", "behind"), strict=True)
     }
 )
 RECORD = "LIGHTNING_LRNN_RECORD_REGISTERS"

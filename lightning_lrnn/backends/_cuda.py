@@ -89,6 +89,7 @@ def macros(
     width: int,
     carry: str = "chained",
     resets: bool = False,
+    layout: str = "apart",
 ) -> _nvrtc.Macros:
     """The variant of the kernel.
 
@@ -100,12 +101,14 @@ def macros(
         width: features per block, which only the parallel schedule has.
         carry: "chained" or "folded", likewise.
         resets: whether a walk may start anew on its way.
+        layout: "apart", "ahead" or "behind": where in memory a walk's next step lies.
     """
     return (
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
         ("LRNN_CARRY", carry if parallel else "chained"),
         ("LRNN_RESETS", str(int(resets))),
+        ("LRNN_LAYOUT", layout),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
         ("LRNN_STEPS", str(steps(gate, operands, step))),
@@ -121,6 +124,7 @@ def plan(
     parallel: bool,
     shape: tuple[int, int, int],
     resets: bool = False,
+    layout: str = "apart",
 ) -> Plan:
     """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
 
@@ -133,13 +137,13 @@ def plan(
         segments, chains = THREADS // width, B * -(-D // width)
         tiles = -(-T // (steps(gate, operands, step) * segments))
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
-        variant = macros(gate, operands, step, True, width, carry, resets)
+        variant = macros(gate, operands, step, True, width, carry, resets, layout)
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = state_dtype(DTYPE[gate.state]).itemsize // 4
         words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
         found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
-        variant = macros(gate, operands, step, False, width, resets=resets)
+        variant = macros(gate, operands, step, False, width, "chained", resets, layout)
         found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
@@ -147,6 +151,20 @@ def plan(
             f"{MAX_BLOCKS}: split the batch or the sequence"
         )
     return found
+
+
+def _layout(shape: tuple[int, int, int], tensors: Sequence[Tensor], reverse: bool) -> str:
+    """Where a walk's next step lies: side by side only in rows of one feature, at 16 bytes."""
+    _, T, D = shape
+    if D > 1:
+        return "apart"
+    for x in tensors:
+        if x.ndim == 3:
+            sB, sT, _ = x.stride()
+            places = (x.data_ptr(), sB * x.itemsize, T * x.itemsize)
+            if sT != 1 or any(place % 16 for place in places):
+                return "apart"
+    return "behind" if reverse else "ahead"
 
 
 def slots(carry: str, tiles: int, segments: int) -> int:
@@ -194,7 +212,8 @@ def gated_forward(
         emitted = torch.empty(shape, dtype=DTYPE[code.state], device=device)
         y = torch.empty(shape, dtype=DTYPE[code.output], device=device) if readout else emitted
         h_final = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
-        how = plan(code, operands, "forward", parallel, shape, reset is not None)
+        layout = "apart" if lengths is not None else _layout(shape, pre, reverse)
+        how = plan(code, operands, "forward", parallel, shape, reset is not None, layout)
         _launch(
             how,
             shape,
@@ -254,7 +273,10 @@ def gated_backward(
     pre, operands = _plain(pre), _operands(pre)
     (emitted, dy), shape, device = _plain((emitted, dy)), _shape(pre), emitted.device
     code = fused(gate, readout, operands, "backward")
-    how = plan(code, operands, "backward", parallel, shape, reset is not None)
+    layout = "apart"
+    if lengths is None:
+        layout = _layout(shape, [*pre, emitted, dy], not reverse)
+    how = plan(code, operands, "backward", parallel, shape, reset is not None, layout)
     with torch.cuda.device(device):
         dh0 = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
         partial = (how.tiles, shape[0], shape[2])
