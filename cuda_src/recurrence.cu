@@ -169,6 +169,7 @@ struct Problem {
   const Index* lengths;
   const unsigned char* reset;
   Index B, T, D;
+  Index row, step;           // distances in the outputs (B, T, D), in elements
   Index reverse, exclusive;  // of the forward pass
   Word* workspace;
 
@@ -196,7 +197,7 @@ struct Column {
   __device__ Index stride(Index per_step) const {
     return walk == Direction::forward ? per_step : -per_step;
   }
-  __device__ Index offset(Index t) const { return (b * problem.T + t) * problem.D + d; }
+  __device__ Index offset(Index t) const { return b * problem.row + t * problem.step + d; }
   __device__ Value state_in(const Value* states) const {
     return states && exists() ? load(states + b * problem.D + d) : Value(0);
   }
@@ -223,10 +224,11 @@ __device__ void store_padding(const Column& column, Index begin, Index end) {
   const Index count = (end < p.T ? end : p.T) - begin, at = column.offset(begin);
   if (!column.exists()) return;
   if constexpr (kPass == Pass::forward) {
-    Run<Gate::State, false>::of(p.emitted, at, p.D).store_zeros(count);
-    if constexpr (Gate::kHasReadout) Run<Gate::Output, false>::of(p.y, at, p.D).store_zeros(count);
+    Run<Gate::State, false>::of(p.emitted, at, p.step).store_zeros(count);
+    if constexpr (Gate::kHasReadout)
+      Run<Gate::Output, false>::of(p.y, at, p.step).store_zeros(count);
   } else {
-    Gate::store_zeros(p.dpre, at, p.D, count);
+    Gate::store_zeros(p.dpre, at, p.step, count);
   }
 }
 
@@ -391,7 +393,7 @@ struct Segment {
         Gate::add_parameters(sums, dx[s]);
       }
     }
-    const Index at = column->offset(column->time(begin)), stride = column->stride(p.D);
+    const Index at = column->offset(column->time(begin)), stride = column->stride(p.step);
     if constexpr (kPass == Pass::forward) {
       Run<Gate::State, kWhole>::of(p.emitted, at, stride).store(emitted, count);
       if constexpr (Gate::kHasReadout)

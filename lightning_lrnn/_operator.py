@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lightning_lrnn import backends, derivative, gates
+from lightning_lrnn import _chunks, backends, derivative, gates
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.adjoint import adjoint
 
-__all__ = ["broadcastable", "call", "last_backend", "padding_mask"]
+__all__ = ["broadcastable", "call", "last_backend", "padding_mask", "unobserved"]
 
 
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tup
         # Forward-mode derivatives, of which there are none, are refused there, not lost.
         # torch.func sees an autograd.Function, not one inside an operator's autograd kernel.
         y, _, h_final = _differentiable(gate, readout, *arguments, *pre)
-    elif not _unobserved(*pre, *arguments[:3]):
+    elif not unobserved(*pre, *arguments[:3]):
         y, _, h_final = _operator(gate, readout, pre, *arguments)
     elif torch.is_grad_enabled() and torch._C._any_requires_grad(*pre, arguments[0]):
         y, _, h_final = _directly_differentiable(gate, readout, *arguments, *pre)
@@ -32,7 +32,7 @@ def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tup
     return y, h_final
 
 
-def _unobserved(*tensors: Tensor | None) -> bool:
+def unobserved(*tensors: Tensor | None) -> bool:
     """Whether nothing can tell an operator from the Python function behind it.
 
     Then that is called: the dispatcher's ways into Python take longer than a small recurrence.
@@ -222,6 +222,7 @@ def _gated_backward(
     reverse: bool,
     exclusive: bool,
     backend: str,
+    into: list[Tensor | None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     if dy is None:
         x = _sequence(pre)
@@ -232,10 +233,22 @@ def _gated_backward(
         )
         dy = torch.zeros((), dtype=y.dtype, device=x.device).expand(x.shape)
     arguments = (h, _dense(h0), dy, _dense(dh_final), _dense(lengths), _dense(reset))
-    options = {"reverse": reverse, "exclusive": exclusive}
+    options: dict[str, Any] = {"reverse": reverse, "exclusive": exclusive}
+    if into is not None:
+        options["into"] = into
     module = backends.load(backend)
     dpre, dh0 = module.run_gated_backward(gate, readout, pre, *arguments, **options)
     return dpre, dh0
+
+
+def _like_projection(pre: Sequence[Tensor]) -> list[Tensor | None] | None:
+    """Chunks of one tensor for the gradients of sequences that are chunks of one, else None."""
+    sequences = [p for p in pre if p.ndim == 3]
+    projection = _chunks.joined(sequences) if len(sequences) > 1 else None
+    if projection is None:
+        return None
+    chunks = iter(torch.empty_like(projection).chunk(len(sequences), -1))
+    return [next(chunks) if p.ndim == 3 else None for p in pre]
 
 
 def _gated_backward_fake(
@@ -281,11 +294,14 @@ def _differentiate(
         for p, dtype in zip(kept, ctx.dtypes, strict=True)
     ]
     if fused:
-        gated = _gated_backward if _unobserved(*pre, h, dy) else _gated_backward_operator
-        dpre, dh0 = gated(
+        arguments = (
             *(ctx.gate, ctx.readout, pre, h, h0, dy, dh_final, lengths, reset),
             *(reverse, exclusive, backend),
         )
+        if unobserved(*pre, h, dy):
+            dpre, dh0 = _gated_backward(*arguments, into=_like_projection(pre))
+        else:  # an operator's results share no memory
+            dpre, dh0 = _gated_backward_operator(*arguments)
         return None, None, None if h0 is None else dh0, *[None] * 5, *dpre
 
     def of_readout(h: Tensor, *pre: Tensor) -> Tensor:
@@ -334,7 +350,7 @@ def _differentiate(
             exclusive=exclusive,
         )
     else:
-        plain = _backward if _unobserved(a, h, dh) else _backward_operator
+        plain = _backward if unobserved(a, h, dh) else _backward_operator
         da, db, dh0 = plain(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
@@ -380,7 +396,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _DirectlyDifferentiable(torch.autograd.Function):
-    """The same around the Python function, for `_unobserved` calls.
+    """The same around the Python function, for `unobserved` calls.
 
     In the form that torch.func does not take: for the other one PyTorch inspects the signature of
     `forward` at every call.

@@ -64,7 +64,8 @@ class Kernel:
 
         a, b, dy, e = (take(4) for _ in range(4))
         initial, final, h0, y, emitted, da, db, lengths, reset = take(9)
-        B, T, D, reverse, exclusive, workspace = take(6)
+        B, T, D, row, step, reverse, exclusive, workspace = take(8)
+        assert (row, step) == (T * D, D)
         assert next(left, None) is None
 
         assert self.resets == bool(reset)

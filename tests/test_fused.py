@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import backends, gates, nn, reference
+from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
@@ -377,7 +377,7 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
         assert seen.names.count("lightning_lrnn::gated_backward") == forward.count(
             "gated_recurrence"
         )
-        # The gradients of a projection's chunks are put together by autograd.
+        # What observes an operator gets its gradients apart, and autograd puts them together.
         assert set(seen.names) - matmul <= {
             "lightning_lrnn::gated_backward",
             "aten::ones_like",
@@ -385,6 +385,33 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
             "aten::add.Tensor",  # x has two projections
             *({"aten::clone"} if time_major else set()),
         }
+
+
+@only_emulated
+@pytest.mark.parametrize("layer", [nn.GILR, nn.GILRLSTM])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_first):
+    rnn = layer(4, 6, batch_first=batch_first, bidirectional=True, backend=place[0])
+    x, lengths = torch.randn(3, 70, 4), torch.tensor([70, 0, 33])
+    x = x if batch_first else x.transpose(0, 1).contiguous()
+    results, joined, found = [], _chunks.joined, []
+
+    def noted(chunks):
+        found.append(joined(chunks))
+        return found[-1]
+
+    for together in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if not together:
+                patch.setattr("lightning_lrnn.nn.cell.unobserved", lambda *_: False)
+            patch.setattr(_chunks, "joined", noted)
+            rnn.zero_grad()
+            rnn(x, lengths=lengths)[0].square().sum().backward()
+        results.append([p.grad for p in rnn.parameters()])
+    assert all(map(torch.equal, *results))
+    scans = 2 * (1 if layer is nn.GILR else 2)
+    # Pre-activations both times, and their gradients where the layer asks for them in one piece.
+    assert len(found) == scans * (1 + 2) and all(whole is not None for whole in found)
 
 
 @only_emulated

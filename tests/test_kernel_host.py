@@ -176,7 +176,8 @@ def run(
         # b is not read.
         inputs = [*strided(p.a), *absent, *strided(p.dy), *strided(p.y)]
         fields = [*inputs, pointer(p.dh_final), dh0, pointer(p.h0), 0, 0, da, db]
-    fields += [pointer(p.lengths), pointer(p.reset), B, T, D, int(p.reverse), int(p.exclusive)]
+    fields += [pointer(p.lengths), pointer(p.reset), B, T, D, T * D, D]
+    fields += [int(p.reverse), int(p.exclusive)]
     traffic = launch(kernel, grid, threads, [*fields, pointer(workspace)], seed=seed)
     for m in memory:
         assert (torch.cat([m[:32], m[-32:]]) == SENTINEL).all(), "wrote beside an output"

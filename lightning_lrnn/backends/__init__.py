@@ -15,11 +15,13 @@ and, if it can compile gates and readouts into its loop,
     run_gated(gate, readout, pre, h0, lengths, reset, *, reverse, exclusive)
         -> (y, h, h_final)                                  # h: the states that were emitted
     run_gated_backward(gate, readout, pre, h, h0, dy, dh_final, lengths, reset, *, reverse,
-                       exclusive) -> ([dpre, ...], dh0)
+                       exclusive, into=None) -> ([dpre, ...], dh0)
 
 where `gate` and `readout` are programs (`lightning_lrnn.gates`), `readout` "" for none, and `pre`
 are sequences (B, T, D) and parameters (D,) or (B, D). Backward, those that
-`lightning_lrnn.derivative.needed` leaves out have a shape and a dtype, but no values.
+`lightning_lrnn.derivative.needed` leaves out have a shape and a dtype, but no values. `into`: where
+the gradients of sequences go if not into new tensors, (B, T, D) of equal strides, that of D 1; None
+in the places of parameters.
 
 Shapes and meanings are those of `lightning_lrnn.linear_recurrence`; `T`, `B`, `D` are at least 1.
 A third party adds one through the entry point group `lightning_lrnn.backends`.

@@ -232,6 +232,7 @@ def gated_forward(
             reset,
             reverse,
             exclusive,
+            y.stride(),
         )
     return y, emitted, h_final
 
@@ -250,6 +251,7 @@ def gated_backward(
     reverse: bool,
     exclusive: bool,
     parallel: bool,
+    into: Sequence[Tensor | None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of `pre` and h0 from those of y and h_final: the adjoint, walked the other way.
 
@@ -266,6 +268,8 @@ def gated_backward(
         reverse: as given to `gated_forward`.
         exclusive: as given to `gated_forward`.
         parallel: as given to `gated_forward`.
+        into: where the gradients of sequences go: (B, T, D), of the same strides, that of D 1. New
+            tensors if None.
 
     Returns:
         Gradients of `pre`, of their shapes and dtypes, and of h0 (B, D) in the dtype of the state.
@@ -273,19 +277,21 @@ def gated_backward(
     pre, operands = _plain(pre), _operands(pre)
     (emitted, dy), shape, device = _plain((emitted, dy)), _shape(pre), emitted.device
     code = fused(gate, readout, operands, "backward")
-    layout = "apart"
-    if lengths is None:
-        layout = _layout(shape, [*pre, emitted, dy], not reverse)
-    how = plan(code, operands, "backward", parallel, shape, reset is not None, layout)
     with torch.cuda.device(device):
+        outputs = into or [
+            torch.empty(shape, dtype=p.dtype, device=device) if p.ndim == 3 else None for p in pre
+        ]
+        sequences = [g for g in outputs if g is not None]
+        layout = "apart"
+        if lengths is None:
+            layout = _layout(shape, [*pre, emitted, dy, *sequences], not reverse)
+        how = plan(code, operands, "backward", parallel, shape, reset is not None, layout)
         dh0 = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
         partial = (how.tiles, shape[0], shape[2])
         # A tile that is all padding leaves its sums as they are.
         gradients = [
-            torch.empty(shape, dtype=p.dtype, device=device)
-            if p.ndim == 3
-            else torch.zeros(partial, dtype=_sum_dtype(p, emitted), device=device)
-            for p in pre
+            torch.zeros(partial, dtype=_sum_dtype(p, emitted), device=device) if g is None else g
+            for g, p in zip(outputs, pre, strict=True)
         ]
         _launch(
             how,
@@ -306,6 +312,7 @@ def gated_backward(
             reset,
             reverse,
             exclusive,
+            sequences[0].stride(),
         )
         return [_reduced(g, p) for g, p in zip(gradients, pre, strict=True)], dh0
 
@@ -347,13 +354,18 @@ def _launch(
     reset: Tensor | None,
     reverse: bool,
     exclusive: bool,
+    strides: tuple[int, ...],
 ) -> None:
-    """Fills `struct Problem`; `tensors` are the fields before `lengths`."""
+    """Fills `struct Problem`.
+
+    `tensors` are the fields before `lengths`, `strides` those of the outputs, in elements.
+    """
     kernel = _kernel(how.macros, device)
     # Zeroed in stream order, and the launch's own: a launch in flight may still read an older one.
     workspace = torch.zeros(how.words, dtype=torch.int64, device=device) if how.words else None
-    problem = [*tensors, _pointer(lengths), _pointer(reset), *shape, int(reverse), int(exclusive)]
-    _nvrtc.launch(kernel, how.grid, how.block, [*problem, _pointer(workspace)], device)
+    problem = [*tensors, _pointer(lengths), _pointer(reset), *shape, *strides[:2]]
+    problem += [int(reverse), int(exclusive), _pointer(workspace)]
+    _nvrtc.launch(kernel, how.grid, how.block, problem, device)
 
 
 def _kernel(variant: _nvrtc.Macros, device: torch.device) -> object:

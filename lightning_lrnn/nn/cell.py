@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_lrnn import _chunks
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn._operator import unobserved
 from lightning_lrnn.nn.memory import Memory
 
-__all__ = ["Cell", "linear", "linear_sum"]
+__all__ = ["Cell", "chunks", "linear", "linear_sum"]
 
 
 class Cell(nn.Module):
@@ -88,6 +90,13 @@ class Cell(nn.Module):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"{self.input_size}, {self.hidden_size}"
+
+
+def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:
+    """The pre-activations in a projection (B, T, n * D), each (B, T, D), in place."""
+    if unobserved(projection):
+        return _chunks.split(projection, n)
+    return projection.chunk(n, -1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

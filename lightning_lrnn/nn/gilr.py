@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.gates import gate
-from lightning_lrnn.nn.cell import Cell, linear
+from lightning_lrnn.nn.cell import Cell, chunks, linear
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
@@ -45,7 +45,7 @@ class GILRCell(Cell):
 
     def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
-        g, j = linear(x, self.weight_ih, self.bias).chunk(2, -1)
+        g, j = chunks(linear(x, self.weight_ih, self.bias), 2)
         return walk.scan("state", gilr, g, j, h0=h)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.gates import gate
-from lightning_lrnn.nn.cell import Cell, linear, linear_sum
+from lightning_lrnn.nn.cell import Cell, chunks, linear, linear_sum
 from lightning_lrnn.nn.gilr import gilr
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
@@ -100,9 +100,9 @@ class GILRLSTMCell(Cell):
         for_surrogate, for_gates = self.weight_ih.split([2 * S, 4 * H])
         biases = (None, None) if self.bias is None else self.bias.split([2 * S, 4 * H])
         # The gates see the surrogate before their step: s_{t-1}.
-        pre = linear(x, for_surrogate, biases[0]).chunk(2, -1)
+        pre = chunks(linear(x, for_surrogate, biases[0]), 2)
         s, s_n = walk.scan("surrogate", gilr, *pre, h0=s, exclusive=True)
-        pre = linear_sum(x, for_gates, s, self.weight_hh, biases[1]).chunk(4, -1)
+        pre = chunks(linear_sum(x, for_gates, s, self.weight_hh, biases[1]), 4)
         y, c_n = walk.scan("cell", lstm, *pre, h0=c, readout=READOUTS[self.output_activation])
         if self.weight_hr is not None:
             y = F.linear(y, self.weight_hr)
