@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,7 @@ def joined(chunks: Sequence[Tensor]) -> Tensor | None:
 
 def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together."""
-    chunks: tuple[Tensor, ...] = _Split.apply(x, n)
-    return chunks
+    return _split(x, n)
 
 
 class _Split(torch.autograd.Function):
@@ -47,3 +46,6 @@ class _Split(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         whole = None if torch.is_grad_enabled() else joined(gradients)
         return torch.cat(gradients, -1) if whole is None else whole, None
+
+
+_split: Callable[[Tensor, int], tuple[Tensor, ...]] = _Split.apply

@@ -299,10 +299,10 @@ def _differentiate(
             *(reverse, exclusive, backend),
         )
         if unobserved(*pre, h, dy):
-            dpre, dh0 = _gated_backward(*arguments, into=_like_projection(pre))
+            gradients, dh0 = _gated_backward(*arguments, into=_like_projection(pre))
         else:  # an operator's results share no memory
-            dpre, dh0 = _gated_backward_operator(*arguments)
-        return None, None, None if h0 is None else dh0, *[None] * 5, *dpre
+            gradients, dh0 = _gated_backward_operator(*arguments)
+        return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
 
     def of_readout(h: Tensor, *pre: Tensor) -> Tensor:
         return _read_out(ctx.readout, h, pre, lengths)
