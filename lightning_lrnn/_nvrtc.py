@@ -201,9 +201,9 @@ def kernel(source: str, macros: Macros, capability: tuple[int, int]) -> Any:
     return found
 
 
-def is_loaded(source: str, macros: Macros, capability: tuple[int, int]) -> bool:
-    """Whether `kernel` would answer from memory."""
-    return (source, macros, capability) in _kernels
+def loaded(source: str, macros: Macros, capability: tuple[int, int]) -> Any | None:
+    """What `kernel` would answer from memory, or None."""
+    return _kernels.get((source, macros, capability))
 
 
 def _load(code: bytes, name: str) -> Any:

@@ -173,12 +173,12 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(_cuda, "THREADS", 32)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    for cached in (_cuda.macros, _cuda.plan):
+    for cached in (_cuda.macros, _cuda._planned):
         cached.cache_clear()
     try:
         gpu.exercise()
     finally:
-        for cached in (_cuda.macros, _cuda.plan):
+        for cached in (_cuda.macros, _cuda._planned):
             cached.cache_clear()
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
     carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}

@@ -156,8 +156,8 @@ def test_threads_share_one_load(compiled, monkeypatch):
         thread.join()
     assert len(set(map(id, got))) == 1 and len(got) == 8
     assert loads == ["tiny"] and len(compiled) == 1
-    assert _nvrtc.is_loaded("tiny.cu", MACROS, (8, 0))
-    assert not _nvrtc.is_loaded("tiny.cu", MACROS, (9, 0))
+    assert _nvrtc.loaded("tiny.cu", MACROS, (8, 0))
+    assert not _nvrtc.loaded("tiny.cu", MACROS, (9, 0))
     assert _nvrtc.kernel("tiny.cu", MACROS, (9, 0)) is not got[0]
 
 

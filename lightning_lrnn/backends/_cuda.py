@@ -8,7 +8,7 @@ captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,12 @@ STORAGE = {
     torch.complex128: "c128",
 }
 DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
+STATE = {dtype: state_dtype(dtype) for dtype in STORAGE}
+OPERAND = {
+    (dtype, ndim): Operand(storage, ndim == 3)
+    for dtype, storage in STORAGE.items()
+    for ndim in (1, 2, 3)
+}
 
 THREADS = 256
 SERIAL_THREADS = 128
@@ -39,10 +45,9 @@ MAX_BLOCKS = 2**31 - 1
 
 SEGMENT = 64
 """Bytes of each sequence that a thread holds at most (16-bit values become 32-bit ones there)."""
-REGISTERS = 48
-"""Of 32 bits, for all sequences of a segment: no shipped gate spills on any architecture."""
-
-
+REGISTERS, FEWER_REGISTERS = 56, 48
+"""Of 32 bits, for all sequences of a segment; fewer with resets, or with states of 64 bits, which
+need registers of their own: so no shipped gate spills on any architecture."""
 WALK = 32768
 """Columns, B * D, from which on one thread for each walks it through time: they fill the device by
 themselves, and nothing needs to be combined (`cuda_src/README.md`, Regimes)."""
@@ -70,13 +75,14 @@ def columns(D: int) -> int:
 
 
 @cache
-def steps(gate: Fused, operands: tuple[Operand, ...], step: str) -> int:
+def steps(gate: Fused, operands: tuple[Operand, ...], step: str, resets: bool = False) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
     size = DTYPE[gate.state].itemsize if gate.state not in ("f16", "bf16") else 4
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
     if step == "backward":  # what was emitted, its gradient, and what the readout makes of it
         held += 2 + gate.reads_out
-    most = min(SEGMENT // size, 4 * REGISTERS // (size * held))
+    registers = FEWER_REGISTERS if resets or size > 4 else REGISTERS
+    most = min(SEGMENT // size, 4 * registers // (size * held))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
@@ -111,12 +117,11 @@ def macros(
         ("LRNN_LAYOUT", layout),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
-        ("LRNN_STEPS", str(steps(gate, operands, step))),
+        ("LRNN_STEPS", str(steps(gate, operands, step, resets))),
         ("LRNN_GATE", gate.source),
     )
 
 
-@cache
 def plan(
     gate: Fused,
     operands: tuple[Operand, ...],
@@ -135,7 +140,7 @@ def plan(
     width = columns(D)
     if parallel and B * D < WALK:
         segments, chains = THREADS // width, B * -(-D // width)
-        tiles = -(-T // (steps(gate, operands, step) * segments))
+        tiles = -(-T // (steps(gate, operands, step, resets) * segments))
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
         variant = macros(gate, operands, step, True, width, carry, resets, layout)
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
@@ -151,6 +156,14 @@ def plan(
             f"{MAX_BLOCKS}: split the batch or the sequence"
         )
     return found
+
+
+@lru_cache(maxsize=4096)  # shapes are many where lengths vary
+def _planned(
+    gate: str, readout: str, operands: tuple[Operand, ...], step: str, *how: Any
+) -> tuple[Fused, Plan]:
+    code = fused(gate, readout, operands, step)
+    return code, plan(code, operands, step, *how)
 
 
 def _layout(shape: tuple[int, int, int], tensors: Sequence[Tensor], reverse: bool) -> str:
@@ -205,35 +218,23 @@ def gated_forward(
         y (B, T, D); the emitted states (B, T, D), y itself if there is no readout; h_final (B, D)
         in the dtype of the state. Contiguous.
     """
-    pre, operands = _plain(pre), _operands(pre)
-    code = fused(gate, readout, operands, "forward")
-    shape, device = _shape(pre), pre[0].device
-    with torch.cuda.device(device):
-        emitted = torch.empty(shape, dtype=DTYPE[code.state], device=device)
-        y = torch.empty(shape, dtype=DTYPE[code.output], device=device) if readout else emitted
-        h_final = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
-        layout = "apart" if lengths is not None else _layout(shape, pre, reverse)
-        how = plan(code, operands, "forward", parallel, shape, reset is not None, layout)
-        _launch(
-            how,
-            shape,
-            device,
-            [
-                *(word for p in pre for word in _strided(p)),
-                *([0] * 8),
-                _pointer(h0),
-                h_final.data_ptr(),
-                0,
-                y.data_ptr() if readout else 0,
-                emitted.data_ptr(),
-                *([0] * len(pre)),
-            ],
-            lengths,
-            reset,
-            reverse,
-            exclusive,
-            y.stride(),
-        )
+    pre, operands, shape = _plain(pre), _operands(pre), _shape(pre)
+    layout = "apart" if lengths is not None else _layout(shape, pre, reverse)
+    code, how = _planned(
+        gate, readout, operands, "forward", parallel, shape, reset is not None, layout
+    )
+    B, T, D = shape
+    state, x = DTYPE[code.state], pre[0]
+    emitted = x.new_empty(shape, dtype=state)
+    y = x.new_empty(shape, dtype=DTYPE[code.output]) if readout else emitted
+    h_final = x.new_empty((B, D), dtype=STATE[state])
+    tensors: list[int] = []
+    for p in pre:
+        tensors += _strided(p)
+    tensors += [0] * 8
+    tensors += [_pointer(h0), h_final.data_ptr(), 0]
+    tensors += [y.data_ptr() if readout else 0, emitted.data_ptr(), *[0] * len(pre)]
+    _launch(how, shape, (T * D, D), x.device, tensors, lengths, reset, reverse, exclusive)
     return y, emitted, h_final
 
 
@@ -274,47 +275,32 @@ def gated_backward(
     Returns:
         Gradients of `pre`, of their shapes and dtypes, and of h0 (B, D) in the dtype of the state.
     """
-    pre, operands = _plain(pre), _operands(pre)
-    (emitted, dy), shape, device = _plain((emitted, dy)), _shape(pre), emitted.device
-    code = fused(gate, readout, operands, "backward")
-    with torch.cuda.device(device):
-        outputs = into or [
-            torch.empty(shape, dtype=p.dtype, device=device) if p.ndim == 3 else None for p in pre
-        ]
-        sequences = [g for g in outputs if g is not None]
-        layout = "apart"
-        if lengths is None:
-            layout = _layout(shape, [*pre, emitted, dy, *sequences], not reverse)
-        how = plan(code, operands, "backward", parallel, shape, reset is not None, layout)
-        dh0 = torch.empty((shape[0], shape[2]), dtype=state_dtype(emitted.dtype), device=device)
-        partial = (how.tiles, shape[0], shape[2])
-        # A tile that is all padding leaves its sums as they are.
-        gradients = [
-            torch.zeros(partial, dtype=_sum_dtype(p, emitted), device=device) if g is None else g
-            for g, p in zip(outputs, pre, strict=True)
-        ]
-        _launch(
-            how,
-            shape,
-            device,
-            [
-                *(word for p in pre for word in _strided(p)),
-                *_strided(dy),
-                *_strided(emitted),
-                _pointer(dh_final),
-                dh0.data_ptr(),
-                _pointer(h0),
-                0,
-                0,
-                *(g.data_ptr() for g in gradients),
-            ],
-            lengths,
-            reset,
-            reverse,
-            exclusive,
-            sequences[0].stride(),
-        )
-        return [_reduced(g, p) for g, p in zip(gradients, pre, strict=True)], dh0
+    pre, operands, shape = _plain(pre), _operands(pre), _shape(pre)
+    emitted, dy = _plain((emitted, dy))
+    sequences = [g for g in into if g is not None] if into else []
+    layout = "apart"
+    if lengths is None:
+        layout = _layout(shape, [*pre, emitted, dy, *sequences], not reverse)
+    _, how = _planned(
+        gate, readout, operands, "backward", parallel, shape, reset is not None, layout
+    )
+    B, T, D = shape
+    dh0 = emitted.new_empty((B, D), dtype=STATE[emitted.dtype])
+    # A tile that is all padding leaves its sums as they are.
+    gradients = [
+        p.new_zeros((how.tiles, B, D), dtype=_sum_dtype(p, emitted))
+        if p.ndim < 3
+        else (p.new_empty(shape) if given is None else given)
+        for p, given in zip(pre, into or [None] * len(pre), strict=True)
+    ]
+    tensors: list[int] = []
+    for x in (*pre, dy, emitted):
+        tensors += _strided(x)
+    tensors += [_pointer(dh_final), dh0.data_ptr(), _pointer(h0), 0, 0]
+    tensors += [g.data_ptr() for g in gradients]
+    sB, sT = sequences[0].stride()[:2] if sequences else (T * D, D)
+    _launch(how, shape, (sB, sT), emitted.device, tensors, lengths, reset, reverse, exclusive)
+    return [_reduced(g, p) for g, p in zip(gradients, pre, strict=True)], dh0
 
 
 def forward(a: Tensor, b: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -348,32 +334,33 @@ def _sum_dtype(p: Tensor, emitted: Tensor) -> torch.dtype:
 def _launch(
     how: Plan,
     shape: tuple[int, int, int],
+    strides: tuple[int, int],
     device: torch.device,
     tensors: list[int],
     lengths: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
     exclusive: bool,
-    strides: tuple[int, ...],
 ) -> None:
     """Fills `struct Problem`.
 
-    `tensors` are the fields before `lengths`, `strides` those of the outputs, in elements.
+    `tensors` are the fields before `lengths`, `strides` those of the outputs' rows and steps, in
+    elements.
     """
     kernel = _kernel(how.macros, device)
     # Zeroed in stream order, and the launch's own: a launch in flight may still read an older one.
     workspace = torch.zeros(how.words, dtype=torch.int64, device=device) if how.words else None
-    problem = [*tensors, _pointer(lengths), _pointer(reset), *shape, *strides[:2]]
+    problem = [*tensors, _pointer(lengths), _pointer(reset), *shape, *strides]
     problem += [int(reverse), int(exclusive), _pointer(workspace)]
     _nvrtc.launch(kernel, how.grid, how.block, problem, device)
 
 
 def _kernel(variant: _nvrtc.Macros, device: torch.device) -> object:
     capability = torch.cuda.get_device_capability(device)
-    if (
-        not _nvrtc.is_loaded(SOURCE, variant, capability)
-        and torch.cuda.is_current_stream_capturing()
-    ):
+    loaded = _nvrtc.loaded(SOURCE, variant, capability)
+    if loaded is not None:
+        return loaded
+    if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a CUDA graph is being captured and the kernel is not loaded yet: call "
             "lightning_lrnn.warmup(device, dtype, features), or the operation once, before capture"
@@ -382,17 +369,20 @@ def _kernel(variant: _nvrtc.Macros, device: torch.device) -> object:
 
 
 def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
-    return tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
+    return tuple([OPERAND[p.dtype, p.ndim] for p in pre])
 
 
 def _shape(pre: Sequence[Tensor]) -> tuple[int, int, int]:
-    B, T, D = next(p for p in pre if p.ndim == 3).shape
-    return B, T, D
+    for p in pre:
+        if p.ndim == 3:
+            B, T, D = p.shape
+            return B, T, D
+    raise ValueError("none of the inputs is a sequence (B, T, D)")
 
 
 def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The same values without lazy conjugation or negation, which a pointer would drop."""
-    return [x.resolve_conj().resolve_neg() for x in tensors]
+    return [x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x for x in tensors]
 
 
 def _strided(x: Tensor) -> tuple[int, int, int, int]:
