@@ -21,9 +21,11 @@ import pytest
 import torch
 from conftest import TOLERANCE, plain
 
+import lightning_lrnn as lrnn
 from lightning_lrnn import _nvrtc, reference
 from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.backends import _cuda
+from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product((False, True), repeat=3))
 
@@ -393,6 +395,48 @@ def test_runs_on_the_current_stream():
         found = _cuda.forward(a, late, h0, None, None, **options, parallel=True)
     stream.synchronize()
     agree(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("contended", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 200_000, 1), (2, 50_000, 40), (48, 5_000, 32), (200, 300, 256)],
+    ids=["folded, one feature", "folded", "chained", "walked"],
+)
+def test_ten_runs_give_the_same_bits(shape, contended):
+    """Also while other streams take multiprocessors and run the same kernels."""
+    torch.manual_seed(0)
+    pre = [torch.randn(shape, device="cuda").requires_grad_() for _ in range(4)]
+    dy = torch.randn(shape, device="cuda")
+    lengths = torch.tensor([shape[1]] * (shape[0] - 1) + [shape[1] // 3], device="cuda")
+
+    def run():
+        results = []
+        for kept in (None, lengths):
+            y, h_final = lrnn.gated_recurrence(
+                lstm, *pre, readout=output_tanh, lengths=kept, backend="scan"
+            )
+            results += [y, h_final, *torch.autograd.grad(y, pre, dy)]
+            a, b = torch.sigmoid(pre[0]).detach(), pre[1].detach()
+            results += lrnn.linear_recurrence(a, b, lengths=kept, backend="scan")
+        return results
+
+    first, other = run(), torch.randn(2048, 2048, device="cuda")
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    for _ in range(10):
+        if contended:
+            beside = []
+            for stream in streams:
+                with torch.cuda.stream(stream):
+                    for _ in range(5):
+                        torch.mm(other, other)
+                    beside.append(run())
+        found = run()
+        torch.cuda.synchronize()
+        for results in [found, *(beside if contended else [])]:
+            assert all(map(torch.equal, results, first))
 
 
 @pytest.mark.gpu

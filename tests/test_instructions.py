@@ -1,0 +1,114 @@
+"""Instructions per step of the kernel, from its disassembly.
+
+A step's instructions are the difference between a kernel of S and one of S / 2 steps per thread, over
+S / 2. "all" is the whole kernel over S: an upper bound of what a thread of a full tile executes per
+step, as every instruction stands there once and some are for other threads or other tiles. Both
+without the path of tiles that are not full. LIGHTNING_LRNN_RECORD_INSTRUCTIONS=1 writes
+benchmarks/results/instructions.json.
+
+Seen to fail: gates evaluated twice; a test of the padding at every step; 4-byte accesses in rows of
+one feature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+from test_kernels_compile import KINDS, PASSES, variant
+
+from lightning_lrnn import _nvrtc
+from lightning_lrnn.backends import _cuda
+
+ARCHITECTURE = "sm_90"
+NAMES = (
+    "f32", "bf16", "gilr f32", "gilr bf16", "minGRU f32", "minLSTM f32", "sru f32", "RG-LRU f32",
+    "lstm with readout f32", "lstm with readout bf16",
+)  # fmt: skip
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "instructions.json"
+
+
+def disassembler() -> Path | None:
+    """Of the package nvidia-cuda-nvdisasm."""
+    folder = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
+    return next(iter(folder.glob("*/bin/nvdisasm")), None)
+
+
+pytestmark = pytest.mark.skipif(
+    disassembler() is None, reason="the package nvidia-cuda-nvdisasm is not installed"
+)
+
+
+@cache
+def instructions(macros: _nvrtc.Macros) -> Counter:
+    code = _nvrtc.compile_program(_cuda.SOURCE, (*macros, ("LRNN_TILES", "whole")), ARCHITECTURE)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        command = [str(disassembler()), "-c", file.name]
+        said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    pattern = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
+    found = Counter(re.findall(pattern, said, re.MULTILINE))
+    del found["NOP"]  # what fills the last lines
+    return found
+
+
+def per_step(name: str, step: str) -> tuple[float, float]:
+    """Instructions of a step, and all."""
+    macros = dict(variant(KINDS[name], step, True, 32))
+    steps = int(macros["LRNN_STEPS"])
+    more, fewer = (
+        instructions(tuple({**macros, "LRNN_STEPS": str(n)}.items())).total()
+        for n in (steps, steps // 2)
+    )
+    return (more - fewer) / (steps - steps // 2), more / steps
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, dict[str, tuple[float, float]]]:
+    found = {name: {step: per_step(name, step) for step in PASSES} for name in NAMES}
+    if os.environ.get("LIGHTNING_LRNN_RECORD_INSTRUCTIONS"):
+        lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
+        version = ".".join(map(str, _nvrtc.version()))
+        RESULTS.write_text(
+            f'{{\n  "nvrtc": "{version}",\n  "architecture": "{ARCHITECTURE}",\n  "unit": '
+            f'["instructions of a step", "all instructions over steps"],\n  "variants": '
+            f"{{\n{lines}\n  }}\n}}\n"
+        )
+    return found
+
+
+def test_as_recorded(table):
+    """Within a tenth: another NVRTC may place an instruction differently."""
+    recorded = json.loads(RESULTS.read_text())["variants"]
+    assert set(recorded) == set(NAMES)
+    for name, passes in table.items():
+        for step, figures in passes.items():
+            assert figures == pytest.approx(recorded[name][step], rel=0.1), (name, step)
+
+
+@pytest.mark.parametrize("storage", ["f32", "bf16"])
+def test_lstm_gate_with_readout(table, storage):
+    own, _ = table[f"lstm with readout {storage}"]["forward"]
+    # Four loads, two stores, and ten operations of the unit for special functions at least.
+    assert 16 < own <= 70
+
+
+@pytest.mark.parametrize("step, layout", [("forward", "ahead"), ("backward", "behind")])
+def test_steps_side_by_side_are_moved_16_bytes_at_a_time(step, layout):
+    apart, together = (
+        instructions(variant(KINDS["f32"], step, True, 1, "folded", False, where))
+        for where in ("apart", layout)
+    )
+    sequences = 1 if step == "forward" else 2
+    assert together["STG.E.128"] == sequences * 16 // 4
+    assert together["LDG.E.128"] >= 2 * 16 // 4
+    assert apart["LDG.E.128"] == apart["STG.E.128"] == 0
