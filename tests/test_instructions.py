@@ -1,10 +1,10 @@
 """Instructions per step of the kernel, from its disassembly.
 
-A step's instructions are the difference between a kernel of S and one of S / 2 steps per thread, over
-S / 2. "all" is the whole kernel over S: an upper bound of what a thread of a full tile executes per
-step, as every instruction stands there once and some are for other threads or other tiles. Both
-without the path of tiles that are not full. LIGHTNING_LRNN_RECORD_INSTRUCTIONS=1 writes
-benchmarks/results/instructions.json.
+A step's instructions are the difference between a kernel of S and one of S / 2 steps per thread,
+over S / 2. "all" is the whole kernel over S: an upper bound of what a thread of a full tile
+executes per step, as every instruction stands there once and some are for other threads or other
+tiles. Both without the path of tiles that are not full. LIGHTNING_LRNN_RECORD_INSTRUCTIONS=1
+writes benchmarks/results/instructions.json.
 
 Seen to fail: gates evaluated twice; a test of the padding at every step; 4-byte accesses in rows of
 one feature.
@@ -30,7 +30,7 @@ from lightning_lrnn.backends import _cuda
 
 ARCHITECTURE = "sm_90"
 NAMES = (
-    "f32", "bf16", "gilr f32", "gilr bf16", "minGRU f32", "minLSTM f32", "sru f32", "RG-LRU f32",
+    "f32", "bf16", "gilr f32", "minGRU f32", "minLSTM f32", "sru f32", "RG-LRU f32",
     "lstm with readout f32", "lstm with readout bf16",
 )  # fmt: skip
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "instructions.json"

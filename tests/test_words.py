@@ -89,3 +89,25 @@ def test_the_figures_are_those_of_the_committed_samples():
         rival = median["associative_scan, compiled forward + backward"]
         assert f"{median['scan forward'] / median['addcmul']:.2f}" == forward
         assert f"{rival / median['scan forward + backward']:.1f}" == both
+
+
+def test_the_kernels_figures_are_those_on_record():
+    page = (ROOT / "cuda_src" / "README.md").read_text()
+    instructions, registers = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["variants"]
+        for name in ("instructions", "registers")
+    )
+    labels = {"GILR": "gilr", "SRU": "sru", "LSTM with readout": "lstm with readout"}
+    rows = re.findall(r"^\| ([\w -]+) (\w+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.M)
+    of_instructions = len(instructions)
+    assert len(rows) > of_instructions
+    for index, (gate, storage, *figures) in enumerate(rows):
+        name = storage if gate == "plain" else f"{labels.get(gate, gate)} {storage}"
+        if index < of_instructions:
+            on_record = [*instructions[name]["forward"], *instructions[name]["backward"]]
+            assert list(map(float, figures)) == pytest.approx(on_record, abs=0.5), name
+        else:
+            scans = [f"scan {step} {name} x32" for step in ("forward", "backward")]
+            serials = [f"serial {step} {name}" for step in ("forward", "backward")]
+            on_record = [registers[variant]["sm_90"][0] for variant in scans + serials]
+            assert list(map(int, figures)) == on_record, name
