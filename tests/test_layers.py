@@ -72,12 +72,73 @@ def gilr_lstm(cell, x, carry):
     return Result(torch.stack(ys, 1), torch.cat([c, s], -1), decays)
 
 
-EQUATIONS = {"GILR": gilr, "GILRLSTM": gilr_lstm}
+def min_gru(cell, x, h):
+    W_z, W_v = cell.weight_ih.chunk(2)
+    b_z, b_v = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        z = sigmoid(x_t @ W_z.T + b_z)
+        h = (1 - z) * h + z * (x_t @ W_v.T + b_v)
+        ys.append(h)
+        decays.append(1 - z)
+    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+
+
+def min_lstm(cell, x, h):
+    W = cell.weight_ih.chunk(3)
+    b = cell.bias.chunk(3) if cell.bias is not None else [0] * 3
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        f, i, v = (x_t @ W_k.T + b_k for W_k, b_k in zip(W, b, strict=True))
+        f, i = sigmoid(f), sigmoid(i)
+        h = f / (f + i) * h + i / (f + i) * v
+        ys.append(h)
+        decays.append(f / (f + i))
+    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+
+
+def t_rnn(cell, x, h):
+    V, W = cell.weight_ih.chunk(2)
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        f = sigmoid(x_t @ V.T + (0 if cell.bias is None else cell.bias))
+        h = f * h + (1 - f) * (x_t @ W.T)
+        ys.append(h)
+        decays.append(f)
+    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+
+
+def sru(cell, x, c):
+    W_f, W_r, W, *W_x = cell.weight_ih.split(cell.hidden_size)
+    b_f, b_r = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
+    assert len(W_x) == (cell.input_size != cell.hidden_size)
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        f, r = sigmoid(x_t @ W_f.T + b_f), sigmoid(x_t @ W_r.T + b_r)
+        c = f * c + (1 - f) * (x_t @ W.T)
+        ys.append(r * tanh(c) + (1 - r) * (x_t @ W_x[0].T if W_x else x_t))
+        decays.append(f)
+    return Result(torch.stack(ys, 1), c, {"state": torch.stack(decays, 1)})
+
+
+EQUATIONS = {
+    "GILR": gilr,
+    "GILRLSTM": gilr_lstm,
+    "MinGRU": min_gru,
+    "MinLSTM": min_lstm,
+    "SRU": sru,
+    "TRNN": t_rnn,
+}
 OPTIONS = {"GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}]}
 CASES = [
     (name, options)
     for name in CELLS
-    for options in [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}]
+    for options in [
+        {},
+        {"bias": False},
+        {"num_layers": 2},
+        {"num_layers": 2, "bidirectional": True},
+    ]
     + [{**o, "num_layers": 2, "bidirectional": True} for o in OPTIONS.get(name, [])]
 ]
 DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dtype": F64}
@@ -454,6 +515,7 @@ def test_compile_without_graph_breaks(name, backend):
     rnn = make(name, bidirectional=True, batch_first=True, backend=backend)
     x, lengths = torch.randn(B, T, M), torch.tensor([T, 2, 4])
     state = random_state(rnn, x)
+    torch.compiler.reset()  # a process compiles one function eight times at most
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
     results = [f(x, state, lengths=lengths) for f in (rnn, compiled)]
     close(*results)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from lightning_lrnn import _chunks
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import unobserved
+from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.memory import Memory
+from lightning_lrnn.nn.walk import Walk
 
-__all__ = ["Cell", "chunks", "linear", "linear_sum"]
+__all__ = ["Cell", "GatedCell", "chunks", "linear", "linear_sum"]
 
 
 class Cell(nn.Module):
@@ -90,6 +92,42 @@ class Cell(nn.Module):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"{self.input_size}, {self.hidden_size}"
+
+
+class GatedCell(Cell):
+    """A cell with one state, whose pre-activations are one projection of its input.
+
+    Attributes:
+        gate: from the pre-activations to decay and impulse.
+        readout: from the state and the pre-activations to the output; None for the state.
+        sizes: number of projections, and how many of them, the first ones, have a bias.
+        weight_ih: one matrix after the other: (projections * hidden_size, input_size).
+        bias: likewise, (biases * hidden_size), or None.
+    """
+
+    gate: ClassVar[Gate]
+    readout: ClassVar[Gate | None] = None
+    sizes: tuple[int, int]
+
+    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+        super().__init__(input_size, hidden_size, **options)
+        weights, biases = self.sizes
+        self.weight_ih = self.parameter(weights * hidden_size, input_size)
+        self.bias = self.parameter(biases * hidden_size) if self.has_bias and biases else None
+        self.reset_parameters()
+
+    def pre_activations(self, x: Tensor) -> tuple[Tensor, ...]:
+        """One projection, in chunks."""
+        weights, biases = self.sizes
+        bias: Tensor | None = self.bias
+        if bias is not None and biases < weights:
+            bias = F.pad(bias, (0, (weights - biases) * self.hidden_size))
+        return chunks(linear(x, self.weight_ih, bias), weights)
+
+    def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """Projection, gate, recurrence, readout."""
+        pre = self.pre_activations(x)
+        return walk.scan("state", self.gate, *pre, h0=h, readout=self.readout)
 
 
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:

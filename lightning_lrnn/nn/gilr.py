@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lightning_lrnn.gates import gate
-from lightning_lrnn.nn.cell import Cell, chunks, linear
+from lightning_lrnn.nn.cell import GatedCell
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.walk import Walk
 
 __all__ = ["GILR", "GILRCell", "gilr"]
 
@@ -23,30 +20,17 @@ def gilr(g: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
     return a, (1 - a) * torch.tanh(j)
 
 
-class GILRCell(Cell):
-    """One layer of `GILR` in one direction.
+class GILRCell(GatedCell):
+    """One layer of `GILR` in one direction: V_g, V_j and b_g, b_j."""
 
-    Attributes:
-        weight_ih: V_g, V_j: (2 * hidden_size, input_size).
-        bias: b_g, b_j: (2 * hidden_size), or None.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
-        super().__init__(input_size, hidden_size, **options)
-        self.weight_ih = self.parameter(2 * hidden_size, input_size)
-        self.bias = self.parameter(2 * hidden_size) if self.has_bias else None
-        self.reset_parameters()
+    gate = gilr
+    sizes = (2, 2)
 
     def reset_parameters(self) -> None:
         """As every cell, and the bias of the gate by expected memory."""
         super().reset_parameters()
         if self.bias is not None:
             memory_bias_(self.bias[: self.hidden_size], self.memory)
-
-    def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
-        """The layer's equations."""
-        g, j = chunks(linear(x, self.weight_ih, self.bias), 2)
-        return walk.scan("state", gilr, g, j, h0=h)
 
 
 class GILR(Stack):
