@@ -236,7 +236,8 @@ def benchmark(site: Path, results: Path, name: str, *options: str) -> dict:
     samples = results / f"{name}.json"
     samples.unlink(missing_ok=True)
     command = [sys.executable, f"{ROOT / 'benchmarks' / 'recurrence.py'}", "--device", "cuda"]
-    command += ["--json", f"{samples}", *options]
+    command += ["--json", f"{samples}", "--plot", f"{samples.with_suffix('.png')}"]
+    command += ["--budget", f"{LIMIT_S - 60}", *options]
     result = run(command, results / f"{name}.log", site, LIMIT_S)
     if result["status"] == "passed" and not samples.exists():
         result["status"] = "failed"

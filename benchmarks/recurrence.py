@@ -1,11 +1,13 @@
-"""Times the recurrence against torch.addcmul, a copy and its rivals: `make bench`.
+"""Times the recurrence against a copy, torch.addcmul and its rivals: `make bench`.
 
-Every contender is checked against float64 before it is timed. All contenders of a shape are timed
-in turn, round after round, so that a slow spell of the machine meets them all; shown are minima and
-medians. A shape is measured again, at most three times, while addcmul's own median exceeds 1.5
-times its minimum; after that its row is marked void.
+Every contender is checked against float64 before it is timed. All contenders of a case (a shape, a
+dtype, a gate) are timed in turn, round after round; shown are minima and medians, GB/s of the least
+traffic, and the percent of a copy of equal bytes. On CUDA the second-level cache is flushed by
+reading before every sample. A case is measured again, at most three times, while the yardstick's
+own median exceeds 1.5 times its minimum; after that it is marked void.
 
-    python benchmarks/recurrence.py [--device cpu|cuda] [--quick] [--rivals] [--json PATH]
+    python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
+        [--rivals] [--quick] [--json PATH] [--csv PATH] [--plot PNG] [--budget SECONDS]
 """
 
 from __future__ import annotations
@@ -17,176 +19,168 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
+import csv
+import itertools
 import json
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import contenders
+import goals
 import torch
-from torch import Tensor
+from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
+from goals import PASSES, Case, Samples, step_of
+from timing import Clock, Run, host_seconds, in_turn, replayed
 
-import lightning_lrnn as lrnn
-from lightning_lrnn import backends, reference
+from lightning_lrnn.backends import load
 
 SHAPES = {
     "cpu": [(8, 1024, 256), (32, 256, 512), (1, 65536, 32), (1, 1048576, 1)],
-    # Beyond what the second-level cache holds, but for the last two.
-    "cuda": [(8, 4096, 2048), (16, 16384, 128), (1, 1048576, 32), (1, 65536, 32), (1, 1048576, 1)],
-}
+    # The most telling first: a budget may end the list early.
+    "cuda": [
+        (8, 4096, 2048), (1, 65536, 256), (16, 16384, 128), (1, 1048576, 32),
+        *((65536 // T, T, 256) for T in (256, 4096, 16, 64, 1024, 16384)),
+        (1, 1048576, 1),
+    ],
+}  # fmt: skip
 QUICK = [(2, 64, 16)]
-NOISY = 1.5
-RIVAL = "associative_scan, compiled"
-GOAL_FORWARD, GOAL_BOTH = 1.3, 6.0
-
-Contender = Callable[[Tensor, Tensor], Tensor]
-
-
-def combine(earlier: tuple[Tensor, Tensor], later: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+COMPILED = {(8, 4096, 2048), (1, 65536, 256)}
+"""On CUDA what torch.compile makes is timed at these alone: it takes some ten seconds each."""
+TABLE_1 = [(1, T, m) for m in (4, 32, 128) for T in (16, 64, 256, 1024, 4096, 16384, 65536)]
+SMALL = [(1, 1048576, 1), (1, 65536, 32)]
+REPLAYS = 20
 
 
-def associative_scan(a: Tensor, b: Tensor) -> Tensor:
-    from torch._higher_order_ops.associative_scan import associative_scan as scan
-
-    return scan(combine, (a, b), dim=1, combine_mode="generic")[1]
-
-
-def contenders(device: str, rivals: bool, quick: bool) -> dict[str, Contender]:
-    """Ours by backend, then every rival that is installed."""
-    found: dict[str, Contender] = {}
-    for name, reasons in backends.explain(device).items():
-        if reasons:
-            print(f"{name}: left out, {'; '.join(reasons)}", file=sys.stderr)
-        else:
-            found[name] = lambda a, b, name=name: lrnn.linear_recurrence(a, b, backend=name)[0]
-    if not quick:
-        found[RIVAL] = torch.compile(associative_scan, dynamic=False)
-    if rivals:
-        if find_spec("mambapy"):
-            from mambapy.pscan import pscan
-
-            found["mambapy.pscan"] = lambda a, b: pscan(a[..., None], b[..., None])[..., 0]
-        if find_spec("assoc_scan"):
-            from assoc_scan import AssocScan
-
-            module = AssocScan()
-            found["assoc_scan"] = lambda a, b: module(a, b)
-        if find_spec("accelerated_scan"):
-            from accelerated_scan.ref import scan
-
-            found["accelerated_scan.ref"] = lambda a, b: scan(a.mT, b.mT).mT
-        for name in ("mambapy", "assoc_scan", "accelerated_scan"):
-            if not find_spec(name):
-                print(f"{name}: left out, not installed", file=sys.stderr)
-    return found
-
-
-def check(name: str, contender: Contender, device: str) -> None:
-    """Raises unless outputs and gradients agree with the loop in float64."""
+def runs_of(
+    case: Case, found: dict[str, Contender], device: str, passes: tuple[str, ...]
+) -> dict[str, Run]:
+    """The yardsticks, and every contender's passes as "NAME forward" and so on."""
+    workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
     torch.manual_seed(0)
-    a = torch.rand(2, 128, 16, device=device).requires_grad_()
-    b = torch.randn(2, 128, 16, device=device).requires_grad_()
-    wide = [x.detach().double().requires_grad_() for x in (a, b)]
-    y, expected = contender(a, b), reference.linear_recurrence(*wide)[0]
-    dy = torch.randn_like(y)
-    results = [y, *torch.autograd.grad(y, (a, b), dy)]
-    expectations = [expected, *torch.autograd.grad(expected, wide, dy.double())]
-    for result, expectation in zip(results, expectations, strict=True):
-        torch.testing.assert_close(
-            result.double(), expectation, rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}"
-        )
+    pre = workload.pre(case.shape, dtype, device)
+    leaves = [p.detach().requires_grad_() for p in pre]
+    dy = torch.randn(case.shape, device=device).to(dtype)
+    runs: dict[str, Run] = {}
+    if case.gate == "plain":
+        a, b = pre
+        runs["addcmul"] = Run(lambda _: torch.addcmul(b, a, dy))
+    for step in ("forward", "backward"):
+        half = workload.bytes(case.shape, dtype, step) // 2
+        source, target = (torch.empty(half, dtype=torch.uint8, device=device) for _ in range(2))
+        runs[f"copy for {step}"] = Run(lambda _, s=source, t=target: t.copy_(s))
 
+    def forward(contender: Contender) -> Run:
+        def timed(_: object) -> object:
+            with torch.no_grad():
+                return contender(*pre)
 
-def seconds(run: Callable[[], object], device: str) -> float:
-    """Of one call; on CUDA after everything before it, by events."""
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+        return Run(timed)
+
+    def backward(contender: Contender) -> Run:
+        return Run(lambda y: torch.autograd.grad(y, leaves, dy), lambda: contender(*leaves))
+
+    def both(contender: Contender) -> Run:
+        return Run(lambda _: torch.autograd.grad(contender(*leaves), leaves, dy))
+
+    kinds = dict(zip(PASSES, (forward, backward, both), strict=True))
+    for name, contender in found.items():
+        for step in passes:
+            runs[f"{name} {step}"] = kinds[step](contender)
+    return runs
 
 
 def measure(
-    shape: tuple[int, ...], found: dict[str, Contender], device: str, rounds: int
-) -> dict[str, list[float]]:
-    """Samples in seconds: the yardsticks, "NAME forward" and "NAME forward + backward"."""
+    case: Case, found: dict[str, Contender], device: str, rounds: int
+) -> tuple[Samples, dict[str, tuple[float, int]]]:
+    """Samples in seconds, and by pass the first call's seconds and peak memory."""
     torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
-    torch.manual_seed(0)
-    a, b = torch.rand(shape, device=device), torch.randn(shape, device=device)
-    leaves = [x.clone().requires_grad_() for x in (a, b)]
-    dy, out = torch.randn(shape, device=device), torch.empty(shape, device=device)
-    runs: dict[str, Callable[[], object]] = {
-        "addcmul": lambda: torch.addcmul(b, a, dy),
-        "copy": lambda: out.copy_(a),
-    }
-    for name, contender in found.items():
-        runs[f"{name} forward"] = lambda f=contender: f(a, b)
-        runs[f"{name} forward + backward"] = lambda f=contender: torch.autograd.grad(
-            f(*leaves), leaves, dy
+    clock = Clock(device)
+    runs = runs_of(case, found, device, PASSES if device == "cuda" else PASSES[::2])
+    first = {}
+    for name, run in list(runs.items()):
+        if sys.stderr.isatty():
+            print(f"\r\033[K  {case}: {name}: compile", end="", file=sys.stderr)
+        try:
+            first[name] = clock.first(run)
+        except Exception as error:
+            if name.startswith(goals.OURS):
+                raise
+            contenders.left_out(f"{case}: {name}", f"{type(error).__name__}: {error}")
+            del runs[name]
+    return in_turn(clock, runs, rounds, str(case)), first
+
+
+def show(case: Case, samples: Samples) -> None:
+    yard = goals.yardstick(samples)
+    workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
+    median = goals.medians(samples)
+    print(f"\n{case}{'   VOID: the machine was too noisy' if goals.void(samples) else ''}")
+    print(f"  {'':46}{'min ms':>9}{'median':>9}{'GB/s':>8}{'% copy':>8}{'/ ' + yard:>19}")
+    for name, times in samples.items():
+        moved, percent = bytes_of(name, workload, case, dtype), ""
+        if step_of(name)[0]:
+            percent = f"{goals.of_a_copy(median, *step_of(name)):.0f}"
+        print(
+            f"  {name:46}{1e3 * min(times):9.3f}{1e3 * median[name]:9.3f}"
+            f"{moved / median[name] / 1e9:8.1f}{percent:>8}{median[name] / median[yard]:19.2f}"
         )
-    for name, run in runs.items():
-        print(f"  {shape}: {name}: compile and warm up", file=sys.stderr)
-        run()
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            samples[name].append(seconds(run, device))
+
+
+def bytes_of(name: str, workload: Workload, case: Case, dtype: torch.dtype) -> int:
+    forward, backward = (workload.bytes(case.shape, dtype, s) for s in ("forward", "backward"))
+    if name == "addcmul":
+        return 4 * torch.Size(case.shape).numel() * dtype.itemsize
+    if name.endswith("forward + backward"):
+        return forward + backward
+    return backward if name.endswith("backward") else forward
+
+
+def small_problems(rounds: int) -> Samples:
+    """Seconds of a call under graph replay: the small shapes, and those of the paper's Table 1."""
+
+    clock, samples = Clock("cuda"), {}
+    for shape in [*SMALL, *TABLE_1]:
+        found = in_turn(clock, graphs(shape), rounds, f"{shape}, graphs")
+        samples |= {name: [t / REPLAYS for t in times] for name, times in found.items()}
     return samples
 
 
-def void(samples: dict[str, list[float]]) -> bool:
-    return statistics.median(samples["addcmul"]) > NOISY * min(samples["addcmul"])
+@torch.no_grad()
+def graphs(shape: tuple[int, int, int]) -> dict[str, Run]:
+    a, b = WORKLOADS["plain"].pre(shape, torch.float32, "cuda")
+    ours = contenders.ours(WORKLOADS["plain"], "cuda")
+    runs = {
+        f"{shape} {name} forward": replayed(lambda run=ours[name]: run(a, b), REPLAYS)
+        for name in ("scan", "serial", STEPS)
+    }
+    scan, options = load("scan"), {"reverse": False, "exclusive": False}
+    runs[f"{shape} scan backward"] = replayed(
+        lambda: scan.run_backward(a, b, None, b, None, None, None, **options), REPLAYS
+    )
+    return runs
 
 
-def show(shape: tuple[int, ...], samples: dict[str, list[float]]) -> None:
-    size = 4 * torch.Size(shape).numel()
-    yardstick = statistics.median(samples["addcmul"])
-    print(f"\n{shape}, float32{'   VOID: the machine was too noisy' if void(samples) else ''}")
-    print(f"  {'':40}{'min ms':>9}{'median':>9}{'GB/s':>8}{'addcmuls':>10}")
-    tensors = {"addcmul": 4, "copy": 2}
-    for name, times in samples.items():
-        median = statistics.median(times)
-        moved = tensors.get(name, 8 if name.endswith("backward") else 3) * size
-        print(
-            f"  {name:40}{1e3 * min(times):9.2f}{1e3 * median:9.2f}"
-            f"{moved / median / 1e9:8.1f}{median / yardstick:10.2f}"
-        )
-
-
-def goals(shape: tuple[int, ...], samples: dict[str, list[float]]) -> list[tuple[str, float, bool]]:
-    """What the project promises for a CPU: the figure and whether it is reached."""
-    if RIVAL + " forward" not in samples or shape not in SHAPES["cpu"][:3]:
-        return []
-    median = {name: statistics.median(times) for name, times in samples.items()}
-    forward = median["scan forward"] / median["addcmul"]
-    both = median[f"{RIVAL} forward + backward"] / median["scan forward + backward"]
-    return [
-        (
-            f"{shape} scan forward / addcmul, at most {GOAL_FORWARD}",
-            forward,
-            forward <= GOAL_FORWARD,
-        ),
-        (f"{shape} {RIVAL} / scan, both passes, at least {GOAL_BOTH}", both, both >= GOAL_BOTH),
-    ]
+def host_costs() -> dict[str, float]:
+    scan = contenders.ours(WORKLOADS["plain"], "cuda")["scan"]
+    pre = WORKLOADS["plain"].pre((1, 16, 32), torch.float32, "cuda")
+    leaves = [p.clone().requires_grad_() for p in pre]
+    with torch.no_grad():
+        without = host_seconds(lambda: scan(*pre))
+    return {"without gradient": without, "differentiable": host_seconds(lambda: scan(*leaves))}
 
 
 def commit() -> str:
-    root = Path(__file__).parent
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or os.environ.get("LIGHTNING_LRNN_COMMIT", "unknown")
 
 
 def processor() -> str:
@@ -198,49 +192,134 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contender]:
+    """Ours and, of the plain recurrence, the rivals; each checked before it is timed."""
+    workload, device = WORKLOADS[case.gate], options.device
+    dtype = getattr(torch, case.dtype)
+    found = contenders.ours(workload, device)
+    if case.gate == "plain":
+        if options.rivals:
+            found |= contenders.rivals(device)
+        elif device == "cpu" and not options.quick:
+            found[ASSOCIATIVE] = torch.compile(contenders.associative_scan, dynamic=False)
+    if options.quick or (device == "cuda" and case.shape not in COMPILED):
+        for name in ("compiled gates + scan", ASSOCIATIVE):
+            found.pop(name, None)
+    for name, contender in list(found.items()):
+        if name == contenders.NO_CARRY or "[" in name:
+            continue  # wrong by design; of other sequences
+        try:
+            contenders.check(contender, workload, dtype, device)
+        except Exception as error:
+            if name.startswith(goals.OURS):
+                raise
+            contenders.left_out(name, f"{type(error).__name__}: {error}")
+            del found[name]
+    return found
+
+
+def write_csv(path: Path, report: dict[str, Any]) -> None:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["case", "contender", "min s", "median s", "samples"])
+        for case, samples in report["samples_in_seconds"].items():
+            for name, times in samples.items():
+                rows.writerow([case, name, min(times), statistics.median(times), len(times)])
+
+
+def save(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.csv:
+        write_csv(options.csv, report)
+    if options.plot:
+        from plot import draw
+
+        draw(report, options.plot)
+
+
+def words(choices: dict[str, Any] | tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(choices):
+            known = ", ".join(choices)
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {known}")
+        return chosen
+
+    return parse
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(SHAPES), default="cpu")
+    parser.add_argument("--gates", type=words(WORKLOADS), help="plain; on CUDA all")
+    parser.add_argument(
+        "--dtypes", type=words(("float32", "bfloat16")), help="float32; on CUDA all"
+    )
     parser.add_argument("--rounds", type=int, default=25, help="samples of each (%(default)s)")
     parser.add_argument("--rivals", action="store_true", help="also those of other packages")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
+    parser.add_argument("--budget", type=float, help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, help="write every sample here")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    parser.add_argument("--csv", type=Path, help="write minima and medians here")
+    parser.add_argument("--plot", type=Path, help="draw the percents of a copy here, as PNG")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    start, options = time.monotonic(), arguments(argv)
+    cuda = options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
         print("there is no CUDA device here", file=sys.stderr)
         return 2
-
-    device, rounds = options.device, 3 if options.quick else options.rounds
-    found = contenders(device, options.rivals, options.quick)
-    for name, contender in found.items():
-        print(f"{name}: check against float64", file=sys.stderr)
-        check(name, contender, device)
-    report = {
+    gates = options.gates or (list(WORKLOADS) if cuda and not options.rivals else ["plain"])
+    dtypes = options.dtypes or (["float32", "bfloat16"] if cuda else ["float32"])
+    shapes = QUICK if options.quick else SHAPES[options.device]
+    cases = [Case(*parts) for parts in itertools.product(shapes, dtypes, gates)]
+    report: dict[str, Any] = {
         "commit": commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "samples_in_seconds": {},
+        "first_call_seconds": {},
+        "peak_bytes": {},
     }
     print(f"{report['device']}, {report['threads']} threads, PyTorch {torch.__version__}")
-    reached = []
-    for shape in QUICK if options.quick else SHAPES[device]:
+    reached: list[goals.Goal] = []
+    rounds = 3 if options.quick else options.rounds
+    if cuda and not options.rivals:
+        report["host_seconds"] = host_costs()
+        report["replayed_seconds"] = small_problems(rounds)
+        reached += goals.of_host(report["host_seconds"])
+        reached += goals.of_small(report["replayed_seconds"])
+        for name, seconds in goals.medians(report["replayed_seconds"]).items():
+            print(f"  {name:46}{1e6 * seconds:9.1f} us, graph replay")
+    for number, case in enumerate(cases):
+        if options.budget and time.monotonic() - start > options.budget:
+            report["left_out"] = [str(case) for case in cases[number:]]
+            print(f"\nleft out after {options.budget:g} s: {'; '.join(report['left_out'])}")
+            break
+        found = contenders_of(case, options)
         for _ in range(3):
-            samples = measure(shape, found, device, rounds)
-            if not void(samples):
+            samples, first = measure(case, found, options.device, rounds)
+            if not goals.void(samples):
                 break
-            print(f"  {shape}: noisy, once more", file=sys.stderr)
-        show(shape, samples)
-        reached += [] if void(samples) else goals(shape, samples)
-        report["samples_in_seconds"][str(shape)] = samples
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(report, indent=1) + "\n")
+            print(f"  {case}: noisy, once more", file=sys.stderr)
+        show(case, samples)
+        if not goals.void(samples):
+            reached += (goals.on_cuda if cuda else goals.on_cpu)(case, samples)
+        report["samples_in_seconds"][str(case)] = samples
+        report["first_call_seconds"][str(case)] = {n: seconds for n, (seconds, _) in first.items()}
+        if cuda:
+            report["peak_bytes"][str(case)] = {n: peak for n, (_, peak) in first.items()}
+        save(options, report)
     if reached:
         print("\nGoals")
     for text, figure, holds in reached:
-        print(f"  {'reached' if holds else 'MISSED ':8} {figure:5.2f}   {text}")
+        print(f"  {'reached' if holds else 'MISSED ':8} {figure:7.2f}   {text}")
     return 0
 
 

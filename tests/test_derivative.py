@@ -18,6 +18,10 @@ from torch.nn import functional as F
 from lightning_lrnn import derivative, gates
 from lightning_lrnn.nn.gilr import gilr
 from lightning_lrnn.nn.gilr_lstm import lstm, output_identity, output_tanh
+from lightning_lrnn.nn.min_gru import min_gru
+from lightning_lrnn.nn.min_lstm import min_lstm
+from lightning_lrnn.nn.sru import highway, sru
+from lightning_lrnn.nn.t_rnn import t_rnn
 
 NAN, INF = float("nan"), float("inf")
 
@@ -27,19 +31,9 @@ def fo_pool(f, z, o):
     return a, (1 - a) * torch.tanh(z)
 
 
-def sru(x, f, bias):
+def sru_with_bias(x, f, bias):
     a = torch.sigmoid(f + bias)
     return a, (1 - a) * x
-
-
-def min_gru(z, h):
-    z = torch.sigmoid(z)
-    return 1 - z, z * torch.where(h >= 0, h + 0.5, torch.sigmoid(h))
-
-
-def min_lstm(f, i, h):
-    total = torch.sigmoid(f) + torch.sigmoid(i)
-    return torch.sigmoid(f) / total, torch.sigmoid(i) / total * h
 
 
 def rg_lru(r, i, x, decay):
@@ -73,7 +67,10 @@ FUNCTIONS = {
     "readout tanh": (output_tanh, "rrrrr"),
     "readout identity": (output_identity, "rrrrr"),
     "qrnn": (fo_pool, "rrr"),
-    "sru": (sru, "rrr"),
+    "sru": (sru, "rrrr"),
+    "sru readout": (highway, "rrrrr"),
+    "sru with bias": (sru_with_bias, "rrr"),
+    "T-RNN": (t_rnn, "rr"),
     "minGRU": (min_gru, "rr"),
     "minLSTM": (min_lstm, "rrr"),
     "RG-LRU": (rg_lru, "rrrr"),

@@ -31,6 +31,7 @@ from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn.backends import _cuda
 from lightning_lrnn.backends._cuda_gate import Operand, fused
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
+from lightning_lrnn.nn.sru import highway, sru
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -65,7 +66,6 @@ KINDS = {
             "gilr": ("f32",),
             "minGRU": ("f32",),
             "minLSTM": ("f32",),
-            "sru": ("f32",),
             "RG-LRU": ("f32",),
         }.items()
         for storage in storages
@@ -74,7 +74,10 @@ KINDS = {
         f"lstm with readout {storage}": Kind(lstm.program, output_tanh.program, of(storage, 4))
         for storage in ("f32", "bf16", "f64")
     },
-    "sru with parameters f32": Kind(gates.trace(FUNCTIONS["sru"][0]), "", of("f32", 2, 1)),
+    "sru f32": Kind(sru.program, highway.program, of("f32", 4)),
+    "sru with parameters f32": Kind(
+        gates.trace(FUNCTIONS["sru with bias"][0]), "", of("f32", 2, 1)
+    ),
     "gilr of complex c64": gated("gilr of complex", "c64"),
 }
 

@@ -478,6 +478,18 @@ def test_memory_of_a_new_layer(name, memory):
         assert uniform < 1.95 / N**0.5  # exceeded by chance once in a thousand
 
 
+def test_min_lstm_shares_tiny_gates():
+    """f / (f + i), where both are 0 in float32."""
+    f = torch.tensor([-200.0, -300.0, -1e4, 200.0, -150.0, 0.0], requires_grad=True)
+    i = torch.tensor([-200.0, -299.0, 1e4, 200.0, 150.0, -1e4], requires_grad=True)
+    a, b = lrnn.nn.min_lstm.min_lstm(f, i, torch.ones(6))
+    close(a, torch.tensor([0.5, 1 / (1 + torch.e), 0, 0.5, 0, 1]))
+    close(a + b, torch.ones(6))
+    of_f, of_i = torch.autograd.grad(a.sum(), (f, i))
+    close(of_f, torch.tensor([0.25, 0.19661193, 0, 0, 0, 0]))
+    close(of_i, torch.tensor([-0.25, -0.19661193, 0, 0, 0, 0]))
+
+
 def test_chrono_input_gate():
     rnn = CELLS["GILRLSTM"](M, H, memory=(5, 50))
     _, _, f, i, o, _ = rnn.cells[0].bias.chunk(6)

@@ -97,7 +97,7 @@ def test_the_kernels_figures_are_those_on_record():
         json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["variants"]
         for name in ("instructions", "registers")
     )
-    labels = {"GILR": "gilr", "SRU": "sru", "LSTM with readout": "lstm with readout"}
+    labels = {"GILR": "gilr", "SRU with readout": "sru", "LSTM with readout": "lstm with readout"}
     rows = re.findall(r"^\| ([\w -]+) (\w+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", page, re.M)
     of_instructions = len(instructions)
     assert len(rows) > of_instructions

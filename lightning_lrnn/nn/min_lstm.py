@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.gates import gate
@@ -16,9 +15,12 @@ __all__ = ["MinLSTM", "MinLSTMCell", "min_lstm"]
 
 @gate
 def min_lstm(f: Tensor, i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the forget and the input gate; log(f / i), since f + i may underflow to 0."""
-    ratio = F.softplus(-i) - F.softplus(-f)
-    return torch.sigmoid(ratio), torch.sigmoid(-ratio) * v
+    """The shares f / (f + i) and i / (f + i) of two sigmoids, times what keeps f + i above 0."""
+    shift = torch.clamp(torch.minimum(f, i), max=0).detach()  # it cancels
+    one = torch.exp(shift)
+    of_i, of_f = one + torch.exp(shift - f), one + torch.exp(shift - i)
+    whole = 1 / (of_f + of_i)
+    return of_f * whole, of_i * whole * v
 
 
 class MinLSTMCell(GatedCell):

@@ -1,0 +1,158 @@
+"""What the project promises, and whether the samples show it. Nothing here measures."""
+
+from __future__ import annotations
+
+import statistics
+from typing import NamedTuple
+
+from contenders import ASSOCIATIVE, NO_CARRY
+
+NOISY = 1.5
+PASSES = ("forward", "backward", "forward + backward")
+OURS = ("scan", "serial", NO_CARRY)
+
+Samples = dict[str, list[float]]
+
+
+class Case(NamedTuple):
+    """What is measured together."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    gate: str = "plain"
+
+    def __str__(self) -> str:
+        extra = [word for word in (self.dtype, self.gate) if word not in ("float32", "plain")]
+        return ", ".join([str(self.shape), *extra])
+
+
+class Goal(NamedTuple):
+    text: str
+    figure: float
+    reached: bool
+
+
+def medians(samples: Samples) -> dict[str, float]:
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def yardstick(samples: Samples) -> str:
+    """addcmul moves what the plain recurrence needs and a sum more; gates have a copy alone."""
+    return "addcmul" if "addcmul" in samples else "copy for forward"
+
+
+def void(samples: Samples) -> bool:
+    """Whether the machine was too noisy: the yardstick's own median is far from its minimum."""
+    times = samples[yardstick(samples)]
+    return statistics.median(times) > NOISY * min(times)
+
+
+def of_a_copy(median: dict[str, float], name: str, step: str) -> float:
+    """Percent: the time of a copy of equal bytes over that of a pass."""
+    copy = sum(median[f"copy for {part}"] for part in step.split(" + "))
+    return 100 * copy / median[f"{name} {step}"]
+
+
+def step_of(name: str) -> tuple[str, str]:
+    """A contender and its pass, of what was timed; ("", "") for a yardstick."""
+    for step in reversed(PASSES):  # the longest first
+        if name.endswith(f" {step}") and not name.startswith("copy for"):
+            return name[: -len(step) - 1], step
+    return "", ""
+
+
+def at_least(text: str, figure: float, limit: float) -> Goal:
+    return Goal(f"{text}, at least {limit:g}", figure, figure >= limit)
+
+
+def at_most(text: str, figure: float, limit: float) -> Goal:
+    return Goal(f"{text}, at most {limit:g}", figure, figure <= limit)
+
+
+def on_cpu(case: Case, samples: Samples) -> list[Goal]:
+    rival, shapes = f"{ASSOCIATIVE} forward + backward", ((8, 1024, 256), (32, 256, 512))
+    if case.shape not in (*shapes, (1, 65536, 32)) or case[1:] != ("float32", "plain"):
+        return []
+    if rival not in samples:
+        return []
+    median = medians(samples)
+    forward = median["scan forward"] / median["addcmul"]
+    both = median[rival] / median["scan forward + backward"]
+    return [
+        at_most(f"{case} scan forward / addcmul", forward, 1.3),
+        at_least(f"{case} {ASSOCIATIVE} / scan, both passes", both, 6.0),
+    ]
+
+
+def percent_promised(case: Case, step: str) -> float | None:
+    """Of a copy, by the shape; None: nothing is promised."""
+    B, T, D = case.shape
+    if case.gate == "plain":
+        if B * D >= 2048 and 4 * B * T * D >= 64e6:
+            return 90
+        if B * D == 256 and T == 65536:
+            return 80 if case.dtype == "float32" else 70
+        return 75 if case.shape == (1, 1048576, 32) and case.dtype == "float32" else None
+    if 4 * B * T * D < 64e6:
+        return None
+    few = B * D < 2048
+    return 70 if few and case.gate == "lstm" and case.dtype == "bfloat16" else 85
+
+
+def on_cuda(case: Case, samples: Samples) -> list[Goal]:
+    median, found = medians(samples), []
+    for step in ("forward", "backward"):
+        promised = percent_promised(case, step)
+        if promised is not None:
+            percent = of_a_copy(median, "scan", step)
+            found.append(at_least(f"{case} scan {step}, % of a copy", percent, promised))
+    for name, limit in (("eager gates + scan", 3.0), ("compiled gates + scan", 1.5)):
+        both = median.get(f"{name} forward + backward")
+        if both is not None:
+            ratio = both / median["scan forward + backward"]
+            found.append(at_least(f"{case} {name} / scan fused, both passes", ratio, limit))
+    for step in ("forward", "forward + backward"):
+        others = {
+            name: time
+            for name, time in median.items()
+            if name.endswith(f" {step}")
+            and not name.startswith((*OURS, "copy", "addcmul", "eager gates", "compiled gates"))
+        }
+        for in_its_layout, limit in ((False, 1.5), (True, 0.97)):
+            chosen = {n: t for n, t in others.items() if ("[" in n) is in_its_layout}
+            if chosen:
+                name = min(chosen, key=chosen.__getitem__)
+                ratio = chosen[name] / median[f"scan {step}"]
+                found.append(at_least(f"{case} best rival ({name}) / scan", ratio, limit))
+    return found
+
+
+def of_small(replayed: Samples) -> list[Goal]:
+    """Under graph replay, in microseconds."""
+    limits = {
+        "(1, 1048576, 1) scan forward": 12.0,
+        "(1, 65536, 32) scan forward": 14.0,
+        "(1, 65536, 32) scan backward": 18.0,
+        "(1, 65536, 4) scan forward": 14.0,
+    }
+    microseconds = {name: 1e6 * time for name, time in medians(replayed).items()}
+    found = [
+        at_most(f"{name}, graph replay, us", microseconds[name], limit)
+        for name, limit in limits.items()
+        if name in microseconds
+    ]
+    for name, scan in microseconds.items():
+        serial = microseconds.get(name.replace("scan", "serial"))
+        if "scan" in name and serial is not None and serial > 0:
+            ratio = scan / serial
+            found.append(at_most(f"{name} / the prefetched serial kernel", ratio, 1.05))
+    return found
+
+
+def of_host(host: dict[str, float]) -> list[Goal]:
+    limits = {"without gradient": 25.0, "differentiable": 45.0}
+    return [
+        at_most(f"host, {name}, us", 1e6 * host[name], limit)
+        for name, limit in limits.items()
+        if name in host
+    ]

@@ -1,0 +1,97 @@
+"""How it is timed: all contenders in turn, so that a slow spell of the machine meets them all."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+FLUSH_BYTES = 256 << 20
+
+
+class Run(NamedTuple):
+    """`timed` gets what `before` returns, which is made anew, untimed, for every sample."""
+
+    timed: Callable[[Any], object]
+    before: Callable[[], Any] = lambda: None
+
+
+class Clock:
+    """Seconds of one call: on a CPU by the wall, on CUDA by events on the stream.
+
+    On CUDA the second-level cache is flushed before, by reading: lines that were written would
+    have to be written back, in the time of who comes next.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            self.flush = torch.ones(FLUSH_BYTES // 4, device=device)
+
+    def seconds(self, run: Run) -> float:
+        argument = run.before()
+        if not self.cuda:
+            start = time.perf_counter()
+            run.timed(argument)
+            return time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.sum()
+        torch.cuda.synchronize()
+        begin.record()
+        run.timed(argument)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def first(self, run: Run) -> tuple[float, int]:
+        """Seconds of the first call, compilation included; bytes at the peak of a second one."""
+        start = time.perf_counter()
+        run.timed(run.before())
+        if not self.cuda:
+            return time.perf_counter() - start, 0
+        torch.cuda.synchronize()
+        first = time.perf_counter() - start
+        argument = run.before()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run.timed(argument)
+        return first, torch.cuda.max_memory_allocated() - before
+
+
+def in_turn(clock: Clock, runs: dict[str, Run], rounds: int, title: str) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for count in range(rounds):
+        if sys.stderr.isatty():
+            print(f"\r  {title}: round {count + 1} of {rounds} ", end="", file=sys.stderr)
+        for name, run in runs.items():
+            samples[name].append(clock.seconds(run))
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    return samples
+
+
+def replayed(function: Callable[[], object], times: int = 20) -> Run:
+    """A CUDA graph of several calls; what is timed is all of them, `times` to be divided by."""
+    for _ in range(2):
+        function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            function()
+    return Run(lambda _: graph.replay())
+
+
+def host_seconds(function: Callable[[], object], calls: int = 200) -> float:
+    """Of one call until it returns, the device's work aside: the least of seven series."""
+    series = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        series.append((time.perf_counter() - start) / calls)
+    return min(series)

@@ -1,0 +1,184 @@
+"""`benchmarks/recurrence.py`: that it runs, what it refuses to time, and what it makes of samples.
+
+Seen to fail: a wrong contender timed; bytes of a readout's states left out; the goals of a void
+case counted; the carry left in its yardstick; a rival in its own layout taken for one in ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import emulated
+import pytest
+import torch
+from host_kernel import needs_compiler
+from test_fused import PLACES, place  # noqa: F401
+
+import lightning_lrnn as lrnn
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script; its modules have the names of everyday words, and go when the test ends."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = ("recurrence", "contenders", "goals", "timing", "plot")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import recurrence
+
+    yield recurrence
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_quick(benchmark, tmp_path, capsys):
+    files = {name: tmp_path / f"samples.{name}" for name in ("json", "csv", "png")}
+    options = ["--quick", "--gates", "plain,gilr,lstm", "--dtypes", "float32,bfloat16"]
+    for name, path in files.items():
+        options += [f"--{name.replace('png', 'plot')}", str(path)]
+    status = benchmark.main(options)
+    assert status == 0
+    report = json.loads(files["json"].read_text())
+    shape = "(2, 64, 16)"
+    cases = [shape, f"{shape}, gilr", f"{shape}, lstm"]
+    cases += [f"{shape}, bfloat16", f"{shape}, bfloat16, gilr", f"{shape}, bfloat16, lstm"]
+    assert sorted(report["samples_in_seconds"]) == sorted(cases)
+    for case, samples in report["samples_in_seconds"].items():
+        assert ("addcmul" in samples) == (case in (shape, f"{shape}, bfloat16"))
+        assert ("eager gates + scan forward" in samples) == ("gilr" in case or "lstm" in case)
+        for name in ("scan", "serial"):
+            for step in ("forward", "forward + backward"):
+                assert len(samples[f"{name} {step}"]) == 3
+                assert report["first_call_seconds"][case][f"{name} {step}"] > 0
+    rows = files["csv"].read_text().splitlines()
+    assert len(rows) == 1 + sum(map(len, report["samples_in_seconds"].values()))
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert all(f"\n{case}\n" in shown or f"\n{case}   VOID" in shown for case in cases)
+
+
+def test_budget(benchmark, capsys):
+    assert benchmark.main(["--quick", "--gates", "plain,gilr", "--budget", "1e-9"]) == 0
+    assert "left out after 1e-09 s: (2, 64, 16); (2, 64, 16), gilr" in capsys.readouterr().out
+
+
+def test_no_device(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.main(["--device", "cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_word_that_is_no_gate(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--gates", "plain,lsmt"])
+    assert "lsmt: there are plain, gilr, mingru, lstm" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_not_timed(benchmark, monkeypatch, capsys):
+    contenders, ours = benchmark.contenders, benchmark.contenders.ours
+    wrong = lambda a, b: lrnn.linear_recurrence(a, b + 0.01)[0]  # noqa: E731
+    monkeypatch.setattr(contenders, "ours", lambda *args: {**ours(*args), "rival": wrong})
+    assert benchmark.main(["--quick"]) == 0
+    said = capsys.readouterr()
+    assert "rival: left out, AssertionError" in said.err and "rival forward" not in said.out
+    monkeypatch.setattr(contenders, "ours", lambda *_: {"scan": wrong})
+    with pytest.raises(AssertionError, match="not close"):
+        benchmark.main(["--quick"])
+
+
+@pytest.mark.parametrize(
+    "gate, forward, backward", [("plain", 3, 5), ("gilr", 3, 6), ("mingru", 3, 6), ("lstm", 6, 10)]
+)
+def test_least_traffic(benchmark, gate, forward, backward):
+    """As the kernel's tests count it."""
+    workload = benchmark.WORKLOADS[gate]
+    for step, tensors in (("forward", forward), ("backward", backward)):
+        assert workload.bytes((2, 5, 3), torch.bfloat16, step) == tensors * 60
+
+
+@needs_compiler
+@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+def test_the_yardstick_has_no_carry(benchmark, place):  # noqa: F811
+    def plain(a, b):
+        return lrnn.linear_recurrence(a, b, backend=place[0])[0]
+
+    without = benchmark.contenders.changed(plain, LRNN_CARRY="none")
+    a, b = (torch.rand(1, 9000, 1, requires_grad=True) for _ in range(2))
+    results = []
+    for contender, carry in ((plain, "folded"), (without, "none"), (plain, "folded")):
+        emulated.launches.clear()
+        y = contender(a, b)
+        results.append((y, *torch.autograd.grad(y, (a, b), torch.ones_like(y))))
+        ran = [(macros["LRNN_PASS"], macros["LRNN_CARRY"]) for macros, _ in emulated.launches]
+        assert ran == [("forward", carry), ("backward", carry)]
+    whole, apart, again = results
+    assert all(map(torch.equal, whole, again))
+    # The first tile has nothing to learn; the second starts from 0 instead.
+    assert torch.equal(whole[0][:, :4096], apart[0][:, :4096])
+    assert not torch.equal(whole[0][:, 4096:], apart[0][:, 4096:])
+
+
+def test_goals_of_a_cpu(benchmark):
+    goals = benchmark.goals
+    samples = {
+        "addcmul": [1.0, 1.1, 1.2],
+        "scan forward": [1.2, 1.2, 9.0],
+        "scan forward + backward": [2.0] * 3,
+        f"{goals.ASSOCIATIVE} forward + backward": [13.2] * 3,
+    }
+    case = goals.Case((8, 1024, 256))
+    forward, both = goals.on_cpu(case, samples)
+    assert forward.reached and forward.figure == pytest.approx(1.2 / 1.1)
+    assert both.reached and both.figure == pytest.approx(6.6)
+    slower = {**samples, "scan forward": [1.5] * 3}
+    assert not goals.on_cpu(case, slower)[0].reached
+    assert goals.on_cpu(goals.Case((1, 1048576, 1)), samples) == []
+    assert not goals.void(samples) and goals.void({"addcmul": [1.0, 1.6, 1.7]})
+
+
+def test_goals_of_a_gpu(benchmark):
+    goals = benchmark.goals
+    samples = {
+        "copy for forward": [9.0],
+        "copy for backward": [15.0],
+        "scan forward": [9.5],
+        "scan backward": [20.0],
+        "scan forward + backward": [29.5],
+        f"{goals.NO_CARRY} forward": [9.1],
+        "rival forward": [19.0],
+        "other rival forward": [30.0],
+        "rival [its layout] forward": [9.0],
+        "rival forward + backward": [40.0],
+    }
+    found = {g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples)}
+    prefix = "(8, 4096, 2048)"
+    expected = {
+        f"{prefix} scan forward, % of a copy, at least 90": (900 / 9.5, True),
+        f"{prefix} scan backward, % of a copy, at least 90": (75, False),
+        f"{prefix} best rival (rival forward) / scan, at least 1.5": (2, True),
+        f"{prefix} best rival (rival [its layout] forward) / scan, at least 0.97": (
+            9 / 9.5,
+            False,
+        ),
+        f"{prefix} best rival (rival forward + backward) / scan, at least 1.5": (40 / 29.5, False),
+    }
+    assert {t: (pytest.approx(g.figure), g.reached) for t, g in found.items()} == expected
+    assert goals.of_a_copy(goals.medians(samples), "scan", "forward + backward") == (
+        pytest.approx(100 * 24 / 29.5)
+    )
+    assert goals.percent_promised(goals.Case((1, 65536, 256), "bfloat16"), "forward") == 70
+    few = goals.Case((1, 65536, 256), "bfloat16", "lstm")
+    assert goals.percent_promised(few, "backward") == 70
+    assert goals.percent_promised(few._replace(gate="gilr"), "backward") == 85
+    small = {
+        "(1, 1048576, 1) scan forward": [11e-6],
+        "(1, 65536, 32) scan forward": [15e-6],
+        "(1, 65536, 32) serial forward": [20e-6],
+    }
+    assert [g.reached for g in goals.of_small(small)] == [True, False, True]
+    host = {"without gradient": 24e-6, "differentiable": 50e-6}
+    assert [g.reached for g in goals.of_host(host)] == [True, False]
