@@ -364,7 +364,11 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
     # What a time-major projection is added to lies the other way.
     added = ["mm", "add.Tensor"] if time_major else ["addmm_"]
     for layer, forward in (
-        (nn.GILR, ["addmm", "gated_recurrence"]),
+        *(
+            (one, ["addmm", "gated_recurrence"])
+            for one in (nn.GILR, nn.MinGRU, nn.MinLSTM, nn.TRNN)
+        ),
+        (nn.SRU, ["addmm", "gated_recurrence"]),
         (nn.GILRLSTM, ["addmm", "gated_recurrence", "addmm", *added, "gated_recurrence"]),
     ):
         rnn = layer(4, 6, batch_first=not time_major, backend=place[0])
