@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 from unittest import mock
 
@@ -279,6 +280,7 @@ OTHERS: dict[str, Callable[[str], dict[str, Contender]]] = {
 }
 
 
+@cache  # said once, not for every case
 def left_out(name: str, reason: str) -> None:
     print(f"{name}: left out, {reason}", file=sys.stderr)
 
