@@ -123,7 +123,7 @@ def forward(
         )  # fmt: skip
         return y.to(b.dtype), h_final
     a, b = _detached(a), _detached(b)
-    y = torch.empty(b.shape, dtype=b.dtype)
+    y = b.new_empty(b.shape)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
@@ -218,7 +218,10 @@ def _plan(
 
 def _cut(x: Tensor, *part: slice) -> Tensor:
     """x[part], but for what that costs where it is all of x."""
-    return x if all(p is ALL for p in part) else x[part]
+    for p in part:
+        if p is not ALL:
+            return x[part]
+    return x
 
 
 def _forward_rows(
@@ -400,7 +403,7 @@ def _empty(like: Tensor) -> Tensor:
     allocator to return them to the system, so each step gets its pages anew. Large ones are 512
     times fewer. (The y of a forward pass alone is mostly memory that is still there.)
     """
-    x = torch.empty(like.shape, dtype=like.dtype)
+    x = like.new_empty(like.shape)
     if x.nbytes >= 2 * LARGE_PAGE and sys.platform == "linux":
         begin = -(-x.data_ptr() // LARGE_PAGE) * LARGE_PAGE
         end = (x.data_ptr() + x.nbytes) // LARGE_PAGE * LARGE_PAGE
@@ -418,7 +421,7 @@ def _madvise() -> Any:
 
 def _detached(x: Tensor) -> Tensor:
     """In memory what it stands for: a conjugate is made."""
-    return x.resolve_conj().resolve_neg()
+    return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
 
 
 def _flat(x: Tensor) -> tuple[int, tuple[int, ...]]:
