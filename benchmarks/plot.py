@@ -35,7 +35,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_title(step)
         axis.set_xlabel("% of a copy of equal bytes")
         axis.set_yticks(range(len(cases)), list(cases))
-        axis.invert_yaxis()
+    axes[0].invert_yaxis()  # for all: they share it
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{report['device']}, PyTorch {report['torch']}, {report['commit']}")
