@@ -20,6 +20,7 @@ from lightning_lrnn.nn.gilr import gilr
 from lightning_lrnn.nn.gilr_lstm import lstm, output_identity, output_tanh
 from lightning_lrnn.nn.min_gru import min_gru
 from lightning_lrnn.nn.min_lstm import min_lstm
+from lightning_lrnn.nn.rg_lru import rg_lru as clipped_rg_lru
 from lightning_lrnn.nn.sru import highway, sru
 from lightning_lrnn.nn.t_rnn import t_rnn
 
@@ -74,6 +75,7 @@ FUNCTIONS = {
     "minGRU": (min_gru, "rr"),
     "minLSTM": (min_lstm, "rrr"),
     "RG-LRU": (rg_lru, "rrrr"),
+    "RG-LRU, clipped": (clipped_rg_lru, "rrrr"),
     "rotating": (rotating, "rrc"),
     "cartesian": (cartesian, "rr"),
     "modulus": (modulus, "cc"),

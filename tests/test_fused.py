@@ -107,7 +107,10 @@ def make(kinds, shape, dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype.to_complex() if k == "c" else dtype) for k in kinds]
 
 
-PACKAGE = ["gilr", "lstm", "qrnn", "sru", "minGRU", "minLSTM", "RG-LRU", "cartesian", "modulus"]
+PACKAGE = [
+    *("gilr", "lstm", "qrnn", "sru", "T-RNN", "minGRU", "minLSTM", "RG-LRU", "RG-LRU, clipped"),
+    *("cartesian", "modulus"),
+]
 
 
 @pytest.mark.parametrize("name", PACKAGE)

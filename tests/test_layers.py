@@ -121,15 +121,33 @@ def sru(cell, x, c):
     return Result(torch.stack(ys, 1), c, {"state": torch.stack(decays, 1)})
 
 
+def rg_lru(cell, x, h):
+    W_a, W_x = (torch.block_diag(*blocks) for blocks in cell.weight)
+    b_a, b_x = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
+    ys, decays = [], []
+    for x_t in x.unbind(1):
+        u = x_t if cell.weight_in is None else x_t @ cell.weight_in.T
+        r, i = sigmoid(u @ W_a.T + b_a), sigmoid(u @ W_x.T + b_x)
+        a = torch.exp(-8 * torch.nn.functional.softplus(cell.rate) * r)
+        h = a * h + torch.sqrt(1 - a**2) * i * u
+        ys.append(h)
+        decays.append(a)
+    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+
+
 EQUATIONS = {
     "GILR": gilr,
     "GILRLSTM": gilr_lstm,
     "MinGRU": min_gru,
     "MinLSTM": min_lstm,
+    "RGLRU": rg_lru,
     "SRU": sru,
     "TRNN": t_rnn,
 }
-OPTIONS = {"GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}]}
+OPTIONS = {
+    "GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}],
+    "RGLRU": [{"blocks": 5}],
+}
 CASES = [
     (name, options)
     for name in CELLS
@@ -338,7 +356,7 @@ def test_dropout_is_between_layers(name):
     seen = []
     rnn.cells[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     output, _ = rnn(x)
-    assert (output != 0).all()
+    assert (output[-1] != 0).all()
     rnn.eval()(x)
     dropped, kept = seen
     zero = dropped == 0
@@ -458,6 +476,13 @@ def kolmogorov_smirnov(sample, distribution):
     return max((ideal - steps[:-1]).abs().max(), (ideal - steps[1:]).abs().max())
 
 
+OF_THE_PAPER = {
+    # a^2 uniform in [0.9^2, 0.999^2] at r = 1; a new gate starts at r = 1/2.
+    "RGLRU": lambda a: (a**4 - 0.9**2) / (0.999**2 - 0.9**2),
+}
+"""Distribution functions of the first decays, where a paper gives one."""
+
+
 @every_cell
 @pytest.mark.parametrize("memory", [(20.0, 500.0), None])
 def test_memory_of_a_new_layer(name, memory):
@@ -473,6 +498,8 @@ def test_memory_of_a_new_layer(name, memory):
         if memory:
             close(-1 / decay[0, 0].log(), u + 0.5, rtol=2e-3, atol=0)
             uniform = kolmogorov_smirnov(u, lambda u: (u - 20) / 480)
+        elif name in OF_THE_PAPER:
+            uniform = kolmogorov_smirnov(decay[0, 0], OF_THE_PAPER[name])
         else:
             uniform = kolmogorov_smirnov(u, lambda u: u.log() / torch.tensor(64.0).log())
         assert uniform < 1.95 / N**0.5  # exceeded by chance once in a thousand
