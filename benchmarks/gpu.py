@@ -269,15 +269,17 @@ def exercise() -> None:
         # With many rows the carry is chained, with few it is folded.
         for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (_cuda.CHAINS, True))):
             # Two tiles and a few steps, whatever their length.
-            T = 2 * _cuda.SEGMENT // state.itemsize * _cuda.THREADS // _cuda.columns(D) + 3
+            T = 2 * _cuda.SEGMENT // state.itemsize * _cuda.THREADS // _cuda.columns(D) + 8
             a, b, dy = (torch.randn(B, T, D, dtype=dtype) / 2 for _ in range(3))
             h0, dh_final = (torch.randn(B, D, dtype=state) for _ in range(2))
             lengths, reset = torch.tensor([T - 5, T] * (B // 2)), torch.rand(B, T) < 0.01
+            if D == 1:  # moved 16 bytes at a time
+                lengths = reset = None
             flags = {"reverse": flag, "exclusive": not flag}
             leaves = [x.to(exact).requires_grad_() for x in (a, b, h0)]
             ends = reference.linear_recurrence(*leaves, lengths=lengths, reset=reset, **flags)
             expected = torch.autograd.grad(ends, leaves, [x.to(exact) for x in (dy, dh_final)])
-            on = [x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
+            on = [x if x is None else x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
             a, b, h0, dy, dh_final, lengths, reset = on
             for parallel in (True, False):
                 options = {**flags, "parallel": parallel}

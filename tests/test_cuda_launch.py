@@ -285,19 +285,21 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
 
 @pytest.mark.parametrize(
     ("features", "parallel", "widths"),
-    [(None, True, [1, 2, 4, 8, 16, 32]), (None, False, [1]), (5, True, [8]), (5, False, [1])],
+    [(None, True, [1, 2, 4, 8, 16, 32]), (None, False, [1]), (5, True, [8]), (5, False, [8])],
 )
 def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypatch):
     monkeypatch.setattr(_cuda, "missing", lambda: [])
     _cuda.warmup("cpu", torch.float64, features, parallel=parallel)
-    names = ("LRNN_SCHEDULE", "LRNN_CARRY", "LRNN_COLUMNS", "LRNN_PASS")
+    names = ("LRNN_SCHEDULE", "LRNN_CARRY", "LRNN_COLUMNS", "LRNN_LAYOUT", "LRNN_PASS")
     ran = [tuple(variant[name] for name in names) for variant, _, _ in launches]
     kinds = [("scan", "chained"), ("scan", "folded"), ("serial", "chained")]
+    apart = [("apart", "apart")]
     assert ran == [
-        (*kind, str(width if kind[0] == "scan" else 1), step)
+        (*kind, str(width if kind[0] == "scan" else 1), layout, step)
         for width in widths
         for kind in (kinds if parallel else kinds[2:])
-        for step in ("forward", "backward")
+        for layouts in (*apart, *([("ahead", "behind"), ("behind", "ahead")] * (width == 1)))
+        for layout, step in zip(layouts, ("forward", "backward"), strict=True)
     ]
     assert all("storage::f64" in variant["LRNN_GATE"] for variant, _, _ in launches)
 

@@ -183,6 +183,9 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
     carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}
     assert carries == {"chained", "folded"}
+    layouts = {v["LRNN_LAYOUT"] for v, _, _ in launches}
+    assert layouts == {"apart", "ahead", "behind"}
+    assert {v["LRNN_RESETS"] for v, _, _ in launches} == {"0", "1"}
     assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
     for storage in _cuda.DTYPE:
         assert any(f"State = storage::{storage};" in v["LRNN_GATE"] for v, _, _ in launches)

@@ -37,16 +37,32 @@ class Result(NamedTuple):
     decays: dict[str, torch.Tensor]
 
 
-def gilr(cell, x, h):
-    V_g, V_j = cell.weight_ih.chunk(2)
-    b_g, b_j = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        g = sigmoid(x_t @ V_g.T + b_g)
-        h = g * h + (1 - g) * tanh(x_t @ V_j.T + b_j)
-        ys.append(h)
-        decays.append(g)
-    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+def one_state(step):
+    """From a step, (cell, x_t, state) to (y_t, state, decay), to all of them."""
+
+    def walk(cell, x, state):
+        ys, decays = [], []
+        for x_t in x.unbind(1):
+            y, state, decay = step(cell, x_t, state)
+            ys.append(y)
+            decays.append(decay)
+        return Result(torch.stack(ys, 1), state, {"state": torch.stack(decays, 1)})
+
+    return walk
+
+
+def projected(cell, x_t, weights, biases):
+    """W x_t + b for each of a cell's matrices, of which the first ones have a bias."""
+    W = cell.weight_ih.chunk(weights)
+    b = cell.bias.chunk(biases) if cell.bias is not None else ()
+    return [x_t @ W_k.T + b_k for W_k, b_k in itertools.zip_longest(W, b, fillvalue=0)]
+
+
+@one_state
+def gilr(cell, x_t, h):
+    g, j = projected(cell, x_t, 2, 2)
+    h = sigmoid(g) * h + (1 - sigmoid(g)) * tanh(j)
+    return h, h, sigmoid(g)
 
 
 def gilr_lstm(cell, x, carry):
@@ -72,67 +88,46 @@ def gilr_lstm(cell, x, carry):
     return Result(torch.stack(ys, 1), torch.cat([c, s], -1), decays)
 
 
-def min_gru(cell, x, h):
-    W_z, W_v = cell.weight_ih.chunk(2)
-    b_z, b_v = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        z = sigmoid(x_t @ W_z.T + b_z)
-        h = (1 - z) * h + z * (x_t @ W_v.T + b_v)
-        ys.append(h)
-        decays.append(1 - z)
-    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+@one_state
+def min_gru(cell, x_t, h):
+    z, v = projected(cell, x_t, 2, 2)
+    h = (1 - sigmoid(z)) * h + sigmoid(z) * v
+    return h, h, 1 - sigmoid(z)
 
 
-def min_lstm(cell, x, h):
-    W = cell.weight_ih.chunk(3)
-    b = cell.bias.chunk(3) if cell.bias is not None else [0] * 3
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        f, i, v = (x_t @ W_k.T + b_k for W_k, b_k in zip(W, b, strict=True))
-        f, i = sigmoid(f), sigmoid(i)
-        h = f / (f + i) * h + i / (f + i) * v
-        ys.append(h)
-        decays.append(f / (f + i))
-    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+@one_state
+def min_lstm(cell, x_t, h):
+    f, i, v = projected(cell, x_t, 3, 3)
+    f, i = sigmoid(f), sigmoid(i)
+    h = f / (f + i) * h + i / (f + i) * v
+    return h, h, f / (f + i)
 
 
-def t_rnn(cell, x, h):
-    V, W = cell.weight_ih.chunk(2)
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        f = sigmoid(x_t @ V.T + (0 if cell.bias is None else cell.bias))
-        h = f * h + (1 - f) * (x_t @ W.T)
-        ys.append(h)
-        decays.append(f)
-    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+@one_state
+def t_rnn(cell, x_t, h):
+    f, z = projected(cell, x_t, 2, 1)
+    h = sigmoid(f) * h + (1 - sigmoid(f)) * z
+    return h, h, sigmoid(f)
 
 
-def sru(cell, x, c):
-    W_f, W_r, W, *W_x = cell.weight_ih.split(cell.hidden_size)
-    b_f, b_r = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
-    assert len(W_x) == (cell.input_size != cell.hidden_size)
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        f, r = sigmoid(x_t @ W_f.T + b_f), sigmoid(x_t @ W_r.T + b_r)
-        c = f * c + (1 - f) * (x_t @ W.T)
-        ys.append(r * tanh(c) + (1 - r) * (x_t @ W_x[0].T if W_x else x_t))
-        decays.append(f)
-    return Result(torch.stack(ys, 1), c, {"state": torch.stack(decays, 1)})
+@one_state
+def sru(cell, x_t, c):
+    same = cell.input_size == cell.hidden_size
+    f, r, v, *through = projected(cell, x_t, 3 if same else 4, 2)
+    f, r = sigmoid(f), sigmoid(r)
+    c = f * c + (1 - f) * v
+    return r * tanh(c) + (1 - r) * (x_t if same else through[0]), c, f
 
 
-def rg_lru(cell, x, h):
+@one_state
+def rg_lru(cell, x_t, h):
     W_a, W_x = (torch.block_diag(*blocks) for blocks in cell.weight)
     b_a, b_x = cell.bias.chunk(2) if cell.bias is not None else (0, 0)
-    ys, decays = [], []
-    for x_t in x.unbind(1):
-        u = x_t if cell.weight_in is None else x_t @ cell.weight_in.T
-        r, i = sigmoid(u @ W_a.T + b_a), sigmoid(u @ W_x.T + b_x)
-        a = torch.exp(-8 * torch.nn.functional.softplus(cell.rate) * r)
-        h = a * h + torch.sqrt(1 - a**2) * i * u
-        ys.append(h)
-        decays.append(a)
-    return Result(torch.stack(ys, 1), h, {"state": torch.stack(decays, 1)})
+    u = x_t if cell.weight_in is None else x_t @ cell.weight_in.T
+    r, i = sigmoid(u @ W_a.T + b_a), sigmoid(u @ W_x.T + b_x)
+    a = torch.exp(-8 * torch.nn.functional.softplus(cell.rate) * r)
+    h = a * h + torch.sqrt(1 - a**2) * i * u
+    return h, h, a
 
 
 EQUATIONS = {

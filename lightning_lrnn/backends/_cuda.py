@@ -7,6 +7,7 @@ captured in a CUDA graph.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def columns(D: int) -> int:
 @cache
 def steps(gate: Fused, operands: tuple[Operand, ...], step: str, resets: bool = False) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
-    size = DTYPE[gate.state].itemsize if gate.state not in ("f16", "bf16") else 4
+    size = STATE[DTYPE[gate.state]].itemsize
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
     if step == "backward":  # what was emitted, its gradient, and what the readout makes of it
         held += 2 + gate.reads_out
@@ -144,7 +145,7 @@ def plan(
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
         variant = macros(gate, operands, step, True, width, carry, resets, layout)
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
-        pieces = state_dtype(DTYPE[gate.state]).itemsize // 4
+        pieces = STATE[DTYPE[gate.state]].itemsize // 4
         words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
         found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
@@ -166,10 +167,12 @@ def _planned(
     return code, plan(code, operands, step, *how)
 
 
-def _layout(shape: tuple[int, int, int], tensors: Sequence[Tensor], reverse: bool) -> str:
-    """Where a walk's next step lies: side by side only in rows of one feature, at 16 bytes."""
+def _layout(
+    shape: tuple[int, int, int], lengths: Tensor | None, tensors: Sequence[Tensor], reverse: bool
+) -> str:
+    """Where a walk's next step lies: side by side only in whole rows of one feature."""
     _, T, D = shape
-    if D > 1:
+    if D > 1 or lengths is not None:
         return "apart"
     for x in tensors:
         if x.ndim == 3:
@@ -219,7 +222,7 @@ def gated_forward(
         in the dtype of the state. Contiguous.
     """
     pre, operands, shape = _plain(pre), _operands(pre), _shape(pre)
-    layout = "apart" if lengths is not None else _layout(shape, pre, reverse)
+    layout = _layout(shape, lengths, pre, reverse)
     code, how = _planned(
         gate, readout, operands, "forward", parallel, shape, reset is not None, layout
     )
@@ -278,9 +281,7 @@ def gated_backward(
     pre, operands, shape = _plain(pre), _operands(pre), _shape(pre)
     emitted, dy = _plain((emitted, dy))
     sequences = [g for g in into if g is not None] if into else []
-    layout = "apart"
-    if lengths is None:
-        layout = _layout(shape, [*pre, emitted, dy, *sequences], not reverse)
+    layout = _layout(shape, lengths, [*pre, emitted, dy, *sequences], not reverse)
     _, how = _planned(
         gate, readout, operands, "backward", parallel, shape, reset is not None, layout
     )
@@ -462,14 +463,17 @@ def warmup(
         widths = [1 << power for power in range(MAX_COLUMNS.bit_length())] if parallel else [1]
     for width in widths:
         tile = SEGMENT // 4 * THREADS // columns(width)  # of no dtype more
-        # One shape for each of the kernels that `plan` chooses from.
-        shapes = [(1, 1), (1, 2 * tile + 1), (-(-WALK // width), 1)] if parallel else [(1, 1)]
-        for B, T in shapes:
-            _run_once(torch.zeros((B, T, width), dtype=dtype, device=x.device), parallel)
+        regimes = [(1, 0), (1, 2 * tile), (-(-WALK // width), 0)] if parallel else [(1, 0)]
+        # Steps that lie apart and, in rows of one feature, side by side, ahead or behind.
+        for (B, T), more in itertools.product(regimes, (1, 16) if width == 1 else (1,)):
+            a = torch.zeros((B, T + more, width), dtype=dtype, device=x.device)
+            _run_once(a, parallel, reverse=False)
+            if more == 16:
+                _run_once(a, parallel, reverse=True)
 
 
-def _run_once(a: Tensor, parallel: bool) -> None:
+def _run_once(a: Tensor, parallel: bool, reverse: bool) -> None:
     """A launch loads the code into the device's context, which loading alone leaves for later."""
-    options = {"reverse": False, "exclusive": False, "parallel": parallel}
+    options = {"reverse": reverse, "exclusive": False, "parallel": parallel}
     y, _ = forward(a, a, None, None, None, **options)
     backward(a, y, None, a, None, None, None, **options)
