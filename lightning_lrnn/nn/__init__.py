@@ -1,17 +1,51 @@
 """Recurrent layers with the interface of `torch.nn.LSTM` and `torch.nn.GRU`, parallel over time."""
 
-from lightning_lrnn.nn.gilr import GILR
-from lightning_lrnn.nn.gilr_lstm import GILRLSTM
-from lightning_lrnn.nn.min_gru import MinGRU
-from lightning_lrnn.nn.min_lstm import MinLSTM
-from lightning_lrnn.nn.rg_lru import RGLRU
-from lightning_lrnn.nn.sru import SRU
+from lightning_lrnn.nn.gilr import GILR, GILRCell
+from lightning_lrnn.nn.gilr_lstm import GILRLSTM, GILRLSTMCell
+from lightning_lrnn.nn.hgrn import HGRN, HGRNCell
+from lightning_lrnn.nn.lru import LRU, LRUCell
+from lightning_lrnn.nn.min_gru import MinGRU, MinGRUCell
+from lightning_lrnn.nn.min_lstm import MinLSTM, MinLSTMCell
+from lightning_lrnn.nn.qrnn import QRNN, QRNNCell
+from lightning_lrnn.nn.rg_lru import RGLRU, RGLRUCell
+from lightning_lrnn.nn.s5 import S5, S5Cell
+from lightning_lrnn.nn.sru import SRU, SRUCell
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.t_rnn import TRNN
+from lightning_lrnn.nn.t_gru import TGRU, TGRUCell
+from lightning_lrnn.nn.t_lstm import TLSTM, TLSTMCell
+from lightning_lrnn.nn.t_rnn import TRNN, TRNNCell
 
-CELLS: dict[str, type[Stack]] = {
-    cell.__name__: cell for cell in (GILR, GILRLSTM, MinGRU, MinLSTM, RGLRU, SRU, TRNN)
-}
+_LAYERS = (GILR, GILRLSTM, HGRN, LRU, MinGRU, MinLSTM, QRNN, RGLRU, S5, SRU, TGRU, TLSTM, TRNN)
+
+CELLS: dict[str, type[Stack]] = {layer.__name__: layer for layer in _LAYERS}
 """Every layer by the name that a config uses."""
 
-__all__ = ["CELLS", "GILR", "GILRLSTM", "RGLRU", "SRU", "TRNN", "MinGRU", "MinLSTM"]
+__all__ = [
+    "CELLS",
+    "GILR",
+    "GILRLSTM",
+    "HGRN",
+    "LRU",
+    "QRNN",
+    "RGLRU",
+    "S5",
+    "SRU",
+    "TGRU",
+    "TLSTM",
+    "TRNN",
+    "GILRCell",
+    "GILRLSTMCell",
+    "HGRNCell",
+    "LRUCell",
+    "MinGRU",
+    "MinGRUCell",
+    "MinLSTM",
+    "MinLSTMCell",
+    "QRNNCell",
+    "RGLRUCell",
+    "S5Cell",
+    "SRUCell",
+    "TGRUCell",
+    "TLSTMCell",
+    "TRNNCell",
+]

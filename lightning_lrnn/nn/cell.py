@@ -1,4 +1,4 @@
-"""What all cells share: one layer in one direction."""
+"""What all cells share: one layer in one direction, or a single step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from lightning_lrnn import _chunks
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import unobserved
 from lightning_lrnn.gates import Gate
+from lightning_lrnn.nn.checks import check_cell, check_step
 from lightning_lrnn.nn.memory import Memory
-from lightning_lrnn.nn.walk import Walk
+from lightning_lrnn.nn.state import State, unpack
+from lightning_lrnn.nn.walk import Step, Walk
+from lightning_lrnn.nn.window import windowed
 
 __all__ = ["Cell", "GatedCell", "chunks", "linear", "linear_sum"]
 
@@ -23,9 +26,11 @@ class Cell(nn.Module):
     """One layer in one direction. A cell writes down its parameters and its equations.
 
     A subclass makes its parameters in `__init__`, fills them in `reset_parameters`, and maps
-    `forward(x, carry, walk)` to `(y, carry)`: x (B, T, input_size), y (B, T, output_size), and
+    `layer(x, carry, walk)` to `(y, carry)`: x (B, T, input_size), y (B, T, output_size), and
     `carry` (B, state_size) in the dtype of the state, or None for zeros: all that the next window
     of the same sequence needs.
+
+    Called by itself, a cell makes a single step, as `torch.nn.LSTMCell` and `GRUCell` do.
 
     Args:
         input_size: features of x.
@@ -40,6 +45,9 @@ class Cell(nn.Module):
         projects: whether `proj_size` means something for this cell.
         remembers_output: whether the user's state is `(h, c)`, h the last output, as that of
             `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`.
+
+    Raises:
+        ValueError: for arguments that cannot be, with their value.
     """
 
     projects: ClassVar[bool] = False
@@ -49,14 +57,15 @@ class Cell(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        *,
         bias: bool = True,
+        *,
         proj_size: int = 0,
         memory: Memory = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_cell(self, input_size, hidden_size, bias, proj_size, memory)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
         self.has_bias, self.memory = bias, memory
@@ -72,9 +81,14 @@ class Cell(nn.Module):
         """Dtype of the carried state: float32 for 16-bit parameters, else theirs."""
         return state_dtype(next(self.parameters()).dtype)
 
-    def carry(self, h: Tensor, c: Tensor) -> Tensor:
-        """The carried state from `torch.nn.LSTM`'s: h (..., output_size), c (..., hidden_size)."""
-        return c
+    @property
+    def output_is_state(self) -> bool:
+        """Whether the output is the carried state itself."""
+        return False
+
+    def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
+        """The carried state from c (..., hidden_size) and, where it is part of it, h."""
+        return F.pad(c, (0, self.state_size - c.shape[-1]))
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter of the cell's device and dtype."""
@@ -89,45 +103,108 @@ class Cell(nn.Module):
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """The layer's equations along a walk."""
+        raise NotImplementedError(f"{type(self).__name__} must define `layer(x, carry, walk)`")
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: State = None,
+        walk: Walk | None = None,
+        **of_stack: Tensor,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """A single step; or, for a stack, `layer` along a walk.
+
+        Args:
+            input: (B, input_size) or (input_size,).
+            hx: the state that the step before returned; zeros if None.
+            walk: given by a stack only.
+            of_stack: what a stack computes for all its cells together.
+
+        Returns:
+            The state after the step: h where the output is the state, (h, c) where the stack's
+            state is that pair, else (output, state). Where it is a pair, its first part is the
+            output.
+
+        Raises:
+            ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
+        """
+        if walk is not None:
+            assert not isinstance(hx, tuple)
+            return self.layer(input, hx, walk, **of_stack)
+        check_step(self, input)
+        if not self.output_is_state and not self.remembers_output and isinstance(hx, tuple):
+            hx = hx[1]
+        _, carry = unpack(self, hx, tuple(input.shape[:-1]), input)
+        batched = input.ndim == 2
+        if not batched:
+            input, carry = input[None], None if carry is None else carry[None]
+        y, carry = self.layer(input[:, None], carry, Step())
+        y, carry = (y[:, 0], carry) if batched else (y[0, 0], carry[0])
+        return carry if self.output_is_state else (y, carry)
+
     def extra_repr(self) -> str:
         """Sizes."""
         return f"{self.input_size}, {self.hidden_size}"
 
 
 class GatedCell(Cell):
-    """A cell with one state, whose pre-activations are one projection of its input.
+    """A cell with one state, whose pre-activations are projections of its last inputs.
 
     Attributes:
         gate: from the pre-activations to decay and impulse.
         readout: from the state and the pre-activations to the output; None for the state.
         sizes: number of projections, and how many of them, the first ones, have a bias.
-        weight_ih: one matrix after the other: (projections * hidden_size, input_size).
-        bias: likewise, (biases * hidden_size), or None.
+        window: how many inputs, x_t included, the projections see.
+        weight_ih: one matrix after the other, side by side for x_t, x_{t-1}, ...:
+            (projections * hidden_size, window * input_size).
+        bias: (biases * hidden_size), or None.
     """
 
-    gate: ClassVar[Gate]
-    readout: ClassVar[Gate | None] = None
+    gate: Gate
+    readout: Gate | None = None
     sizes: tuple[int, int]
+    window: int = 1
 
-    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
-        super().__init__(input_size, hidden_size, **options)
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, **options: Any
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, **options)
         weights, biases = self.sizes
-        self.weight_ih = self.parameter(weights * hidden_size, input_size)
-        self.bias = self.parameter(biases * hidden_size) if self.has_bias and biases else None
+        self.weight_ih = self.parameter(weights * hidden_size, self.window * input_size)
+        self.bias = self.parameter(biases * hidden_size) if bias and biases else None
         self.reset_parameters()
 
-    def pre_activations(self, x: Tensor) -> tuple[Tensor, ...]:
-        """One projection, in chunks."""
+    @property
+    def state_size(self) -> int:
+        """The state, and what the last inputs have already put into later pre-activations."""
+        return self.hidden_size * (1 + (self.window - 1) * self.sizes[0])
+
+    @property
+    def output_is_state(self) -> bool:
+        """Where nothing is read out and nothing else is carried."""
+        return self.readout is None and self.window == 1
+
+    def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
+        """The projections, one by one."""
+        return chunks(projection, self.sizes[0])
+
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """Projection, gate, recurrence, readout."""
         weights, biases = self.sizes
         bias: Tensor | None = self.bias
         if bias is not None and biases < weights:
             bias = F.pad(bias, (0, (weights - biases) * self.hidden_size))
-        return chunks(linear(x, self.weight_ih, bias), weights)
-
-    def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
-        """Projection, gate, recurrence, readout."""
-        pre = self.pre_activations(x)
-        return walk.scan("state", self.gate, *pre, h0=h, readout=self.readout)
+        if self.window == 1:
+            pre = self.pre_activations(linear(x, self.weight_ih, bias), x, walk)
+            return walk.scan("state", self.gate, *pre, h0=carry, readout=self.readout)
+        H = self.hidden_size
+        h, begun = (None, None) if carry is None else carry.split([H, self.state_size - H], -1)
+        projection, begun = windowed(x, self.weight_ih, bias, self.window, begun, walk)
+        pre = self.pre_activations(projection, x, walk)
+        y, h = walk.scan("state", self.gate, *pre, h0=h, readout=self.readout)
+        return y, torch.cat([h, begun.to(h.dtype)], -1)
 
 
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:

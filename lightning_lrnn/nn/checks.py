@@ -1,4 +1,4 @@
-"""What a stack refuses, in words that name the argument and its value."""
+"""What a stack and a cell refuse, in words that name the argument and its value."""
 
 from __future__ import annotations
 
@@ -6,39 +6,48 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
-from lightning_lrnn.nn.cell import Cell
 from lightning_lrnn.nn.memory import Memory
 
 if TYPE_CHECKING:
+    from lightning_lrnn.nn.cell import Cell
     from lightning_lrnn.nn.stack import Stack
 
-__all__ = ["check_input", "check_options", "check_state", "check_steps", "form"]
+__all__ = [
+    "check_cell",
+    "check_input",
+    "check_layers",
+    "check_packed",
+    "check_state",
+    "check_step",
+    "check_steps",
+    "form",
+]
 
 
-def check_options(
-    kind: str,
-    cell_type: type[Cell],
-    sizes: dict[str, int],
-    proj_size: int,
-    dropout: float,
-    bias: bool,
-    memory: Memory,
-) -> None:
-    """Raises for arguments of a constructor that cannot be."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+def check_layers(num_layers: int, dropout: float) -> None:
+    """Raises for arguments of a stack's constructor that cannot be."""
+    if num_layers < 1:
+        raise ValueError(f"`num_layers` must be at least 1, got {num_layers}")
     if not 0 <= dropout <= 1:
         raise ValueError(f"`dropout` must be a probability, got {dropout}")
-    if proj_size and not cell_type.projects:
+
+
+def check_cell(
+    cell: Cell, input_size: int, hidden_size: int, bias: bool, proj_size: int, memory: Memory
+) -> None:
+    """Raises for arguments of a cell's constructor that cannot be."""
+    for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if proj_size and not cell.projects:
+        kind = type(cell).__name__.removesuffix("Cell")
         raise ValueError(f"{kind} has no projection: `proj_size` must be 0, got {proj_size}")
-    if not 0 <= proj_size < sizes["hidden_size"]:
+    if not 0 <= proj_size < hidden_size:
         raise ValueError(
-            f"`proj_size` must be smaller than hidden_size={sizes['hidden_size']}, got {proj_size}"
+            f"`proj_size` must be smaller than hidden_size={hidden_size}, got {proj_size}"
         )
-    if memory is not None and not 0 < memory[0] <= memory[1]:
+    if memory is not None and (len(memory) != 2 or not 0 < memory[0] <= memory[1]):
         raise ValueError(
             f"`memory` must be (shortest, longest) steps, 0 < shortest <= longest, got {memory}"
         )
@@ -48,17 +57,36 @@ def check_options(
 
 def check_input(stack: Stack, input: Tensor) -> None:
     """Raises unless `input` is a sequence for this stack's parameters."""
-    if isinstance(input, PackedSequence):
-        raise TypeError("`input` is a PackedSequence: pass the padded tensor and `lengths`")
     size = stack.input_size
     layout = f"(B, T, {size})" if stack.batch_first else f"(T, B, {size})"
     if not isinstance(input, Tensor) or input.ndim not in (2, 3) or input.shape[-1] != size:
         raise ValueError(f"`input` must be {layout} or (T, {size}), got {form(input)}")
-    weight = next(stack.parameters())
+    _check_kind(input, next(stack.parameters()))
+
+
+def check_step(module: Cell | Stack, input: Tensor) -> None:
+    """Raises unless `input` is one step for these parameters."""
+    size = module.input_size
+    if not isinstance(input, Tensor) or input.ndim not in (1, 2) or input.shape[-1] != size:
+        raise ValueError(f"`input` must be (B, {size}) or ({size},), got {form(input)}")
+    _check_kind(input, next(module.parameters()))
+
+
+def _check_kind(input: Tensor, weight: Tensor) -> None:
     if input.device != weight.device:
         raise TypeError(f"`input` is on {input.device}, the parameters on {weight.device}")
     if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
         raise TypeError(f"`input` is {input.dtype}, the parameters are {weight.dtype}")
+
+
+def check_packed(lengths: Tensor | None, reset: Tensor | None) -> None:
+    """Raises unless a PackedSequence came alone."""
+    for name, value in {"lengths": lengths, "reset": reset}.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` and a PackedSequence, which has lengths of its own, do not go "
+                f"together: pass the padded tensor with `lengths` (and `reset`)"
+            )
 
 
 def check_steps(stack: Stack, input: Tensor, lengths: Tensor | None, reset: Tensor | None) -> None:
@@ -78,8 +106,8 @@ def check_state(
 ) -> Tensor:
     """A part of the state, checked, in the dtype in which it is carried."""
     size = x.shape[-1] if isinstance(x, Tensor) and x.ndim and x.shape[-1] in sizes else sizes[0]
-    also = f" or {(*rows, sizes[-1])}" if len(sizes) > 1 else ""
-    _check(name, x, (*rows, size), input, also if size == sizes[0] else "")
+    also = f" or {(*rows, sizes[-1])}" if size == sizes[0] != sizes[-1] else ""
+    _check(name, x, (*rows, size), input, also)
     dtype = cell.carry_dtype
     fits = torch.promote_types(x.dtype, dtype) == dtype
     if not fits or not (x.is_floating_point() or x.is_complex()):

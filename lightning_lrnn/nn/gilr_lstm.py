@@ -53,9 +53,15 @@ class GILRLSTMCell(Cell):
     remembers_output = True
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, output_activation: str = "tanh", **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        output_activation: str = "tanh",
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, **options)
+        super().__init__(input_size, hidden_size, bias, **options)
         if output_activation not in READOUTS:
             raise ValueError(
                 f"`output_activation` must be one of {', '.join(READOUTS)}, "
@@ -65,7 +71,7 @@ class GILRLSTMCell(Cell):
         H, S = hidden_size, self.output_size
         self.weight_ih = self.parameter(2 * S + 4 * H, input_size)
         self.weight_hh = self.parameter(4 * H, S)
-        self.bias = self.parameter(2 * S + 4 * H) if self.has_bias else None
+        self.bias = self.parameter(2 * S + 4 * H) if bias else None
         self.weight_hr = self.parameter(S, H) if S != H else None
         self.reset_parameters()
 
@@ -74,8 +80,9 @@ class GILRLSTMCell(Cell):
         """Cell and surrogate, side by side."""
         return self.hidden_size + self.output_size
 
-    def carry(self, h: Tensor, c: Tensor) -> Tensor:
+    def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
         """The cell starts at c, the surrogate at h."""
+        assert h is not None
         return torch.cat([c, h], -1)
 
     def reset_parameters(self) -> None:
@@ -93,7 +100,7 @@ class GILRLSTMCell(Cell):
             if self.memory is not None:
                 i.copy_(-f)
 
-    def forward(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         H, S = self.hidden_size, self.output_size
         c, s = (None, None) if carry is None else carry.split([H, S], -1)

@@ -46,18 +46,29 @@ class RGLRUCell(Cell):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, blocks: int = 1, **options: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        blocks: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, **options)
+        super().__init__(input_size, hidden_size, bias, **options)
         if blocks < 1 or hidden_size % blocks:
             raise ValueError(f"`blocks` must divide hidden_size={hidden_size}, got {blocks}")
         width = hidden_size // blocks
         self.weight = self.parameter(2, blocks, width, width)
-        self.bias = self.parameter(2 * hidden_size) if self.has_bias else None
+        self.bias = self.parameter(2 * hidden_size) if bias else None
         self.rate = self.parameter(hidden_size)
         same = input_size == hidden_size
         self.weight_in = None if same else self.parameter(hidden_size, input_size)
         self.reset_parameters()
+
+    @property
+    def output_is_state(self) -> bool:
+        """Nothing is read out."""
+        return True
 
     def reset_parameters(self) -> None:
         """Weights as every cell's; `rate` as in the paper, or by expected memory.
@@ -76,11 +87,11 @@ class RGLRUCell(Cell):
         with torch.no_grad():
             self.rate.copy_(torch.log(torch.expm1(forgotten)))  # softplus(rate) = forgotten
 
-    def forward(self, x: Tensor, h: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         u = x if self.weight_in is None else linear(x, self.weight_in)
         r, i = self._gates(u)
-        return walk.scan("state", rg_lru, r, i, u.to(r.dtype), self.rate, h0=h)
+        return walk.scan("state", rg_lru, r, i, u.to(r.dtype), self.rate, h0=carry)
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The pre-activations of r and i; each block of them sees its block of u."""

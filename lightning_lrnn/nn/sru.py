@@ -11,6 +11,7 @@ from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.walk import Walk
 
 __all__ = ["SRU", "SRUCell", "sru"]
 
@@ -33,14 +34,16 @@ class SRUCell(GatedCell):
     gate = sru
     readout = highway
 
-    def __init__(self, input_size: int, hidden_size: int, **options: Any) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, **options: Any
+    ) -> None:
         self.sizes = (3 if input_size == hidden_size else 4, 2)
-        super().__init__(input_size, hidden_size, **options)
+        super().__init__(input_size, hidden_size, bias, **options)
 
-    def pre_activations(self, x: Tensor) -> tuple[Tensor, ...]:
+    def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
         """The input itself is one of them, where it has the size of the state."""
-        pre = super().pre_activations(x)
-        return pre if len(pre) == 4 else (*pre, x.to(pre[0].dtype))
+        pre = super().pre_activations(projection, x, walk)
+        return pre if len(pre) == 4 else (*pre, x.to(projection.dtype))
 
     def reset_parameters(self) -> None:
         """As every cell, and the bias of the forget gate by expected memory."""

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_lrnn import backends
 from lightning_lrnn._operator import padding_mask
 from lightning_lrnn.nn.cell import Cell
-from lightning_lrnn.nn.checks import check_input, check_options, check_steps
+from lightning_lrnn.nn.checks import (
+    check_input,
+    check_layers,
+    check_packed,
+    check_step,
+    check_steps,
+)
 from lightning_lrnn.nn.memory import Memory
 from lightning_lrnn.nn.state import State, last_output, pack, unpack
-from lightning_lrnn.nn.walk import Walk
+from lightning_lrnn.nn.walk import Step, Walk
 
 __all__ = ["Stack"]
 
@@ -68,8 +76,7 @@ class Stack(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        check_options(type(self).__name__, self.cell_type, sizes, proj_size, dropout, bias, memory)
+        check_layers(num_layers, dropout)
         if dropout and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers and does nothing with num_layers=1",
@@ -81,11 +88,10 @@ class Stack(nn.Module):
         self.directions = 2 if bidirectional else 1
         self.backend = backend
         self.options = dict(options)
-        options |= {"bias": bias, "proj_size": proj_size, "memory": memory}
-        options |= {"device": device, "dtype": dtype}
+        options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
         width = self.directions * (proj_size or hidden_size)
         self.cells = nn.ModuleList(
-            self.cell_type(width if layer else input_size, hidden_size, **options)
+            self.cell_type(width if layer else input_size, hidden_size, bias, **options)
             for layer in range(num_layers)
             for _ in range(self.directions)
         )
@@ -105,19 +111,48 @@ class Stack(nn.Module):
         for cell in self.cells:
             cell.reset_parameters()  # type: ignore[operator]
 
+    def param_groups(
+        self, weight_decay: float = 0.01, lr: float | None = None, gate_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The parameters for an optimizer, in two groups: matrices, and biases and decays.
+
+        Weight decay on the bias of a forget gate, or on what a decay is made of, shortens the
+        memory whatever the loss says: the second group, which is all vectors, has none.
+
+        Args:
+            weight_decay: of the matrices.
+            lr: learning rate of the matrices; None for the optimizer's.
+            gate_lr: that of biases and decays; None for the optimizer's.
+        """
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        for group, rate in zip(groups, (lr, gate_lr), strict=True):
+            if rate is not None:
+                group["lr"] = rate
+        return [group for group in groups if group["params"]]
+
+    def for_cells(self) -> list[dict[str, Tensor]]:
+        """What each cell gets that is made of the parameters of all: arguments of its `layer`."""
+        return [{} for _ in self.cells]
+
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx: State = None,
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+    ) -> tuple[Any, Tensor | tuple[Tensor, Tensor]]:
         """Runs the layers over a sequence, or over one window of it.
 
         Args:
             input: (T, B, input_size), with `batch_first` (B, T, input_size), or without a batch
-                (T, input_size). T = 1 is a step, T = 0 changes nothing.
+                (T, input_size). T = 1 is a step, T = 0 changes nothing. Or a PackedSequence, with
+                its rows in any order.
             hx: the initial state in the form of the one returned; zeros if None.
             lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
                 output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
@@ -132,8 +167,42 @@ class Stack(nn.Module):
         Raises:
             ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
             lightning_lrnn.BackendError: if the named backend cannot run.
+            RuntimeError: in `torch.jit.trace`; `torch.export` is what exports a layer.
         """
-        return self._run(input, hx, lengths, reset, None)
+        if not isinstance(input, PackedSequence):
+            return self._run(input, hx, lengths, reset)
+        check_packed(lengths, reset)
+        padded, lengths = pad_packed_sequence(input, self.batch_first)
+        output, state = self._run(padded, hx, lengths.to(padded.device), None)
+        if input.sorted_indices is not None:
+            output = output.index_select(0 if self.batch_first else 1, input.sorted_indices)
+            lengths = lengths[input.sorted_indices.cpu()]
+        data = pack_padded_sequence(output, lengths, self.batch_first).data
+        return input._replace(data=data), state
+
+    def step(
+        self, input: Tensor, hx: State = None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        """One step, made of PyTorch's own operations alone: what to serve, or to export to ONNX.
+
+        Args:
+            input: (B, input_size) or (input_size,).
+            hx: the state, as `forward` takes and returns it; zeros if None.
+
+        Returns:
+            The output, (B, proj_size or hidden_size) or without B, and the state.
+
+        Raises:
+            ValueError: for shapes that do not fit, or if the stack is bidirectional: what comes
+                after the step would be needed. TypeError: for dtypes or devices that do not.
+        """
+        if self.bidirectional:
+            raise ValueError("a step of a bidirectional stack would need what comes after it")
+        check_step(self, input)
+        batched = input.ndim == 2
+        x = (input if batched else input[None])[:, None]
+        output, state = self._layers(x, hx, batched, Step())
+        return (output[:, 0] if batched else output[0, 0]), state
 
     @torch.no_grad()
     def decays(
@@ -149,8 +218,8 @@ class Stack(nn.Module):
         Arguments as in `forward`. Nothing is dropped out, no gradient is kept.
 
         Returns:
-            By place ("layer0.forward.cell", "layer0.reverse.surrogate", ...) a (B, T, ·) in the
-            dtype of the state. Values at padded steps mean nothing.
+            By place ("layer0.forward.cell", "layer0.reverse.surrogate", ...) a, or |a| where it is
+            complex, (B, T, ·) in the dtype of the state. Values at padded steps mean nothing.
         """
         decays: dict[str, Tensor] = {}
         self._run(input, hx, lengths, reset, decays)
@@ -162,8 +231,10 @@ class Stack(nn.Module):
         hx: State,
         lengths: Tensor | None,
         reset: Tensor | None,
-        decays: dict[str, Tensor] | None,
+        decays: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            self.__prepare_scriptable__()
         check_input(self, input)
         check_steps(self, input, lengths, reset)
         batched = input.ndim == 3
@@ -176,24 +247,47 @@ class Stack(nn.Module):
         if lengths is not None:
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(lengths, x), 0)
-        h_0, carry_0 = unpack(self, hx, x, batched)
+        walk = Walk(False, lengths, reset, self.backend, "", decays)
+        output, state = self._layers(x, hx, batched, walk)
+        output = output[0] if not batched else output
+        return output if self.batch_first or not batched else output.transpose(0, 1), state
+
+    def _layers(
+        self, x: Tensor, hx: State, batched: bool, walk: Walk
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        """All layers over x (B, T, input_size): the output (B, T, ·) and the state."""
+        cells = [cell for cell in self.cells if isinstance(cell, Cell)]
+        rows: tuple[int, ...] = (len(cells), x.shape[0]) if batched else (len(cells),)
+        h_0, carry_0 = unpack(cells[0], hx, rows, x)
+        if not batched:
+            h_0, carry_0 = (None if v is None else v[:, None] for v in (h_0, carry_0))
         h_n: list[Tensor] = []
         carry_n: list[Tensor] = []
+        of_stack = self.for_cells()
         for layer in range(self.num_layers):
             outputs = []
             for reverse in (False, True)[: self.directions]:
                 k = len(carry_n)
-                place = f"layer{layer}.{'reverse' if reverse else 'forward'}"
-                walk = Walk(reverse, lengths, reset, self.backend, place, decays)
-                y, carry = self.cells[k](x, None if carry_0 is None else carry_0[k], walk)
+                prefix = f"layer{layer}.{'reverse' if reverse else 'forward'}"
+                there = replace(walk, reverse=reverse, prefix=prefix)
+                carry = None if carry_0 is None else carry_0[k]
+                y, carry = cells[k](x, carry, there, **of_stack[k])
                 outputs.append(y)
                 carry_n.append(carry)
-                h_n.append(last_output(y, None if h_0 is None else h_0[k], walk))
+                h_n.append(last_output(y, None if h_0 is None else h_0[k], there))
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1 and decays is None:
+            if layer < self.num_layers - 1 and walk.decays is None:
                 x = F.dropout(x, self.dropout, self.training)
-        output = x[0] if not batched else x if self.batch_first else x.transpose(0, 1)
-        return output, pack(self, h_n, carry_n, batched)
+        if not batched:
+            h_n, carry_n = [h[0] for h in h_n], [carry[0] for carry in carry_n]
+        return x, pack(cells[0], h_n, carry_n)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuses what `torch.jit.script` and `torch.jit.trace` would make of a kernel."""
+        raise RuntimeError(
+            f"{type(self).__name__} is not for TorchScript, which PyTorch has given up and which "
+            f"cannot hold its kernels; use torch.export or torch.compile, or `step` for ONNX"
+        )
 
     def extra_repr(self) -> str:
         """Sizes, what differs from the default, the cell's own options and the backend."""

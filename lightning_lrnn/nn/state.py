@@ -1,18 +1,18 @@
-"""The state of a stack: from the user's form to one tensor per cell and back."""
+"""The state of a stack or a cell: from the user's form to one tensor per cell and back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_lrnn.nn.cell import Cell
 from lightning_lrnn.nn.checks import check_state, form
 from lightning_lrnn.nn.walk import Walk
 
 if TYPE_CHECKING:
-    from lightning_lrnn.nn.stack import Stack
+    from lightning_lrnn.nn.cell import Cell
 
 __all__ = ["State", "last_output", "pack", "unpack"]
 
@@ -21,32 +21,31 @@ State = Tensor | tuple[Tensor, Tensor] | None
 
 
 def unpack(
-    stack: Stack, hx: State, x: Tensor, batched: bool
+    cell: Cell, hx: State, rows: tuple[int, ...], x: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """The last outputs before this window, None if not told, and what is carried, None for zeros.
 
     Args:
-        stack: whose state it is.
+        cell: whose state it is.
         hx: as the user gave it.
-        x: input, (B, T, input_size).
-        batched: whether the user's tensors have a batch dimension.
+        rows: its shape, but for the features.
+        x: the input, for its device.
     """
     if hx is None:
         return None, None
-    cell = _cell(stack)
-    rows: tuple[int, ...] = (stack.num_layers * stack.directions, x.shape[0])
-    if not batched:
-        rows = rows[:1]
+    sizes = (cell.state_size, cell.hidden_size)
     if not cell.remembers_output:
-        carry = check_state("h_0", hx, rows, (cell.state_size,), x, cell)
-        return None, carry if batched else carry[:, None]
+        carry = check_state("h_0", hx, rows, sizes, x, cell)
+        return None, _wide(cell, None, carry)
     if not isinstance(hx, tuple | list) or len(hx) != 2:
         raise ValueError(f"`hx` must be the pair (h_0, c_0), got {form(hx)}")
     h = check_state("h_0", hx[0], rows, (cell.output_size,), x, cell)
-    carry = check_state("c_0", hx[1], rows, (cell.state_size, cell.hidden_size), x, cell)
-    if carry.shape[-1] != cell.state_size:
-        carry = cell.carry(h, carry)
-    return (h, carry) if batched else (h[:, None], carry[:, None])
+    carry = check_state("c_0", hx[1], rows, sizes, x, cell)
+    return h, _wide(cell, h, carry)
+
+
+def _wide(cell: Cell, h: Tensor | None, carry: Tensor) -> Tensor:
+    return carry if carry.shape[-1] == cell.state_size else cell.carry(h, carry)
 
 
 def last_output(y: Tensor, h_0: Tensor | None, walk: Walk) -> Tensor:
@@ -65,16 +64,8 @@ def last_output(y: Tensor, h_0: Tensor | None, walk: Walk) -> Tensor:
 
 
 def pack(
-    stack: Stack, h_n: list[Tensor], carry_n: list[Tensor], batched: bool
+    cell: Cell, h_n: Sequence[Tensor], carry_n: Sequence[Tensor]
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The final state in the user's form; the inverse of `unpack`."""
-    h, carry = torch.stack(h_n), torch.stack(carry_n)
-    if not batched:
-        h, carry = h[:, 0], carry[:, 0]
-    return (h, carry) if stack.cell_type.remembers_output else carry
-
-
-def _cell(stack: Stack) -> Cell:
-    cell = stack.cells[0]
-    assert isinstance(cell, Cell)
-    return cell
+    """The final state of all layers in the user's form, each part (layers, B, ·)."""
+    carry = torch.stack(list(carry_n))
+    return (torch.stack(list(h_n)), carry) if cell.remembers_output else carry

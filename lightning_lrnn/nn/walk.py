@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import broadcastable
 from lightning_lrnn.recurrence import gated_recurrence
 
-__all__ = ["Walk"]
+__all__ = ["Step", "Walk"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Walk:
         decays: where to note the decays of every scan; None to note nothing.
     """
 
-    reverse: bool
-    lengths: Tensor | None
-    reset: Tensor | None
-    backend: str
-    prefix: str
-    decays: dict[str, Tensor] | None
+    reverse: bool = False
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    backend: str = "auto"
+    prefix: str = ""
+    decays: dict[str, Tensor] | None = None
 
     def scan(
         self,
@@ -47,7 +48,9 @@ class Walk:
         if self.decays is not None:
             # In the dtype of the state: a bfloat16 close to 1 knows nothing of -1 / log a.
             a, b = gate(*(broadcastable(p.to(state_dtype(p.dtype))) for p in pre))
-            self.decays[f"{self.prefix}.{name}"] = a.expand_as(b)
+            self.decays[f"{self.prefix}.{name}"] = (a.abs() if a.is_complex() else a).expand(
+                b.shape
+            )
         return gated_recurrence(
             gate,
             *pre,
@@ -59,3 +62,28 @@ class Walk:
             reset=self.reset,
             backend=self.backend,
         )
+
+
+class Step(Walk):
+    """A walk of one step, without the operator: PyTorch's own operations, which export anywhere."""
+
+    def scan(
+        self,
+        name: str,
+        gate: Callable[..., tuple[Tensor, Tensor]],
+        *pre: Tensor,
+        h0: Tensor | None,
+        readout: Callable[..., Tensor] | None = None,
+        exclusive: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
+        operands = [broadcastable(p) for p in pre]
+        a, b = gate(*operands)
+        dtype = state_dtype(torch.promote_types(a.dtype, b.dtype))
+        after = b.to(dtype)
+        before = torch.zeros_like(after) if h0 is None else h0[:, None]
+        after = a.to(dtype) * before + after
+        y = before if exclusive else after
+        # As the recurrence hands it out: in the dtype of the sequences.
+        y = y.to(b.dtype) if readout is None else readout(y.to(b.dtype), *operands)
+        return y, after[:, 0]
