@@ -1,5 +1,6 @@
 """Linear recurrences for PyTorch Lightning: h_t = a_t * h_{t-1} + b_t, parallel over time."""
 
+from lightning_lrnn import _flops as _flops  # registers
 from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.backends._cuda import warmup

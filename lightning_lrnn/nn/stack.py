@@ -135,6 +135,9 @@ class Stack(nn.Module):
                 group["lr"] = rate
         return [group for group in groups if group["params"]]
 
+    def flatten_parameters(self) -> None:
+        """Nothing: for code that was written for `torch.nn.LSTM`."""
+
     def for_cells(self) -> list[dict[str, Tensor]]:
         """What each cell gets that is made of the parameters of all: arguments of its `layer`."""
         return [{} for _ in self.cells]

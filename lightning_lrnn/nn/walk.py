@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._operator import broadcastable
+from lightning_lrnn._operator import broadcastable, like_sequence
 from lightning_lrnn.recurrence import gated_recurrence
 
 __all__ = ["Step", "Walk"]
@@ -79,11 +79,11 @@ class Step(Walk):
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
         operands = [broadcastable(p) for p in pre]
         a, b = gate(*operands)
-        dtype = state_dtype(torch.promote_types(a.dtype, b.dtype))
-        after = b.to(dtype)
-        before = torch.zeros_like(after) if h0 is None else h0[:, None]
-        after = a.to(dtype) * before + after
-        y = before if exclusive else after
         # As the recurrence hands it out: in the dtype of the sequences.
-        y = y.to(b.dtype) if readout is None else readout(y.to(b.dtype), *operands)
-        return y, after[:, 0]
+        x = next(p for p in pre if p.ndim == 3)
+        dtype = like_sequence(x, a.is_complex() or b.is_complex())
+        after = b.to(state_dtype(dtype))
+        before = torch.zeros_like(after) if h0 is None else h0[:, None]
+        after = a.to(after.dtype) * before + after
+        y = (before if exclusive else after).to(dtype)
+        return (y if readout is None else readout(y, *operands)), after[:, 0]

@@ -1,0 +1,69 @@
+"""Every layer of the registry with its options, made with random parameters and states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_lrnn.nn import CELLS
+
+F64 = torch.float64
+B, T, M, H = 3, 6, 4, 5
+
+OPTIONS = {
+    "GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}],
+    "QRNN": [
+        {"pooling": "f", "window": 1},
+        {"pooling": "f", "window": 3},
+        {"pooling": "ifo"},
+        {"window": 8},
+    ],
+    "RGLRU": [{"blocks": 5}],
+}
+CASES = [
+    (name, options)
+    for name in CELLS
+    for options in [
+        {},
+        {"bias": False},
+        {"num_layers": 2},
+        {"num_layers": 2, "bidirectional": True},
+    ]
+    + [{**o, "num_layers": 2, "bidirectional": True} for o in OPTIONS.get(name, [])]
+]
+DEEP = {"num_layers": 2, "bidirectional": True, "batch_first": True, "dtype": F64}
+cases = pytest.mark.parametrize("name, options", CASES, ids=str)
+every_cell = pytest.mark.parametrize("name", CELLS)
+
+
+def make(name, *, size=M, hidden=H, **options):
+    """A layer whose parameters are all random, biases included."""
+    rnn = CELLS[name](size, hidden, **options)
+    with torch.no_grad():
+        for p in rnn.parameters():
+            p.normal_(0, 0.6)
+    return rnn
+
+
+def random_state(rnn, x, grad=False):
+    """A random state of the right form for an input."""
+    with torch.no_grad():
+        state = rnn(x)[1]
+    return tree_map(lambda s: torch.randn_like(s).requires_grad_(grad), state)
+
+
+def is_pair(rnn):
+    return rnn.cell_type.remembers_output
+
+
+def flat(results):
+    return tree_leaves(results)
+
+
+def weighted(results):
+    """A scalar that depends on every number of the results in its own way."""
+    parts = [torch.view_as_real(r) if r.is_complex() else r for r in flat(results)]
+    return sum(
+        (r.double() * torch.linspace(1, 2, r.numel()).to(r).view_as(r)).sin().sum() for r in parts
+    )

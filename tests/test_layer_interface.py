@@ -1,0 +1,429 @@
+"""What every layer shares with torch.nn.LSTM and GRU, and what it can be used with.
+
+Seen to fail:
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from layers import (
+    F64,
+    OPTIONS,
+    B,
+    H,
+    M,
+    T,
+    cases,
+    every_cell,
+    flat,
+    is_pair,
+    make,
+    random_state,
+    weighted,
+)
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+import lightning_lrnn as lrnn
+from lightning_lrnn.nn import CELLS
+
+close = torch.testing.assert_close
+
+
+def torch_rnn(rnn):
+    """PyTorch's layer with the same habits."""
+    return torch.nn.LSTM if is_pair(rnn) else torch.nn.GRU
+
+
+# Packed sequences.
+
+
+@cases
+@pytest.mark.parametrize("lengths", [(2, 6, 3, 6, 1), (6, 4, 4)], ids=["unsorted", "sorted"])
+def test_packed_is_a_loop_over_sequences(name, options, lengths, backend):
+    rnn = make(name, **options, dtype=F64, backend=backend)
+    sequences = [torch.randn(n, M, dtype=F64, requires_grad=True) for n in lengths]
+    state = random_state(rnn, torch.zeros(1, len(lengths), M, dtype=F64), grad=True)
+    in_order = list(lengths) == sorted(lengths, reverse=True)
+    packed = pack_sequence(sequences, enforce_sorted=in_order)
+    output, end = rnn(packed, state)
+
+    assert isinstance(output, PackedSequence)
+    for part in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert getattr(output, part) is getattr(packed, part)
+    rows, of_rows = pad_packed_sequence(output)
+    assert of_rows.tolist() == list(lengths)
+    expected = [rnn(x, tree_map(lambda s, b=b: s[:, b], state)) for b, x in enumerate(sequences)]
+    for b, (y, _) in enumerate(expected):
+        close(rows[: len(y), b], y)
+        assert (rows[len(y) :, b] == 0).all()
+    close(end, tree_map(lambda *s: torch.stack(s, 1), *(state for _, state in expected)))
+
+    leaves = [*sequences, *flat(state), *rnn.parameters()]
+    unused = {"allow_unused": True, "materialize_grads": True}
+    whole = torch.cat([y for y, _ in expected])
+    in_turn = torch.cat([rows[:n, b] for b, n in enumerate(lengths)])
+    close(
+        torch.autograd.grad(weighted((in_turn, end)), leaves, **unused),
+        torch.autograd.grad(
+            weighted((whole, tree_map(lambda *s: torch.stack(s, 1), *(s for _, s in expected)))),
+            leaves,
+            **unused,
+        ),
+    )
+
+
+def test_packed_has_lengths_of_its_own():
+    rnn = make("GILR")
+    packed = pack_sequence([torch.randn(3, M)])
+    with pytest.raises(ValueError, match="`lengths` and a PackedSequence"):
+        rnn(packed, lengths=torch.tensor([3]))
+    with pytest.raises(ValueError, match="`reset` and a PackedSequence"):
+        rnn(packed, reset=torch.zeros(3, 1, dtype=torch.bool))
+
+
+# The call of torch.nn.LSTM.
+
+
+@every_cell
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("shape", [(T, B, M), (T, M), (1, B, M)], ids=["batch", "row", "step"])
+def test_code_for_torch_runs(name, batch_first, bidirectional, shape):
+    arguments = (M, H, 2, True, batch_first, 0.5, bidirectional)
+    rnn = CELLS[name](*arguments)
+    theirs = torch_rnn(rnn)(*arguments)
+    for attribute in (
+        *("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"),
+        *("bidirectional", "proj_size"),
+    ):
+        assert getattr(rnn, attribute) == getattr(theirs, attribute)
+    rnn.flatten_parameters()
+    x = torch.randn(shape)
+    (y, state), (their_y, their_state) = rnn(x), theirs(x)
+    assert y.shape == their_y.shape
+    assert type(state) is type(their_state)
+    for part, their_part in zip(flat(state), flat(their_state), strict=True):
+        assert part.shape[:-1] == their_part.shape[:-1] and part.shape[-1] >= their_part.shape[-1]
+    detached = tuple(s.detach() for s in state) if is_pair(rnn) else state.detach()
+    again, _ = rnn(x, detached)
+    assert again.shape == y.shape
+    zeros = tree_map(torch.zeros_like, their_state)
+    rnn.eval()
+    close(rnn(x, zeros), rnn(x))
+
+
+@every_cell
+def test_a_narrow_state_has_no_past(name):
+    """hidden_size wide, as torch's: nothing came before."""
+    rnn = make(name, dtype=F64)
+    x = torch.randn(T, B, M, dtype=F64)
+    h = torch.randn(1, B, H, dtype=F64).to(flat(random_state(rnn, x))[-1].dtype)
+    wide = torch.nn.functional.pad(h, (0, rnn.cells[0].state_size - H))
+    if is_pair(rnn):
+        zero = torch.zeros(1, B, H, dtype=F64)
+        close(rnn(x, (zero, h)), rnn(x, (zero, wide)))
+    else:
+        close(rnn(x, h), rnn(x, wide))
+
+
+# Single steps.
+
+
+def cell_of(name):
+    return getattr(lrnn.nn, f"{name}Cell")
+
+
+STEPS = [(name, {}) for name in CELLS] + [(n, o) for n, all_of in OPTIONS.items() for o in all_of]
+
+
+@pytest.mark.parametrize("name, options", STEPS, ids=str)
+@pytest.mark.parametrize("rows", [(B,), ()], ids=["batch", "row"])
+def test_a_loop_over_a_cell_is_the_layer(name, options, rows):
+    rnn = make(name, **options, dtype=F64)
+    cell = cell_of(name)(M, H, dtype=F64, **options)
+    cell.load_state_dict(rnn.cells[0].state_dict())
+    x = torch.randn(T, *rows, M, dtype=F64, requires_grad=True)
+    ys, state = [], None
+    for x_t in x:
+        state = cell(x_t, state)
+        ys.append(state[0] if isinstance(state, tuple) else state)
+    y, end = rnn(x)
+    close(torch.stack(ys), y)
+    steps = state if is_pair(rnn) or not isinstance(state, tuple) else state[1]
+    close(steps, tree_map(lambda s: s[0], end))
+    leaves = [x]
+    close(
+        torch.autograd.grad(weighted(torch.stack(ys)), leaves),
+        torch.autograd.grad(weighted(y), leaves),
+    )
+
+
+@pytest.mark.parametrize("name, options", STEPS, ids=str)
+@pytest.mark.parametrize("rows", [(B,), ()], ids=["batch", "row"])
+def test_steps_of_a_stack_are_the_layers(name, options, rows):
+    rnn = make(name, **options, num_layers=2, dtype=F64)
+    x = torch.randn(T, *rows, M, dtype=F64)
+    ys, state = [], None
+    for x_t in x:
+        y, state = rnn.step(x_t, state)
+        ys.append(y)
+    close((torch.stack(ys), state), rnn(x))
+
+
+@every_cell
+def test_a_step_of_16_bit(name):
+    rnn = make(name, num_layers=2, dtype=torch.bfloat16)
+    x = torch.randn(1, B, M, dtype=torch.bfloat16)
+    state = random_state(rnn, x)
+    y, after = rnn.step(x[0], state)
+    expected, end = rnn(x, state)
+    assert y.dtype == torch.bfloat16
+    close(y, expected[0], rtol=2e-2, atol=2e-2)
+    close(after, end, rtol=2e-2, atol=2e-2)
+
+
+@every_cell
+def test_refused_steps(name):
+    rnn = make(name)
+    cell = rnn.cells[0]
+    for step in (rnn.step, cell):
+        with pytest.raises(ValueError, match=r"must be \(B, 4\) or \(4,\), got shape \(6, 3, 4\)"):
+            step(torch.zeros(T, B, M))
+        with pytest.raises(TypeError, match=r"torch.float64, the parameters are torch.float32"):
+            step(torch.zeros(B, M, dtype=F64))
+    with pytest.raises(ValueError, match="of a bidirectional stack would need what comes after"):
+        make(name, bidirectional=True).step(torch.zeros(B, M))
+    with pytest.raises(ValueError, match="`hidden_size` must be at least 1, got 0"):
+        cell_of(name)(M, 0)
+
+
+# What a layer is used with.
+
+
+@every_cell
+def test_param_groups(name):
+    rnn = make(name, num_layers=2, bidirectional=True)
+    optimizer = torch.optim.AdamW(rnn.param_groups(0.1, gate_lr=1e-4), lr=1e-2)
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert (matrices["lr"], vectors["lr"]) == (1e-2, 1e-4)
+    names = {id(p): n.split(".")[-1] for n, p in rnn.named_parameters()}
+    assert len(names) == len(matrices["params"]) + len(vectors["params"])
+    slow = {"bias", "rate", "bound", "norm", "nu", "theta", "gamma", "frequency", "log_step"}
+    assert {names[id(p)] for p in vectors["params"]} <= slow
+    assert not {names[id(p)] for p in matrices["params"]} & slow
+    assert make(name, bias=False).param_groups()[0]["weight_decay"] == 0.01
+
+
+@every_cell
+def test_parameters_as_safetensors(name, tmp_path):
+    rnn = make(name, num_layers=2, bidirectional=True)
+    safetensors.torch.save_model(rnn, str(tmp_path / "rnn.safetensors"))
+    other = make(name, num_layers=2, bidirectional=True, backend="serial")
+    x = torch.randn(T, B, M)
+    assert not torch.equal(rnn(x)[0], other(x)[0])
+    safetensors.torch.load_model(other, str(tmp_path / "rnn.safetensors"))
+    other.backend = "auto"
+    assert torch.equal(rnn(x)[0], other(x)[0])
+
+
+@every_cell
+def test_loading_is_strict(name):
+    state_dict = make(name).state_dict()
+    key, value = state_dict.popitem()
+    with pytest.raises(RuntimeError, match=rf'Missing key\(s\) in state_dict: "{key}"'):
+        make(name).load_state_dict(state_dict)
+    with pytest.raises(RuntimeError, match=rf"size mismatch for {key}"):
+        make(name).load_state_dict({**state_dict, key: value[:-1]})
+
+
+@every_cell
+def test_torchscript_is_refused(name):
+    rnn = make(name)
+    message = f"{name} is not for TorchScript.*torch.export"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with pytest.raises(RuntimeError, match=message):
+            torch.jit.script(torch.nn.Sequential(rnn))
+        with pytest.raises(RuntimeError, match=message):
+            torch.jit.trace(rnn, torch.zeros(T, B, M))
+
+
+class OneStep(torch.nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, state):
+        return self.rnn.step(x, state)
+
+
+@every_cell
+def test_export(name, tmp_path):
+    rnn = make(name, num_layers=2)
+    x = torch.randn(T, B, M)
+    state = random_state(rnn, x)
+    time = torch.export.Dim("time", min=2, max=4096)
+    shapes = {"input": {0: time}, "hx": tree_map(lambda _: None, state)}
+    program = torch.export.export(rnn, (x, state), dynamic_shapes=shapes)
+    longer = torch.randn(T + 5, B, M)
+    close(program.module()(longer, state), rnn(longer, state))
+    step = torch.export.export(OneStep(rnn), (x[0], state))
+    close(step.module()(x[1], state), rnn.step(x[1], state))
+    assert not any("lightning_lrnn" in str(node.target) for node in step.graph.nodes)
+    file = io.BytesIO()
+    torch.export.save(step, file)
+    file.seek(0)
+    close(torch.export.load(file).module()(x[1], state), rnn.step(x[1], state))
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
+def test_onnx_of_a_step(name):
+    """ONNX has no complex numbers."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    rnn = make(name, dropout=0.0).eval()
+    x = torch.randn(B, M)
+    state = random_state(rnn, x[None])
+    program = torch.onnx.export(OneStep(rnn).eval(), (x, state), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    names = [i.name for i in session.get_inputs()]
+    values = [v.numpy() for v in flat((x, state))]
+    outputs = session.run(None, dict(zip(names, values, strict=True)))
+    expected = [v.detach().numpy() for v in flat(rnn.step(x, state))]
+    for output, value in zip(outputs, expected, strict=True):
+        close(output, value, rtol=1e-5, atol=1e-6)
+
+
+@every_cell
+def test_flops(name, backend):
+    """Of the matmuls, and of the recurrence: a multiply-add forward, and two backward."""
+    rnn = make(name, backend=backend)
+    x = torch.randn(T, B, M)
+    with FlopCounterMode(display=False) as counter:
+        y, _ = rnn(x)
+        y.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    of_ours = sum(n for op, n in counts.items() if "lightning_lrnn" in str(op))
+    recurrences = 2 if name == "GILRLSTM" else 1
+    each = 8 if flat(rnn(x)[1])[-1].is_complex() else 2
+    assert of_ours == 3 * recurrences * each * T * B * H
+    matmuls = sum(n for op, n in counts.items() if "mm" in str(op))
+    assert matmuls >= 2 * 2 * T * B * M * H
+
+
+@every_cell
+def test_deterministic(name, backend):
+    rnn = make(name, num_layers=2, bidirectional=True, batch_first=True, backend=backend)
+    x = torch.randn(B, T, M)
+    options = {
+        "lengths": torch.tensor([T, 0, 3]),
+        "reset": torch.rand(B, T) < 0.3,
+    }
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = []
+        for _ in range(2):
+            results = rnn(x, random_state_of_seed(rnn, x), **options)
+            grads = torch.autograd.grad(weighted(results), list(rnn.parameters()))
+            runs.append((*flat(results), *grads))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def random_state_of_seed(rnn, x):
+    torch.manual_seed(1)
+    return random_state(rnn, x)
+
+
+# What only some cells have.
+
+
+@pytest.mark.parametrize("pooling", ["f", "fo", "ifo"])
+def test_zoneout_keeps_the_state(pooling):
+    n = 400
+    rnn = make("QRNN", hidden=n, pooling=pooling, zoneout=0.3, window=1, dtype=F64)
+    x, c = torch.randn(20, 1, M, dtype=F64), torch.randn(1, 1, n, dtype=F64)
+    kept = torch.stack([rnn(x[t : t + 1], c)[1] == c for t in range(len(x))]).double().mean()
+    # 8,000 draws: five standard deviations are 0.026.
+    assert abs(kept - 0.3) < 0.026
+    y, _ = rnn.eval()(x, c)
+    sure = make("QRNN", hidden=n, pooling=pooling, window=1, dtype=F64)
+    sure.load_state_dict(rnn.state_dict())
+    close(y, sure(x, c)[0])
+    before = torch.get_rng_state()
+    rnn.train().decays(x, c)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("QRNN", {"window": 0}, "`window` must be at least 1, got 0"),
+        ("QRNN", {"pooling": "of"}, "`pooling` must be one of f, fo, ifo, got 'of'"),
+        ("QRNN", {"zoneout": 1.5}, "`zoneout` must be a probability, got 1.5"),
+        ("LRU", {"ring": (0.9, 0.5)}, r"`ring` must be radii, .* got \(0.9, 0.5\)"),
+        ("LRU", {"max_phase": 7.0}, r"`max_phase` must be in \(0, 2 pi\], got 7.0"),
+        ("RGLRU", {"blocks": 3}, "`blocks` must divide hidden_size=5, got 3"),
+    ],
+    ids=str,
+)
+def test_refused_options_of_one_cell(name, options, message):
+    for kind in (CELLS[name], cell_of(name)):
+        with pytest.raises(ValueError, match=message):
+            kind(M, H, **options)
+
+
+def test_bounds_of_hgrn_rise_with_the_layer():
+    rnn = CELLS["HGRN"](M, H, num_layers=4, bidirectional=True)
+    with torch.no_grad():
+        for cell in rnn.cells:
+            cell.weight_ih.zero_()
+            cell.bias.fill_(-100.0)  # the gate itself forgets
+    decays = rnn.decays(torch.randn(T, B, M))
+    for layer in range(4):
+        for direction in ("forward", "reverse"):
+            lowest = decays[f"layer{layer}.{direction}.state"]
+            close(lowest, torch.full_like(lowest, layer / 4))
+
+
+def test_first_values_of_lru_and_s5():
+    n = 600
+    for name in ("LRU", "S5"):
+        cell = cell_of(name)(7, n)
+        for parameter, variance in ((cell.B, 1 / 14), (cell.C, 1 / n), (cell.D, 1 / 7)):
+            close(parameter.var().item(), variance, rtol=0.1, atol=0)
+    lru = cell_of("LRU")(7, n, ring=(0.8, 0.9), max_phase=0.3)
+    a, scale = lru.transition(F64)
+    assert 0.8 <= a.abs().min() < 0.81 and 0.89 < a.abs().max() <= 0.9
+    assert 0 <= a.angle().min() and 0.29 < a.angle().max() <= 0.3
+    close(scale, torch.sqrt(1 - a.abs() ** 2), rtol=1e-5, atol=0)
+
+
+def test_first_eigenvalues_of_s5():
+    """Those of the skew-symmetric part and -1/2 of the HiPPO matrix of twice the size."""
+    n = 6
+    P = torch.sqrt(1 + 2 * torch.arange(2 * n, dtype=F64))
+    hippo = -(torch.outer(P, P).tril() - torch.diag(torch.arange(2 * n, dtype=F64)))
+    low_rank = torch.sqrt(torch.arange(2 * n, dtype=F64) + 0.5)
+    eigenvalues = torch.linalg.eigvals(hippo + torch.outer(low_rank, low_rank))
+    positive = eigenvalues[eigenvalues.imag > 0]
+    cell = cell_of("S5")(M, n, dtype=F64)
+    close(cell.rate.detach(), positive.real)
+    close(cell.frequency.detach().sort().values, positive.imag.sort().values)
+
+
+def test_s5_may_not_grow():
+    cell = cell_of("S5")(M, H, dtype=F64)
+    with torch.no_grad():
+        cell.rate.fill_(3.0)
+    assert (cell.transition(F64)[0].abs() < 1).all()
