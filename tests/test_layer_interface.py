@@ -1,6 +1,11 @@
 """What every layer shares with torch.nn.LSTM and GRU, and what it can be used with.
 
-Seen to fail:
+Seen to fail: the rows or the lengths of a packed sequence not sorted; `lengths` beside one; weight
+decay on vectors; a learning rate lost; no refusal in `torch.jit.trace`; a step without its decay; a
+surrogate that sees its step; the output of a pair taken for the state; input gates open in zoneout;
+zoneout in evaluation, and in `decays`; bounds with the first layer's share; a growing S5; the
+variance of B, and the scale of LRU; FLOPs of a backward pass like the forward's, of complex numbers
+like real ones; a narrow state as it is.
 """
 
 from __future__ import annotations

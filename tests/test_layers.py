@@ -3,7 +3,8 @@
 Seen to fail: the surrogate not shifted; the reverse walk forward; h_0 in place of c_0; the state
 of a layer handed to the next; NaN of padding not masked; `reset` not transposed; the last output at
 T - 1 with lengths; dropout after the last layer; the bias of f not by memory; a 16-bit state;
-`decays` without `torch.no_grad`; a time-major input made contiguous; backend not passed on.
+`decays` without `torch.no_grad`; a time-major input made contiguous; backend not passed on; inputs
+of another document in a window, and of one in the padding; a bias begun twice; lengths above T.
 """
 
 from __future__ import annotations
@@ -293,6 +294,20 @@ def test_reset_is_separate_documents(name, options, backend):
     forward = slice(0, rnn.proj_size or H)
     if not rnn.bidirectional:
         close(rnn(x, poison, reset=reset)[0][..., forward], y[..., forward])
+
+
+@cases
+def test_resets_with_lengths(name, options, backend):
+    """Those in the padding are none."""
+    rnn = make(name, **options, batch_first=True, dtype=F64, backend=backend)
+    lengths = torch.tensor([T, 0, 3, 1])
+    x, reset = torch.randn(4, T, M, dtype=F64), torch.rand(4, T) < 0.5
+    state = random_state(rnn, x)
+    y, end = rnn(x, state, lengths=lengths, reset=reset)
+    for b, n in enumerate(lengths.tolist()):
+        row = tree_map(lambda s, b=b: s[:, b : b + 1], state)
+        expected = rnn(x[b : b + 1, :n], row, reset=reset[b : b + 1, :n])
+        close((y[b : b + 1, :n], tree_map(lambda s, b=b: s[:, b : b + 1], end)), expected)
 
 
 def kolmogorov_smirnov(sample, distribution):
