@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_lrnn.backends import BackendError
@@ -14,8 +17,14 @@ from lightning_lrnn.backends import BackendError
 # Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.layer import Layer
 
 __all__ = ["CommandLineError", "run"]
+
+KEY_RNN = 'Parser key "rnn":'
+NO_CLASS = re.compile(r"path but (\S+) either|path string: (\S+)")
+WHY = re.compile(r"callable class: (.+?)\.* Got value")
+"""What jsonargparse says of a layer that it does not find."""
 
 # Not files: words that Lightning resolves itself.
 CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
@@ -27,7 +36,20 @@ class CommandLineError(Exception):
 
 class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises instead of printing the usage, which is hundreds of lines here."""
+        """Raises instead of printing the usage, which is hundreds of lines here.
+
+        jsonargparse has a parser for every class, and reports from the innermost outwards.
+        """
+        if re.fullmatch(r"Option '\S+' is not accepted", message):
+            names = [action.dest for action in self._actions]
+            names = [name for name in names if not re.search(r"help$|^print_", name)]
+            message += f"; there are {', '.join(names)}"
+        elif message.startswith(KEY_RNN) and (name := NO_CLASS.search(message)):
+            try:
+                Layer.of(name[1] or name[2])
+            except ValueError as error:
+                why = WHY.search(message)
+                message = f"{error} ({why[1]})" if why else str(error)
         raise CommandLineError(_plain(message)) from ex
 
 
@@ -52,7 +74,9 @@ class _CLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        checkpoint = self.config[self.config.subcommand].get("ckpt_path")
+        config = self.config[self.config.subcommand]
+        _check_layer(config.get("model"))
+        checkpoint = config.get("ckpt_path")
         if checkpoint is None or "://" in checkpoint or checkpoint.startswith(CHECKPOINT_WORDS):
             return
         if not Path(checkpoint).is_file():
@@ -101,6 +125,24 @@ def run(args: list[str]) -> None:
     )
 
 
+def _check_layer(model: Any) -> None:
+    """Refuses a layer's options before jsonargparse makes objects of them.
+
+    A checkpoint may have set them, and where an option's type is open jsonargparse makes an object
+    of any class that is named there.
+    """
+    rnn = model.get("init_args", {}).get("rnn") if isinstance(model, Namespace) else None
+    if not isinstance(rnn, Namespace):
+        return
+    module, _, name = model.class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    if isinstance(kind, type) and issubclass(kind, LanguageModel):
+        try:
+            Layer.of(rnn.as_dict())
+        except ValueError as error:
+            raise CommandLineError(_plain(str(error))) from error
+
+
 def _plain(message: str) -> str:
     """In one line; of the alternatives that jsonargparse tried, only those that say something."""
     head, *rest = message.split("Does not validate against any of the Union subtypes")
@@ -109,8 +151,10 @@ def _plain(message: str) -> str:
     tried = [
         " ".join(part.split()) for part in rest[-1].split("\n") if part.strip(" ").startswith("- ")
     ]
-    told = [line.removeprefix("- ") for line in tried if "NoneType" not in line]
-    return f"{' '.join(head.split())} {'; '.join(told)}".strip()
+    told = [line.removeprefix("- ") for line in tried if line != "- Expected a <class 'NoneType'>"]
+    value = re.search(r"Given value: ([^\s(]+)$", rest[-1])
+    got = f". Got value: {value[1]}" if value else ""
+    return f"{' '.join(head.split())} {'; '.join(told)}{got}".strip()
 
 
 def _path(cls: type) -> str:

@@ -215,7 +215,7 @@ def _generate(options: argparse.Namespace) -> None:
         model = LanguageModel.load_from_checkpoint(
             options.checkpoint, map_location=device, weights_only=True, backend=options.backend
         )
-    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{options.checkpoint} is not a checkpoint of a LanguageModel "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "

@@ -28,10 +28,12 @@ from lightning_lrnn._speed import speed_table
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.layer import LayerClass
+from lightning_lrnn.nn import GILRLSTM
 
 __all__ = ["main"]
 
-MODELS = {"GILRLSTM": "GILR-LSTM", "LSTM": "torch.nn.LSTM"}
+MODELS: dict[str, LayerClass] = {"GILR-LSTM": GILRLSTM, "torch.nn.LSTM": torch.nn.LSTM}
 LEARNING_RATE = 5e-3
 # Many short windows, so that a short training sees many files; the state is carried over them.
 BATCH_SIZE, WINDOW = 64, 32
@@ -120,13 +122,13 @@ def main(seconds: float = 105.0, folder: str = "runs/demo", seed: int = 0) -> di
         f"Models    two residual layers of 256, {seconds:.0f} s of training each"
     )
     results: dict[str, Any] = {"seconds": seconds, "seed": seed, "models": {}}
-    for rnn, name in MODELS.items():
+    for name, rnn in MODELS.items():
         print(f"\n{name}", flush=True)
-        results["models"][name] = _train(rnn, data, seconds, out / rnn, seed)
+        results["models"][name] = _train(rnn, data, seconds, out / name, seed)
     results["compressors"] = _compress(data.held_out())
     print("\n" + _comparison(results))
 
-    checkpoint = out / "GILRLSTM" / "model.ckpt"
+    checkpoint = out / "GILR-LSTM" / "model.ckpt"
     print(f"\nWhat the GILR-LSTM writes after {PROMPT.decode()!r}\n")
     print("    " + _sample(checkpoint, seed).replace("\n", "\n    "))
     figure = draw(results, out / "demo.png")
@@ -144,7 +146,9 @@ def main(seconds: float = 105.0, folder: str = "runs/demo", seed: int = 0) -> di
     return results
 
 
-def _train(rnn: str, data: ByteText, seconds: float, folder: Path, seed: int) -> dict[str, Any]:
+def _train(
+    rnn: LayerClass, data: ByteText, seconds: float, folder: Path, seed: int
+) -> dict[str, Any]:
     """Trains one model for a time and validates it on the held-out files."""
     pl.seed_everything(seed, verbose=False)
     model = _DemoModel(rnn=rnn, lr=LEARNING_RATE)

@@ -2,7 +2,8 @@
 
 Proved against: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
 tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
-`except Exception` in `main`, `add_arguments_to_parser` without the default model.
+`except Exception` in `main`, `add_arguments_to_parser` without the default model; jsonargparse's
+own words for a layer that is not found, no list of options, no value of a wrong one, `GIVEN` empty.
 """
 
 from __future__ import annotations
@@ -115,6 +116,26 @@ def test_module_is_the_command() -> None:
         (["fit", "--data.path", "none", *OPTIONS], "there is no file or folder 'none'"),
         (["fit", "--model.backend", "fast", *OPTIONS], "there is no backend 'fast'; known are"),
         (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
+        (["fit", "--model.rnn", "QRRN"], "there is no layer 'QRRN'; known are GILR, GILRLSTM, "),
+        (["fit", "--model.rnn", "LSTM"], "there is no layer 'LSTM'; known are GILR, GILRLSTM, "),
+        (["fit", "--model.rnn", "torch.nn.LSMT"], "there is no layer 'torch.nn.LSMT'; known are"),
+        (["fit", "--model.rnn", "no.Layer"], "(No module named 'no')"),
+        (["fit", "--model.rnn", "json.dumps"], "there is no layer 'json.dumps'; known are GILR"),
+        (["fit", "--model.rnn.windw", "5"], "'windw' is not accepted; there are output_activation"),
+        (["fit", "--model.rnn=RGLRU", "--model.rnn.blocks=two"], "Got value: two"),
+        (["fit", "--model.rnn=RGLRU", "--model.rnn.memory=5"], "Got value: 5"),
+        (
+            ["fit", "--model.rnn=RGLRU", "--model.rnn.blocks=3", *OPTIONS, *TINY],
+            "`blocks` must divide hidden_size=8, got 3",
+        ),
+        (
+            ["fit", "--model.rnn=torch.nn.GRU", "--model.rnn.bidirectional=true", *OPTIONS],
+            "`rnn.bidirectional` must be False here, got True: the model may not see",
+        ),
+        (
+            ["fit", "--model.rnn.proj_size=4", *OPTIONS],
+            "`rnn.proj_size` must be 0 here, got 4: the output is added",
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )

@@ -118,7 +118,7 @@ def test_two_steps_log_what_is_promised(config: str, request: pytest.FixtureRequ
     hparams = yaml.safe_load((log_dir / "hparams.yaml").read_text())
     assert hparams["config"]["model"]["init_args"]["hidden_size"] == 8
     assert hparams["config"] == hparams["config"] | {"seed_everything": 0}
-    if hparams["rnn"] == "LSTM":
+    if hparams["rnn"]["class_path"] == "torch.nn.LSTM":
         assert hparams["recurrence/backend"] == "none"
     else:
         assert hparams["recurrence/backend"] == lightning_lrnn.last_backend()

@@ -3,7 +3,8 @@
 Proved against: the carried state, the random state or the position left out of the checkpoint; one
 state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
 `reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
-the hyperparameters; the loss of padding counted; `_continue` with an empty state.
+the hyperparameters; the loss of padding counted; `_continue` with an empty state; the state of
+`TorchRNN` kept at a reset; `GIVEN` of `modules/layer.py` empty.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,8 @@ import lightning_lrnn
 from lightning_lrnn import BackendError
 from lightning_lrnn.data import ByteText, TextBatch
 from lightning_lrnn.modules import BitsPerByte, LanguageModel, RecurrentModule
-from lightning_lrnn.nn import CELLS
-
-RNNS = [*CELLS, "LSTM"]
+from lightning_lrnn.modules.layer import KNOWN as RNNS
+from lightning_lrnn.nn import GILRLSTM, RGLRU
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("rnn", ["GILRLSTM", "LSTM"])
+@pytest.mark.parametrize("rnn", ["GILRLSTM", "torch.nn.LSTM"])
 @pytest.mark.parametrize("run", RUNS)
 def test_resumed_run_has_the_losses_of_an_uninterrupted_one(folder, run, rnn) -> None:
     path, step = folder / "middle.ckpt", 13
@@ -310,7 +311,7 @@ def test_generate_samples() -> None:
         model.generate(b"", 3, -1)
 
 
-@pytest.mark.parametrize("rnn", ["GILRLSTM", "LSTM"])
+@pytest.mark.parametrize("rnn", ["GILRLSTM", "torch.nn.LSTM"])
 def test_precision_and_clipping(folder, rnn) -> None:
     norms = []
 
@@ -377,16 +378,34 @@ def test_decays_leave_everything_as_it_was(folder) -> None:
     assert all(a.shape == (3, 16, 8) and 0 < a.min() and a.max() < 1 for a in decays.values())
     assert model._states["train"] is before and model.training
     assert not any(layer._forward_pre_hooks for layer in model.recurrent_layers().values())
-    assert make_model(rnn="LSTM").decays(batch) == {}
+    assert make_model(rnn=nn.LSTM).decays(batch) == {}
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"rnn": "GRU"}, ValueError, "`rnn` must be one of GILR, GILRLSTM.* or LSTM, got 'GRU'"),
         ({"backend": "fast"}, BackendError, "no backend 'fast'"),
-        ({"memory": (5, 2)}, ValueError, r"memory.*\(5, 2\)"),
-        ({"memory": (5, 2), "rnn": "LSTM"}, ValueError, r"memory.*\(5, 2\)"),
+        ({"rnn": "GRU"}, ValueError, "there is no layer 'GRU'; known are GILR, .* torch.nn.GRU"),
+        ({"rnn": "os.system"}, ValueError, "there is no layer 'os.system'; known are GILR, "),
+        ({"rnn": nn.GRU(8, 8)}, ValueError, r"`rnn` must be a class.*got GRU\(8, 8\)"),
+        ({"rnn": lambda i, h: nn.GRU(i, h)}, ValueError, "`rnn` must be a class.*got <function"),
+        ({"rnn": partial(RGLRU, 8)}, ValueError, "`rnn` must be a class.*RGLRU'>, 8"),
+        ({"rnn": partial(RGLRU, blocks=3)}, ValueError, "`blocks` .*hidden_size=8, got 3"),
+        ({"rnn": partial(RGLRU, memory=(5, 2))}, ValueError, r"`memory` must be .* got .5, 2"),
+        ({"rnn": partial(RGLRU, blokcs=3)}, ValueError, "RGLRU does not take .*{'blokcs': 3}"),
+        ({"rnn": partial(nn.GRU, blocks=3)}, ValueError, "GRU does not take .*{'blocks': 3}"),
+        ({"rnn": partial(nn.GRU, bias=nn.ReLU)}, ValueError, "`rnn.bias` must be .*ReLU"),
+        *(
+            ({"rnn": partial(kind, **{name: value})}, ValueError, f"`rnn.{name}` must be .*: .+")
+            for kind in (GILRLSTM, nn.LSTM)
+            for name, value in {
+                "bidirectional": True,
+                "proj_size": 4,
+                "backend": "serial",
+                "device": "cpu",
+                "dtype": torch.float64,
+            }.items()
+        ),
     ],
 )
 def test_errors(options, error, message) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,12 @@ from torchmetrics import MetricCollection
 
 from lightning_lrnn.data.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.base import RecurrentModule
+from lightning_lrnn.modules.layer import Layer, LayerClass
 from lightning_lrnn.modules.metrics import BitsPerByte
-from lightning_lrnn.modules.torch_lstm import TorchLSTM
-from lightning_lrnn.nn import CELLS
-from lightning_lrnn.nn.memory import Memory
+from lightning_lrnn.nn import GILRLSTM
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["LanguageModel"]
 
@@ -38,12 +40,14 @@ class LanguageModel(RecurrentModule):
     byte costs, (B, T), 0 at padding.
 
     Args:
-        rnn: name of a layer in `lightning_lrnn.nn.CELLS`, or "LSTM" for `torch.nn.LSTM`.
+        rnn: the recurrent layer, called with `input_size` and `hidden_size` once per block: a class
+            or a `functools.partial` of one with options. A layer of `lightning_lrnn.nn`,
+            `torch.nn.LSTM`, `GRU` or `RNN`, or any other whose instances map `(x, state,
+            reset=...)` to `(y, state)`, batch first. Its name ("GILRLSTM"), its path, or
+            {"class_path": ..., "init_args": ...} say the same, and are what a checkpoint contains.
         hidden_size: features everywhere.
         num_layers: residual blocks.
         dropout: on the output of each block.
-        memory: (shortest, longest) expected memory of the units in steps, at first; None for the
-            layer's default. See `lightning_lrnn.nn.memory.memory_bias_`.
         tie_weights: the head uses the embedding's weights.
         backend: see `RecurrentModule`, as for all that follow.
         carry_state: ".
@@ -54,16 +58,15 @@ class LanguageModel(RecurrentModule):
         final_lr: ".
 
     Raises:
-        ValueError: if there is no layer of that name.
+        ValueError: if there is no such layer, or for options of it that cannot be.
     """
 
     def __init__(
         self,
-        rnn: str = "GILRLSTM",
+        rnn: LayerClass = GILRLSTM,
         hidden_size: int = 256,
         num_layers: int = 2,
         dropout: float = 0.0,
-        memory: Memory = None,
         tie_weights: bool = False,
         backend: str = "auto",
         carry_state: bool = True,
@@ -82,12 +85,14 @@ class LanguageModel(RecurrentModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
+        layer = Layer.of(rnn)
         self.save_hyperparameters(ignore=["backend"])
+        if "rnn" in self.hparams:
+            self.save_hyperparameters({"rnn": layer.plain()})
         self.embedding = nn.Embedding(VOCABULARY, hidden_size)
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(num_layers))
-        self.rnns = nn.ModuleList(
-            _layer(rnn, hidden_size, memory, backend) for _ in range(num_layers)
-        )
+        self.rnns = nn.ModuleList(layer.make(hidden_size) for _ in range(num_layers))
+        self.backend = backend
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.RMSNorm(hidden_size)
         self.head = nn.Linear(hidden_size, VOCABULARY)
@@ -95,6 +100,16 @@ class LanguageModel(RecurrentModule):
             # Logits of a normalised x then start with a variance of 1.
             nn.init.normal_(self.embedding.weight, std=hidden_size**-0.5)
             self.head.weight = self.embedding.weight
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, but makes the model of `cls` itself.
+
+        What a checkpoint of the command line contains Lightning would give to jsonargparse, which
+        makes an object of any class that is named where an option's type is open.
+        """
+        kwargs = {"_instantiator": None, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def forward(
         self, inputs: Tensor, state: State = None, reset: Tensor | None = None
@@ -200,11 +215,3 @@ class LanguageModel(RecurrentModule):
         finally:
             self.train(training)
         return logits[0, -1].float(), state
-
-
-def _layer(rnn: str, size: int, memory: Memory, backend: str) -> nn.Module:
-    if rnn == "LSTM":
-        return TorchLSTM(size, size, memory=memory)
-    if rnn not in CELLS:
-        raise ValueError(f"`rnn` must be one of {', '.join(CELLS)} or LSTM, got {rnn!r}")
-    return CELLS[rnn](size, size, batch_first=True, memory=memory, backend=backend)

@@ -1,0 +1,152 @@
+"""The recurrent layer of a model: a class with options, in Python, in a config, in a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from lightning_lrnn.modules.torch_rnn import TorchRNN
+from lightning_lrnn.nn import CELLS
+from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["KNOWN", "Layer", "LayerClass"]
+
+KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
+"""Names of layers, as a config and the command line use them."""
+
+GIVEN: dict[str, tuple[Any, str]] = {
+    "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
+    "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
+    "backend": ("auto", "the model sets it in all its layers; set the model's `backend`"),
+    "device": (None, "the trainer moves the model; set its `accelerator`"),
+    "dtype": (None, "the trainer chooses it; set its `precision`"),
+}
+"""Options of a layer that the model decides: the only value, and what to do for another."""
+
+
+class LayerClass(Protocol):
+    """A class of recurrent layers, or a `functools.partial` of one, with options.
+
+    The names of the two sizes matter: with `Callable[[int, int], nn.Module]` jsonargparse leaves
+    out the first two parameters that it finds, which for `torch.nn.RNN` are others.
+    """
+
+    def __call__(self, input_size: int, hidden_size: int) -> nn.Module:
+        """A layer."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A class of recurrent layers with its options, all of them plain data.
+
+    Attributes:
+        kind: the class, called with `input_size` and `hidden_size`.
+        options: what else it is called with.
+    """
+
+    kind: type[nn.Module]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, rnn: Any) -> Layer:
+        """Reads what a user or a checkpoint gives.
+
+        Args:
+            rnn: a class, a `functools.partial` of one with keywords, a name, the path of a class,
+                or {"class_path": name or path, "init_args": options}.
+
+        Returns:
+            The layer, without those options that the model decides.
+
+        Raises:
+            ValueError: if it is none of these, an option is not plain data, or is the model's.
+        """
+        kind, options = rnn, {}
+        if isinstance(rnn, functools.partial):
+            # That of the command line is one of its own function, with the class as last argument.
+            kind, options = (rnn.func, *rnn.args)[-1], rnn.keywords
+        elif isinstance(rnn, Mapping):
+            kind = rnn.get("class_path")
+            options = {**(rnn.get("init_args") or {}), **(rnn.get("dict_kwargs") or {})}
+        if isinstance(kind, str):
+            kind = _class(kind)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ValueError(
+                f"`rnn` must be a class of layers, a functools.partial of one with keywords, or a "
+                f"name, got {rnn!r}; names are {', '.join(KNOWN)}"
+            )
+        options = dict(options)
+        if issubclass(kind, (Stack, nn.RNNBase)):
+            options.pop("batch_first", None)
+            for name, (only, remedy) in GIVEN.items():
+                if (value := options.pop(name, only)) != only:
+                    raise ValueError(f"`rnn.{name}` must be {only!r} here, got {value!r}: {remedy}")
+        return cls(kind, {name: _plain(name, value) for name, value in options.items()})
+
+    @property
+    def path(self) -> str:
+        """Where the class is imported from."""
+        name = self.kind.__qualname__
+        if CELLS.get(name) is self.kind:
+            return f"lightning_lrnn.nn.{name}"
+        if getattr(nn, name, None) is self.kind:
+            return f"torch.nn.{name}"
+        return f"{self.kind.__module__}.{name}"
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data that `of` reads: for a config or a checkpoint."""
+        return {"class_path": self.path, "init_args": dict(self.options)}
+
+    def make(self, size: int) -> nn.Module:
+        """A new layer, batch first, from `size` features to as many.
+
+        Raises:
+            ValueError: if the class does not take the options.
+        """
+        try:
+            layer: Any = self.kind(size, size, **self.options)
+        except TypeError as error:
+            raise ValueError(
+                f"`rnn`: {self.path} does not take the options {self.options} ({error}); "
+                f"help({self.path}) lists those that it has"
+            ) from error
+        if isinstance(layer, nn.RNNBase):
+            return TorchRNN(layer)
+        if hasattr(layer, "batch_first"):
+            layer.batch_first = True
+        made: nn.Module = layer
+        return made
+
+
+def _class(name: str) -> type[nn.Module]:
+    """A class by its name or path. Whatever else is there is not called, and nothing is imported.
+
+    A path may come from a checkpoint, and a checkpoint from anywhere.
+    """
+    if name in CELLS:
+        return CELLS[name]
+    module, _, attribute = name.rpartition(".")
+    found = getattr(sys.modules.get(module), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"there is no layer {name!r}; known are {', '.join(KNOWN)}, and by its path any "
+            f"torch.nn.Module of a module that is imported"
+        )
+    return found
+
+
+def _plain(name: str, value: Any) -> Any:
+    """As a checkpoint keeps it without pickled classes, and a YAML without tags."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, item) for item in value]
+    raise ValueError(
+        f"`rnn.{name}` must be a number, a word or a list of them, since a checkpoint keeps it, "
+        f"got {value!r}"
+    )
