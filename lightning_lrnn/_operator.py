@@ -14,7 +14,7 @@ from lightning_lrnn import _chunks, backends, derivative, gates
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.adjoint import adjoint
 
-__all__ = ["broadcastable", "call", "last_backend", "padding_mask", "unobserved"]
+__all__ = ["broadcastable", "call", "computed_by", "last_backend", "padding_mask", "unobserved"]
 
 
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -48,6 +48,12 @@ def unobserved(*tensors: Tensor | None) -> bool:
 
 
 _last: str | None = None
+
+
+def computed_by(backend: str) -> None:
+    """Notes which backend computes a recurrence."""
+    global _last
+    _last = backend
 
 
 def last_backend() -> str | None:
@@ -108,8 +114,7 @@ def _compute(
     backend: str,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """y, the states if y is not them, and the final state."""
-    global _last
-    _last = backend
+    computed_by(backend)
     if _fused(gate, readout, pre, backend):
         arguments = (_dense(h0), _dense(lengths), _dense(reset))
         options = {"reverse": reverse, "exclusive": exclusive}

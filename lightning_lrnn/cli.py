@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument(
         "--seconds",
         type=_positive(float),
-        default=105.0,
+        default=90.0,
         help="training time of each model (%(default)s)",
     )
     text.add_argument("--folder", default="runs/demo", help="for logs and figures (%(default)s)")

@@ -13,6 +13,7 @@ from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import (
     broadcastable,
     call,
+    computed_by,
     last_backend,
     like_sequence,
     padding_mask,
@@ -126,11 +127,13 @@ def gated_recurrence(
         _check_pre(f"pre[{index}]", p, sequences[0])
     x = sequences[0]
     if isinstance(gate, Gate) and (readout is None or isinstance(readout, Gate)):
-        name = backends.resolve(backend, Request(x.device, x.dtype))
+        programs = gate.program, "" if readout is None else readout.program
+        request = Request(x.device, x.dtype, *programs)
+        name = backends.resolve(backend, request)
         # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
         transformed = torch._C._are_functorch_transforms_active()
-        if backends.fuses(name, Request(x.device, x.dtype)) and not transformed:
-            programs = gate.program, "" if readout is None else readout.program
+        fused = backends.fuses(name, request) and not transformed
+        if fused or backends.differentiable(name):
             return _apply(*programs, list(pre), h0, lengths, reset, reverse, exclusive, name)
     padding = None
     if lengths is not None:
@@ -186,7 +189,13 @@ def _apply(
         _check_tensor("reset", reset, tuple(x.shape[:2]), x.device)
         if reset.dtype != torch.bool:
             raise TypeError(f"`reset` must be torch.bool, got {reset.dtype}")
-    name = backends.resolve(backend, Request(x.device, x.dtype))
+    name = backends.resolve(backend, Request(x.device, x.dtype, gate, readout))
+    if backends.differentiable(name):
+        computed_by(name)
+        y, h_final = backends.loaded[name].run_differentiable(
+            gate, readout, pre, h0, lengths, reset, reverse=reverse, exclusive=exclusive
+        )
+        return y, h_final
     return call(gate, readout, pre, h0, lengths, reset, reverse, exclusive, name)
 
 

@@ -54,9 +54,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=backends.names())
+@pytest.fixture(params=[name for name in backends.names() if name != "cudnn"])
 def backend(request: pytest.FixtureRequest, device: str) -> str:
-    """Every registered backend on every device; skipped with its own reasons."""
+    """Every backend on every device; skipped with its own reasons.
+
+    But for `cudnn`, which takes the gates of a few cells and no others: tests/test_cudnn.py.
+    """
     if reasons := backends.load(request.param).unsupported_reasons(
         Request(torch.device(device), torch.float32)
     ):

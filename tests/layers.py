@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lrnn.nn import CELLS
+from lightning_lrnn.nn import CELLS, walk
+from lightning_lrnn.recurrence import gated_recurrence
 
 F64 = torch.float64
 B, T, M, H = 3, 6, 4, 5
@@ -21,6 +22,9 @@ OPTIONS = {
     ],
     "RGLRU": [{"blocks": 5}],
 }
+ALONE = [(name, o) for name in CELLS for o in [{}, *OPTIONS.get(name, [])]]
+"""Every cell with each of its options, in one layer."""
+
 CASES = [
     (name, options)
     for name in CELLS
@@ -51,6 +55,20 @@ def random_state(rnn, x, grad=False):
     with torch.no_grad():
         state = rnn(x)[1]
     return tree_map(lambda s: torch.randn_like(s).requires_grad_(grad), state)
+
+
+def recurrences(name, options, dtype=torch.float32):
+    """(gate, readout, pre-activations) of every recurrence that a layer asks for."""
+    seen = []
+
+    def asked(gate, *pre, readout=None, **arguments):
+        seen.append((gate, readout, pre))
+        return gated_recurrence(gate, *pre, readout=readout, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "gated_recurrence", asked)
+        make(name, **options, dtype=dtype)(torch.zeros(T, B, M, dtype=dtype))
+    return seen
 
 
 def is_pair(rnn):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 
 import emulated
+import layers
 import pytest
 import torch
 from host_kernel import needs_compiler
@@ -125,6 +126,28 @@ def test_gates_of_the_literature(place, name):
     state = torch.randn(2, 3, dtype=torch.complex128 if complex_state else torch.float64)
     for reverse, exclusive in FLAGS:
         check(place, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
+
+
+@pytest.mark.parametrize("name, options", layers.ALONE, ids=str)
+def test_every_layer(place, name, options):
+    """Its gates in the kernel, along a walk with everything, against serial."""
+    backend, device = place
+    with torch.device(device):
+        rnn = layers.make(name, **options, dtype=torch.float64, batch_first=True)
+        x = torch.randn(layers.B, 40, layers.M, dtype=torch.float64, requires_grad=True)
+        reset = torch.rand(layers.B, 40) < 0.1
+        options = {"lengths": torch.tensor([40, 0, 17]), "reset": reset}
+        state = layers.random_state(rnn, x, grad=True)
+    results, gradients = [], []
+    leaves = [x, *layers.flat(state), *rnn.parameters()]
+    for rnn.backend in ("serial", backend):
+        emulated.launches.clear()
+        results.append(rnn(x, state, **options))
+        assert bool(emulated.launches) == (rnn.backend == "emulated")
+        loss = layers.weighted(results[-1])
+        gradients.append(torch.autograd.grad(loss, leaves, allow_unused=True))
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*gradients)
 
 
 @lrnn.gate

@@ -30,7 +30,7 @@ from lightning_lrnn.backends import _cuda
 
 ARCHITECTURE = "sm_90"
 NAMES = (
-    "f32", "bf16", "gilr f32", "minGRU f32", "minLSTM f32", "sru f32", "RG-LRU f32",
+    "f32", "bf16", "gilr f32", "minGRU f32", "minLSTM f32", "sru f32", "RGLRU f32",
     "lstm with readout f32", "lstm with readout bf16",
 )  # fmt: skip
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "instructions.json"

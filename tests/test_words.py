@@ -61,6 +61,12 @@ def test_a_cell_of_your_own_runs_as_shown():
     runpy.run_path(str(ROOT / "examples" / "own_cell.py"))
 
 
+def test_the_page_on_layers_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "layers.md").read_text()
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), {})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

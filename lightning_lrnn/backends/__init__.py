@@ -9,6 +9,11 @@ and, if it has a faster adjoint than the one made of `run`,
 
     run_backward(a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive) -> (da, db, dh0)
 
+or, made of operations that PyTorch itself differentiates, for all gates that it takes,
+
+    run_differentiable(gate, readout, pre, h0, lengths, reset, *, reverse, exclusive)
+        -> (y, h_final)
+
 and, if it can compile gates and readouts into its loop,
 
     fuses(request: Request) -> bool
@@ -45,9 +50,11 @@ __all__ = [
     "BackendError",
     "Request",
     "default",
+    "differentiable",
     "explain",
     "fuses",
     "load",
+    "loaded",
     "names",
     "resolve",
     "use_backend",
@@ -56,6 +63,7 @@ __all__ = [
 BUILT_IN = {
     "scan": "lightning_lrnn.backends.scan",
     "serial": "lightning_lrnn.backends.serial",
+    "cudnn": "lightning_lrnn.backends.cudnn",
 }
 """In the order in which "auto" tries them."""
 
@@ -68,10 +76,19 @@ class BackendError(RuntimeError):
 
 
 class Request(NamedTuple):
-    """What a backend is asked for, as far as it decides whether it can run."""
+    """What a backend is asked for, as far as it decides whether it can run.
+
+    Attributes:
+        device: of all tensors.
+        dtype: of the sequences.
+        gate: program of the gate; "" where only the machine is asked about.
+        readout: program of the readout, or "".
+    """
 
     device: torch.device
     dtype: torch.dtype
+    gate: str = ""
+    readout: str = ""
 
 
 @cache
@@ -86,6 +103,10 @@ def names() -> tuple[str, ...]:
     return tuple(_modules())
 
 
+loaded: dict[str, ModuleType] = {}
+"""What `load` has loaded: a dict, through which torch.compile can look."""
+
+
 @cache
 def load(name: str) -> ModuleType:
     """The module of a backend, imported at the first call.
@@ -94,7 +115,8 @@ def load(name: str) -> ModuleType:
         BackendError: if no backend has this name; the message lists those that exist.
     """
     check_name(name)
-    return importlib.import_module(_modules()[name])
+    loaded[name] = importlib.import_module(_modules()[name])
+    return loaded[name]
 
 
 def check_name(name: str) -> None:
@@ -124,6 +146,11 @@ def _fuses(name: str, device: str, dtype: torch.dtype) -> bool:
 def _fuses_here(name: str, device: str, dtype: torch.dtype) -> bool:
     asked = getattr(load(name), "fuses", None)
     return asked is not None and bool(asked(Request(torch.device(device), dtype)))
+
+
+def differentiable(name: str) -> bool:
+    """Whether a backend is made of operations that PyTorch differentiates."""
+    return hasattr(load(name), "run_differentiable")
 
 
 # A plain global, not a context variable: torch.compile traces and guards it, so that a compiled
@@ -168,11 +195,11 @@ def resolve(backend: str, request: Request) -> str:
         BackendError: with the reasons, if it cannot run here.
     """
     name = default() if backend == "auto" else backend
-    return _resolve(name, str(request.device), request.dtype)
+    return _resolve(name, str(request.device), *request[1:])
 
 
-def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
-    return _resolved(name, device, dtype)
+def _resolve(name: str, device: str, dtype: torch.dtype, gate: str, readout: str) -> str:
+    return _resolved(name, device, dtype, gate, readout)
 
 
 # A constant for torch.compile: it depends on nothing that changes while a process runs except its
@@ -180,12 +207,13 @@ def _resolve(name: str, device: str, dtype: torch.dtype) -> str:
 # torch.compiler.assume_constant_result sets; calling that would import Dynamo, 2 s, at import.
 _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _fuses._dynamo_marked_constant = True  # type: ignore[attr-defined]
+differentiable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _resolved(name: str, device: str, dtype: torch.dtype) -> str:
+def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: str) -> str:
     check_name(name)
-    request = Request(torch.device(device), dtype)
+    request = Request(torch.device(device), dtype, gate, readout)
     if name != "auto":
         if reasons := load(name).unsupported_reasons(request):
             raise BackendError(
@@ -196,7 +224,7 @@ def _resolved(name: str, device: str, dtype: torch.dtype) -> str:
     for candidate in names():
         reasons = load(candidate).unsupported_reasons(request)
         if not reasons:
-            if skipped:
+            if skipped and request.device.type != "meta":
                 # Everything before the last resort is compiled; the user should know and can act.
                 warnings.warn(
                     f"backend 'auto' uses {candidate!r} on {device}: {'; '.join(skipped)}. "

@@ -1,0 +1,228 @@
+"""The backend `cudnn`, on a CPU through PyTorch's native GRU and LSTM, against `serial`.
+
+Seen to fail:
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+import torch
+from conftest import devices
+from layers import CASES, F64, B, H, M, flat, make, random_state, weighted
+from torch.nn.utils.rnn import pack_sequence
+
+import lightning_lrnn as lrnn
+from lightning_lrnn import backends, gates
+from lightning_lrnn.backends import Request, cudnn
+from lightning_lrnn.nn import CELLS
+
+close = torch.testing.assert_close
+T = 9
+EXPRESSED = ("GILR", "GILRLSTM", "QRNN")
+CASES = [(name, options) for name, options in CASES if name in EXPRESSED]
+cases = pytest.mark.parametrize("name, options", CASES, ids=str)
+DTYPES = {F64: 1e-11, torch.float32: 2e-5}
+
+
+@pytest.fixture(params=devices())
+def device(request, monkeypatch):
+    """Where it runs: on a CPU once it is let."""
+    forget = (backends._resolved.cache_clear, backends._fuses_here.cache_clear)
+    if request.param == "cpu":
+        monkeypatch.setattr(cudnn, "missing", lambda device: [])
+    for clear in forget:
+        clear()
+    with torch.device(request.param) if request.param != "cpu" else contextlib.nullcontext():
+        yield request.param
+    for clear in forget:
+        clear()
+
+
+def both(rnn, *arguments, leaves, **options):
+    """Results and gradients by `serial`, then by `cudnn`."""
+    found = []
+    for rnn.backend in ("serial", "cudnn"):
+        results = rnn(*arguments, **options)
+        assert lrnn.last_backend() == rnn.backend
+        gradients = torch.autograd.grad(
+            weighted(results), leaves, allow_unused=True, materialize_grads=True
+        )
+        found.append((flat(results), gradients))
+    return found
+
+
+@cases
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layers(name, options, dtype, device):
+    """Outputs, states and all gradients, from a state, with padding, documents and neither."""
+    rnn = make(name, **options, batch_first=True, dtype=dtype)
+    x = torch.randn(4, T, M, dtype=dtype, requires_grad=True)
+    state = random_state(rnn, x, grad=True)
+    lengths, reset = torch.tensor([T, 0, 3, 1]), torch.rand(4, T) < 0.3
+    leaves = [x, *flat(state), *rnn.parameters()]
+    tolerance = {"rtol": DTYPES[dtype], "atol": DTYPES[dtype]}
+    for given in ({}, {"lengths": lengths}, {"reset": reset}, {"lengths": lengths, "reset": reset}):
+        close(*both(rnn, x, state, leaves=leaves, **given), **tolerance)
+
+
+@cases
+def test_packed_and_poisoned(name, options, device):
+    rnn = make(name, **options, dtype=F64)
+    rows = [torch.randn(n, M, dtype=F64) for n in (2, T, 5)]
+    packed = pack_sequence(rows, enforce_sorted=False)
+    close(*both(rnn, packed, leaves=list(rnn.parameters())))
+    padded = torch.nn.utils.rnn.pad_sequence(rows, padding_value=float("nan"))
+    options = {"lengths": torch.tensor([2, T, 5])}
+    close(*both(rnn, padded, leaves=list(rnn.parameters()), **options))
+
+
+@pytest.mark.parametrize("name", EXPRESSED)
+def test_windows(name, device):
+    rnn = make(name, num_layers=2, dtype=F64, backend="cudnn")
+    x = torch.randn(T, B, M, dtype=F64)
+    whole, state, outputs = rnn(x), None, []
+    for start, end in itertools.pairwise([0, 1, 4, 4, T]):
+        y, state = rnn(x[start:end], state)
+        outputs.append(y)
+    close((torch.cat(outputs), state), whole)
+
+
+# Gates as their users may write them: the order of the inputs does not matter.
+
+
+@lrnn.gate
+def unused_between(z, o, f):
+    g = torch.sigmoid(f)
+    return g, (1 - g) * torch.tanh(z)
+
+
+@lrnn.gate
+def free(z, i, f):
+    return torch.sigmoid(f), torch.sigmoid(i) * torch.tanh(z)
+
+
+@lrnn.gate
+def of_all(h, z, i, f):
+    return h * torch.relu(z) + torch.sigmoid(i)
+
+
+@lrnn.gate
+def lstm_readout(h, z, i, f):
+    """With a pre-activation that is a gate too for o."""
+    return torch.sigmoid(f) * torch.tanh(h)
+
+
+@pytest.mark.parametrize("gate", [unused_between, free], ids=repr)
+@pytest.mark.parametrize("readout", [None, of_all, lstm_readout], ids=repr)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+def test_gates(gate, readout, reverse, exclusive, dtype, device):
+    sequences = [torch.randn(B, T, H, dtype=dtype) for _ in range(3)]
+    sequences[1] = torch.randn(B, H, dtype=F64 if dtype == F64 else torch.float32)  # a parameter
+    h0 = torch.randn(B, H, dtype=torch.promote_types(dtype, torch.float32))
+    leaves = [p.requires_grad_() for p in (*sequences, h0)]
+    reset, lengths = torch.rand(B, T) < 0.3, torch.tensor([T, 0, 5])
+    options = {"readout": readout, "reverse": reverse, "exclusive": exclusive}
+    options |= {"reset": reset, "lengths": lengths}
+    found = []
+    for backend in ("serial", "cudnn"):
+        results = lrnn.gated_recurrence(gate, *sequences, h0=h0, backend=backend, **options)
+        grads = torch.autograd.grad(weighted(results), leaves, allow_unused=True)
+        found.append((results, grads))
+    rough = {"rtol": 8e-2, "atol": 8e-2}
+    close(*found, **(rough if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}))
+
+
+def test_a_large_cell_keeps_its_digits(device):
+    """The cell itself, from an LSTM whose output is squashed: float32, |c| up to 10,000."""
+    f, i = torch.full((1, 4000, 1), 20.0), torch.full((1, 4000, 1), 3.0)
+    z = torch.full((1, 4000, 1), 10.0)
+    c, c_n = lrnn.gated_recurrence(free, z, i, f, h0=torch.full((1, 1), 5000.0), backend="cudnn")
+    exact, _ = lrnn.gated_recurrence(
+        free, z.double(), i.double(), f.double(), h0=torch.full((1, 1), 5000.0, dtype=F64)
+    )
+    assert exact.max() > 8000
+    close(c.double(), exact, rtol=2e-5, atol=0)
+    close(c_n.double(), exact[:, -1], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 4, 3)], ids=str)
+def test_nothing_to_do(shape, device):
+    f, z = torch.zeros(shape), torch.zeros(shape)
+    h0 = torch.randn(shape[0], shape[2])
+    y, h_n = lrnn.gated_recurrence(unused_between, z, z, f, h0=h0, backend="cudnn")
+    assert y.shape == shape
+    close(h_n, h0)
+
+
+def test_compile(device):
+    rnn = make("GILRLSTM", batch_first=True, backend="cudnn")
+    x, lengths = torch.randn(B, 4, M), torch.tensor([4, 2, 0])
+    torch.compiler.reset()
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    results = [f(x, lengths=lengths) for f in (rnn, compiled)]
+    close(*results)
+    close(*(torch.autograd.grad(weighted(r), list(rnn.parameters())) for r in results))
+
+
+def test_autocast(device):
+    rnn = make("GILRLSTM", backend="cudnn")
+    x = torch.randn(T, B, M)
+    with torch.autocast(device, torch.bfloat16):
+        y, _ = rnn(x)
+    assert y.dtype == torch.bfloat16
+    close(y.float(), rnn(x)[0], rtol=0.1, atol=0.1)
+    weighted(y).backward()
+    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in EXPRESSED])
+def test_other_cells_say_why(name, device):
+    rnn = make(name, backend="cudnn")
+    reason = {
+        "LRU": "cuDNN's recurrent layers are real, not torch.complex64",
+        "S5": "cuDNN's recurrent layers are real, not torch.complex64",
+        "HGRN": "cuDNN has no mode for this gate",
+        "TGRU": "cuDNN has no mode for this gate",
+    }.get(name, "cuDNN has no mode for an untransformed candidate")
+    with pytest.raises(lrnn.BackendError, match=f"'cudnn' cannot run on .*: {reason}"):
+        rnn(torch.zeros(T, B, M))
+
+
+def test_decays_are_refused(device):
+    a = torch.rand(B, T, H)
+    with pytest.raises(lrnn.BackendError, match="computes decays and impulses itself"):
+        lrnn.linear_recurrence(a, a, backend="cudnn")
+    with pytest.raises(lrnn.BackendError, match="computes decays and impulses itself"):
+        lrnn.gated_recurrence(lambda f: (torch.sigmoid(f), f), a, backend="cudnn")
+
+
+def test_without_a_gpu():
+    assert cudnn.missing(torch.device("cpu")) == ["cuDNN runs on NVIDIA GPUs, not on cpu"]
+    if not torch.backends.cudnn.is_available():
+        with pytest.raises(lrnn.BackendError, match="cuDNN runs on NVIDIA GPUs, not on cpu"):
+            make("GILR", backend="cudnn")(torch.zeros(T, B, M))
+        assert cudnn.missing(torch.device("cuda")) == ["PyTorch finds no cuDNN and no GPU here"]
+
+
+def test_auto_never_takes_it(device):
+    make("GILR")(torch.zeros(T, B, M))
+    assert lrnn.last_backend() != "cudnn"
+    names = backends.names()
+    assert names.index("cudnn") > names.index("serial")
+    assert backends.load("serial").unsupported_reasons(Request(torch.device("xpu"), F64)) == []
+
+
+@pytest.mark.parametrize("program", [lrnn.nn.gilr.gilr.program, free.program], ids=str)
+def test_a_canonical_program_computes_the_same(program):
+    text, order = cudnn.canonical(program)
+    inputs = [torch.randn(5, dtype=F64) for _ in range(3)]
+    used = inputs[: gates.parse(program).inputs]
+    close(gates.evaluate(text, [used[k] for k in order]), gates.evaluate(program, used))
