@@ -132,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     backends.set_defaults(run=_backends)
 
+    cells = commands.add_parser(
+        "cells",
+        help="the layers, their papers, and which backends run them",
+        description="Lists the recurrent layers; each is a name for `--model.rnn`.",
+    )
+    cells.set_defaults(run=_cells)
+
     configs = commands.add_parser("configs", help="list or copy the configs that come along")
     actions = configs.add_subparsers(title="actions", metavar="ACTION", required=True)
     actions.add_parser("list", help="print their names").set_defaults(run=_list_configs)
@@ -248,6 +255,12 @@ def _backends(options: argparse.Namespace) -> None:
             # Some run on any device that PyTorch has, and have no reasons of their own.
             runs = "runs" if here[device] else f"no {device} device here"
             print(f"{'' if row else name:{width}}  {device:4}  {'; '.join(why[name]) or runs}")
+
+
+def _cells(options: argparse.Namespace) -> None:
+    from lightning_lrnn._cells_table import cells_table
+
+    print(cells_table(), end="")
 
 
 def _configs() -> dict[str, str]:

@@ -1,6 +1,9 @@
 """The backend `cudnn`, on a CPU through PyTorch's native GRU and LSTM, against `serial`.
 
-Seen to fail:
+Seen to fail: the GRU's gates exchanged; a reset whose impulse is a candidate's; no reset, and one
+in the padding; padding that moves the state, and NaN in it; no flip, there and back; h_t handed out
+as h_{t-1}; a cell scaled by 2^-12, not scaled back, or from an h0 that is not; recurrent weights
+that are not 0; inputs in the order of the arguments; tanh of a candidate not asked for; autocast.
 """
 
 from __future__ import annotations
@@ -115,17 +118,28 @@ def lstm_readout(h, z, i, f):
     return torch.sigmoid(f) * torch.tanh(h)
 
 
-@pytest.mark.parametrize("gate", [unused_between, free], ids=repr)
-@pytest.mark.parametrize("readout", [None, of_all, lstm_readout], ids=repr)
+@lrnn.gate
+def without_state(h, z, i, f):
+    """Of the same form, but not of the cell."""
+    return torch.sigmoid(f) * torch.tanh(z)
+
+
+READOUTS = {"state": None, "all": of_all, "lstm": lstm_readout, "inputs": without_state}
+
+
+@pytest.mark.parametrize("gate", [unused_between, free], ids=["tied", "free"])
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
 def test_gates(gate, readout, reverse, exclusive, dtype, device):
     sequences = [torch.randn(B, T, H, dtype=dtype) for _ in range(3)]
     sequences[1] = torch.randn(B, H, dtype=F64 if dtype == F64 else torch.float32)  # a parameter
+    reset, lengths = torch.rand(B, T) < 0.3, torch.tensor([T, 0, 5])
+    for p in (sequences[0], sequences[2]):
+        p[torch.arange(T) >= lengths[:, None]] = float("nan")
     h0 = torch.randn(B, H, dtype=torch.promote_types(dtype, torch.float32))
     leaves = [p.requires_grad_() for p in (*sequences, h0)]
-    reset, lengths = torch.rand(B, T) < 0.3, torch.tensor([T, 0, 5])
     options = {"readout": readout, "reverse": reverse, "exclusive": exclusive}
     options |= {"reset": reset, "lengths": lengths}
     found = []
@@ -137,17 +151,24 @@ def test_gates(gate, readout, reverse, exclusive, dtype, device):
     close(*found, **(rough if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}))
 
 
-def test_a_large_cell_keeps_its_digits(device):
-    """The cell itself, from an LSTM whose output is squashed: float32, |c| up to 10,000."""
-    f, i = torch.full((1, 4000, 1), 20.0), torch.full((1, 4000, 1), 3.0)
-    z = torch.full((1, 4000, 1), 10.0)
-    c, c_n = lrnn.gated_recurrence(free, z, i, f, h0=torch.full((1, 1), 5000.0), backend="cudnn")
-    exact, _ = lrnn.gated_recurrence(
-        free, z.double(), i.double(), f.double(), h0=torch.full((1, 1), 5000.0, dtype=F64)
+@pytest.mark.parametrize("start", [0.0, 5000.0])
+def test_a_scaled_cell_keeps_its_digits(start, device):
+    """The cell itself, from an LSTM whose output is squashed: as exact as `serial` in float32."""
+    f, i, z = torch.full((1, 4000, 64), 20.0), torch.randn(1, 4000, 64), torch.randn(1, 4000, 64)
+    z += start / 1000  # it rises or wanders
+    h0 = torch.full((1, 64), start)
+
+    def cell(backend, dtype):
+        pre = [x.to(dtype) for x in (z, i, f)]
+        c, _ = lrnn.gated_recurrence(free, *pre, h0=h0.to(dtype), backend=backend)
+        return c.double()
+
+    exact = cell("serial", F64)
+    ours, theirs = (
+        ((cell(backend, torch.float32) - exact) / exact.abs().max()).abs().max()
+        for backend in ("serial", "cudnn")
     )
-    assert exact.max() > 8000
-    close(c.double(), exact, rtol=2e-5, atol=0)
-    close(c_n.double(), exact[:, -1], rtol=2e-5, atol=0)
+    assert 0 < theirs < 1.5 * ours
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 3), (0, 4, 3)], ids=str)

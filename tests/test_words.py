@@ -14,7 +14,8 @@ import statistics
 
 import pytest
 
-from lightning_lrnn import backends
+from lightning_lrnn import backends, nn
+from lightning_lrnn._cells_table import cells_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -81,6 +82,13 @@ def test_links_lead_somewhere(page):
 
 def test_the_table_of_backends_is_the_registry():
     assert re.findall(r"^\| `(\w+)` \|", README, re.M) == list(backends.BUILT_IN)
+
+
+def test_the_table_of_layers_is_the_codes():
+    assert f"\n\n{cells_table()}\n" in README
+    for page in PAGES:
+        for layer in re.findall(r"`(?:lrnn\.)?nn\.([A-Z]\w+)`", page.read_text()):
+            assert hasattr(nn, layer), layer
 
 
 def test_the_figures_are_those_of_the_committed_samples():

@@ -56,6 +56,7 @@ __all__ = [
     "load",
     "loaded",
     "names",
+    "reasons",
     "resolve",
     "use_backend",
 ]
@@ -127,10 +128,16 @@ def check_name(name: str) -> None:
         )
 
 
+def reasons(name: str, request: Request) -> list[str]:
+    """Why a backend cannot do what it is asked for; [] = it can."""
+    found: list[str] = load(name).unsupported_reasons(request)
+    return found
+
+
 def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
     """For every backend the reasons why it cannot run for this device and dtype; [] = it runs."""
     request = Request(torch.device(device), dtype)
-    return {name: load(name).unsupported_reasons(request) for name in names()}
+    return {name: reasons(name, request) for name in names()}
 
 
 def fuses(name: str, request: Request) -> bool:
@@ -215,15 +222,15 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
     check_name(name)
     request = Request(torch.device(device), dtype, gate, readout)
     if name != "auto":
-        if reasons := load(name).unsupported_reasons(request):
+        if why := reasons(name, request):
             raise BackendError(
-                f"backend {name!r} cannot run on {device} with {dtype}: {'; '.join(reasons)}"
+                f"backend {name!r} cannot run on {device} with {dtype}: {'; '.join(why)}"
             )
         return name
     skipped: list[str] = []
     for candidate in names():
-        reasons = load(candidate).unsupported_reasons(request)
-        if not reasons:
+        why = reasons(candidate, request)
+        if not why:
             if skipped and request.device.type != "meta":
                 # Everything before the last resort is compiled; the user should know and can act.
                 warnings.warn(
@@ -232,5 +239,5 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
                     stacklevel=2,
                 )
             return candidate
-        skipped.append(f"{candidate!r} cannot run ({'; '.join(reasons)})")
+        skipped.append(f"{candidate!r} cannot run ({'; '.join(why)})")
     raise BackendError(f"no backend can run on {device} with {dtype}: {'; '.join(skipped)}")

@@ -144,7 +144,8 @@ def run_differentiable(
     if not direct:
         i = [_scaled(p) for p in i]
     if lengths is not None:
-        f, i = f.masked_fill(padding, BIG), [p.masked_fill(padding, -BIG) for p in i]
+        # With a candidate of 0, as it is there, the state stays to the last bit.
+        f = f.masked_fill(padding, BIG)
     if not i:
         h, h_final = _gru(f, z, h0, reverse)
     elif direct:

@@ -70,7 +70,7 @@ def hippo_frequencies(n: int) -> Tensor:
 
     It is -1/2 on the diagonal, and else skew-symmetric with the entries sqrt((i + 1/2)(j + 1/2)).
     """
-    root = torch.arange(0.5, 2 * n, dtype=torch.float64).sqrt()
+    root = torch.arange(0.5, 2 * n, dtype=torch.float64, device="cpu").sqrt()
     skew = torch.outer(root, root).triu(1)
     frequencies: Tensor = torch.linalg.eigvalsh(1j * (skew - skew.T))[n:]
     return frequencies

@@ -23,7 +23,7 @@ from lightning_lrnn.nn.checks import (
 )
 from lightning_lrnn.nn.memory import Memory
 from lightning_lrnn.nn.state import State, last_output, pack, unpack
-from lightning_lrnn.nn.walk import Step, Walk
+from lightning_lrnn.nn.walk import Asking, Step, Walk
 
 __all__ = ["Stack"]
 
@@ -110,6 +110,23 @@ class Stack(nn.Module):
         """Fills all parameters anew."""
         for cell in self.cells:
             cell.reset_parameters()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def explain(self, device: str | torch.device | None = None) -> dict[str, list[str]]:
+        """For every backend the reasons why it cannot run this layer; [] = it can.
+
+        Args:
+            device: where; that of the parameters if None.
+        """
+        weight = next(self.parameters())
+        walk = Asking()
+        self._layers(weight.new_zeros(1, 1, self.input_size), None, True, walk)
+        where = weight.device if device is None else torch.device(device)
+        requests = dict.fromkeys(request._replace(device=where) for request in walk.asked)
+        return {
+            name: list(dict.fromkeys(r for q in requests for r in backends.reasons(name, q)))
+            for name in backends.names()
+        }
 
     def param_groups(
         self, weight_decay: float = 0.01, lr: float | None = None, gate_lr: float | None = None

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import broadcastable, like_sequence
+from lightning_lrnn.backends import Request
+from lightning_lrnn.gates import Gate
 from lightning_lrnn.recurrence import gated_recurrence
 
-__all__ = ["Step", "Walk"]
+__all__ = ["Asking", "Step", "Walk"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,29 @@ class Step(Walk):
         after = a.to(after.dtype) * before + after
         y = (before if exclusive else after).to(dtype)
         return (y if readout is None else readout(y, *operands)), after[:, 0]
+
+
+@dataclass(frozen=True)
+class Asking(Step):
+    """A step that notes what it would ask a backend for.
+
+    Attributes:
+        asked: one request per scan.
+    """
+
+    asked: list[Request] = field(default_factory=list)
+
+    def scan(
+        self,
+        name: str,
+        gate: Callable[..., tuple[Tensor, Tensor]],
+        *pre: Tensor,
+        h0: Tensor | None,
+        readout: Callable[..., Tensor] | None = None,
+        exclusive: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """As a `Step`."""
+        x = next(p for p in pre if p.ndim == 3)
+        programs = (g.program for g in (gate, readout) if isinstance(g, Gate))
+        self.asked.append(Request(x.device, x.dtype, *programs))
+        return super().scan(name, gate, *pre, h0=h0, readout=readout, exclusive=exclusive)
