@@ -68,7 +68,9 @@ def test_backward_uses_the_backend_of_its_forward(monkeypatch):
 
 
 def test_unknown_names_list_the_known_ones(monkeypatch):
-    with pytest.raises(lrnn.BackendError, match="no backend 'scam'; known are: auto, scan, serial"):
+    with pytest.raises(
+        lrnn.BackendError, match="no backend 'scam'; known are: auto, scan, serial, cudnn"
+    ):
         run(backend="scam")
     with pytest.raises(lrnn.BackendError, match="no backend 'scam'"), lrnn.use_backend("scam"):
         pass
@@ -103,7 +105,7 @@ def test_the_loop_of_last_resort_has_the_right_gradients(fresh):
 
 def test_reasons_are_explained_per_device():
     reasons = backends.explain("cpu")
-    assert reasons == {"scan": [], "serial": []}
+    assert reasons == {"scan": [], "serial": [], "cudnn": ["cuDNN runs on NVIDIA GPUs, not on cpu"]}
     assert "no compiled code for meta devices" in backends.explain("meta")["scan"][0]
     assert "torch.int64" in backends.explain("cpu", torch.int64)["serial"][0]
 
@@ -118,7 +120,7 @@ def test_a_third_party_backend_comes_through_an_entry_point(fresh):
         for name in ("mine", "serial")
     ]
     fresh.setattr(backends, "entry_points", lambda group: points)
-    assert backends.names() == ("scan", "serial", "mine")
+    assert backends.names() == ("scan", "serial", "cudnn", "mine")
     assert backends.load("serial") is serial
     x = [torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda a, b: lrnn.linear_recurrence(a, b, backend="mine"), x)

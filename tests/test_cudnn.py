@@ -2,8 +2,10 @@
 
 Seen to fail: the GRU's gates exchanged; a reset whose impulse is a candidate's; no reset, and one
 in the padding; padding that moves the state, and NaN in it; no flip, there and back; h_t handed out
-as h_{t-1}; a cell scaled by 2^-12, not scaled back, or from an h0 that is not; recurrent weights
-that are not 0; inputs in the order of the arguments; tanh of a candidate not asked for; autocast.
+as h_{t-1}; a cell scaled by 2^-12, or by 2^-24 in float64, not scaled back, or from an h0 that is
+not; recurrent weights that are not 0; inputs in the order of the arguments, steps in that of the
+text; 1 - f taken for f; tanh of a candidate not asked for; autocast; a state with gaps, weights
+without room for biases, x batch first; y with gaps; no gradient where there are no steps.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ def device(request, monkeypatch):
     forget = (backends._resolved.cache_clear, backends._fuses_here.cache_clear)
     if request.param == "cpu":
         monkeypatch.setattr(cudnn, "missing", lambda device: [])
+    else:
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for clear in forget:
         clear()
     with torch.device(request.param) if request.param != "cpu" else contextlib.nullcontext():
@@ -124,6 +128,37 @@ def without_state(h, z, i, f):
     return torch.sigmoid(f) * torch.tanh(z)
 
 
+def tanh_first(f, z):
+    z, f = torch.tanh(z), torch.sigmoid(f)
+    return f, (1 - f) * z
+
+
+def by_sign(z, f):
+    return torch.sigmoid(f), torch.sigmoid(-f) * torch.tanh(z)
+
+
+def by_input(g, z):
+    g = torch.sigmoid(g)
+    return 1 - g, g * torch.tanh(z)
+
+
+def by_input_sign(z, g):
+    return torch.sigmoid(-g), torch.sigmoid(g) * torch.tanh(z)
+
+
+@pytest.mark.parametrize("gate", [tanh_first, by_sign, by_input, by_input_sign])
+def test_forms_of_the_tied_gate(gate, device):
+    gate = lrnn.gate(gate)
+    pre = [torch.randn(B, T, H, dtype=F64), torch.randn(H, dtype=F64)]
+    leaves = [p.requires_grad_() for p in pre]
+    options = {"reset": torch.rand(B, T) < 0.3, "lengths": torch.tensor([T, 0, 5])}
+    found = []
+    for backend in ("serial", "cudnn"):
+        results = lrnn.gated_recurrence(gate, *pre, backend=backend, **options)
+        found.append((results, torch.autograd.grad(weighted(results), leaves)))
+    close(*found)
+
+
 READOUTS = {"state": None, "all": of_all, "lstm": lstm_readout, "inputs": without_state}
 
 
@@ -131,8 +166,10 @@ READOUTS = {"state": None, "all": of_all, "lstm": lstm_readout, "inputs": withou
 @pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("exclusive", [False, True])
-@pytest.mark.parametrize("dtype", [F64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16, torch.float16], ids=str)
 def test_gates(gate, readout, reverse, exclusive, dtype, device):
+    if device == "cuda" and not torch.cudnn_is_acceptable(torch.ones(1, dtype=dtype)):
+        pytest.skip(f"this PyTorch gives cuDNN no {dtype}")
     sequences = [torch.randn(B, T, H, dtype=dtype) for _ in range(3)]
     sequences[1] = torch.randn(B, H, dtype=F64 if dtype == F64 else torch.float32)  # a parameter
     reset, lengths = torch.rand(B, T) < 0.3, torch.tensor([T, 0, 5])
@@ -148,12 +185,19 @@ def test_gates(gate, readout, reverse, exclusive, dtype, device):
         grads = torch.autograd.grad(weighted(results), leaves, allow_unused=True)
         found.append((results, grads))
     rough = {"rtol": 8e-2, "atol": 8e-2}
-    close(*found, **(rough if dtype == torch.bfloat16 else {"rtol": 1e-9, "atol": 1e-9}))
+    close(*found, **({"rtol": 1e-9, "atol": 1e-9} if dtype == F64 else rough))
+
+
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+def test_outputs_are_dense(readout, device):
+    pre = torch.randn(3, B, T, H)
+    y, _ = lrnn.gated_recurrence(free, *pre, readout=readout, backend="cudnn")
+    assert y.shape == (B, T, H) and y.is_contiguous()
 
 
 @pytest.mark.parametrize("start", [0.0, 5000.0])
 def test_a_scaled_cell_keeps_its_digits(start, device):
-    """The cell itself, from an LSTM whose output is squashed: as exact as `serial` in float32."""
+    """The cell itself, from an LSTM whose output is squashed: as exact as `serial`."""
     f, i, z = torch.full((1, 4000, 64), 20.0), torch.randn(1, 4000, 64), torch.randn(1, 4000, 64)
     z += start / 1000  # it rises or wanders
     h0 = torch.full((1, 64), start)
@@ -164,27 +208,62 @@ def test_a_scaled_cell_keeps_its_digits(start, device):
         return c.double()
 
     exact = cell("serial", F64)
-    ours, theirs = (
-        ((cell(backend, torch.float32) - exact) / exact.abs().max()).abs().max()
-        for backend in ("serial", "cudnn")
+    ours, theirs, wide = (
+        ((cell(*by) - exact) / exact.abs().max()).abs().max()
+        for by in (("serial", torch.float32), ("cudnn", torch.float32), ("cudnn", F64))
     )
     assert 0 < theirs < 1.5 * ours
+    assert wide < 1e-13
+
+
+def test_cudnn_gets_what_it_wants(device, monkeypatch):
+    """No copies and no warnings: dense inputs, dense states, weights as cuDNN keeps them."""
+    seen = []
+
+    def vendor(rnn, parts, pre, state, reverse):
+        def spy(x, state, weights, *options):
+            seen.append((parts, x, state, weights))
+            return rnn(x, state, weights, *options)
+
+        return original(spy, parts, pre, state, reverse)
+
+    original = cudnn._vendor
+    monkeypatch.setattr(cudnn, "_vendor", vendor)
+    rnn = make("GILRLSTM", batch_first=True, bidirectional=True, backend="cudnn")
+    x = torch.randn(B, T, M)
+    rnn(x, random_state(rnn, x))
+    assert [parts for parts, *_ in seen] == 2 * [3, 4] * 2
+    for parts, x, state, (of_input, recurrent) in seen:
+        assert x.shape[:2] == (T, B) and x.is_contiguous()
+        assert all(s.is_contiguous() for s in (state if parts == 4 else [state]))
+        rows = parts * H
+        assert of_input.shape == (rows, x.shape[-1]) and recurrent.shape == (rows, H)
+        assert not recurrent.any() and of_input.sum() == x.shape[-1]
+        assert recurrent.data_ptr() - of_input.data_ptr() == of_input.nbytes
+        biases = 2 * rows * of_input.element_size()
+        assert of_input.untyped_storage().nbytes() == of_input.nbytes + recurrent.nbytes + biases
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 3), (0, 4, 3)], ids=str)
 def test_nothing_to_do(shape, device):
-    f, z = torch.zeros(shape), torch.zeros(shape)
-    h0 = torch.randn(shape[0], shape[2])
-    y, h_n = lrnn.gated_recurrence(unused_between, z, z, f, h0=h0, backend="cudnn")
+    f, z = torch.zeros(shape, requires_grad=True), torch.zeros(shape)
+    h0 = torch.randn(shape[0], shape[2], requires_grad=True)
+    y, h_n = lrnn.gated_recurrence(unused_between, f, z, f, h0=h0, backend="cudnn")
     assert y.shape == shape
     close(h_n, h0)
+    (y.sum() + h_n.sum()).backward()
+    assert h0.grad.eq(1).all() and f.grad.shape == shape
 
 
 def test_compile(device):
     rnn = make("GILRLSTM", batch_first=True, backend="cudnn")
     x, lengths = torch.randn(B, 4, M), torch.tensor([4, 2, 0])
     torch.compiler.reset()
-    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(rnn, fullgraph=device == "cpu", backend="aot_eager")
+    if device == "cuda":
+        with pytest.raises(lrnn.BackendError, match=r"torch\.compile"):
+            compiled(x, lengths=lengths)
+        return
     results = [f(x, lengths=lengths) for f in (rnn, compiled)]
     close(*results)
     close(*(torch.autograd.grad(weighted(r), list(rnn.parameters())) for r in results))
@@ -192,10 +271,10 @@ def test_compile(device):
 
 def test_autocast(device):
     rnn = make("GILRLSTM", backend="cudnn")
-    x = torch.randn(T, B, M)
-    with torch.autocast(device, torch.bfloat16):
+    x, dtype = torch.randn(T, B, M), torch.float16 if device == "cuda" else torch.bfloat16
+    with torch.autocast(device, dtype):
         y, _ = rnn(x)
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == dtype
     close(y.float(), rnn(x)[0], rtol=0.1, atol=0.1)
     weighted(y).backward()
     assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
@@ -231,6 +310,22 @@ def test_without_a_gpu():
         with pytest.raises(lrnn.BackendError, match="cuDNN runs on NVIDIA GPUs, not on cpu"):
             make("GILR", backend="cudnn")(torch.zeros(T, B, M))
         assert cudnn.missing(torch.device("cuda")) == ["PyTorch finds no cuDNN and no GPU here"]
+
+
+class OnCuda:
+    is_cuda, dtype = True, torch.bfloat16
+
+
+@pytest.mark.parametrize("acceptable, compiling, why", [
+    (True, False, ""),
+    (False, False, "cudnn is disabled, or PyTorch gives it no torch.bfloat16"),
+    (True, True, "torch.compile takes the layer apart"),
+])  # fmt: skip
+def test_kernels_that_are_not_cudnns_are_refused(acceptable, compiling, why, monkeypatch):
+    monkeypatch.setattr(torch, "cudnn_is_acceptable", lambda x: acceptable)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert why in cudnn._replaced(OnCuda) and bool(why) == bool(cudnn._replaced(OnCuda))
+    assert cudnn._replaced(torch.zeros(1)) == ""
 
 
 def test_auto_never_takes_it(device):

@@ -8,7 +8,7 @@ by PyTorch, its gradients. docs/cudnn.md has what that costs.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lightning_lrnn import gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends import Request
-from lightning_lrnn.gates import Program, Step, gate, parse
+from lightning_lrnn.backends import BackendError, Request
+from lightning_lrnn.gates import Gate, Program, Step, gate, parse
 
 __all__ = ["run_differentiable", "unsupported_reasons"]
 
@@ -29,9 +29,10 @@ BIG = 1e4
 """A pre-activation whose sigmoid is 1, and 0 with the other sign, in every dtype. It is multiplied
 by weights of 0, and so may not be infinite."""
 
-EPSILON = 2.0**-24
-"""By which the cell is scaled where it is needed itself: tanh(EPSILON * c) / EPSILON is c but for a
-relative (EPSILON * c)^2 / 3, below the rounding of a float32 up to |c| = 10,000."""
+EPSILON = 2.0**-40
+"""By which the cell is scaled where it is needed itself. tanh changes a number so small by a
+relative (EPSILON * c)^2 / 3: of a float64 nothing up to |c| = 10,000, of a float32 up to 10^8.
+Products with a power of 2 are exact, and float32 goes far enough: to 2^-126, gradients to 2^128."""
 
 
 @gate
@@ -45,6 +46,19 @@ def tied(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 def tied_by_sign(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The same."""
     return torch.sigmoid(f), torch.sigmoid(-f) * torch.tanh(z)
+
+
+@gate
+def tied_by_input(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The GRU's with g = -f, the gate of what comes in."""
+    b = torch.sigmoid(g)
+    return 1 - b, b * torch.tanh(z)
+
+
+@gate
+def tied_by_input_sign(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The same."""
+    return torch.sigmoid(-g), torch.sigmoid(g) * torch.tanh(z)
 
 
 @gate
@@ -64,11 +78,13 @@ class Mode(NamedTuple):
 
     Attributes:
         inputs: which pre-activations are f and z (a GRU), or f, i and z (an LSTM).
+        negated: whether the first of them is -f.
         output: which one is o, where the LSTM's readout is ours; else None.
     """
 
     inputs: tuple[int, ...]
-    output: int | None
+    negated: bool = False
+    output: int | None = None
 
 
 def unsupported_reasons(request: Request) -> list[str]:
@@ -120,7 +136,8 @@ def run_differentiable(
     if h0 is None:
         h0 = x.new_zeros(B, D, dtype=state)
     if x.numel() == 0:
-        return torch.empty_like(x), h0.clone()
+        return x.clone(), h0.clone()
+    padding = None
     if lengths is not None:
         padding = torch.arange(T, device=x.device)[:, None] >= lengths[:, None, None]
         pre = [p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre]
@@ -133,6 +150,7 @@ def run_differentiable(
         # 16 bits would not hold the small numbers.
         sequences = [s.to(state) for s in sequences]
     f, *i, z = (sequences[k] for k in mode.inputs)
+    f = -f if mode.negated else f
     if starts is not None:
         if not i:
             # The impulse as a candidate that all of the new state is made of.
@@ -141,9 +159,7 @@ def run_differentiable(
             whole = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
             z = torch.where(starts, whole, z)
         f = f.masked_fill(starts, -BIG)
-    if not direct:
-        i = [_scaled(p) for p in i]
-    if lengths is not None:
+    if padding is not None:
         # With a candidate of 0, as it is there, the state stays to the last bit.
         f = f.masked_fill(padding, BIG)
     if not i:
@@ -151,9 +167,10 @@ def run_differentiable(
     elif direct:
         o = sequences[mode.output or 0]
         y, h_final = _lstm(i[0], f, z, o, h0, reverse)
-        return (y if lengths is None else y.masked_fill(padding, 0)), h_final.to(state)
+        return _handed_out(y, padding), h_final.to(state)
     else:
-        h, h_final = _lstm(i[0], f, z, torch.full_like(z, BIG), h0 * EPSILON, reverse)
+        small = EPSILON * torch.tanh(z)
+        h, h_final = _lstm(i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse)
         h, h_final = h / EPSILON, h_final / EPSILON
 
     if exclusive:
@@ -164,7 +181,11 @@ def run_differentiable(
     if readout:
         (y,) = gates.evaluate(readout, [y, *operands])
         y = y.to(x.dtype).expand(x.shape)
-    return (y if lengths is None else y.masked_fill(padding, 0)), h_final.to(state)
+    return _handed_out(y, padding), h_final.to(state)
+
+
+def _handed_out(y: Tensor, padding: Tensor | None) -> Tensor:
+    return (y if padding is None else y.masked_fill(padding, 0)).contiguous()
 
 
 def _starts(reset: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
@@ -178,66 +199,97 @@ def _starts(reset: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
     return reset[..., None]
 
 
-def _scaled(i: Tensor) -> Tensor:
-    """The pre-activation whose sigmoid is EPSILON * sigmoid(i)."""
-    return math.log(EPSILON) + F.logsigmoid(i) - torch.log1p(-EPSILON * torch.sigmoid(i))
-
-
 def _gru(f: Tensor, z: Tensor, h0: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     """The states (B, T, D) of h = sigmoid(f) * h + (1 - sigmoid(f)) * tanh(z), and the last."""
-    x = torch.cat([f, z], -1)
-    x = x.flip(1) if reverse else x
     # The first of reset, update and new acts on the recurrent weights only.
-    select = F.pad(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), (0, 0, z.shape[-1], 0))
-    with torch.autocast(x.device.type, enabled=False):
-        h, h_n = torch.ops.aten.gru.input(x, h0[None].to(x.dtype), _weights(select, 3), *_options())
-    return (h.flip(1) if reverse else h), h_n[0]
+    y, h_n = _vendor(torch.ops.aten.gru.input, 3, [f, z], [h0], reverse)
+    return y, h_n
 
 
 def _lstm(
     i: Tensor, f: Tensor, z: Tensor, o: Tensor, c0: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """sigmoid(o) * tanh(c) of c = sigmoid(f) * c + sigmoid(i) * tanh(z), and the last c."""
-    x = torch.cat([i, f, z, o], -1)
-    x = x.flip(1) if reverse else x
-    select = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    c0 = c0[None].to(x.dtype)
-    state = [torch.zeros_like(c0), c0]
+    y, _, c_n = _vendor(
+        torch.ops.aten.lstm.input, 4, [i, f, z, o], [torch.zeros_like(c0), c0], reverse
+    )
+    return y, c_n
+
+
+def _vendor(
+    rnn: Callable[..., tuple[Tensor, ...]],
+    parts: int,
+    pre: list[Tensor],
+    state: list[Tensor],
+    reverse: bool,
+) -> list[Tensor]:
+    """Output (B, T, D) and final states (B, D) of one layer whose last pre-activations are `pre`.
+
+    The others of its `parts` are 0.
+    """
+    if why := _replaced(pre[0]):
+        raise BackendError(f"backend 'cudnn' cannot run: {why}")
+    # Time first, as cuDNN has it, saves it a copy.
+    x = torch.cat([p.transpose(0, 1) for p in pre], -1)
+    x = x.flip(0) if reverse else x
+    state = [s[None].to(x.dtype).contiguous() for s in state]
+    weights = _weights(x, pre[0].shape[-1], parts)
+    # No biases, one layer, no dropout, whether for training, one direction, time first.
+    options = (False, 1, 0.0, torch.is_grad_enabled(), False, False)
     with torch.autocast(x.device.type, enabled=False):
-        y, _, c_n = torch.ops.aten.lstm.input(x, state, _weights(select, 4), *_options())
-    return (y.flip(1) if reverse else y), c_n[0]
+        y, *final = rnn(x, state if len(state) > 1 else state[0], weights, *options)
+    return [(y.flip(0) if reverse else y).transpose(0, 1), *(s[0] for s in final)]
 
 
-def _weights(select: Tensor, parts: int) -> list[Tensor]:
-    """Those of the input, and recurrent ones of 0, in one piece of memory, as cuDNN wants them."""
-    rows, columns = select.shape
-    whole = select.new_zeros(rows * (columns + rows // parts))
-    of_input, recurrent = whole.split([rows * columns, rows * (rows // parts)])
+def _replaced(x: Tensor) -> str:
+    """Why PyTorch would compute the layer on a GPU by kernels of its own; "" = it would not."""
+    if not x.is_cuda:
+        return ""
+    if torch.compiler.is_compiling():
+        return "torch.compile takes the layer apart; leave it out by torch.compiler.disable"
+    if not torch.cudnn_is_acceptable(x):
+        return f"torch.backends.cudnn is disabled, or PyTorch gives it no {x.dtype}"
+    return ""
+
+
+def _weights(x: Tensor, size: int, parts: int) -> list[Tensor]:
+    """Input weights that select the last parts, and recurrent ones of 0.
+
+    In one piece of memory and with room for biases behind: otherwise PyTorch copies them, with a
+    warning.
+    """
+    rows, columns = parts * size, x.shape[-1]
+    whole = x.new_zeros(rows * (columns + size + 2))
+    of_input, recurrent, _ = whole.split([rows * columns, rows * size, 2 * rows])
     of_input = of_input.view(rows, columns)
-    of_input.copy_(select)
-    return [of_input, recurrent.view(rows, rows // parts)]
-
-
-def _options() -> tuple[bool, int, float, bool, bool, bool]:
-    """No biases, one layer, no dropout, whether for training, one direction, batch first."""
-    return False, 1, 0.0, torch.is_grad_enabled(), False, True
+    of_input[-columns:].copy_(torch.eye(columns, dtype=x.dtype, device=x.device))
+    return [of_input, recurrent.view(rows, size)]
 
 
 def canonical(program: str) -> tuple[str, tuple[int, ...]]:
-    """A program with its inputs in the order in which they are used, and which these are."""
+    """A program in the order in which its outputs need it, and which inputs these are.
+
+    What no output needs is left out, inputs too.
+    """
     parsed = parse(program)
-    used = [a for step in parsed.steps for a in step.arguments] + list(parsed.outputs)
-    order = list(dict.fromkeys(a for a in used if isinstance(a, str) and a.startswith("x")))
-    renamed = {name: f"x{index}" for index, name in enumerate(order)}
+    names: dict[str, str] = {}
+    inputs: list[int] = []
+    steps: list[Step] = []
 
-    def rename(argument: Any) -> Any:
-        return renamed.get(argument, argument) if isinstance(argument, str) else argument
+    def visit(value: Any) -> Any:
+        if not isinstance(value, str) or value in names:
+            return names.get(value, value)
+        if value[0] == "x":
+            names[value] = f"x{len(inputs)}"
+            inputs.append(int(value[1:]))
+        else:
+            operation, arguments = parsed.steps[int(value[1:])]
+            steps.append(Step(operation, tuple(map(visit, arguments))))
+            names[value] = f"t{len(steps) - 1}"
+        return names[value]
 
-    steps = tuple(
-        Step(step.operation, tuple(rename(a) for a in step.arguments)) for step in parsed.steps
-    )
-    program = str(Program(len(order), steps, tuple(rename(o) for o in parsed.outputs)))
-    return program, tuple(int(name[1:]) for name in order)
+    outputs = tuple(map(visit, parsed.outputs))
+    return str(Program(len(inputs), tuple(steps), outputs)), tuple(inputs)
 
 
 def _mode(gate: str, readout: str) -> Mode | None:
@@ -251,11 +303,18 @@ _mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @cache
 def _mode_of(gate: str, readout: str) -> Mode | None:
     program, inputs = canonical(gate)
-    if program not in {canonical(known.program)[0] for known in (tied, tied_by_sign, free)}:
+    if program in _programs(tied, tied_by_sign):
+        return Mode(inputs)
+    if program in _programs(tied_by_input, tied_by_input_sign):
+        return Mode(inputs, negated=True)
+    if program not in _programs(free):
         return None
-    if not readout or len(inputs) < 3:
-        return Mode(inputs, None)
-    program, of_readout = canonical(readout)
+    program, of_readout = canonical(readout) if readout else ("", ())
+    if program not in _programs(output) or of_readout[1] != 0:
+        return Mode(inputs)
     # The first input of a readout is the state.
-    same = program == canonical(output.program)[0] and of_readout[1] == 0
-    return Mode(inputs, of_readout[0] - 1 if same else None)
+    return Mode(inputs, output=of_readout[0] - 1)
+
+
+def _programs(*gates: Gate) -> set[str]:
+    return {canonical(gate.program)[0] for gate in gates}
