@@ -13,13 +13,15 @@ from lightning_lrnn import _chunks
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import unobserved
 from lightning_lrnn.gates import Gate
-from lightning_lrnn.nn.checks import check_cell, check_step
+from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form
 from lightning_lrnn.nn.memory import Memory
-from lightning_lrnn.nn.state import State, unpack
 from lightning_lrnn.nn.walk import Step, Walk
 from lightning_lrnn.nn.window import windowed
 
-__all__ = ["Cell", "GatedCell", "chunks", "linear", "linear_sum"]
+__all__ = ["Cell", "GatedCell", "State", "chunks", "linear", "linear_sum"]
+
+State = Tensor | tuple[Tensor, Tensor] | None
+"""h for a cell with one state, (h, c) for one that remembers its output, None for zeros."""
 
 
 class Cell(nn.Module):
@@ -65,7 +67,8 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_cell(self, input_size, hidden_size, bias, proj_size, memory)
+        kind = type(self).__name__.removesuffix("Cell")
+        check_cell(kind, self.projects, input_size, hidden_size, bias, proj_size, memory)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
         self.has_bias, self.memory = bias, memory
@@ -89,6 +92,29 @@ class Cell(nn.Module):
     def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
         """The carried state from c (..., hidden_size) and, where it is part of it, h."""
         return F.pad(c, (0, self.state_size - c.shape[-1]))
+
+    def unpack(
+        self, hx: State, rows: tuple[int, ...], device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The user's state as the last output, None if not told, and what is carried.
+
+        Args:
+            hx: as the user gave it; None gives None, None.
+            rows: its shape, but for the features.
+            device: of the input.
+        """
+        if hx is None:
+            return None, None
+        dtype = self.carry_dtype
+        sizes = (self.state_size, self.hidden_size)
+        h, c, name = None, hx, "h_0"
+        if self.remembers_output:
+            if not isinstance(hx, tuple | list) or len(hx) != 2:
+                raise ValueError(f"`hx` must be the pair (h_0, c_0), got {form(hx)}")
+            h = check_state("h_0", hx[0], rows, (self.output_size,), device, dtype)
+            c, name = hx[1], "c_0"
+        carry = check_state(name, c, rows, sizes, device, dtype)
+        return h, carry if carry.shape[-1] == self.state_size else self.carry(h, carry)
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter of the cell's device and dtype."""
@@ -133,10 +159,10 @@ class Cell(nn.Module):
         if walk is not None:
             assert not isinstance(hx, tuple)
             return self.layer(input, hx, walk, **of_stack)
-        check_step(self, input)
+        check_step(input, self.input_size, next(self.parameters()))
         if not self.output_is_state and not self.remembers_output and isinstance(hx, tuple):
             hx = hx[1]
-        _, carry = unpack(self, hx, tuple(input.shape[:-1]), input)
+        _, carry = self.unpack(hx, tuple(input.shape[:-1]), input.device)
         batched = input.ndim == 2
         if not batched:
             input, carry = input[None], None if carry is None else carry[None]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_lrnn.nn.memory import Memory
-
-if TYPE_CHECKING:
-    from lightning_lrnn.nn.cell import Cell
-    from lightning_lrnn.nn.stack import Stack
 
 __all__ = [
     "check_cell",
@@ -34,14 +30,19 @@ def check_layers(num_layers: int, dropout: float) -> None:
 
 
 def check_cell(
-    cell: Cell, input_size: int, hidden_size: int, bias: bool, proj_size: int, memory: Memory
+    kind: str,
+    projects: bool,
+    input_size: int,
+    hidden_size: int,
+    bias: bool,
+    proj_size: int,
+    memory: Memory,
 ) -> None:
-    """Raises for arguments of a cell's constructor that cannot be."""
+    """Raises for arguments of a cell's constructor that cannot be; `kind` is its name."""
     for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-    if proj_size and not cell.projects:
-        kind = type(cell).__name__.removesuffix("Cell")
+    if proj_size and not projects:
         raise ValueError(f"{kind} has no projection: `proj_size` must be 0, got {proj_size}")
     if not 0 <= proj_size < hidden_size:
         raise ValueError(
@@ -55,21 +56,19 @@ def check_cell(
         raise ValueError(f"`memory`={memory} sets biases, and there are none with bias=False")
 
 
-def check_input(stack: Stack, input: Tensor) -> None:
-    """Raises unless `input` is a sequence for this stack's parameters."""
-    size = stack.input_size
-    layout = f"(B, T, {size})" if stack.batch_first else f"(T, B, {size})"
+def check_input(input: Any, size: int, batch_first: bool, weight: Tensor) -> None:
+    """Raises unless `input` is a sequence of `size` features for parameters like `weight`."""
+    layout = f"(B, T, {size})" if batch_first else f"(T, B, {size})"
     if not isinstance(input, Tensor) or input.ndim not in (2, 3) or input.shape[-1] != size:
         raise ValueError(f"`input` must be {layout} or (T, {size}), got {form(input)}")
-    _check_kind(input, next(stack.parameters()))
+    _check_kind(input, weight)
 
 
-def check_step(module: Cell | Stack, input: Tensor) -> None:
-    """Raises unless `input` is one step for these parameters."""
-    size = module.input_size
+def check_step(input: Any, size: int, weight: Tensor) -> None:
+    """Raises unless `input` is one step of `size` features for parameters like `weight`."""
     if not isinstance(input, Tensor) or input.ndim not in (1, 2) or input.shape[-1] != size:
         raise ValueError(f"`input` must be (B, {size}) or ({size},), got {form(input)}")
-    _check_kind(input, next(module.parameters()))
+    _check_kind(input, weight)
 
 
 def _check_kind(input: Tensor, weight: Tensor) -> None:
@@ -89,26 +88,32 @@ def check_packed(lengths: Tensor | None, reset: Tensor | None) -> None:
             )
 
 
-def check_steps(stack: Stack, input: Tensor, lengths: Tensor | None, reset: Tensor | None) -> None:
+def check_steps(
+    input: Tensor, batch_first: bool, lengths: Tensor | None, reset: Tensor | None
+) -> None:
     """Raises unless `lengths` and `reset` have the shapes that fit `input`.
 
     Their dtypes and values are checked by the recurrence.
     """
     if lengths is not None:
-        batch = input.shape[:-1][0 if stack.batch_first else 1 :][:1] if input.ndim == 3 else ()
-        _check("lengths", lengths, tuple(batch), input)
+        batch = input.shape[:-1][0 if batch_first else 1 :][:1] if input.ndim == 3 else ()
+        _check("lengths", lengths, tuple(batch), input.device)
     if reset is not None:
-        _check("reset", reset, tuple(input.shape[:-1]), input)
+        _check("reset", reset, tuple(input.shape[:-1]), input.device)
 
 
 def check_state(
-    name: str, x: Any, rows: tuple[int, ...], sizes: tuple[int, ...], input: Tensor, cell: Cell
+    name: str,
+    x: Any,
+    rows: tuple[int, ...],
+    sizes: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     """A part of the state, checked, in the dtype in which it is carried."""
     size = x.shape[-1] if isinstance(x, Tensor) and x.ndim and x.shape[-1] in sizes else sizes[0]
     also = f" or {(*rows, sizes[-1])}" if size == sizes[0] != sizes[-1] else ""
-    _check(name, x, (*rows, size), input, also)
-    dtype = cell.carry_dtype
+    _check(name, x, (*rows, size), device, also)
     fits = torch.promote_types(x.dtype, dtype) == dtype
     if not fits or not (x.is_floating_point() or x.is_complex()):
         raise TypeError(f"`{name}` is {x.dtype}, which the state, {dtype}, cannot hold")
@@ -116,11 +121,11 @@ def check_state(
     return carried
 
 
-def _check(name: str, x: Any, shape: tuple[int, ...], input: Tensor, also: str = "") -> None:
+def _check(name: str, x: Any, shape: tuple[int, ...], device: torch.device, also: str = "") -> None:
     if not isinstance(x, Tensor) or tuple(x.shape) != shape:
         raise ValueError(f"`{name}` must have shape {shape}{also}, got {form(x)}")
-    if x.device != input.device:
-        raise TypeError(f"`{name}` is on {x.device}, `input` on {input.device}")
+    if x.device != device:
+        raise TypeError(f"`{name}` is on {x.device}, `input` on {device}")
 
 
 def form(value: Any) -> str:

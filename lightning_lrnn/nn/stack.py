@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_lrnn import backends
 from lightning_lrnn._operator import padding_mask
-from lightning_lrnn.nn.cell import Cell
+from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checks import (
     check_input,
     check_layers,
@@ -22,7 +22,6 @@ from lightning_lrnn.nn.checks import (
     check_steps,
 )
 from lightning_lrnn.nn.memory import Memory
-from lightning_lrnn.nn.state import State, last_output, pack, unpack
 from lightning_lrnn.nn.walk import Asking, Step, Walk
 
 __all__ = ["Stack"]
@@ -218,7 +217,7 @@ class Stack(nn.Module):
         """
         if self.bidirectional:
             raise ValueError("a step of a bidirectional stack would need what comes after it")
-        check_step(self, input)
+        check_step(input, self.input_size, next(self.parameters()))
         batched = input.ndim == 2
         x = (input if batched else input[None])[:, None]
         output, state = self._layers(x, hx, batched, Step())
@@ -255,8 +254,8 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             self.__prepare_scriptable__()
-        check_input(self, input)
-        check_steps(self, input, lengths, reset)
+        check_input(input, self.input_size, self.batch_first, next(self.parameters()))
+        check_steps(input, self.batch_first, lengths, reset)
         batched = input.ndim == 3
         x = input
         if not batched:
@@ -278,7 +277,7 @@ class Stack(nn.Module):
         """All layers over x (B, T, input_size): the output (B, T, ·) and the state."""
         cells = [cell for cell in self.cells if isinstance(cell, Cell)]
         rows: tuple[int, ...] = (len(cells), x.shape[0]) if batched else (len(cells),)
-        h_0, carry_0 = unpack(cells[0], hx, rows, x)
+        h_0, carry_0 = cells[0].unpack(hx, rows, x.device)
         if not batched:
             h_0, carry_0 = (None if v is None else v[:, None] for v in (h_0, carry_0))
         h_n: list[Tensor] = []
@@ -294,13 +293,14 @@ class Stack(nn.Module):
                 y, carry = cells[k](x, carry, there, **of_stack[k])
                 outputs.append(y)
                 carry_n.append(carry)
-                h_n.append(last_output(y, None if h_0 is None else h_0[k], there))
+                h_n.append(there.last(y, None if h_0 is None else h_0[k]))
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1 and walk.decays is None:
                 x = F.dropout(x, self.dropout, self.training)
         if not batched:
             h_n, carry_n = [h[0] for h in h_n], [carry[0] for carry in carry_n]
-        return x, pack(cells[0], h_n, carry_n)
+        state = torch.stack(carry_n)
+        return x, (torch.stack(h_n), state) if cells[0].remembers_output else state
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses what `torch.jit.script` and `torch.jit.trace` would make of a kernel."""

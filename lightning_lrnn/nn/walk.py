@@ -65,6 +65,25 @@ class Walk:
             backend=self.backend,
         )
 
+    def last(self, y: Tensor, before: Tensor | None) -> Tensor:
+        """The output (B, ·) at the last step of the walk; in a row without steps that before it.
+
+        Args:
+            y: all outputs, (B, T, ·).
+            before: the output before the first step; zeros if None.
+        """
+        B, T, D = y.shape
+        before = y.new_zeros(B, D) if before is None else before.to(y.dtype)
+        if T == 0:
+            return before
+        if self.lengths is None:
+            return y[:, 0] if self.reverse else y[:, -1]
+        last = y[:, 0]
+        if not self.reverse:
+            t = (self.lengths.long() - 1).clamp(0, T - 1)
+            last = y.gather(1, t[:, None, None].expand(B, 1, D))[:, 0]
+        return torch.where((self.lengths > 0)[:, None], last, before)
+
 
 class Step(Walk):
     """A walk of one step, without the operator: PyTorch's own operations, which export anywhere."""
