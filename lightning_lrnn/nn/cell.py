@@ -14,7 +14,7 @@ from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import unobserved
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form
-from lightning_lrnn.nn.memory import Memory
+from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.walk import Step, Walk
 from lightning_lrnn.nn.window import windowed
 
@@ -181,7 +181,8 @@ class GatedCell(Cell):
     Attributes:
         gate: from the pre-activations to decay and impulse.
         readout: from the state and the pre-activations to the output; None for the state.
-        sizes: number of projections, and how many of them, the first ones, have a bias.
+        sizes: number of projections, and how many of them, the first ones, have a bias. The very
+            first is that of the forget gate.
         window: how many inputs, x_t included, the projections see.
         weight_ih: one matrix after the other, side by side for x_t, x_{t-1}, ...:
             (projections * hidden_size, window * input_size).
@@ -201,6 +202,12 @@ class GatedCell(Cell):
         self.weight_ih = self.parameter(weights * hidden_size, self.window * input_size)
         self.bias = self.parameter(biases * hidden_size) if bias and biases else None
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As every cell, and the bias of the forget gate by expected memory."""
+        super().reset_parameters()
+        if self.bias is not None:
+            memory_bias_(self.bias[: self.hidden_size], self.memory)
 
     @property
     def state_size(self) -> int:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["MinGRU", "MinGRUCell", "min_gru"]
@@ -26,10 +25,10 @@ class MinGRUCell(GatedCell):
     sizes = (2, 2)
 
     def reset_parameters(self) -> None:
-        """As every cell, and the bias of the update gate by expected memory."""
+        """As every cell; where sigmoid(z) is the update gate, sigmoid(-z) is the forget gate."""
         super().reset_parameters()
         if self.bias is not None:
-            memory_bias_(self.bias[: self.hidden_size], self.memory).detach().neg_()
+            self.bias.detach()[: self.hidden_size].neg_()
 
 
 class MinGRU(Stack):

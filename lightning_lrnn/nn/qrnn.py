@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
 from lightning_lrnn.nn.gilr_lstm import lstm, output_identity
-from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 
@@ -70,12 +69,6 @@ class QRNNCell(GatedCell):
         self.sizes = (projections, projections)
         self.window, self.pooling, self.zoneout = window, pooling, zoneout
         super().__init__(input_size, hidden_size, bias, **options)
-
-    def reset_parameters(self) -> None:
-        """As every cell, and the bias of the forget gate by expected memory."""
-        super().reset_parameters()
-        if self.bias is not None:
-            memory_bias_(self.bias[: self.hidden_size], self.memory)
 
     def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
         """Where a unit is zoned out, f is 1 and i is 0: it keeps its state."""

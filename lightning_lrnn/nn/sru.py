@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 
@@ -44,12 +43,6 @@ class SRUCell(GatedCell):
         """The input itself is one of them, where it has the size of the state."""
         pre = super().pre_activations(projection, x, walk)
         return pre if len(pre) == 4 else (*pre, x.to(projection.dtype))
-
-    def reset_parameters(self) -> None:
-        """As every cell, and the bias of the forget gate by expected memory."""
-        super().reset_parameters()
-        if self.bias is not None:
-            memory_bias_(self.bias[: self.hidden_size], self.memory)
 
 
 class SRU(Stack):

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["TLSTM", "TLSTMCell", "t_lstm"]
@@ -32,12 +31,6 @@ class TLSTMCell(GatedCell):
     readout = output
     sizes = (3, 3)
     window = 2
-
-    def reset_parameters(self) -> None:
-        """As every cell, and the bias of the gate by expected memory."""
-        super().reset_parameters()
-        if self.bias is not None:
-            memory_bias_(self.bias[: self.hidden_size], self.memory)
 
 
 class TLSTM(Stack):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,16 +122,10 @@ class Asking(Step):
     asked: list[Request] = field(default_factory=list)
 
     def scan(
-        self,
-        name: str,
-        gate: Callable[..., tuple[Tensor, Tensor]],
-        *pre: Tensor,
-        h0: Tensor | None,
-        readout: Callable[..., Tensor] | None = None,
-        exclusive: bool = False,
+        self, name: str, gate: Callable[..., Any], *pre: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """As a `Step`."""
         x = next(p for p in pre if p.ndim == 3)
-        programs = (g.program for g in (gate, readout) if isinstance(g, Gate))
+        programs = (g.program for g in (gate, options.get("readout")) if isinstance(g, Gate))
         self.asked.append(Request(x.device, x.dtype, *programs))
-        return super().scan(name, gate, *pre, h0=h0, readout=readout, exclusive=exclusive)
+        return super().scan(name, gate, *pre, **options)
