@@ -18,6 +18,7 @@ import torch
 import lightning_lrnn
 from lightning_lrnn import _kernel_cache, cli
 from lightning_lrnn.cli import main
+from lightning_lrnn.nn import CELLS
 
 pytestmark = [
     # Windows are slices of memory: workers would only cost.
@@ -84,7 +85,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_names_every_command() -> None:
     text = cli._parser().format_help()
-    for command in ("fit", "test", "generate", "backends", "configs", "cache", "demo"):
+    for command in ("fit", "test", "generate", "backends", "cells", "configs", "cache", "demo"):
         assert f"\n    {command}" in text
 
 
@@ -174,6 +175,13 @@ def test_backends(capsys: pytest.CaptureFixture[str]) -> None:
         assert line.split(maxsplit=2) == [name, "cpu", "; ".join(reasons) or "runs"]
     if not torch.cuda.is_available():
         assert not any("runs" in line for line in lines[1::2])
+
+
+def test_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cells"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [f"nn.{name}" for name in CELLS]
+    assert len({len(row) for row in rows}) == 1
 
 
 def test_configs(capsys: pytest.CaptureFixture[str]) -> None:

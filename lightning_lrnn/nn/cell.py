@@ -71,7 +71,7 @@ class Cell(nn.Module):
         check_cell(kind, self.projects, input_size, hidden_size, bias, proj_size, memory)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
-        self.has_bias, self.memory = bias, memory
+        self.memory = memory
         self._factory = {"device": device, "dtype": dtype}
 
     @property
