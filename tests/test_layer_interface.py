@@ -5,7 +5,8 @@ decay on vectors; a learning rate lost; no refusal in `torch.jit.trace`; a step 
 surrogate that sees its step; the output of a pair taken for the state; input gates open in zoneout;
 zoneout in evaluation, and in `decays`; bounds with the first layer's share; a growing S5; the
 variance of B, and the scale of LRU; FLOPs of a backward pass like the forward's, of complex numbers
-like real ones; a narrow state as it is.
+like real ones; a narrow state as it is; a second derivative lost in a `detach`; a root twice as
+steep; a warning about a meta device.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from layers import (
     random_state,
     weighted,
 )
+from lightning_fabric.utilities.throughput import measure_flops
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.model_summary import ModelSummary
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -333,6 +337,25 @@ def test_flops(name, backend):
 
 
 @every_cell
+def test_flops_that_lightning_counts(name):
+    """`measure_flops` runs a model without memory, the summary one with an example."""
+    with torch.device("meta"):
+        rnn, x = make(name), torch.zeros(T, B, M)
+    matmul = 2 * T * B * M * H
+    assert measure_flops(rnn, lambda: rnn(x)) > matmul
+
+    class Model(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.example_input_array = make(name), torch.zeros(T, B, M)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    assert ModelSummary(Model()).total_flops > matmul
+
+
+@every_cell
 def test_deterministic(name, backend):
     rnn = make(name, num_layers=2, bidirectional=True, batch_first=True, backend=backend)
     x = torch.randn(B, T, M)
@@ -439,3 +462,23 @@ def test_s5_may_not_grow():
     with torch.no_grad():
         cell.rate.fill_(3.0)
     assert (cell.transition(F64)[0].abs() < 1).all()
+
+
+@every_cell
+def test_second_derivatives(name):
+    rnn = make(name, dtype=F64)
+    x = torch.randn(3, 1, M, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], (x,))
+
+
+@pytest.mark.parametrize("rate, slope", [(-20.0, 1000.0), (-10.0, None)])
+def test_the_root_of_rg_lru_is_clipped(rate, slope):
+    """d sqrt(s) / ds is 1 / (2 sqrt(s)), but never above 1000."""
+    rate = torch.tensor(rate, dtype=F64, requires_grad=True)
+    zero, large, one = (torch.tensor(v, dtype=F64) for v in (0.0, 50.0, 1.0))
+    a, b = lrnn.nn.rg_lru.rg_lru(zero, large, one, rate)
+    square = -torch.expm1(2 * a.detach().log())
+    close(b, torch.sqrt(square), rtol=1e-6, atol=0)
+    (found,) = torch.autograd.grad(b, rate)
+    of_square = 2 * a**2 * 4 * torch.sigmoid(rate)
+    close(found, (slope or 0.5 / b) * of_square, rtol=1e-6, atol=0)

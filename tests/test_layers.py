@@ -418,14 +418,15 @@ def test_copies_of_the_module(name):
 
 
 @every_cell
-def test_autocast(name, backend, device):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(name, dtype, backend, device):
     rnn = make(name, num_layers=2, backend=backend)
     x = torch.randn(T, B, M)
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, dtype):
         y, state = rnn(x)
         again, _ = rnn(x, state)
-        close(rnn(x.bfloat16())[0], y)  # as what comes out of another layer
-    assert y.dtype == again.dtype == torch.bfloat16
+        close(rnn(x.to(dtype))[0], y)  # as what comes out of another layer
+    assert y.dtype == again.dtype == dtype
     exact = rnn(x)[0].detach()
     close(y.float(), exact, rtol=0, atol=float(6e-2 * exact.abs().max()))
     weighted(again).backward()

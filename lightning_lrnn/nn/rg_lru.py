@@ -18,6 +18,9 @@ __all__ = ["RGLRU", "RGLRUCell", "rg_lru"]
 
 SHARPNESS = 8.0
 """c of the paper."""
+STEEPEST = 1000.0
+"""Bound of the root's derivative, and with `LEAST` where it is reached."""
+LEAST = 1 / (2 * STEEPEST) ** 2
 RING = (0.9, 0.999)
 """In which a lies at first, where the recurrence gate is open."""
 
@@ -30,8 +33,10 @@ def rg_lru(r: Tensor, i: Tensor, u: Tensor, rate: Tensor) -> tuple[Tensor, Tenso
     """
     log_a = -SHARPNESS * torch.sigmoid(r) * F.softplus(rate)
     square = 1 - torch.exp(2 * log_a)
-    root = torch.sqrt(square.detach())
-    scale = root + (square - square.detach()) / torch.clamp(2 * root, min=1e-3)
+    # Two branches, so that the derivative has a derivative.
+    steep = torch.sqrt(square.detach()) + STEEPEST * (square - square.detach())
+    root = torch.sqrt(torch.clamp(square, min=LEAST))
+    scale = torch.where(square > LEAST, root, steep)
     return torch.exp(log_a), scale * torch.sigmoid(i) * u
 
 
