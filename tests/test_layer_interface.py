@@ -303,7 +303,7 @@ def test_export(name, tmp_path):
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
 def test_onnx_of_a_step(name):
-    """ONNX has no complex numbers."""
+    """PyTorch's exporter does not know complex states."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     rnn = make(name, dropout=0.0).eval()
