@@ -89,6 +89,16 @@ def test_packed_is_a_loop_over_sequences(name, options, lengths, backend):
     )
 
 
+@every_cell
+def test_decays_of_packed(name):
+    rnn = make(name)
+    rows = [torch.randn(n, M) for n in (2, T, 4)]
+    padded = torch.nn.utils.rnn.pad_sequence(rows)
+    expected = rnn.decays(padded, lengths=torch.tensor([2, T, 4]))
+    assert expected
+    close(rnn.decays(pack_sequence(rows, enforce_sorted=False)), expected)
+
+
 def test_packed_has_lengths_of_its_own():
     rnn = make("GILR")
     packed = pack_sequence([torch.randn(3, M)])

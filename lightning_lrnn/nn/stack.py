@@ -226,7 +226,7 @@ class Stack(nn.Module):
     @torch.no_grad()
     def decays(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx: State = None,
         *,
         lengths: Tensor | None = None,
@@ -240,6 +240,10 @@ class Stack(nn.Module):
             By place ("layer0.forward.cell", "layer0.reverse.surrogate", ...) a, or |a| where it is
             complex, (B, T, ·) in the dtype of the state. Values at padded steps mean nothing.
         """
+        if isinstance(input, PackedSequence):
+            check_packed(lengths, reset)
+            input, lengths = pad_packed_sequence(input, self.batch_first)
+            lengths = lengths.to(input.device)
         decays: dict[str, Tensor] = {}
         self._run(input, hx, lengths, reset, decays)
         return decays
@@ -293,14 +297,15 @@ class Stack(nn.Module):
                 y, carry = cells[k](x, carry, there, **of_stack[k])
                 outputs.append(y)
                 carry_n.append(carry)
-                h_n.append(there.last(y, None if h_0 is None else h_0[k]))
+                if cells[k].remembers_output:
+                    h_n.append(there.last(y, None if h_0 is None else h_0[k]))
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1 and walk.decays is None:
                 x = F.dropout(x, self.dropout, self.training)
         if not batched:
             h_n, carry_n = [h[0] for h in h_n], [carry[0] for carry in carry_n]
         state = torch.stack(carry_n)
-        return x, (torch.stack(h_n), state) if cells[0].remembers_output else state
+        return x, (torch.stack(h_n), state) if h_n else state
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Refuses what `torch.jit.script` and `torch.jit.trace` would make of a kernel."""
