@@ -11,7 +11,6 @@ steep; a warning about a meta device.
 
 from __future__ import annotations
 
-import gc
 import io
 import warnings
 
@@ -282,14 +281,6 @@ class OneStep(torch.nn.Module):
         return self.rnn.step(x, state)
 
 
-@pytest.fixture
-def _no_namesakes():
-    """What is exported is a class of the layer's name, by which the command line finds layers."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.usefixtures("_no_namesakes")
 @every_cell
 def test_export(name, tmp_path):
     rnn = make(name, num_layers=2)
@@ -309,7 +300,6 @@ def test_export(name, tmp_path):
     close(torch.export.load(file).module()(x[1], state), rnn.step(x[1], state))
 
 
-@pytest.mark.usefixtures("_no_namesakes")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
 def test_onnx_of_a_step(name):

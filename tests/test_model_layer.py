@@ -5,7 +5,8 @@ The lists are `CELLS` and what the layers' constructors take: a new layer is cov
 Seen to fail: options not given to the layer (all that set one); a class_path of any class, or
 `_check_layer` or `_instantiator` left out (what a checkpoint names); the layer saved as it was
 given (checkpoints of Python), tuples kept in it; `proj_size` given to a GRU; modules imported for a
-checkpoint; `LayerClass` a Callable (torch.nn.RNN); the autocast of `TorchRNN` left on.
+checkpoint; `LayerClass` a Callable (torch.nn.RNN); the autocast of `TorchRNN` left on; `**options`
+handed on in `Stack.__init__`.
 """
 
 from __future__ import annotations
@@ -141,6 +142,13 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         assert low <= forget.min() and forget.max() <= high
         decays = layer.decays(torch.zeros(1, 1, 8))["layer0.forward.state"]
         assert low <= (-1 / decays.log()).min() and (-1 / decays.log()).max() <= high + 1
+
+
+def test_options_are_found_beside_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which replaces `nn.Module.__init__`, that options are looked for in."""
+    torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
+    layer = made(monkeypatch, "--model.rnn=RGLRU", "--model.rnn.num_layers=2")
+    assert layer.num_layers == 2
 
 
 def test_output_activation(monkeypatch: pytest.MonkeyPatch) -> None:

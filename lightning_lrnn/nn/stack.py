@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -87,10 +88,12 @@ class Stack(nn.Module):
         self.directions = 2 if bidirectional else 1
         self.backend = backend
         self.options = dict(options)
-        options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
+        shared = {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
+        # Not `**options`, which jsonargparse would follow to where it cannot read on.
+        make = partial(self.cell_type, hidden_size=hidden_size, bias=bias, **shared, **self.options)
         width = self.directions * (proj_size or hidden_size)
         self.cells = nn.ModuleList(
-            self.cell_type(width if layer else input_size, hidden_size, bias, **options)
+            make(width if layer else input_size)
             for layer in range(num_layers)
             for _ in range(self.directions)
         )
