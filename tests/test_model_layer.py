@@ -5,8 +5,8 @@ The lists are `CELLS` and what the layers' constructors take: a new layer is cov
 Seen to fail: options not given to the layer (all that set one); a class_path of any class, or
 `_check_layer` or `_instantiator` left out (what a checkpoint names); the layer saved as it was
 given (checkpoints of Python), tuples kept in it; `proj_size` given to a GRU; modules imported for a
-checkpoint; `LayerClass` a Callable (torch.nn.RNN); the autocast of `TorchRNN` left on; `**options`
-handed on in `Stack.__init__`.
+checkpoint; `LayerClass` a Callable (torch.nn.RNN); the autocast of `TorchRNN` left on; a
+call with `**options` in `Stack.__init__`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NoReturn
@@ -88,12 +89,12 @@ class Stack(nn.Module):
         self.directions = 2 if bidirectional else 1
         self.backend = backend
         self.options = dict(options)
-        shared = {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
-        # Not `**options`, which jsonargparse would follow to where it cannot read on.
-        make = partial(self.cell_type, hidden_size=hidden_size, bias=bias, **shared, **self.options)
+        options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
+        # Not a call with `**options`: jsonargparse would follow it to where it cannot read on.
+        make: Callable[..., Cell] = partial(self.cell_type, **options)
         width = self.directions * (proj_size or hidden_size)
         self.cells = nn.ModuleList(
-            make(width if layer else input_size)
+            make(width if layer else input_size, hidden_size, bias)
             for layer in range(num_layers)
             for _ in range(self.directions)
         )
