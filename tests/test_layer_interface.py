@@ -11,6 +11,7 @@ steep; a warning about a meta device.
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
@@ -35,6 +36,10 @@ from layers import (
 from lightning_fabric.utilities.throughput import measure_flops
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.model_summary import ModelSummary
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -268,6 +273,8 @@ def test_torchscript_is_refused(name):
         warnings.simplefilter("ignore", DeprecationWarning)
         with pytest.raises(RuntimeError, match=message):
             torch.jit.script(torch.nn.Sequential(rnn))
+        with pytest.raises(RuntimeError, match=f"{name}Cell is not for TorchScript"):
+            torch.jit.script(rnn.cells[0])
         with pytest.raises(RuntimeError, match=message):
             torch.jit.trace(rnn, torch.zeros(T, B, M))
 
@@ -429,6 +436,105 @@ def test_bounds_of_hgrn_rise_with_the_layer():
         for direction in ("forward", "reverse"):
             lowest = decays[f"layer{layer}.{direction}.state"]
             close(lowest, torch.full_like(lowest, layer / 4))
+
+
+@every_cell
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("memory", [None, (2, 300)], ids=str)
+def test_first_gradients_are_finite(name, dtype, memory):
+    """Whatever is drawn: thousands of units, in 16 bits too."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        rnn = CELLS[name](4, 512, memory=memory, dtype=dtype)
+        y, _ = rnn(torch.randn(5, 2, 4, dtype=dtype))
+        loss = y.float().square().mean()
+        gradients = torch.autograd.grad(loss, list(rnn.parameters()))
+        for value in (y, *rnn.parameters(), *gradients):
+            assert torch.isfinite(value).all()
+
+
+def test_s5_does_not_fit_float16():
+    with pytest.raises(TypeError, match=r"frequencies of S5 do not fit into torch.float16"):
+        CELLS["S5"](M, 256).half()(torch.zeros(T, B, M).half())
+
+
+def test_eigenvalues_do_not_depend_on_modes():
+    with FakeTensorMode(), torch.device("cpu"):
+        CELLS["S5"](3, 9)
+    assert torch.isfinite(CELLS["S5"](3, 9).cells[0].frequency).all()
+
+
+def test_blocks_of_rg_lru_are_scaled_by_their_width():
+    for blocks in (1, 8):
+        weight = cell_of("RGLRU")(M, 256, blocks=blocks).weight
+        close(weight.std().item(), (blocks / 256) ** 0.5, rtol=0.05, atol=0)
+
+
+@every_cell
+def test_cells_may_be_wrapped(name):
+    rnn = make(name, num_layers=2)
+    x = torch.randn(T, B, M)
+    expected = rnn(x, random_state_of_seed(rnn, x))
+    apply_activation_checkpointing(rnn, check_fn=lambda m: isinstance(m, cell_of(name)))
+    assert type(rnn.cells[0]) is not cell_of(name)
+    found = rnn(x, random_state_of_seed(rnn, x))
+    close(found, expected)
+    weighted(found).backward()
+
+
+@every_cell
+def test_replicas_have_no_parameters(name):
+    """As `torch.nn.DataParallel` makes them: plain attributes."""
+    rnn = make(name, num_layers=2)
+    replica = copy.deepcopy(rnn)
+    for module in replica.modules():
+        for key, value in list(module._parameters.items()):
+            del module._parameters[key]
+            setattr(module, key, None if value is None else value.detach().clone())
+    x = torch.randn(T, B, M)
+    close(replica(x), rnn(x))
+    close(replica.step(x[0]), rnn.step(x[0]))
+
+
+def test_explain_draws_nothing():
+    rnn = make("QRNN", num_layers=2, dropout=0.5, zoneout=0.5)
+    before = torch.get_rng_state()
+    assert rnn.explain("cpu")["scan"] == []
+    assert rnn.explain("cuda")["serial"] == []
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_zoneout_of_16_bit_is_as_rare_as_asked():
+    rnn = make("QRNN", hidden=400, zoneout=0.002, window=1, pooling="f", dtype=torch.bfloat16)
+    x, c = torch.randn(300, 1, M, dtype=torch.bfloat16), torch.full((1, 1, 400), 1e3)
+    kept = torch.stack([rnn(x[t : t + 1], c)[1] == c for t in range(len(x))]).float().mean()
+    # 120,000 draws: five standard deviations are 0.00065.
+    assert abs(kept - 0.002) < 0.00065
+
+
+@pytest.mark.parametrize("memory", [5, "ab", (1,), (1, float("inf")), (0, 3)], ids=str)
+def test_refused_memory(memory):
+    with pytest.raises(ValueError, match=r"`memory` must be \(shortest, longest\) steps"):
+        CELLS["GILR"](M, H, memory=memory)
+
+
+def test_more_that_is_refused():
+    rnn, cell = make("QRNN"), make("QRNN").cells[0]
+    x = torch.zeros(B, M)
+    for name in ("reset", "h_0"):
+        with pytest.raises(TypeError, match=f"single step takes `input` and `hx`, not {name}"):
+            cell(x, **{name: x})
+    with pytest.raises(ValueError, match=r"must be the state, or \(output, state\), got 1 parts"):
+        cell(x, (x,))
+    y, state = cell(x)
+    close(cell(x, [y, state]), cell(x, state))
+    with pytest.raises(ValueError, match=r"must be packed rows \(T, 4\), got shape \(3,\)"):
+        rnn(pack_sequence([torch.zeros(3)]))
+    lengths, reset = torch.tensor([T] * B), torch.zeros(T, B)
+    with pytest.raises(TypeError, match=r"`reset` must be torch.bool, got torch.float32"):
+        rnn(torch.zeros(T, B, M), lengths=lengths, reset=reset)
+    with pytest.raises(ValueError, match="`ring` must be radii"):
+        CELLS["LRU"](M, H, ring=0.9)
 
 
 def test_first_values_of_lru_and_s5():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from lightning_lrnn import _chunks
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._operator import unobserved
 from lightning_lrnn.gates import Gate
-from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form
+from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
 from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.walk import Step, Walk
 from lightning_lrnn.nn.window import windowed
@@ -47,6 +47,7 @@ class Cell(nn.Module):
         projects: whether `proj_size` means something for this cell.
         remembers_output: whether the user's state is `(h, c)`, h the last output, as that of
             `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`.
+        memory_in_bias: whether `memory` is the bias of a gate.
 
     Raises:
         ValueError: for arguments that cannot be, with their value.
@@ -54,6 +55,8 @@ class Cell(nn.Module):
 
     projects: ClassVar[bool] = False
     remembers_output: ClassVar[bool] = False
+    memory_in_bias: ClassVar[bool] = True
+    weight_ih: Tensor
 
     def __init__(
         self,
@@ -68,7 +71,8 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         kind = type(self).__name__.removesuffix("Cell")
-        check_cell(kind, self.projects, input_size, hidden_size, bias, proj_size, memory)
+        does = (self.projects, self.memory_in_bias)
+        check_cell(kind, *does, input_size, hidden_size, bias, proj_size, memory)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
         self.memory = memory
@@ -82,7 +86,12 @@ class Cell(nn.Module):
     @property
     def carry_dtype(self) -> torch.dtype:
         """Dtype of the carried state: float32 for 16-bit parameters, else theirs."""
-        return state_dtype(next(self.parameters()).dtype)
+        return state_dtype(self.sample.dtype)
+
+    @property
+    def sample(self) -> Tensor:
+        """One of the parameters, for its device and dtype; replicas have no `parameters()`."""
+        return self.weight_ih
 
     @property
     def output_is_state(self) -> bool:
@@ -159,8 +168,13 @@ class Cell(nn.Module):
         if walk is not None:
             assert not isinstance(hx, tuple)
             return self.layer(input, hx, walk, **of_stack)
-        check_step(input, self.input_size, next(self.parameters()))
-        if not self.output_is_state and not self.remembers_output and isinstance(hx, tuple):
+        if of_stack:
+            raise TypeError(f"a single step takes `input` and `hx`, not {', '.join(of_stack)}")
+        check_step(input, self.input_size, self.sample)
+        paired = not self.output_is_state and not self.remembers_output
+        if paired and isinstance(hx, tuple | list):
+            if len(hx) != 2:
+                raise ValueError(f"`hx` must be the state, or (output, state), got {len(hx)} parts")
             hx = hx[1]
         _, carry = self.unpack(hx, tuple(input.shape[:-1]), input.device)
         batched = input.ndim == 2
@@ -169,6 +183,10 @@ class Cell(nn.Module):
         y, carry = self.layer(input[:, None], carry, Step())
         y, carry = (y[:, 0], carry) if batched else (y[0, 0], carry[0])
         return carry if self.output_is_state else (y, carry)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """See `refuse_script`."""
+        refuse_script(type(self).__name__)
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lrnn.nn.memory import Memory
 
@@ -18,6 +20,8 @@ __all__ = [
     "check_step",
     "check_steps",
     "form",
+    "is_pair",
+    "refuse_script",
 ]
 
 
@@ -32,6 +36,7 @@ def check_layers(num_layers: int, dropout: float) -> None:
 def check_cell(
     kind: str,
     projects: bool,
+    memory_in_bias: bool,
     input_size: int,
     hidden_size: int,
     bias: bool,
@@ -48,12 +53,21 @@ def check_cell(
         raise ValueError(
             f"`proj_size` must be smaller than hidden_size={hidden_size}, got {proj_size}"
         )
-    if memory is not None and (len(memory) != 2 or not 0 < memory[0] <= memory[1]):
+    if memory is not None and not (is_pair(memory) and 0 < memory[0] <= memory[1] < math.inf):
         raise ValueError(
             f"`memory` must be (shortest, longest) steps, 0 < shortest <= longest, got {memory}"
         )
-    if memory is not None and not bias:
+    if memory is not None and memory_in_bias and not bias:
         raise ValueError(f"`memory`={memory} sets biases, and there are none with bias=False")
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a value is two numbers."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(part, int | float) for part in value)
+    )
 
 
 def check_input(input: Any, size: int, batch_first: bool, weight: Tensor) -> None:
@@ -78,8 +92,12 @@ def _check_kind(input: Tensor, weight: Tensor) -> None:
         raise TypeError(f"`input` is {input.dtype}, the parameters are {weight.dtype}")
 
 
-def check_packed(lengths: Tensor | None, reset: Tensor | None) -> None:
-    """Raises unless a PackedSequence came alone."""
+def check_packed(
+    packed: PackedSequence, size: int, lengths: Tensor | None, reset: Tensor | None
+) -> None:
+    """Raises unless a PackedSequence has `size` features, and came alone."""
+    if packed.data.ndim != 2 or packed.data.shape[1] != size:
+        raise ValueError(f"`input` must be packed rows (T, {size}), got {form(packed.data)}")
     for name, value in {"lengths": lengths, "reset": reset}.items():
         if value is not None:
             raise ValueError(
@@ -93,13 +111,15 @@ def check_steps(
 ) -> None:
     """Raises unless `lengths` and `reset` have the shapes that fit `input`.
 
-    Their dtypes and values are checked by the recurrence.
+    The dtype and the values of `lengths` are checked by the recurrence.
     """
     if lengths is not None:
         batch = input.shape[:-1][0 if batch_first else 1 :][:1] if input.ndim == 3 else ()
         _check("lengths", lengths, tuple(batch), input.device)
     if reset is not None:
         _check("reset", reset, tuple(input.shape[:-1]), input.device)
+        if reset.dtype != torch.bool:
+            raise TypeError(f"`reset` must be torch.bool, got {reset.dtype}")
 
 
 def check_state(
@@ -126,6 +146,14 @@ def _check(name: str, x: Any, shape: tuple[int, ...], device: torch.device, also
         raise ValueError(f"`{name}` must have shape {shape}{also}, got {form(x)}")
     if x.device != device:
         raise TypeError(f"`{name}` is on {x.device}, `input` on {device}")
+
+
+def refuse_script(kind: str) -> NoReturn:
+    """Raises, in place of what TorchScript would make of a kernel."""
+    raise RuntimeError(
+        f"{kind} is not for TorchScript, which PyTorch has given up and which cannot hold its "
+        f"kernels; use torch.export or torch.compile, or `step` for ONNX"
+    )
 
 
 def form(value: Any) -> str:

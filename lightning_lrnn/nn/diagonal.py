@@ -42,6 +42,13 @@ class DiagonalCell(Cell):
         self.C = self.parameter(hidden_size, hidden_size, 2)
         self.D = self.parameter(hidden_size, input_size)
 
+    memory_in_bias = False
+
+    @property
+    def sample(self) -> Tensor:
+        """One of the parameters."""
+        return self.B
+
     @property
     def carry_dtype(self) -> torch.dtype:
         """Complex."""

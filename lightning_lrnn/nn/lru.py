@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.nn.checks import is_pair
 from lightning_lrnn.nn.diagonal import DiagonalCell
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LRU", "LRUCell"]
+
+TINY = 1e-6
 
 
 class LRUCell(DiagonalCell):
@@ -34,7 +38,7 @@ class LRUCell(DiagonalCell):
         max_phase: float = 2 * math.pi,
         **options: Any,
     ) -> None:
-        if len(ring) != 2 or not 0 <= ring[0] < ring[1] <= 1:
+        if not is_pair(ring) or not 0 <= ring[0] < ring[1] <= 1:
             raise ValueError(f"`ring` must be radii, 0 <= inner < outer <= 1, got {ring}")
         if not 0 < max_phase <= 2 * math.pi:
             raise ValueError(f"`max_phase` must be in (0, 2 pi], got {max_phase}")
@@ -49,14 +53,17 @@ class LRUCell(DiagonalCell):
     def reset_parameters(self) -> None:
         """a uniform on the ring, or |a| by expected memory; the scale sqrt(1 - |a|^2)."""
         super().reset_parameters()
+        # Drawn in the dtype of the state, and away from a radius of 0 or 1 and a phase of 0, which
+        # have no logarithm.
+        draw = torch.empty_like(self.nu, dtype=state_dtype(self.nu.dtype))
         if self.memory is None:
             low, high = self.ring
-            square = torch.empty_like(self.nu).uniform_(low**2, high**2)
+            square = draw.clone().uniform_(low**2, high**2).clamp(TINY, 1 - TINY)
             forgotten = -square.log() / 2
         else:
-            forgotten = torch.log1p(1 / memory_bias_(torch.empty_like(self.nu), self.memory).exp())
+            forgotten = torch.log1p(1 / memory_bias_(draw.clone(), self.memory).exp())
         self.nu.copy_(forgotten.log())
-        self.theta.uniform_(0, self.max_phase).log_()
+        self.theta.copy_(draw.uniform_(0, self.max_phase).clamp(min=TINY).log())
         self.gamma.copy_(torch.log(-torch.expm1(-2 * forgotten)) / 2)
 
     def transition(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

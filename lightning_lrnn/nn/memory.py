@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_lrnn._dtypes import state_dtype
+
 __all__ = ["Memory", "memory_bias_"]
 
 Memory = tuple[float, float] | None
@@ -33,6 +35,10 @@ def memory_bias_(bias: Tensor, memory: Memory) -> Tensor:
     Returns:
         `bias`.
     """
+    # Drawn in the dtype of a state: in 16 bits a draw is exactly 0 every few hundred times.
+    b = torch.empty_like(bias, dtype=state_dtype(bias.dtype))
     if memory is None:
-        return bias.uniform_(0, math.log(DEFAULT_LONGEST))
-    return bias.uniform_(*memory).log_()
+        b.uniform_(0, math.log(DEFAULT_LONGEST))
+    else:
+        b.uniform_(*memory).log_()
+    return bias.copy_(b)

@@ -73,9 +73,10 @@ class QRNNCell(GatedCell):
     def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
         """Where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
         pre = super().pre_activations(projection, x, walk)
-        if not self.zoneout or not self.training or walk.decays is not None:
+        if not self.zoneout or not self.training or not walk.drops:
             return pre
-        kept = torch.rand_like(pre[0]) < self.zoneout
+        # In float32: a 16-bit draw is not fine enough.
+        kept = torch.rand(pre[0].shape, device=x.device) < self.zoneout
         if self.pooling != "ifo":
             f, *others = pre
             return f.masked_fill(kept, KEEP), *others

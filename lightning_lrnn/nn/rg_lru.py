@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.memory import memory_bias_
@@ -70,24 +72,33 @@ class RGLRUCell(Cell):
         self.weight_in = None if same else self.parameter(hidden_size, input_size)
         self.reset_parameters()
 
+    memory_in_bias = False
+
     @property
     def output_is_state(self) -> bool:
         """Nothing is read out."""
         return True
 
+    @property
+    def sample(self) -> Tensor:
+        """One of the parameters."""
+        return self.weight
+
     def reset_parameters(self) -> None:
-        """Weights as every cell's; `rate` as in the paper, or by expected memory.
+        """`rate` as in the paper, or by expected memory; blocks normal, by their own width.
 
         In the paper a^2 is uniform in the squares of `RING` where r = 1. With `memory` it is the
         decay at r = 1/2, where the gate starts, that remembers for so many steps.
         """
         super().reset_parameters()
+        nn.init.normal_(self.weight, std=1 / math.sqrt(self.weight.shape[-1]))
+        draw = torch.empty_like(self.rate, dtype=state_dtype(self.rate.dtype)).detach()
         if self.memory is None:
             low, high = RING
-            square = torch.empty_like(self.rate).uniform_(low**2, high**2)
+            square = draw.uniform_(low**2, high**2)
             forgotten = -square.log() / 2 / SHARPNESS
         else:
-            u = memory_bias_(torch.empty_like(self.rate), self.memory).exp()
+            u = memory_bias_(draw, self.memory).exp()
             forgotten = torch.log1p(1 / u) * 2 / SHARPNESS
         with torch.no_grad():
             self.rate.copy_(torch.log(torch.expm1(forgotten)))  # softplus(rate) = forgotten

@@ -6,9 +6,11 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.nn.diagonal import DiagonalCell
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
@@ -44,15 +46,22 @@ class S5Cell(DiagonalCell):
         """The eigenvalues of HiPPO-N; steps log-uniform in `STEPS`, or by expected memory."""
         super().reset_parameters()
         nn.init.constant_(self.rate, -0.5)
-        self.frequency.copy_(hippo_frequencies(self.hidden_size))
+        if not self.frequency.is_meta:
+            self.frequency.copy_(torch.from_numpy(hippo_frequencies(self.hidden_size)))
         if self.memory is None:
             self.log_step.uniform_(*map(math.log, STEPS))
         else:
-            u = memory_bias_(torch.empty_like(self.log_step), self.memory).exp()
+            draw = torch.empty_like(self.log_step, dtype=state_dtype(self.log_step.dtype))
+            u = memory_bias_(draw, self.memory).exp()
             self.log_step.copy_(torch.log(torch.log1p(1 / u) / 0.5))
 
     def transition(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """a = exp(eigenvalue * step) and (a - 1) / eigenvalue, by zero-order hold."""
+        if self.frequency.dtype == torch.float16:
+            raise TypeError(
+                "the frequencies of S5 do not fit into torch.float16: keep its parameters in "
+                "torch.bfloat16 or torch.float32 (autocast does)"
+            )
         rate, frequency = self.rate.to(dtype).clamp(max=LARGEST_RATE), self.frequency.to(dtype)
         step = self.log_step.to(dtype).exp()
         grown, phase = torch.expm1(rate * step), frequency * step
@@ -65,14 +74,15 @@ class S5Cell(DiagonalCell):
 
 
 @cache
-def hippo_frequencies(n: int) -> Tensor:
+def hippo_frequencies(n: int) -> np.ndarray:
     """The positive imaginary parts of the eigenvalues of the 2n x 2n HiPPO-N matrix, (n).
 
     It is -1/2 on the diagonal, and else skew-symmetric with the entries sqrt((i + 1/2)(j + 1/2)).
+    In NumPy, which no mode of PyTorch changes: the result is kept.
     """
-    root = torch.arange(0.5, 2 * n, dtype=torch.float64, device="cpu").sqrt()
-    skew = torch.outer(root, root).triu(1)
-    frequencies: Tensor = torch.linalg.eigvalsh(1j * (skew - skew.T))[n:]
+    root = np.sqrt(np.arange(0.5, 2 * n))
+    skew = np.triu(np.outer(root, root), 1)
+    frequencies: np.ndarray = np.linalg.eigvalsh(1j * (skew - skew.T))[n:]
     return frequencies
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from lightning_lrnn.nn.checks import (
     check_packed,
     check_step,
     check_steps,
+    refuse_script,
 )
 from lightning_lrnn.nn.memory import Memory
 from lightning_lrnn.nn.walk import Asking, Step, Walk
@@ -121,7 +122,7 @@ class Stack(nn.Module):
         Args:
             device: where; that of the parameters if None.
         """
-        weight = next(self.parameters())
+        weight = self._cells()[0].sample
         walk = Asking()
         self._layers(weight.new_zeros(1, 1, self.input_size), None, True, walk)
         where = weight.device if device is None else torch.device(device)
@@ -194,7 +195,7 @@ class Stack(nn.Module):
         """
         if not isinstance(input, PackedSequence):
             return self._run(input, hx, lengths, reset)
-        check_packed(lengths, reset)
+        check_packed(input, self.input_size, lengths, reset)
         padded, lengths = pad_packed_sequence(input, self.batch_first)
         output, state = self._run(padded, hx, lengths.to(padded.device), None)
         if input.sorted_indices is not None:
@@ -221,7 +222,7 @@ class Stack(nn.Module):
         """
         if self.bidirectional:
             raise ValueError("a step of a bidirectional stack would need what comes after it")
-        check_step(input, self.input_size, next(self.parameters()))
+        check_step(input, self.input_size, self._cells()[0].sample)
         batched = input.ndim == 2
         x = (input if batched else input[None])[:, None]
         output, state = self._layers(x, hx, batched, Step())
@@ -245,12 +246,16 @@ class Stack(nn.Module):
             complex, (B, T, ·) in the dtype of the state. Values at padded steps mean nothing.
         """
         if isinstance(input, PackedSequence):
-            check_packed(lengths, reset)
+            check_packed(input, self.input_size, lengths, reset)
             input, lengths = pad_packed_sequence(input, self.batch_first)
             lengths = lengths.to(input.device)
         decays: dict[str, Tensor] = {}
         self._run(input, hx, lengths, reset, decays)
         return decays
+
+    def _cells(self) -> list[Cell]:
+        """The cells, or what wraps them and hands their attributes on."""
+        return cast("list[Cell]", list(self.cells))
 
     def _run(
         self,
@@ -261,8 +266,8 @@ class Stack(nn.Module):
         decays: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            self.__prepare_scriptable__()
-        check_input(input, self.input_size, self.batch_first, next(self.parameters()))
+            refuse_script(type(self).__name__)
+        check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
         check_steps(input, self.batch_first, lengths, reset)
         batched = input.ndim == 3
         x = input
@@ -283,7 +288,7 @@ class Stack(nn.Module):
         self, x: Tensor, hx: State, batched: bool, walk: Walk
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         """All layers over x (B, T, input_size): the output (B, T, ·) and the state."""
-        cells = [cell for cell in self.cells if isinstance(cell, Cell)]
+        cells = self._cells()
         rows: tuple[int, ...] = (len(cells), x.shape[0]) if batched else (len(cells),)
         h_0, carry_0 = cells[0].unpack(hx, rows, x.device)
         if not batched:
@@ -304,7 +309,7 @@ class Stack(nn.Module):
                 if cells[k].remembers_output:
                     h_n.append(there.last(y, None if h_0 is None else h_0[k]))
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1 and walk.decays is None:
+            if layer < self.num_layers - 1 and walk.drops:
                 x = F.dropout(x, self.dropout, self.training)
         if not batched:
             h_n, carry_n = [h[0] for h in h_n], [carry[0] for carry in carry_n]
@@ -312,11 +317,8 @@ class Stack(nn.Module):
         return x, (torch.stack(h_n), state) if h_n else state
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Refuses what `torch.jit.script` and `torch.jit.trace` would make of a kernel."""
-        raise RuntimeError(
-            f"{type(self).__name__} is not for TorchScript, which PyTorch has given up and which "
-            f"cannot hold its kernels; use torch.export or torch.compile, or `step` for ONNX"
-        )
+        """See `refuse_script`."""
+        refuse_script(type(self).__name__)
 
     def extra_repr(self) -> str:
         """Sizes, what differs from the default, the cell's own options and the backend."""

@@ -38,6 +38,11 @@ class Walk:
     prefix: str = ""
     decays: dict[str, Tensor] | None = None
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout and zoneout act: not where somebody only looks."""
+        return self.decays is None
+
     def scan(
         self,
         name: str,
@@ -120,6 +125,11 @@ class Asking(Step):
     """
 
     asked: list[Request] = field(default_factory=list)
+
+    @property
+    def drops(self) -> bool:
+        """No."""
+        return False
 
     def scan(
         self, name: str, gate: Callable[..., Any], *pre: Tensor, **options: Any
