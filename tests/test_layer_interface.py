@@ -6,7 +6,8 @@ surrogate that sees its step; the output of a pair taken for the state; input ga
 zoneout in evaluation, and in `decays`; bounds with the first layer's share; a growing S5; the
 variance of B, and the scale of LRU; FLOPs of a backward pass like the forward's, of complex numbers
 like real ones; a narrow state as it is; a second derivative lost in a `detach`; a root twice as
-steep; a warning about a meta device.
+steep; a warning about a meta device; a radius drawn in bfloat16, and a rare zoneout; wrapped cells
+left out; `parameters()` of a replica; arguments of a step ignored; random numbers of `explain`.
 """
 
 from __future__ import annotations
