@@ -16,8 +16,8 @@ from lightning_lrnn.backends import BackendError
 
 # Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
 from lightning_lrnn.data import ByteText
-from lightning_lrnn.modules import LanguageModel
-from lightning_lrnn.modules.layer import Layer
+from lightning_lrnn.modules import LanguageModel, RecurrentModule
+from lightning_lrnn.nn.layer import Layer
 
 __all__ = ["CommandLineError", "run"]
 
@@ -136,9 +136,9 @@ def _check_layer(model: Any) -> None:
         return
     module, _, name = model.class_path.rpartition(".")
     kind = getattr(sys.modules.get(module), name, None)
-    if isinstance(kind, type) and issubclass(kind, LanguageModel):
+    if isinstance(kind, type) and issubclass(kind, RecurrentModule):
         try:
-            Layer.of(rnn.as_dict())
+            Layer.of(rnn.as_dict(), kind.decided)
         except ValueError as error:
             raise CommandLineError(_plain(str(error))) from error
 

@@ -4,7 +4,7 @@ Proved against: the carried state, the random state or the position left out of 
 state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
 `reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
 the hyperparameters; the loss of padding counted; `_continue` with an empty state; the state of
-`TorchRNN` kept at a reset; `GIVEN` of `modules/layer.py` empty.
+`TorchRNN` kept at a reset; `decided` empty.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import lightning_lrnn
 from lightning_lrnn import BackendError
 from lightning_lrnn.data import ByteText, TextBatch
 from lightning_lrnn.modules import BitsPerByte, LanguageModel, RecurrentModule
-from lightning_lrnn.modules.layer import KNOWN as RNNS
+from lightning_lrnn.nn.layer import KNOWN as RNNS
 from lightning_lrnn.nn import GILRLSTM, RGLRU
 
 

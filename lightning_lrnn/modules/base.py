@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -51,9 +51,19 @@ class RecurrentModule(pl.LightningModule):
             trainer will make. Where that is unknown too it stays.
         final_lr: what is left in the end, as a fraction of `lr`.
 
+    Attributes:
+        decided: options of a recurrent layer that the model decides: the only value that they may
+            have, and what to do for another.
+
     Raises:
         lightning_lrnn.BackendError: if there is no backend of that name.
     """
+
+    decided: ClassVar[dict[str, tuple[Any, str]]] = {
+        "backend": ("auto", "the model sets it in all its layers; set the model's `backend`"),
+        "device": (None, "the trainer moves the model; set its `accelerator`"),
+        "dtype": (None, "the trainer chooses it; set its `precision`"),
+    }
 
     def __init__(
         self,

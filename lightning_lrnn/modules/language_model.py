@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from lightning_lrnn.data.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.base import RecurrentModule
-from lightning_lrnn.modules.layer import Layer, LayerClass
+from lightning_lrnn.nn.layer import Layer, LayerClass
 from lightning_lrnn.modules.metrics import BitsPerByte
 from lightning_lrnn.nn import GILRLSTM
 
@@ -61,6 +61,12 @@ class LanguageModel(RecurrentModule):
         ValueError: if there is no such layer, or for options of it that cannot be.
     """
 
+    decided = {
+        **RecurrentModule.decided,
+        "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
+        "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
+    }
+
     def __init__(
         self,
         rnn: LayerClass = GILRLSTM,
@@ -85,7 +91,7 @@ class LanguageModel(RecurrentModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
-        layer = Layer.of(rnn)
+        layer = Layer.of(rnn, self.decided)
         self.save_hyperparameters(ignore=["backend"])
         if "rnn" in self.hparams:
             self.save_hyperparameters({"rnn": layer.plain()})

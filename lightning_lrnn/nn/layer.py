@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lightning_lrnn.modules.torch_rnn import TorchRNN
+from lightning_lrnn.nn.torch_rnn import TorchRNN
 from lightning_lrnn.nn import CELLS
 from lightning_lrnn.nn.stack import Stack
 
@@ -18,16 +18,6 @@ __all__ = ["KNOWN", "Layer", "LayerClass"]
 
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
-
-GIVEN: dict[str, tuple[Any, str]] = {
-    "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
-    "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
-    "backend": ("auto", "the model sets it in all its layers; set the model's `backend`"),
-    "device": (None, "the trainer moves the model; set its `accelerator`"),
-    "dtype": (None, "the trainer chooses it; set its `precision`"),
-}
-"""Options of a layer that the model decides: the only value, and what to do for another."""
-
 
 class LayerClass(Protocol):
     """A class of recurrent layers, or a `functools.partial` of one, with options.
@@ -53,18 +43,20 @@ class Layer:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, rnn: Any) -> Layer:
+    def of(cls, rnn: Any, decided: Mapping[str, tuple[Any, str]] | None = None) -> Layer:
         """Reads what a user or a checkpoint gives.
 
         Args:
             rnn: a class, a `functools.partial` of one with keywords, a name, the path of a class,
                 or {"class_path": name or path, "init_args": options}.
+            decided: options that are not the layer's to choose: the only value that they may have
+                here, and what to do for another.
 
         Returns:
-            The layer, without those options that the model decides.
+            The layer, without the options that are decided.
 
         Raises:
-            ValueError: if it is none of these, an option is not plain data, or is the model's.
+            ValueError: if it is none of these, an option is not plain data, or is decided otherwise.
         """
         kind, options = rnn, {}
         if isinstance(rnn, functools.partial):
@@ -83,7 +75,7 @@ class Layer:
         options = dict(options)
         if issubclass(kind, (Stack, nn.RNNBase)):
             options.pop("batch_first", None)
-            for name, (only, remedy) in GIVEN.items():
+            for name, (only, remedy) in (decided or {}).items():
                 if (value := options.pop(name, only)) != only:
                     raise ValueError(f"`rnn.{name}` must be {only!r} here, got {value!r}: {remedy}")
         return cls(kind, {name: _plain(name, value) for name, value in options.items()})
