@@ -28,8 +28,8 @@ from lightning_lrnn._speed import speed_table
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
-from lightning_lrnn.nn.layer import LayerClass
 from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn.layer import LayerClass
 
 __all__ = ["main"]
 

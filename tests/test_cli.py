@@ -3,7 +3,8 @@
 Proved against: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
 tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
 `except Exception` in `main`, `add_arguments_to_parser` without the default model; jsonargparse's
-own words for a layer that is not found, no list of options, no value of a wrong one, `decided` empty.
+own words for a layer that is not found, no list of options, no value of a wrong one, no
+`decided`.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ import lightning_lrnn
 from lightning_lrnn import BackendError
 from lightning_lrnn.data import ByteText, TextBatch
 from lightning_lrnn.modules import BitsPerByte, LanguageModel, RecurrentModule
-from lightning_lrnn.nn.layer import KNOWN as RNNS
 from lightning_lrnn.nn import GILRLSTM, RGLRU
+from lightning_lrnn.nn.layer import KNOWN as RNNS
 
 
 @pytest.fixture

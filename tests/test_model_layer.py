@@ -25,10 +25,10 @@ from torch import nn
 
 from lightning_lrnn.cli import main
 from lightning_lrnn.modules import LanguageModel
-from lightning_lrnn.nn.layer import KNOWN
-from lightning_lrnn.nn.torch_rnn import TorchRNN
 from lightning_lrnn.nn import CELLS, GILR, GILRLSTM, QRNN, RGLRU
+from lightning_lrnn.nn.layer import KNOWN
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.torch_rnn import TorchRNN
 
 pytestmark = [
     # Windows are slices of memory: workers would only cost.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,9 @@ from torchmetrics import MetricCollection
 
 from lightning_lrnn.data.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.base import RecurrentModule
-from lightning_lrnn.nn.layer import Layer, LayerClass
 from lightning_lrnn.modules.metrics import BitsPerByte
 from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn.layer import Layer, LayerClass
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,7 +61,7 @@ class LanguageModel(RecurrentModule):
         ValueError: if there is no such layer, or for options of it that cannot be.
     """
 
-    decided = {
+    decided: ClassVar[dict[str, tuple[Any, str]]] = {
         **RecurrentModule.decided,
         "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
         "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),

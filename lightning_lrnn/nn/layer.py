@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lightning_lrnn.nn.torch_rnn import TorchRNN
 from lightning_lrnn.nn import CELLS
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.torch_rnn import TorchRNN
 
 __all__ = ["KNOWN", "Layer", "LayerClass"]
 
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
+
 
 class LayerClass(Protocol):
     """A class of recurrent layers, or a `functools.partial` of one, with options.
@@ -56,7 +57,7 @@ class Layer:
             The layer, without the options that are decided.
 
         Raises:
-            ValueError: if it is none of these, an option is not plain data, or is decided otherwise.
+            ValueError: if it is none of these, or an option is not plain data or decided otherwise.
         """
         kind, options = rnn, {}
         if isinstance(rnn, functools.partial):
