@@ -1,22 +1,44 @@
 """Linear recurrences for PyTorch Lightning: h_t = a_t * h_{t-1} + b_t, parallel over time."""
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_lrnn import _flops as _flops  # registers
 from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.backends._cuda import warmup
 from lightning_lrnn.gates import GateError, gate
+from lightning_lrnn.nn.replace import SwitchError, replace_rnn
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
+
+if TYPE_CHECKING:
+    from lightning_lrnn.callbacks import SwitchBackend, SwitchRNN, load_switched
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
     "GateError",
+    "SwitchBackend",
+    "SwitchError",
+    "SwitchRNN",
     "gate",
     "gated_recurrence",
     "last_backend",
     "linear_recurrence",
+    "load_switched",
     "nn",
+    "replace_rnn",
     "use_backend",
     "warmup",
 ]
+
+_OF_LIGHTNING = ("SwitchBackend", "SwitchRNN", "load_switched")
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning takes seconds to import, and the layers do not need it.
+    if name in _OF_LIGHTNING:
+        from lightning_lrnn import callbacks
+
+        return getattr(callbacks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,18 @@
-"""Callbacks that show what a recurrent model does; each works with any LightningModule."""
+"""Callbacks that switch a model, or show what it does; each works with any LightningModule."""
 
 from lightning_lrnn.callbacks.backend_report import BackendReport
 from lightning_lrnn.callbacks.gradient_norm import GradientNorm
 from lightning_lrnn.callbacks.memory_horizon import MemoryHorizon
+from lightning_lrnn.callbacks.switch_backend import SwitchBackend
+from lightning_lrnn.callbacks.switch_rnn import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.throughput import Throughput
 
-__all__ = ["BackendReport", "GradientNorm", "MemoryHorizon", "Throughput"]
+__all__ = [
+    "BackendReport",
+    "GradientNorm",
+    "MemoryHorizon",
+    "SwitchBackend",
+    "SwitchRNN",
+    "Throughput",
+    "load_switched",
+]

@@ -46,7 +46,8 @@ class Cell(nn.Module):
     Attributes:
         projects: whether `proj_size` means something for this cell.
         remembers_output: whether the user's state is `(h, c)`, h the last output, as that of
-            `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`.
+            `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`. Where a
+            layer stands in for one of PyTorch, it is set for the cells.
         memory_in_bias: whether `memory` is the bias of a gate.
 
     Raises:
@@ -54,7 +55,7 @@ class Cell(nn.Module):
     """
 
     projects: ClassVar[bool] = False
-    remembers_output: ClassVar[bool] = False
+    remembers_output: bool = False
     memory_in_bias: ClassVar[bool] = True
     weight_ih: Tensor
 
@@ -120,7 +121,9 @@ class Cell(nn.Module):
         if self.remembers_output:
             if not isinstance(hx, tuple | list) or len(hx) != 2:
                 raise ValueError(f"`hx` must be the pair (h_0, c_0), got {form(hx)}")
-            h = check_state("h_0", hx[0], rows, (self.output_size,), device, dtype)
+            # An output, which is real also where the state is not.
+            of_output = state_dtype(self.sample.dtype)
+            h = check_state("h_0", hx[0], rows, (self.output_size,), device, of_output)
             c, name = hx[1], "c_0"
         carry = check_state(name, c, rows, sizes, device, dtype)
         return h, carry if carry.shape[-1] == self.state_size else self.carry(h, carry)

@@ -1,0 +1,57 @@
+"""Another backend for a model that has layers of this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lightning_lrnn import backends
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.nn.replace import SwitchError
+from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["SwitchBackend"]
+
+
+class SwitchBackend(Callback):
+    """Sets the backend of all layers of this package in a LightningModule; nothing else changes.
+
+    Args:
+        backend: "auto" or a name of `lightning_lrnn.backends.names()`.
+
+    Raises:
+        lightning_lrnn.BackendError: if there is no backend of that name.
+        lightning_lrnn.SwitchError: in a run, if the module has no such layer.
+    """
+
+    def __init__(self, backend: str) -> None:
+        backends.check_name(backend)
+        self.backend = backend
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets it, when all layers have been made."""
+        self._set(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets it."""
+        self._set(pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets it."""
+        self._set(pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets it."""
+        self._set(pl_module)
+
+    def _set(self, module: Any) -> None:
+        layers = [m for m in module.modules() if isinstance(m, Stack)]
+        if not layers:
+            raise SwitchError(
+                f"{type(module).__name__} has no layer of lightning_lrnn; SwitchRNN makes them"
+            )
+        for layer in layers:
+            layer.backend = self.backend
+        if isinstance(getattr(type(module), "backend", None), property):
+            module.backend = self.backend

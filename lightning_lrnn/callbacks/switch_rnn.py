@@ -1,0 +1,217 @@
+"""Switches an existing project to linear recurrences, from its config."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.nn.replace import Report, SwitchError, replace_rnn, restore
+from lightning_lrnn.nn.stand_in import standing_in
+
+__all__ = ["SwitchRNN", "load_switched"]
+
+MAKES_LAYERS = ("setup", "configure_model")
+"""Methods of a LightningModule that may make layers, beside its constructor."""
+
+Module = TypeVar("Module")
+
+
+class SwitchRNN(Callback):
+    """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` of a LightningModule; see `replace_rnn`.
+
+    It acts before the `setup` of any callback, wherever it stands among them, hence before
+    optimizers are made, the model is wrapped or copied and a checkpoint is read; and once more
+    after the module's own `setup` and `configure_model`, which may make layers. It acts in fit,
+    validate, test and predict, and finds nothing to do the second time. What it did is printed,
+    and the loggers get it as hyperparameters "switch/...".
+
+    **Parameters start anew.** A checkpoint of a switched model says so in its `state_dict`, and
+    loads where this callback, or `load_switched`, makes the same switch.
+
+    Args:
+        rnn: the name of a layer, which replaces what it can; or names by what they replace:
+            {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
+        backend: how the recurrences are computed.
+        options: of the new layers, such as {"window": 1}.
+        state: "carried", or "strict" for exactly the shapes of `torch.nn`'s states.
+        where: patterns of paths, one of which must match; None for all.
+
+    Attributes:
+        report: what was replaced and what was left.
+
+    Raises:
+        lightning_lrnn.SwitchError: in a run, if nothing can be replaced, or what is named cannot.
+        ValueError: for arguments that cannot be.
+    """
+
+    def __init__(
+        self,
+        rnn: str | dict[str, str] = "GILRLSTM",
+        backend: str = "auto",
+        options: dict[str, bool | int | float | str | list[float] | None] | None = None,
+        state: str = "carried",
+        where: str | list[str] | None = None,
+    ) -> None:
+        self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}
+        self._how |= {"state": state, "where": where}
+        # Of a module without layers: only the arguments are checked.
+        replace_rnn(nn.Module(), **self._how)
+        self.report = Report()
+        self._told = False
+
+    @property
+    def log(self) -> Any:
+        """The module's own, as every callback has it."""
+        return self._log
+
+    @log.setter
+    def log(self, method: Any) -> None:
+        # Lightning gives it to all callbacks before it calls the first `setup`, in which others
+        # copy the model: the only moment that comes early enough whatever their order.
+        self._log = method
+        module = getattr(method, "__self__", None)
+        if isinstance(module, nn.Module):
+            self._switch(module)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Makes sure that the module was switched before other callbacks have seen it.
+
+        Raises:
+            lightning_lrnn.SwitchError: if it was not, and it can be too late.
+        """
+        if not self._replace(pl_module).replaced:
+            return
+        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        names = [type(c).__name__ for c in before if type(c).setup is not pl.Callback.setup]
+        if names:
+            raise SwitchError(
+                f"callbacks that may have copied the model come first: {', '.join(names)}; put "
+                f"SwitchRNN before them"
+            )
+
+    def _switch(self, module: nn.Module) -> None:
+        self._replace(module)
+        for name in MAKES_LAYERS:
+            made = getattr(type(module), name, None)
+            if made is not None:
+                # A bound method, so that in a copy of the module it is bound to the copy.
+                vars(module)[name] = types.MethodType(self._after(made), module)
+
+    def _after(self, method: Any) -> Any:
+        """A method that switches what a module's method has made."""
+
+        @functools.wraps(method)
+        def then(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = method(module, *args, **kwargs)
+            self._replace(module)
+            return result
+
+        return then
+
+    def _replace(self, module: nn.Module) -> Report:
+        report = replace_rnn(module, **self._how)
+        if report.replaced:
+            rank_zero_info(f"SwitchRNN\n{report}")
+            self.report = Report(self.report + report)
+        return report
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells the loggers, and looks whether the new parameters will be trained."""
+        self._tell(trainer, pl_module)
+        trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
+        own = {id(p) for p in pl_module.parameters()}
+        for path, layer in pl_module.named_modules():
+            ids = {id(p) for p in layer.parameters()}
+            if standing_in(layer) and trained & own and not ids & trained:
+                rank_zero_warn(
+                    f"the parameters of {path} are new, and no optimizer has them: make optimizers "
+                    f"in `configure_optimizers`, from the parameters that the module has then"
+                )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells the loggers, if it was not told yet."""
+        self._tell(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells the loggers, if it was not told yet."""
+        self._tell(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tells the loggers, if it was not told yet."""
+        self._tell(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the module its own methods back."""
+        self._release(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Gives the module its own methods back."""
+        self._release(pl_module)
+
+    def _release(self, module: nn.Module) -> None:
+        for name in MAKES_LAYERS:
+            vars(module).pop(name, None)
+
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not any(standing_in(m) for m in pl_module.modules()):
+            raise SwitchError(
+                f"{type(pl_module).__name__} has no torch.nn.LSTM, GRU or RNN that SwitchRNN could "
+                f"replace" + (f":\n{self.report}" if self.report else "")
+            )
+        if self._told or not self.report:
+            return
+        self._told = True
+        done = self.report.replaced
+        words = {f"switch/{r.path}": f"{r.old} -> {r.new}" for r in done}
+        words |= {"switch/parameters_before": sum(r.before for r in done)}
+        words |= {"switch/parameters_after": sum(r.after for r in done)}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(words)
+
+
+def load_switched(
+    module_class: type[Module], checkpoint_path: Any, *, backend: str = "auto", **kwargs: Any
+) -> Module:
+    """Loads a checkpoint of a switched model without a Trainer.
+
+    Args:
+        module_class: the LightningModule that was switched.
+        checkpoint_path: as `load_from_checkpoint` takes it.
+        backend: how the recurrences are computed.
+        kwargs: as `load_from_checkpoint` takes them; `weights_only` is True if not given.
+
+    Returns:
+        The model, its layers switched as those of the checkpoint.
+
+    Raises:
+        lightning_lrnn.SwitchError: if the checkpoint is not of a switched model, or of another.
+    """
+    cls: Any = module_class
+    load = cls.load_state_dict
+
+    def restored(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        restore(self, state_dict, backend)
+        return load(self, state_dict, *args, **options)
+
+    # The last that `load_from_checkpoint` calls, when all layers have been made.
+    had = "load_state_dict" in vars(cls)
+    cls.load_state_dict = restored
+    try:
+        model: Module = cls.load_from_checkpoint(
+            checkpoint_path, **{"weights_only": True, **kwargs}
+        )
+    finally:
+        if had:
+            cls.load_state_dict = load
+        else:
+            del cls.load_state_dict
+    return model

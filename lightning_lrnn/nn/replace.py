@@ -1,0 +1,351 @@
+"""Replaces the recurrent layers of PyTorch inside any module by layers of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_lrnn import backends
+from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.stand_in import SwitchError, stand_in, stand_in_class, standing_in
+
+__all__ = ["MARKER", "Replacement", "Report", "SwitchError", "replace_rnn", "restore"]
+
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+STATES = ("carried", "strict")
+
+MARKER = "lightning_lrnn.SwitchRNN (load it with lightning_lrnn.load_switched)"
+"""Key of a `state_dict` whose layers were replaced: which, as JSON in a tensor of bytes."""
+
+KEPT = {
+    name: (None, "it is that of the layer that is replaced; leave it out")
+    for name in ("num_layers", "bias", "dropout", "bidirectional", "proj_size", "device", "dtype")
+} | {"backend": (None, "give it as `backend`, not as an option")}
+"""Options of a layer that a replacement does not choose."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What became of one recurrent layer.
+
+    Attributes:
+        path: where it is in the module.
+        old: the layer that was there, as it prints itself.
+        new: the layer that is there now; "" where the old one was left.
+        before: its number of parameters.
+        after: the number of parameters now.
+        notes: what differs for code that uses it; or why it was left.
+    """
+
+    path: str
+    old: str
+    new: str
+    before: int
+    after: int
+    notes: tuple[str, ...] = ()
+
+
+class Report(tuple[Replacement, ...]):
+    """The replacements in the order of the module; prints as a table."""
+
+    @property
+    def replaced(self) -> Report:
+        """Those that were replaced."""
+        return Report(r for r in self if r.new)
+
+    @property
+    def left(self) -> Report:
+        """Those that were not."""
+        return Report(r for r in self if not r.new)
+
+    def __str__(self) -> str:
+        lines = []
+        for r in self:
+            if r.new:
+                lines.append(f"{r.path}: {r.old}")
+                lines.append(f"  -> {r.new}, {r.before:,} -> {r.after:,} parameters")
+            else:
+                lines.append(f"{r.path}: {r.old}\n  left as it is")
+            lines += [f"     {note}" for note in r.notes]
+        if self.replaced:
+            lines.append("The parameters of what was replaced start anew.")
+        return "\n".join(lines) or "no torch.nn.LSTM, GRU or RNN"
+
+
+def replace_rnn(
+    module: nn.Module,
+    rnn: Any,
+    *,
+    options: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+    state: str = "carried",
+    where: str | Sequence[str] | None = None,
+) -> Report:
+    """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` in a module, in place.
+
+    Sizes, layers, directions, projection, dropout, `bias`, `batch_first`, device, dtype and hooks
+    are kept. **The parameters start anew.** The new layer is still an instance of the class that it
+    replaces; a subclass keeps the methods and attributes that it has brought. The state keeps its
+    form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h, and
+    a tensor in the place of a GRU or RNN. Layers that are shared stay shared. The module's
+    `state_dict` gets a key that names the replacement, see `MARKER`.
+
+    Nothing is changed if an error is raised.
+
+    Args:
+        module: any module; a LightningModule before its optimizers are made.
+        rnn: the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
+            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
+            reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
+            named must be possible.
+        options: of the new layers, such as {"window": 1}.
+        backend: of the new layers.
+        state: "carried": any layer; a state may be wider than `torch.nn`'s, since all that the next
+            window needs is in it. "strict": only layers whose state has exactly the shapes of
+            `torch.nn`'s, for code that does more with it than hand it on.
+        where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
+            all.
+
+    Returns:
+        What was replaced by what, and what was left, why.
+
+    Raises:
+        SwitchError: if a layer that is named cannot replace one that is there, a layer that
+            replaces all can replace none and none was replaced before, or `module` is itself a
+            recurrent layer.
+        ValueError: for arguments that cannot be.
+    """
+    backends.check_name(backend)
+    if state not in STATES:
+        raise ValueError(f"`state` must be one of {', '.join(STATES)}, got {state!r}")
+    if isinstance(module, nn.RNNBase):
+        raise SwitchError(
+            f"the module is itself a {type(module).__name__}: make the new layer in its place, or "
+            f"give the module that has it"
+        )
+    by_kind = _layers(rnn, options)
+    patterns = [where] if isinstance(where, str) else where
+    made: dict[int, tuple[nn.RNNBase, Stack]] = {}
+    report = []
+    for path, old in _recurrent(module):
+        if id(old) in made or (patterns and not any(fnmatchcase(path, p) for p in patterns)):
+            continue
+        before = sum(p.numel() for p in old.parameters())
+        entry = Replacement(path, _line(old), "", before, before)
+        try:
+            layer = _choose(old, by_kind)
+            new = _make(old, layer, backend)
+            notes = _differences(old, new, state)
+        except SwitchError as error:
+            if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
+                raise SwitchError(f"{path}: {error}") from error
+            report.append(replace(entry, notes=(str(error),)))
+            continue
+        made[id(old)] = old, new
+        after = sum(p.numel() for p in new.parameters())
+        report.append(replace(entry, new=_line(new), after=after, notes=tuple(notes)))
+    if report and not made and not any(standing_in(m) for m in module.modules()):
+        reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
+        raise SwitchError(f"nothing could be replaced: {reasons}")
+    _swap(module, {key: stand_in(old, new) for key, (old, new) in made.items()})
+    return Report(report)
+
+
+def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "auto") -> None:
+    """Replaces in a module what was replaced in the one that a `state_dict` is of.
+
+    Args:
+        module: without replacements.
+        state_dict: with the key `MARKER`.
+        backend: of the new layers.
+
+    Raises:
+        SwitchError: without that key, or if the module does not have those layers.
+    """
+    if MARKER not in state_dict:
+        raise SwitchError(
+            "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
+        )
+    there = dict(_recurrent(module))
+    done = {path for path, m in module.named_modules() if standing_in(m)}
+    made = {}
+    for path, plain in json.loads(_read(state_dict[MARKER])).items():
+        if path in done:
+            continue
+        if path not in there:
+            raise SwitchError(
+                f"the checkpoint has replaced {path!r}, which is no recurrent layer here; there "
+                f"are {', '.join(there) or 'none'}"
+            )
+        old = there[path]
+        made[id(old)] = stand_in(old, _make(old, Layer.of(plain), backend))
+    _swap(module, made)
+
+
+def _line(layer: nn.Module) -> str:
+    return f"{type(layer).__name__}({layer.extra_repr()})"
+
+
+def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer]:
+    """By the name of what is replaced, the layer that replaces it."""
+    chosen = rnn
+    if not isinstance(rnn, Mapping) or "class_path" in rnn:
+        chosen = dict.fromkeys(KINDS, rnn)
+    layers = {}
+    for name, value in chosen.items():
+        kind = str(name).removeprefix("torch.nn.").removeprefix("nn.")
+        if kind not in KINDS:
+            raise ValueError(f"`rnn` replaces {', '.join(KINDS)}; there is no {name!r} among them")
+        layer = Layer.of(value, KEPT)
+        if not issubclass(layer.kind, Stack):
+            raise ValueError(
+                f"`rnn` must name layers of lightning_lrnn.nn, got {layer.path} for {name}"
+            )
+        layers[kind] = replace(layer, options={**layer.options, **(options or {})})
+    return layers
+
+
+def _recurrent(module: nn.Module) -> Iterable[tuple[str, Any]]:
+    """Paths and recurrent layers of PyTorch, single cells too, not those that stand in for one.
+
+    A layer with several paths comes once.
+    """
+    return [
+        (path, m)
+        for path, m in module.named_modules()
+        if isinstance(m, (*KINDS.values(), *SINGLE)) and not isinstance(m, Stack)
+    ]
+
+
+def _kind(old: nn.Module) -> str:
+    return next((name for name, kind in KINDS.items() if isinstance(old, kind)), "")
+
+
+def _choose(old: nn.Module, by_kind: Mapping[str, Layer]) -> Layer:
+    kind = _kind(old)
+    if not kind:
+        raise SwitchError("a single cell, which is called step by step, is not replaced")
+    if kind not in by_kind:
+        raise SwitchError(f"`rnn` names nothing for {kind}")
+    return by_kind[kind]
+
+
+def _make(old: nn.RNNBase, layer: Layer, backend: str) -> Stack:
+    """A layer with the sizes of the old one, its state in the old one's form."""
+    kind: Any = layer.kind
+    name, pair = kind.__name__, isinstance(old, nn.LSTM)
+    if torch.nn.utils.parametrize.is_parametrized(old) or old._forward_pre_hooks:
+        raise SwitchError("parametrizations or hooks recompute its weights; remove them first")
+    if old.proj_size and not kind.cell_type.projects:
+        raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
+    if kind.cell_type.remembers_output and not pair:
+        raise SwitchError(
+            f"the state of {name} is a pair (h, c), that of {_kind(old)} one tensor; layers for it "
+            f"are GILR, MinGRU, QRNN, ..."
+        )
+    weight = next(old.parameters())
+    try:
+        new: Stack = kind(
+            old.input_size,
+            old.hidden_size,
+            old.num_layers,
+            old.bias,
+            old.batch_first,
+            # Without layers to act between dropout only warns.
+            old.dropout if old.num_layers > 1 else 0.0,
+            old.bidirectional,
+            old.proj_size,
+            backend,
+            device=weight.device,
+            dtype=weight.dtype,
+            **layer.options,
+        )
+    except (TypeError, ValueError) as error:
+        raise SwitchError(f"{name} cannot be made: {error}") from error
+    new.dropout = old.dropout
+    for cell in new._cells():
+        cell.remembers_output = pair
+    return new.train(old.training)
+
+
+def _differences(old: nn.RNNBase, new: Stack, state: str) -> list[str]:
+    """What code that uses the layer may notice. Raises where that is not allowed."""
+    cell = new._cells()[0]
+    name = type(new).__name__
+    part = "c_n" if cell.remembers_output else "h_n"
+    notes = []
+    if cell.state_size != old.hidden_size:
+        notes.append(
+            f"{part} of {name} has {cell.state_size} features, not {old.hidden_size}: all that the "
+            f"next window needs"
+        )
+    if cell.carry_dtype.is_complex:
+        notes.append(f"{part} of {name} is complex")
+    if notes and state == "strict":
+        raise SwitchError(f"{notes[0]}, and `state` is strict")
+    if not cell.remembers_output and not cell.output_is_state:
+        notes.append(f"h_n of {name} is its state, not its last output")
+    if not any(p.requires_grad for p in old.parameters()):
+        notes.append("the old parameters were frozen; the new ones have learned nothing yet")
+    return notes
+
+
+def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
+    """Puts new layers in the places of old ones, wherever those are, and marks the module."""
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in made:
+                parent._modules[name] = made[id(child)]
+    if made and _mark not in module._state_dict_hooks.values():
+        module.register_state_dict_post_hook(_mark)
+        module.register_load_state_dict_pre_hook(_check)
+
+
+def _plan(module: nn.Module) -> str:
+    """What stands in where, in JSON: by path what `Layer.of` reads."""
+    plan = {
+        path: Layer(stand_in_class(m), m.options).plain()
+        for path, m in module.named_modules()
+        if standing_in(m)
+    }
+    return json.dumps(plan, sort_keys=True)
+
+
+def _mark(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
+    text = _plan(module).encode()
+    state_dict[prefix + MARKER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _read(marker: Tensor | None) -> str:
+    return "{}" if marker is None else bytes(marker.tolist()).decode()
+
+
+def _check(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    there, here = _read(state_dict.pop(prefix + MARKER, None)), _plan(module)
+    if strict and here != there:
+        errors.append(
+            f"its recurrent layers were switched to {_names(here)}, those of the checkpoint "
+            f"{_names(there)}: switch the model as it was there, or load with `load_switched`"
+        )
+
+
+def _names(plan: str) -> str:
+    names = {path: at["class_path"].rpartition(".")[2] for path, at in json.loads(plan).items()}
+    return ", ".join(f"{name} ({path})" for path, name in names.items()) or "nothing"
