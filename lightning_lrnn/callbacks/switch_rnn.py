@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
@@ -88,7 +88,8 @@ class SwitchRNN(Callback):
         """
         if not self._replace(pl_module).replaced:
             return
-        before = trainer.callbacks[: trainer.callbacks.index(self)]
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
         names = [type(c).__name__ for c in before if type(c).setup is not pl.Callback.setup]
         if names:
             raise SwitchError(
@@ -171,7 +172,7 @@ class SwitchRNN(Callback):
             return
         self._told = True
         done = self.report.replaced
-        words = {f"switch/{r.path}": f"{r.old} -> {r.new}" for r in done}
+        words: dict[str, Any] = {f"switch/{r.path}": f"{r.old} -> {r.new}" for r in done}
         words |= {"switch/parameters_before": sum(r.before for r in done)}
         words |= {"switch/parameters_after": sum(r.after for r in done)}
         for logger in trainer.loggers:

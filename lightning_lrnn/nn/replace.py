@@ -133,10 +133,10 @@ def replace_rnn(
         )
     by_kind = _layers(rnn, options)
     patterns = [where] if isinstance(where, str) else where
-    made: dict[int, tuple[nn.RNNBase, Stack]] = {}
+    made: dict[int, Stack] = {}
     report = []
     for path, old in _recurrent(module):
-        if id(old) in made or (patterns and not any(fnmatchcase(path, p) for p in patterns)):
+        if patterns and not any(fnmatchcase(path, pattern) for pattern in patterns):
             continue
         before = sum(p.numel() for p in old.parameters())
         entry = Replacement(path, _line(old), "", before, before)
@@ -144,18 +144,18 @@ def replace_rnn(
             layer = _choose(old, by_kind)
             new = _make(old, layer, backend)
             notes = _differences(old, new, state)
+            made[id(old)] = stand_in(old, new)
         except SwitchError as error:
             if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
                 raise SwitchError(f"{path}: {error}") from error
             report.append(replace(entry, notes=(str(error),)))
             continue
-        made[id(old)] = old, new
         after = sum(p.numel() for p in new.parameters())
         report.append(replace(entry, new=_line(new), after=after, notes=tuple(notes)))
     if report and not made and not any(standing_in(m) for m in module.modules()):
         reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
         raise SwitchError(f"nothing could be replaced: {reasons}")
-    _swap(module, {key: stand_in(old, new) for key, (old, new) in made.items()})
+    _swap(module, made)
     return Report(report)
 
 

@@ -31,7 +31,7 @@ def stand_in(old: nn.RNNBase, new: Stack) -> Stack:
     Raises:
         SwitchError: if the old layer has an attribute of its own by a name that the new one needs.
     """
-    base = _base(type(old))
+    base: Any = _base(type(old))
     of_base = vars(base(1, 1)).keys()
     own = {k: v for k, v in vars(old).items() if k not in of_base}
     if clash := own.keys() & vars(new).keys():
@@ -66,7 +66,7 @@ def _base(kind: type[nn.Module]) -> type[nn.RNNBase]:
 
 
 @functools.cache
-def _class(old: type[nn.Module], new: type[Stack]) -> type[Stack]:
+def _class(old: Any, new: Any) -> type[Stack]:
     base = _base(old)
     # What torch.nn.RNNBase overrides of torch.nn.Module is about its weights.
     plain = {
@@ -88,6 +88,6 @@ def _class(old: type[nn.Module], new: type[Stack]) -> type[Stack]:
     return made
 
 
-def _blank(old: type[nn.Module], new: type[Stack]) -> Stack:
+def _blank(old: Any, new: Any) -> Stack:
     kind = _class(old, new)
     return kind.__new__(kind)
