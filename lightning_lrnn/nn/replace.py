@@ -339,10 +339,11 @@ def _check(
     errors: list[str],
 ) -> None:
     there, here = _read(state_dict.pop(prefix + MARKER, None)), _plan(module)
-    if strict and here != there:
-        errors.append(
-            f"its recurrent layers were switched to {_names(here)}, those of the checkpoint "
-            f"{_names(there)}: switch the model as it was there, or load with `load_switched`"
+    if here != there:
+        # Not among `errors`, which count where loading is not strict too.
+        missing.append(
+            f"recurrent layers switched to {_names(there)}, as in the checkpoint, not to "
+            f"{_names(here)}; lightning_lrnn.load_switched makes the switch"
         )
 
 

@@ -1,0 +1,440 @@
+"""Layers of this package in the places of PyTorch's, in any module."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from layers import every_cell
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_lrnn import BackendError, SwitchError, replace_rnn
+from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU
+from lightning_lrnn.nn.replace import MARKER, restore
+from lightning_lrnn.nn.stack import Stack
+
+close = torch.testing.assert_close
+B, T, M, H, LAYERS = 4, 7, 5, 6, 2
+KINDS = ["LSTM", "GRU", "RNN"]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+class Holder(nn.Module):
+    """A user's module around one recurrent layer."""
+
+    def __init__(self, kind="LSTM", **options):
+        super().__init__()
+        options = {"num_layers": LAYERS, "batch_first": True, **options}
+        self.rnn = getattr(nn, kind)(M, H, **options)
+
+
+def fits(name, kind):
+    """Whether a layer can stand in for PyTorch's: a pair for a pair, one state for either."""
+    return kind == "LSTM" or not CELLS[name].cell_type.remembers_output
+
+
+pairs = pytest.mark.parametrize(
+    "name, kind", [(name, kind) for name in CELLS for kind in KINDS if fits(name, kind)]
+)
+
+
+def switched(name, kind="LSTM", **options):
+    holder = Holder(kind, **options)
+    replace_rnn(holder, name)
+    return holder
+
+
+def states(hx):
+    return hx if isinstance(hx, tuple) else (hx,)
+
+
+# What the code around a layer sees.
+
+
+@pairs
+def test_a_layer_looks_like_the_one_it_replaces(name, kind):
+    old = Holder(kind, bidirectional=True, dropout=0.3).rnn
+    new = switched(name, kind, bidirectional=True, dropout=0.3).rnn
+    x = torch.randn(B, T, M)
+    y, state = new(x)
+    expected, expected_state = old(x)
+    assert y.shape == expected.shape and y.dtype == expected.dtype
+    assert type(state) is type(expected_state)
+    assert states(state)[0].shape[:2] == states(expected_state)[0].shape[:2]
+    if kind == "LSTM":
+        assert state[0].shape == expected_state[0].shape
+        close(state[0][-2], y[:, -1, :H])
+        close(state[0][-1], y[:, 0, H:])
+    assert isinstance(new, getattr(nn, kind)) and isinstance(new, CELLS[name])
+    same = "input_size hidden_size num_layers bias batch_first dropout bidirectional proj_size mode"
+    for attribute in same.split():
+        assert getattr(new, attribute) == getattr(old, attribute), attribute
+    new.flatten_parameters()
+
+
+@pairs
+def test_state_can_be_carried_detached_repeated_and_made_of_zeros(name, kind):
+    rnn = switched(name, kind).rnn
+    x = torch.randn(B, T, M)
+    zeros = torch.zeros(LAYERS, B, H)
+    hx = (zeros, zeros) if kind == "LSTM" else zeros
+    whole, last = rnn(x, hx)
+    close(whole, rnn(x)[0])
+    pieces = []
+    for piece in x.split([3, 1, 1, 2], 1):
+        hx = tree_map(lambda h: h.detach(), hx)
+        y, hx = rnn(piece, hx)
+        pieces.append(y)
+    close(torch.cat(pieces, 1), whole)
+    close(hx, last)
+    samples = tree_map(lambda h: h.repeat_interleave(3, 1), hx)
+    token = torch.randn(B, 1, M)
+    one, _ = rnn(token, hx)
+    many, _ = rnn(token.repeat_interleave(3, 0), samples)
+    close(many, one.repeat_interleave(3, 0))
+
+
+@every_cell
+def test_initial_states_may_be_learned(name):
+    rnn = switched(name).rnn
+    h_0 = torch.randn(LAYERS, B, H, requires_grad=True)
+    c_0 = torch.randn(LAYERS, B, H, requires_grad=True)
+    x = torch.randn(B, T, M)
+    y, _ = rnn(x, (h_0, c_0))
+    assert not torch.equal(y, rnn(x)[0])
+    y.square().sum().backward()
+    assert c_0.grad.abs().amin(-1).count_nonzero() == c_0.grad[..., 0].numel()
+    # With one state there is nothing in a layer that begins at h_0.
+    assert (h_0.grad is not None) == (name == "GILRLSTM")
+
+
+@every_cell
+def test_packed_sequences_with_unsorted_lengths(name):
+    rnn = switched(name).rnn
+    lengths = torch.tensor([3, 7, 1, 4])
+    x = torch.randn(B, T, M)
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    output, (h, c) = rnn(packed)
+    y, _ = pad_packed_sequence(output, batch_first=True)
+    for row, length in enumerate(lengths):
+        alone, (h_1, c_1) = rnn(x[row : row + 1, :length])
+        close(y[row, :length], alone[0])
+        close(h[:, row], h_1[:, 0])
+        close(c[:, row], c_1[:, 0])
+
+
+@every_kind
+@every_cell
+def test_strict_states_have_the_shapes_of_torch(name, kind):
+    holder = Holder(kind)
+    expected = states(holder.rnn(torch.randn(B, T, M))[1])
+    try:
+        replace_rnn(holder, name, state="strict")
+    except SwitchError as error:
+        assert not isinstance(holder.rnn, Stack)
+        wide = "features, not 6" in str(error)
+        assert wide or "complex" in str(error) or not fits(name, kind)
+        return
+    for part, like in zip(states(holder.rnn(torch.randn(B, T, M))[1]), expected, strict=True):
+        assert part.shape == like.shape and part.dtype == like.dtype
+        nn.Linear(H, 2)(part[-1])
+
+
+def test_strict_leaves_layers_to_choose_from():
+    holder = Holder()
+    for name in ("MinLSTM", "MinGRU", "SRU", "GILR", "HGRN", "RGLRU", "TRNN"):
+        assert replace_rnn(copy.deepcopy(holder), name, state="strict").replaced
+    with pytest.raises(SwitchError, match=r"c_n of GILRLSTM has 12 features, not 6.*strict"):
+        replace_rnn(holder, {"LSTM": "GILRLSTM"}, state="strict")
+    assert replace_rnn(holder, partial(QRNN, window=1), state="strict").replaced
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_projection_keeps_its_size():
+    holder = Holder(proj_size=3)
+    expected = [part.shape for part in tree_leaves(holder.rnn(torch.randn(B, T, M)))]
+    (report,) = replace_rnn(holder, "GILRLSTM")
+    y, (h, c) = holder.rnn(torch.randn(B, T, M))
+    assert [y.shape, h.shape] == expected[:2] and c.shape == (LAYERS, B, H + 3)
+    zeros = torch.zeros(LAYERS, B, 3), torch.zeros(LAYERS, B, H)
+    close(holder.rnn(torch.ones(B, T, M), zeros)[0], holder.rnn(torch.ones(B, T, M))[0])
+    assert "9 features" in report.notes[0]
+    with pytest.raises(SwitchError, match=r"QRNN has no projection.*proj_size=3"):
+        replace_rnn(Holder(proj_size=3), "QRNN")
+
+
+# What is replaced, and what is said about it.
+
+
+class Project(nn.Module):
+    """Recurrent layers in every place where a project may have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleDict({"text": nn.LSTM(M, H), "tags": nn.GRU(M, H)})
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LSTM(H, H), nn.Identity())])
+        self.decoder = nn.LSTM(H, H)
+        self.same = self.decoder
+        self.rnn = nn.RNN(H, H)
+        self.cell = nn.GRUCell(H, H)
+
+
+def test_by_name_by_path_and_shared():
+    project = Project()
+    report = replace_rnn(project, {"LSTM": "GILRLSTM", "torch.nn.GRU": MinGRU})
+    assert [r.path for r in report.replaced] == [
+        "encoder.text",
+        "encoder.tags",
+        "blocks.0.0",
+        "decoder",
+    ]
+    assert type(project.encoder["tags"]).__name__ == "MinGRU"
+    assert isinstance(project.blocks[0][0], GILRLSTM)
+    assert project.same is project.decoder and isinstance(project.same, GILRLSTM)
+    assert type(project.rnn) is nn.RNN and type(project.cell) is nn.GRUCell
+    assert {r.path: r.notes for r in report.left} == {
+        "rnn": ("`rnn` names nothing for RNN",),
+        "cell": ("a single cell, which is called step by step, is not replaced",),
+    }
+    assert replace_rnn(project, {"LSTM": "GILRLSTM", "GRU": "MinGRU"}).replaced == ()
+
+    project = Project()
+    report = replace_rnn(project, "QRNN", where=["encoder.*", "decoder"], options={"window": 1})
+    assert [r.path for r in report] == ["encoder.text", "encoder.tags", "decoder"]
+    assert project.decoder.options == {"pooling": "fo", "window": 1, "zoneout": 0.0}
+
+
+def test_a_bare_name_takes_what_fits_and_reports_the_rest():
+    project = Project()
+    report = replace_rnn(project, "GILRLSTM", backend="serial")
+    assert [r.path for r in report.replaced] == ["encoder.text", "blocks.0.0", "decoder"]
+    assert "pair (h, c)" in next(r for r in report if r.path == "encoder.tags").notes[0]
+    assert {m.backend for m in project.modules() if isinstance(m, Stack)} == {"serial"}
+    text = str(report)
+    assert "LSTM(5, 6)\n  -> GILRLSTM(5, 6, output_activation='tanh', backend='serial')" in text
+    assert "start anew" in text and "left as it is" in text
+    parameters = sum(p.numel() for p in project.decoder.parameters())
+    last = report.replaced[-1]
+    assert (last.before, last.after) == (4 * H * (2 * H + 2), parameters)
+    assert f"{last.before:,} -> {last.after:,} parameters" in text
+
+
+def test_what_is_impossible_is_refused_and_nothing_is_changed():
+    def state(module):
+        return {name: id(child) for name, child in module.named_modules()}
+
+    for rnn, options, message in [
+        (
+            {"LSTM": "MinGRU", "GRU": "GILRLSTM"},
+            {},
+            r"encoder.tags: the state of GILRLSTM is a p",
+        ),
+        ({"RNN": "QRNN"}, {"options": {"window": 0}}, "rnn: QRNN cannot be made: .*window"),
+        ({"RNN": "QRNN"}, {"options": {"wide": 3}}, "rnn: QRNN cannot be made: .*wide"),
+        ("GILRLSTM", {"where": "rnn"}, "nothing could be replaced: rnn: the state of GILRLSTM is"),
+    ]:
+        project = Project()
+        before = state(project)
+        with pytest.raises(SwitchError, match=message):
+            replace_rnn(project, rnn, **options)
+        assert state(project) == before and MARKER not in project.state_dict()
+    for rnn, options, error, message in [
+        ("GILRLSMT", {}, ValueError, "there is no layer 'GILRLSMT'; known are .*GILRLSTM"),
+        ("torch.nn.LSTM", {}, ValueError, "must name layers of lightning_lrnn.nn, got torch.nn.LS"),
+        ({"LSTN": "GILR"}, {}, ValueError, "replaces LSTM, GRU, RNN; there is no 'LSTN'"),
+        (partial(QRNN, num_layers=3), {}, ValueError, "num_layers.*layer that is replaced"),
+        (partial(QRNN, backend="scan"), {}, ValueError, "give it as `backend`"),
+        ("QRNN", {"state": "Strict"}, ValueError, "`state` must be one of .* got 'Strict'"),
+        ("QRNN", {"backend": "skan"}, BackendError, "skan"),
+    ]:
+        with pytest.raises(error, match=message):
+            replace_rnn(Project(), rnn, **options)
+    with pytest.raises(SwitchError, match="the module is itself a LSTM"):
+        replace_rnn(nn.LSTM(M, H), "GILR")
+    assert str(replace_rnn(nn.Linear(2, 2), "GILR")) == "no torch.nn.LSTM, GRU or RNN"
+
+
+def test_weights_that_something_recomputes():
+    holder = Holder()
+    nn.utils.parametrizations.weight_norm(holder.rnn, "weight_hh_l0")
+    with pytest.raises(SwitchError, match="parametrizations"):
+        replace_rnn(holder, {"LSTM": "GILR"})
+    holder = Holder()
+    holder.rnn.register_forward_pre_hook(lambda rnn, args: None)
+    with pytest.raises(SwitchError, match="hooks"):
+        replace_rnn(holder, {"LSTM": "GILR"})
+
+
+def test_mode_dtype_device_hooks_and_frozen_layers():
+    holder = Holder(device="meta", dtype=torch.bfloat16).eval().requires_grad_(False)
+    (report,) = replace_rnn(holder, "GILR")
+    parameter = next(holder.parameters())
+    assert not holder.rnn.training and parameter.dtype == torch.bfloat16 and parameter.is_meta
+    assert "frozen" in report.notes[-1] and parameter.requires_grad
+
+    holder, seen = Holder(), []
+    handle = holder.rnn.register_forward_hook(lambda rnn, args, output: seen.append(rnn))
+    replace_rnn(holder, "GILR")
+    holder.rnn(torch.randn(B, T, M))
+    assert seen == [holder.rnn]
+    handle.remove()
+    holder.rnn(torch.randn(B, T, M))
+    assert len(seen) == 1
+
+
+# Subclasses with methods of their own.
+
+
+class Counting(nn.LSTM):
+    """Brings an attribute, a parameter, a buffer, a module and a method, and changes `forward`."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = 0
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+        self.register_buffer("offset", torch.ones(1))
+        self.norm = nn.LayerNorm(self.input_size)
+
+    def forward(self, input, hx=None):
+        self.calls += 1
+        y, hx = super().forward(self.norm(input), hx)
+        return self.scale * y + self.offset, hx
+
+    def zeros(self, rows):
+        h = torch.zeros(self.num_layers, rows, self.hidden_size)
+        return h, h.clone()
+
+
+class Deeper(Counting):
+    def forward(self, input, hx=None):
+        return super().forward(input, self.zeros(input.shape[0]) if hx is None else hx)
+
+
+@pytest.mark.parametrize("kind", [Counting, Deeper])
+def test_a_subclass_keeps_what_it_brings(kind):
+    holder = nn.Module()
+    holder.rnn = old = kind(M, H, batch_first=True)
+    (report,) = replace_rnn(holder, "GILRLSTM")
+    rnn = holder.rnn
+    assert (
+        isinstance(rnn, kind) and isinstance(rnn, GILRLSTM) and type(rnn).__name__ == kind.__name__
+    )
+    assert rnn.scale is old.scale and rnn.offset is old.offset and rnn.norm is old.norm
+    x = torch.randn(B, T, M)
+    y, hx = rnn(x)
+    assert rnn.calls == 1 and old.calls == 0
+    plain = GILRLSTM(M, H, batch_first=True)
+    plain.cells.load_state_dict(rnn.cells.state_dict())
+    expected, _ = plain(old.norm(x), rnn.zeros(B))
+    close(y, 2 * expected + 1)
+    y.sum().backward()
+    assert all(p.grad is not None for p in rnn.parameters())
+    assert not any("weight_hh_l0" in name for name, _ in rnn.named_parameters())
+    assert report.after == sum(p.numel() for p in plain.parameters())
+    close(rnn(x, tuple(part.detach() for part in hx))[0], 2 * plain(old.norm(x), hx)[0] + 1)
+
+
+def test_attributes_by_the_same_name_are_told():
+    class Backend(nn.LSTM):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.options = {}
+
+    holder = nn.Module()
+    holder.rnn = Backend(M, H)
+    with pytest.raises(SwitchError, match="has attributes by names that GILR uses: options"):
+        replace_rnn(holder, {"LSTM": "GILR"})
+
+
+# Copies, files, other dtypes.
+
+
+@pytest.mark.parametrize("make", [partial(Holder, "LSTM"), lambda: Deep()], ids=["plain", "own"])
+def test_copies_and_pickles(make):
+    holder = make()
+    replace_rnn(holder, "GILRLSTM")
+    x = torch.randn(B, T, M)
+    for other in (copy.deepcopy(holder), pickle.loads(pickle.dumps(holder))):
+        assert type(other.rnn) is type(holder.rnn)
+        close(other.rnn(x), holder.rnn(x))
+        with torch.no_grad():
+            next(other.rnn.parameters()).add_(1)
+        assert not torch.equal(other.rnn(x)[0], holder.rnn(x)[0])
+        other.load_state_dict(holder.state_dict())
+        close(other.rnn(x), holder.rnn(x))
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = Deeper(M, H, batch_first=True)
+
+
+def test_half_and_double():
+    holder = switched("GILRLSTM")
+    for dtype in (torch.float64, torch.bfloat16):
+        holder.to(dtype)
+        y, (h, _) = holder.rnn(torch.randn(B, T, M, dtype=dtype))
+        assert y.dtype == h.dtype == dtype
+
+
+def test_torch_compile_runs_it():
+    holder = switched("MinGRU", "GRU")
+
+    def run(x):
+        return holder.rnn(2 * x)[0] + 1
+
+    x = torch.randn(B, T, M)
+    with warnings.catch_warnings():
+        # A graph breaks at a torch.nn.GRU, and PyTorch then warns of what it traces inside.
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(run, backend="eager")(x)
+    close(compiled, run(x))
+
+
+# The mark in a state_dict.
+
+
+def test_a_state_dict_names_the_switch():
+    holder = switched("QRNN")
+    marker = holder.state_dict(prefix="module.")["module." + MARKER]
+    assert json.loads(bytes(marker.tolist()))["rnn"]["class_path"] == "lightning_lrnn.nn.QRNN"
+    assert list(holder.state_dict())[-1] == MARKER
+
+    with pytest.raises(RuntimeError, match=r"load it with lightning_lrnn.load_switched"):
+        Holder().load_state_dict(holder.state_dict())
+    message = r"switched to nothing, as in the checkpoint, not to QRNN \(rnn\)"
+    with pytest.raises(RuntimeError, match=message):
+        holder.load_state_dict(Holder().state_dict())
+    message = r"switched to GILR \(rnn\), as in the checkpoint, not to QRNN \(rnn\)"
+    with pytest.raises(RuntimeError, match=message):
+        holder.load_state_dict(switched("GILR").state_dict())
+    assert holder.load_state_dict(Holder().state_dict(), strict=False).unexpected_keys
+
+    wrapped = nn.Sequential(switched("QRNN"))
+    wrapped.load_state_dict(nn.Sequential(holder).state_dict())
+    close(wrapped[0].state_dict(), holder.state_dict())
+
+
+def test_restore_makes_the_same_switch():
+    project = Project()
+    replace_rnn(project, partial(QRNN, window=3), where="encoder.*")
+    replace_rnn(project, "GILRLSTM", where="decoder")
+    other = Project()
+    restore(other, project.state_dict(), backend="serial")
+    other.load_state_dict(project.state_dict())
+    close(other.state_dict(), project.state_dict())
+    assert other.same is other.decoder and other.decoder.backend == "serial"
+    assert type(other.blocks[0][0]) is nn.LSTM
+    restore(other, project.state_dict())
+    with pytest.raises(SwitchError, match="not of a switched model"):
+        restore(Project(), Project().state_dict())
+    with pytest.raises(SwitchError, match=r"'decoder', which is no recurrent layer here.*rnn"):
+        restore(Holder(), project.state_dict())
