@@ -1,0 +1,354 @@
+"""SwitchRNN, SwitchBackend and load_switched in runs of Lightning, under both of its names."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_lrnn import BackendError, SwitchBackend, SwitchError, SwitchRNN, load_switched
+from lightning_lrnn.nn import GILRLSTM, MinGRU
+from lightning_lrnn.nn.stack import Stack
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a"),
+    pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`"),
+]
+PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
+M, H, T, STEPS = 3, 5, 6, 4
+
+
+def project(package="pytorch_lightning", make="__init__", rnn=None):
+    """A user's LightningModule, which knows nothing of this package, and its Lightning."""
+    pl = importlib.import_module(package)
+
+    class Project(pl.LightningModule):
+        def __init__(self, size=H):
+            super().__init__()
+            self.save_hyperparameters()
+            self.size, self.hidden, self.losses = size, None, []
+            self.head = nn.Linear(size, 1)
+            if make == "__init__":
+                self.make()
+
+        def make(self):
+            self.rnn = nn.LSTM(M, self.size, 2, batch_first=True) if rnn is None else rnn()
+
+        def setup(self, stage):
+            if make == "setup" and not hasattr(self, "rnn"):
+                self.make()
+
+        def configure_model(self):
+            if make == "configure_model" and not hasattr(self, "rnn"):
+                self.make()
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0])[..., 0]
+
+        def step(self, batch):
+            return (self(batch[0]) - batch[1]).square().mean()
+
+        def training_step(self, batch, index):
+            loss = self.step(batch)
+            self.losses.append(float(loss.detach()))
+            return loss
+
+        def validation_step(self, batch, index):
+            self.log("val_loss", self.step(batch))
+
+        def test_step(self, batch, index):
+            self.log("test_loss", self.step(batch))
+
+        def predict_step(self, batch, index):
+            return self(batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 1e-2)
+
+        def train_dataloader(self):
+            x = torch.randn(8 * STEPS, T, M, generator=torch.Generator().manual_seed(1))
+            return DataLoader(TensorDataset(x, x.cumsum(1)[..., 0]), batch_size=8)
+
+        val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+    return pl, Project
+
+
+def trainer(pl, folder, *callbacks, **options):
+    plain = {"accelerator": "cpu", "logger": False, "max_epochs": 1, "default_root_dir": folder}
+    plain |= {"enable_progress_bar": False, "enable_model_summary": False}
+    plain |= {"enable_checkpointing": False, "log_every_n_steps": 1, **options}
+    return pl.Trainer(callbacks=list(callbacks), **plain)
+
+
+def stacks(module):
+    return [m for m in module.modules() if isinstance(m, Stack)]
+
+
+both_packages = pytest.mark.parametrize("package", PACKAGES)
+
+
+@both_packages
+@pytest.mark.parametrize("make", ["__init__", "setup", "configure_model"])
+def test_the_new_layers_are_trained_in_every_stage(tmp_path, package, make):
+    pl, Project = project(package, make)
+    model, switch = Project(), SwitchRNN("GILRLSTM", backend="serial")
+    run = trainer(pl, tmp_path, switch, max_epochs=20)
+    run.fit(model)
+    (rnn,) = stacks(model)
+    assert isinstance(model.rnn, GILRLSTM) and rnn.backend == "serial"
+    optimized = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in model.parameters()}
+    assert sum(model.losses[-STEPS:]) < 0.7 * sum(model.losses[:STEPS])
+    assert not {"setup", "configure_model"} & vars(model).keys()
+    # The same module and callback again, in every other stage.
+    for stage in (run.validate, run.test, run.predict):
+        stage(model)
+    assert stacks(model) == [rnn] and len(switch.report) == 1
+    for stage in ("validate", "test", "predict"):
+        fresh = Project()
+        getattr(trainer(pl, tmp_path, SwitchRNN("GILRLSTM")), stage)(fresh)
+        assert isinstance(fresh.rnn, GILRLSTM)
+
+
+@both_packages
+def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
+    lines = []
+    monkeypatch.setattr(switch_rnn, "rank_zero_info", lines.append)
+    pl, Project = project(package)
+    loggers = importlib.import_module(f"{package}.loggers")
+    logger = loggers.CSVLogger(tmp_path)
+    run = trainer(pl, tmp_path, SwitchRNN("MinLSTM"), logger=logger)
+    model = Project()
+    run.fit(model)
+    run.test(model)
+    (said,) = lines
+    assert "rnn: LSTM(3, 5, num_layers=2, batch_first=True)\n  -> MinLSTM(3, 5," in said
+    hparams = (Path(logger.log_dir) / "hparams.yaml").read_text()
+    assert "switch/rnn: 'LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
+
+
+@both_packages
+def test_checkpoints_resume_and_load(tmp_path, package):
+    pl, Project = project(package)
+    path = tmp_path / "middle.ckpt"
+
+    def fit(epochs, **options):
+        torch.manual_seed(5)
+        model = Project(size=7)
+        run = trainer(pl, tmp_path, SwitchRNN({"LSTM": "GILRLSTM"}), max_epochs=epochs)
+        run.fit(model, **options)
+        return model, run
+
+    whole, _ = fit(4)
+    half, run = fit(2)
+    run.save_checkpoint(path)
+    resumed, _ = fit(4, ckpt_path=path, weights_only=True)
+    assert half.losses + resumed.losses == whole.losses
+
+    with pytest.raises(RuntimeError, match=r"lightning_lrnn.SwitchRNN \(load it with"):
+        Project.load_from_checkpoint(path, weights_only=True)
+    with pytest.raises(RuntimeError, match=r"lightning_lrnn.SwitchRNN \(load it with"):
+        trainer(pl, tmp_path).test(Project(size=7), ckpt_path=path, weights_only=True)
+    with pytest.raises(RuntimeError, match=r"switched to GILRLSTM \(rnn\), as in the checkpoint"):
+        trainer(pl, tmp_path, SwitchRNN("GILR")).test(
+            Project(size=7), ckpt_path=path, weights_only=True
+        )
+    trainer(pl, tmp_path, SwitchRNN("GILRLSTM")).test(
+        Project(size=7), ckpt_path=path, weights_only=True
+    )
+
+    loaded = load_switched(Project, path, backend="serial")
+    assert type(loaded) is Project and loaded.rnn.backend == "serial" and loaded.size == 7
+    torch.testing.assert_close(loaded.state_dict(), half.state_dict(), rtol=0, atol=0)
+    assert "load_state_dict" not in vars(Project)
+    x = torch.randn(2, T, M)
+    torch.testing.assert_close(loaded(x), half(x))
+    trainer(pl, tmp_path, max_epochs=1).fit(loaded)
+
+    trainer_of_none = trainer(pl, tmp_path)
+    trainer_of_none.fit(Project())
+    trainer_of_none.save_checkpoint(path)
+    with pytest.raises(SwitchError, match="not of a switched model"):
+        load_switched(Project, path)
+    assert "load_state_dict" not in vars(Project)
+
+
+@both_packages
+def test_load_switched_makes_layers_that_configure_model_makes(tmp_path, package):
+    pl, Project = project(package, "configure_model")
+    run = trainer(pl, tmp_path, SwitchRNN("QRNN", options={"window": 3}))
+    model = Project()
+    run.fit(model)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = load_switched(Project, tmp_path / "last.ckpt")
+    assert loaded.rnn.options["window"] == 3
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+# Among other callbacks.
+
+
+@both_packages
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_weight_averaging_in_both_orders(tmp_path, package, first, kind):
+    pl, Project = project(package)
+    averaging = getattr(importlib.import_module(f"{package}.callbacks"), kind)
+    other = averaging() if kind.startswith("EMA") else averaging(swa_lrs=1e-3, swa_epoch_start=1)
+    callbacks = [SwitchRNN("GILRLSTM"), other]
+    model = Project()
+    run = trainer(pl, tmp_path, *(callbacks if first else callbacks[::-1]), max_epochs=3)
+    run.fit(model)
+    averaged = [m for m in vars(other).values() if isinstance(m, nn.Module)]
+    assert averaged and all(stacks(m) for m in averaged)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = load_switched(Project, tmp_path / "last.ckpt")
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+def test_too_late_is_an_error(tmp_path, monkeypatch):
+    pl, Project = project()
+    # As in a Lightning that does not hand out `log` before `setup`.
+    monkeypatch.setattr(SwitchRNN, "_switch", lambda self, module: None)
+    averaging = pl.callbacks.EMAWeightAveraging()
+    with pytest.raises(SwitchError, match=r"come first: EMAWeightAveraging; put SwitchRNN before"):
+        trainer(pl, tmp_path, averaging, SwitchRNN("GILR")).fit(Project())
+    model = Project()
+    trainer(pl, tmp_path, SwitchRNN("GILR"), averaging).fit(model)
+    assert stacks(model)
+
+
+def test_two_switches_by_path(tmp_path):
+    pl, Project = project(
+        rnn=lambda: nn.ModuleDict({"a": nn.LSTM(M, H), "b": nn.LSTM(M, H), "c": nn.GRU(M, H)})
+    )
+    model = Project()
+    switches = [SwitchRNN("GILRLSTM", where="rnn.a"), SwitchRNN("MinGRU", where=["rnn.[bc]"])]
+    trainer(pl, tmp_path, *switches, max_steps=0, limit_val_batches=0).fit(model)
+    kinds = [type(model.rnn[name]).__name__ for name in "abc"]
+    assert kinds == ["GILRLSTM", "MinGRU", "MinGRU"]
+
+
+def test_tuner_and_a_module_switched_by_hand(tmp_path):
+    pl, Project = project()
+    model, switch = Project(), SwitchRNN("GILRLSTM")
+    run = trainer(pl, tmp_path, switch, max_epochs=1)
+    model.lr = 1e-3
+    tuner = importlib.import_module("pytorch_lightning.tuner").Tuner(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuner.lr_find(model, num_training=3, min_lr=1e-4, max_lr=1e-2)
+    run.fit(model)
+    assert len(stacks(model)) == 1 and len(switch.report) == 1
+
+
+# What is wrong is said.
+
+
+def test_an_optimizer_that_was_made_too_early(tmp_path):
+    pl, Project = project()
+
+    class Early(Project):
+        def __init__(self):
+            super().__init__()
+            self.optimizer = torch.optim.Adam(self.parameters())
+
+        def configure_optimizers(self):
+            return self.optimizer
+
+    with pytest.warns(UserWarning, match="parameters of rnn are new, and no optimizer has them"):
+        trainer(pl, tmp_path, SwitchRNN("GILR")).fit(Early())
+
+
+def test_nothing_to_switch(tmp_path):
+    pl, Project = project(rnn=lambda: nn.Identity())
+    for stage in ("fit", "validate", "test", "predict"):
+        model = Project()
+        with pytest.raises(SwitchError, match=r"Project has no torch.nn.LSTM, GRU or RNN"):
+            getattr(trainer(pl, tmp_path, SwitchRNN("GILR")), stage)(model)
+        with pytest.raises(SwitchError, match=r"Project has no layer of lightning_lrnn"):
+            getattr(trainer(pl, tmp_path, SwitchBackend("serial")), stage)(model)
+
+
+def test_arguments_are_checked_when_the_callback_is_made():
+    for arguments, error, message in [
+        ({"rnn": "GILRLSMT"}, ValueError, "there is no layer 'GILRLSMT'"),
+        ({"rnn": {"LSTN": "GILR"}}, ValueError, "there is no 'LSTN'"),
+        ({"backend": "skan"}, BackendError, "skan"),
+        ({"state": "exact"}, ValueError, "`state` must be one of"),
+    ]:
+        with pytest.raises(error, match=message):
+            SwitchRNN(**arguments)
+    with pytest.raises(BackendError, match="skan"):
+        SwitchBackend("skan")
+
+
+# The backend alone.
+
+
+@both_packages
+def test_switch_backend(tmp_path, package):
+    pl, Project = project(package, rnn=lambda: MinGRU(M, H, batch_first=True))
+    for stage in ("fit", "validate", "test", "predict"):
+        model = Project()
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        getattr(trainer(pl, tmp_path, SwitchBackend("serial"), max_steps=0), stage)(model)
+        assert model.rnn.backend == "serial"
+        torch.testing.assert_close(model.state_dict(), before)
+
+
+# From YAML, and in two processes.
+
+CLI = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+from {package}.cli import LightningCLI
+from test_switch import project
+_, Project = project({package!r})
+cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
+print(cli.trainer.strategy.global_rank, type(cli.model.rnn).__name__, cli.model.rnn.backend)
+"""
+YAML = """
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  devices: {devices}
+  strategy: {strategy}
+  callbacks:
+    - class_path: lightning_lrnn.SwitchRNN
+      init_args: {{rnn: {rnn}, backend: scan}}
+    - class_path: lightning_lrnn.SwitchBackend
+      init_args: {{backend: serial}}
+"""
+
+
+@both_packages
+@pytest.mark.parametrize("processes", [1, 2])
+def test_by_yaml_alone(tmp_path, package, processes):
+    config, script = tmp_path / "config.yaml", tmp_path / "script.py"
+    rnn = "{LSTM: GILRLSTM, GRU: MinGRU}" if processes == 1 else "GILRLSTM"
+    strategy = "auto" if processes == 1 else "ddp"
+    config.write_text(YAML.format(rnn=rnn, devices=processes, strategy=strategy))
+    values = {"tests": str(Path(__file__).parent), "package": package, "config": str(config)}
+    script.write_text(CLI.format(**values))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(processes):
+        assert f"{rank} GILRLSTM serial" in done.stdout
+    assert (done.stdout + done.stderr).count("start anew") == 1
