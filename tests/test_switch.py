@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lrnn import BackendError, SwitchBackend, SwitchError, SwitchRNN, load_switched
+from lightning_lrnn.callbacks import switch_rnn
 from lightning_lrnn.nn import GILRLSTM, MinGRU
 from lightning_lrnn.nn.stack import Stack
 
