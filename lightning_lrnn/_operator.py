@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from lightning_lrnn import _chunks, backends, derivative, gates
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn._observed import observed
 from lightning_lrnn.adjoint import adjoint
 
 __all__ = ["broadcastable", "call", "computed_by", "last_backend", "padding_mask", "unobserved"]
@@ -102,6 +103,7 @@ _backward_operator = torch.ops.lightning_lrnn.recurrence_backward.default
 _gated_backward_operator = torch.ops.lightning_lrnn.gated_backward.default
 
 
+@observed
 def _compute(
     gate: str,
     readout: str,
@@ -183,6 +185,7 @@ def _run(
     return y, h_final
 
 
+@observed
 def _backward(
     a: Tensor,
     y: Tensor,
@@ -214,6 +217,7 @@ def _backward(
     return da, db, dh0
 
 
+@observed
 def _gated_backward(
     gate: str,
     readout: str,

@@ -3,6 +3,7 @@
 from lightning_lrnn.callbacks.backend_report import BackendReport
 from lightning_lrnn.callbacks.gradient_norm import GradientNorm
 from lightning_lrnn.callbacks.memory_horizon import MemoryHorizon
+from lightning_lrnn.callbacks.recurrence_monitor import RecurrenceMonitor
 from lightning_lrnn.callbacks.switch_backend import SwitchBackend
 from lightning_lrnn.callbacks.switch_rnn import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.throughput import Throughput
@@ -11,6 +12,7 @@ __all__ = [
     "BackendReport",
     "GradientNorm",
     "MemoryHorizon",
+    "RecurrenceMonitor",
     "SwitchBackend",
     "SwitchRNN",
     "Throughput",

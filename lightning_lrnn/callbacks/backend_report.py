@@ -8,20 +8,22 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 
 from lightning_lrnn import _operator
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.callbacks.to_loggers import is_wandb
+from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["BackendReport"]
 
 PACKAGES = ("lightning-lrnn", "torch", "pytorch-lightning", "numba", "cuda-core", "cuda-bindings")
 
 
-class BackendReport(pl.Callback):
+class BackendReport(Callback):
     """Writes the backend that really ran into the hyperparameters, after the first batch.
 
     Every logger gets `recurrence/backend` (what ran; "none" if no recurrence did),
-    `recurrence/requested` (the module's attribute `backend`), `recurrence/device` and the versions
+    `recurrence/requested` (what the layers were told to use), `recurrence/device` and the versions
     of the packages involved; a WandbLogger also in the run's summary. These are words, which
     `self.log` does not take. They say what the first batch used, in training or elsewhere: a
     backend is chosen by device and dtype, which do not change within a run.
@@ -68,17 +70,25 @@ class BackendReport(pl.Callback):
             return
         self.report = {
             "recurrence/backend": _operator.last_backend() or "none",
-            "recurrence/requested": str(getattr(pl_module, "backend", "auto")),
+            "recurrence/requested": _requested(pl_module),
             "recurrence/device": _device_name(pl_module.device),
             "version/python": platform.python_version(),
             **_versions(),
         }
         if not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             logger.log_hyperparams(self.report)
-            if isinstance(logger, WandbLogger):
+            if is_wandb(logger):
                 logger.experiment.summary.update(self.report)
+
+
+def _requested(module: torch.nn.Module) -> str:
+    layers = [layer for layer in module.modules() if isinstance(layer, Stack)]
+    if not layers:
+        return str(getattr(module, "backend", "auto"))
+    return ", ".join(dict.fromkeys(layer.backend for layer in layers))
 
 
 def _device_name(device: torch.device) -> str:

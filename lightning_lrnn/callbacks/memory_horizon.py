@@ -1,4 +1,4 @@
-"""How long the units of a recurrent layer remember."""
+"""How long the units of a recurrent layer remember, and where their gates are."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-__all__ = ["MemoryHorizon", "time_constants"]
+from lightning_lrnn._noted_decays import NotedDecays
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.callbacks.to_loggers import is_wandb, log_metrics
+from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["MemoryHorizon", "saturation", "time_constants"]
 
 QUANTILES = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+CLOSED, OPEN = 0.01, 0.99
+"""Below and above, the slope a (1 - a) of a = sigmoid(z) is less than 0.01, 1/25 of its largest."""
 
 
 def time_constants(a: Tensor) -> Tensor:
@@ -30,14 +36,34 @@ def time_constants(a: Tensor) -> Tensor:
     return torch.where(size < 1, -1 / size.log(), torch.inf)
 
 
-class MemoryHorizon(pl.Callback):
-    """Logs the time constants -1/log a of every recurrent layer, in steps.
+def saturation(a: Tensor) -> dict[str, float]:
+    """Shares of decays, over steps and units, where a gate hardly learns.
 
-    Asks the module for the decays in the last batch, `pl_module.decays(batch) -> dict[str, Tensor]`
-    with a name and (..., D) per layer, without gradients. Every logger gets the 10, 50 and 90 %
-    quantiles over the units as "horizon/<layer>/p10", "p50" and "p90"; a WandbLogger also gets a
+    Args:
+        a: decays, of any shape.
+
+    Returns:
+        "closed": |a| < 0.01, all is forgotten; "open": |a| > 0.99, nearly nothing is. Where a
+        decay is not a sigmoid, as in an LRU, these are no more than shares.
+    """
+    size = a.detach().abs()
+    return {
+        "closed": float((size < CLOSED).float().mean()),
+        "open": float((size > OPEN).float().mean()),
+    }
+
+
+class MemoryHorizon(Callback):
+    """Logs the time constants -1/log a of every recurrent layer, in steps, and gate saturation.
+
+    They are of the decays in the batch of a step, as its layers compute them; padding is left out.
+    Every logger gets the 10, 50 and 90 % quantiles over the units as "horizon/<layer>/p10", "p50"
+    and "p90", and `saturation` as "saturation/<layer>/closed" and "open"; a WandbLogger also gets a
     histogram, "horizon/<layer>/units". Units that forget nothing count in quantiles as inf, and are
     left out of histograms.
+
+    A module without layers of this package, or in which torch.compile hides them, is asked by a
+    method `decays(batch) -> dict[str, Tensor]`, with a name and (..., D) per layer, if it has one.
 
     Args:
         every_n_steps: optimizer steps between two measurements; there is one more at the end of
@@ -53,19 +79,35 @@ class MemoryHorizon(pl.Callback):
         self.every_n_steps = every_n_steps
         self.latest: dict[str, Tensor] = {}
         self._batch: Any = None
-        self._measured_at = -1
+        self._noted: NotedDecays | None = None
+        self._step = self._measured_at = -1
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Checks that the module can be asked.
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks that there is something to measure.
 
         Raises:
-            TypeError: if it has no method `decays`.
+            TypeError: if there is neither a layer of this package nor a method `decays`.
         """
-        if not callable(getattr(pl_module, "decays", None)):
+        has_layers = any(isinstance(layer, Stack) for layer in pl_module.modules())
+        if not has_layers and not callable(getattr(pl_module, "decays", None)):
             raise TypeError(
-                f"MemoryHorizon needs a method `decays(batch) -> dict[str, Tensor]`, which "
-                f"{type(pl_module).__name__} does not have; add it or remove the callback"
+                f"MemoryHorizon needs a layer of lightning_lrnn or a method `decays(batch) -> "
+                f"dict[str, Tensor]`, and {type(pl_module).__name__} has neither; remove the "
+                f"callback"
             )
+        self.start(trainer)
+
+    def start(self, trainer: pl.Trainer) -> None:
+        """A run begins, perhaps in the middle."""
+        self._step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Prepares to note the decays, if this batch can be the last of a step to measure."""
+        after = trainer.global_step + max(1, len(trainer.optimizers))
+        if self._due(after) or _ends(trainer, after):
+            self._noted = NotedDecays(pl_module)
 
     def on_train_batch_end(
         self,
@@ -77,33 +119,54 @@ class MemoryHorizon(pl.Callback):
     ) -> None:
         """Measures every `every_n_steps` steps."""
         self._batch = batch
+        noted = self._noted.stop() if self._noted else {}
+        self._noted = None
         # With accumulated gradients a step lasts several batches.
         step = trainer.global_step
-        if step and step % self.every_n_steps == 0 and step != self._measured_at:
-            self._measure(trainer, pl_module)
+        if step != self._step and (self._due(step) or _ends(trainer, step)):
+            self._measure(trainer, pl_module, noted)
+        self._step = step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures the trained model."""
+        """Measures the trained model, if it can be asked."""
         if self._batch is not None and trainer.global_step != self._measured_at:
-            self._measure(trainer, pl_module)
+            self._measure(trainer, pl_module, {})
         self._batch = None
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._measured_at = trainer.global_step
-        with torch.no_grad():
-            decays: dict[str, Tensor] = pl_module.decays(self._batch)  # type: ignore[operator]
-        self.latest = {name: time_constants(a) for name, a in decays.items()}
-        if not self.latest or not trainer.is_global_zero:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leaves no hook behind."""
+        if self._noted:
+            self._noted.remove()
+            self._noted = None
+
+    def _due(self, step: int) -> bool:
+        return step // self.every_n_steps > self._step // self.every_n_steps
+
+    def _measure(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, decays: dict[str, Tensor]
+    ) -> None:
+        ask: Any = getattr(pl_module, "decays", None)
+        if not decays and callable(ask):
+            with torch.no_grad():
+                decays = ask(self._batch)
+        decays = {name: a for name, a in decays.items() if a.numel()}
+        if not decays:
             return
+        self._measured_at = trainer.global_step
+        self.latest = {name: time_constants(a) for name, a in decays.items()}
         scalars = {
             # Nearest, because half way between a number and inf there is nothing to show.
             f"horizon/{name}/{label}": float(taus.quantile(q, interpolation="nearest"))
             for name, taus in self.latest.items()
             for label, q in QUANTILES.items()
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
-            if isinstance(logger, WandbLogger):
+        for name, a in decays.items():
+            scalars |= {f"saturation/{name}/{label}": x for label, x in saturation(a).items()}
+        log_metrics(trainer, scalars)
+        if trainer.is_global_zero:
+            for logger in filter(is_wandb, trainer.loggers):
                 logger.log_metrics(self._histograms(), step=trainer.global_step)
 
     def _histograms(self) -> dict[str, Any]:
@@ -115,3 +178,10 @@ class MemoryHorizon(pl.Callback):
             for name, taus in finite.items()
             if len(taus)
         }
+
+
+def _ends(trainer: pl.Trainer, step: int) -> bool:
+    """Whether training ends with this batch, after which so many steps have been made."""
+    epochs = trainer.max_epochs
+    last_epoch = epochs is not None and trainer.current_epoch + 1 >= epochs > 0
+    return step >= trainer.max_steps > 0 or (last_epoch and trainer.is_last_batch)

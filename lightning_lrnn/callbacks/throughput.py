@@ -1,36 +1,80 @@
-"""How fast training goes, in sequences and tokens."""
+"""How fast training goes: steps, sequences, tokens, floating-point operations."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.throughput import get_available_flops
 from torch import Tensor
+
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.callbacks.to_loggers import log_metrics
 
 __all__ = ["Throughput"]
 
+DTYPES = {
+    "16": torch.float16,
+    "bf16": torch.bfloat16,
+    "32": torch.float32,
+    "64": torch.float64,
+    "transformer": torch.int8,
+}
+"""The first word of the trainer's precision -> what matmuls are computed in."""
 
-class Throughput(pl.Callback):
-    """Logs "train/tokens_per_second" and "train/sequences_per_second".
+
+class _Mark(NamedTuple):
+    """A point in time, and what had been seen by then."""
+
+    seconds: float
+    steps: int
+    sequences: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+
+
+class Throughput(Callback):
+    """Logs "train/steps_per_second", "train/sequences_per_second", "train/tokens_per_second".
 
     The first tensor found in a batch counts: (B, T, ...) is B sequences and B * T tokens, padding
-    included; (B,) is B sequences without tokens. The rate is the mean over the last `window`
-    batches by the wall clock, data loading and the other callbacks included, validation not. Work
-    that a GPU still has queued blurs single steps, not the mean. Rates of several processes are
-    added up as if all were as fast as this one.
+    included; (B,) is B sequences without tokens. A step is one of the optimizer. The rate is the
+    mean over the last `window` batches by the wall clock, data loading and the other callbacks
+    included, validation not. Work that a GPU still has queued blurs single steps, not the mean.
+    Rates of several processes are added up as if all were as fast as this one, but for steps.
+
+    If the module says how many floating-point operations a batch takes, forward and backward, by an
+    attribute `flops_per_batch`, as for Lightning's ThroughputMonitor, its keys are logged too:
+    "train/device/flops_per_sec" and, where Lightning knows what the device could do,
+    "train/device/mfu", the share of that.
+
+    The trainer's `log_every_n_steps` says when, and there is one more at the end of training.
 
     Args:
         window: number of batches to average over, at least 1.
+
+    Attributes:
+        latest: what was logged last.
     """
 
     def __init__(self, window: int = 50) -> None:
         if window < 1:
             raise ValueError(f"`window` must be at least 1, got {window}")
-        # One entry more than intervals: (time, sequences so far, tokens so far).
-        self._marks: deque[tuple[float, int, int]] = deque(maxlen=window + 1)
+        self.latest: dict[str, float] = {}
+        # One entry more than intervals.
+        self._marks: deque[_Mark] = deque(maxlen=window + 1)
+        self._logged_at = -1
+        self._available: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Asks what the device could do."""
+        self._logged_at = trainer.global_step
+        if getattr(pl_module, "flops_per_batch", None) is not None:
+            dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
+            self._available = get_available_flops(pl_module.device, dtype)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts measuring anew."""
@@ -45,7 +89,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Sets the first mark."""
         if not self._marks:
-            self._marks.append((time.perf_counter(), 0, 0))
+            self._marks.append(_Mark(time.perf_counter(), trainer.global_step))
 
     def on_train_batch_end(
         self,
@@ -55,21 +99,43 @@ class Throughput(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Counts the batch and logs the rates."""
-        tensor = _first_tensor(batch)
-        if tensor is None or tensor.ndim == 0 or not self._marks:
+        """Counts the batch; logs the rates if they are due."""
+        if not self._marks:
             return
-        sequences = tensor.shape[0]
-        tokens = sequences * tensor.shape[1] if tensor.ndim > 1 else 0
-        _, sequences_before, tokens_before = self._marks[-1]
-        self._marks.append(
-            (time.perf_counter(), sequences_before + sequences, tokens_before + tokens)
-        )
-        (start, *first), (end, *last) = self._marks[0], self._marks[-1]
-        for name, before, after in zip(("sequences", "tokens"), first, last, strict=True):
-            if after > before:
-                rate = trainer.world_size * (after - before) / max(end - start, 1e-9)
-                pl_module.log(f"train/{name}_per_second", rate, batch_size=sequences)
+        _, _, sequences, tokens, flops = self._marks[-1]
+        tensor = _first_tensor(batch)
+        if tensor is not None and tensor.ndim:
+            sequences += tensor.shape[0]
+            tokens += tensor.shape[0] * tensor.shape[1] if tensor.ndim > 1 else 0
+        flops += getattr(pl_module, "flops_per_batch", None) or 0
+        step = trainer.global_step
+        self._marks.append(_Mark(time.perf_counter(), step, sequences, tokens, flops))
+        if step != self._logged_at and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the last rates."""
+        if trainer.global_step != self._logged_at:
+            self._log(trainer)
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        if len(self._marks) < 2:
+            return
+        self._logged_at = trainer.global_step
+        first, last = self._marks[0], self._marks[-1]
+        seconds = max(last.seconds - first.seconds, 1e-9)
+        rates = [(after - before) / seconds for before, after in zip(first, last, strict=True)]
+        _, steps, sequences, tokens, flops = rates
+        found = {
+            "train/steps_per_second": steps,
+            "train/sequences_per_second": trainer.world_size * sequences,
+            "train/tokens_per_second": trainer.world_size * tokens,
+            "train/device/flops_per_sec": flops,
+            "train/device/mfu": flops / self._available if self._available else 0.0,
+        }
+        # A zero is something that there is not.
+        self.latest = {name: rate for name, rate in found.items() if rate}
+        log_metrics(trainer, self.latest)
 
 
 def _first_tensor(batch: Any) -> Tensor | None:
