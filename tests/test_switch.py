@@ -135,7 +135,7 @@ def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
     (said,) = lines
     assert "rnn: LSTM(3, 5, num_layers=2, batch_first=True)\n  -> MinLSTM(3, 5," in said
     hparams = (Path(logger.log_dir) / "hparams.yaml").read_text()
-    assert "switch/rnn: 'LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
+    assert "switch/rnn: LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
 
 
 @both_packages
