@@ -62,10 +62,14 @@ def test_a_cell_of_your_own_runs_as_shown():
     runpy.run_path(str(ROOT / "examples" / "own_cell.py"))
 
 
-def test_the_page_on_layers_runs(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.parametrize("name", ["layers", "switching"])
+def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "layers.md").read_text()
-    exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), {})
+    page = (ROOT / "docs" / f"{name}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert blocks
+    exec("".join(blocks), {"__name__": name})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
