@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning_lrnn._figure import new_figure, save
+
 __all__ = ["draw"]
 
 
@@ -23,11 +25,7 @@ def draw(results: dict[str, Any], path: Path) -> Path | None:
     """
     if not find_spec("matplotlib"):
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1100, 420)
     curves, horizons = figure.subplots(1, 2)
 
     for color, (name, model) in zip(("C0", "C1"), results["models"].items(), strict=False):
@@ -57,5 +55,4 @@ def draw(results: dict[str, Any], path: Path) -> Path | None:
     )
     horizons.set_xticks(range(-1, 5), [f"{10.0**k:g}" for k in range(-1, 5)])
     horizons.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    return path
+    return save(figure, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel, RecurrentModule
 from lightning_lrnn.nn.layer import Layer
 
-__all__ = ["CommandLineError", "run"]
+__all__ = ["CommandLineError", "parse", "run"]
 
 KEY_RNN = 'Parser key "rnn":'
 NO_CLASS = re.compile(r"path but (\S+) either|path string: (\S+)")
@@ -98,16 +99,47 @@ class _CLI(LightningCLI):
             raise
 
 
-def run(args: list[str]) -> None:
+class _Parsing(_CLI):
+    """Neither makes nor runs anything."""
+
+    def _set_seed(self) -> None:
+        return
+
+    def instantiate_classes(self) -> None:
+        return
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
+
+
+def run(args: list[str], callbacks: Sequence[pl.Callback] = ()) -> LightningCLI:
     """Parses and runs one of Lightning's subcommands.
 
     Args:
         args: the subcommand and its options.
+        callbacks: of the trainer, beside those of the config.
+
+    Returns:
+        What has run: its `trainer`, `model` and `datamodule`.
 
     Raises:
         CommandLineError: if the arguments do not make sense.
     """
-    _CLI(
+    return _made(_CLI, args, trainer_defaults={"callbacks": list(callbacks)} if callbacks else None)
+
+
+def parse(args: list[str]) -> Namespace:
+    """The configuration that `run` would run.
+
+    Raises:
+        CommandLineError: if the arguments do not make sense.
+    """
+    config: Namespace = _made(_Parsing, args).config
+    return config
+
+
+def _made(kind: type[_CLI], args: list[str], **options: Any) -> _CLI:
+    return kind(
         model_class=pl.LightningModule,
         datamodule_class=pl.LightningDataModule,
         subclass_mode_model=True,
@@ -122,6 +154,7 @@ def run(args: list[str]) -> None:
         # The modules have their own optimizer, with its options among theirs.
         auto_configure_optimizers=False,
         args=args,
+        **options,
     )
 
 

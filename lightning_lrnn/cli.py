@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 __all__ = ["main"]
@@ -33,6 +36,8 @@ examples:
   lightning-lrnn fit --config byte_lm.yaml
   lightning-lrnn test --config byte_lm.yaml --ckpt_path CKPT --model.backend serial
   lightning-lrnn generate CKPT --prompt "def "
+  lightning-lrnn compare byte_lm --rnn torch.nn.LSTM GILRLSTM QRNN --steps 200
+  lightning-lrnn plot runs/byte_lm
 """
 
 
@@ -55,7 +60,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         if args and args[0] in LIGHTNING:
             return _lightning(args)
-        options = _parser().parse_args(args)
+        parser = _parser()
+        options, further = parser.parse_known_args(args)
+        if further and not hasattr(options, "further"):
+            parser.error(f"unrecognized arguments: {' '.join(further)}")
+        options.further = further
         run: Callable[[argparse.Namespace], None] = options.run
         run(options)
     except (UserError, BackendError) as error:
@@ -124,6 +133,55 @@ def _parser() -> argparse.ArgumentParser:
         "--backend", default="auto", help="how the recurrence is computed (%(default)s)"
     )
     generate.set_defaults(run=_generate)
+
+    compare = commands.add_parser(
+        "compare",
+        help="train a config with several layers and backends, and tabulate",
+        description="Trains and validates a config with one layer after the other, each run in a "
+        "process of its own, under the same data and seed. Options that are not listed here are "
+        "those of `fit`, such as --data.batch_size 8.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("config", metavar="CONFIG", help="a YAML, or a name of `configs list`")
+    compare.add_argument(
+        "--rnn", nargs="+", required=True, metavar="LAYER", help="as --model.rnn takes them"
+    )
+    compare.add_argument(
+        "--backend",
+        nargs="+",
+        default=["auto"],
+        metavar="NAME",
+        help="for the layers of this package; those of torch.nn run once (auto)",
+    )
+    length = compare.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive(int), help="of training; else the config's")
+    length.add_argument(
+        "--seconds", type=_positive(int), help="of training at most, besides the config's steps"
+    )
+    compare.add_argument("--name", help="of the comparison (that of the config)")
+    compare.add_argument(
+        "--folder", default="runs/compare", help="in which its own folder is made (%(default)s)"
+    )
+    compare.add_argument(
+        "--wandb",
+        nargs="?",
+        choices=("offline", "online"),
+        const="offline",
+        help="log to wandb too, the runs as one group (%(const)s)",
+    )
+    compare.set_defaults(run=_compare, further=[])
+
+    plot = commands.add_parser(
+        "plot",
+        help="draw learning curves and memory horizons from CSV logs",
+        description="Draws what a CSVLogger has written, of all runs in one figure.",
+    )
+    plot.add_argument(
+        "runs", metavar="RUN", nargs="+", help="a folder with a metrics.csv, or one above"
+    )
+    plot.add_argument("--metric", help="such as loss or bits_per_byte (what is validated)")
+    plot.add_argument("--output", help="of the PNG (plot.png in the first folder)")
+    plot.set_defaults(run=_plot)
 
     backends = commands.add_parser(
         "backends",
@@ -240,6 +298,72 @@ def _generate(options: argparse.Namespace) -> None:
     ):
         print(decoder.decode(piece), end="", flush=True)
     print(decoder.decode(b"", final=True))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import shlex
+
+    from lightning_lrnn import _compare
+    from lightning_lrnn._lightning_cli import CommandLineError
+
+    if options.wandb and not find_spec("wandb"):
+        raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
+    name = options.config.removesuffix(".yaml") + ".yaml"
+    with contextlib.ExitStack() as stack:
+        config = Path(options.config)
+        if not config.is_file():
+            if name not in _configs():
+                raise UserError(
+                    f"there is no config {options.config}, neither a file nor one of "
+                    f"{', '.join(_configs())}"
+                )
+            config = stack.enter_context(as_file(files("lightning_lrnn.configs") / name))
+        folder = _new_folder(Path(options.folder), options.name or config.stem, not options.name)
+        further = list(options.further)
+        if options.steps:
+            further[:0] = [f"--trainer.max_steps={options.steps}", "--trainer.max_epochs=-1"]
+        elif options.seconds:
+            clock = time.strftime("%H:%M:%S", time.gmtime(options.seconds))
+            further.insert(0, f"--trainer.max_time={options.seconds // 86_400:02}:{clock}")
+        print(f"Into {folder}", flush=True)
+        try:
+            results = _compare.main(
+                str(config), options.rnn, options.backend, further, folder, options.wandb
+            )
+        except CommandLineError as error:
+            raise UserError(str(error)) from error
+    if all("error" in run for run in results["runs"]):
+        raise UserError(f"no run has come to an end; {folder} has what each one said")
+    figure = 'none: `pip install "lightning-lrnn[plot]"` brings matplotlib'
+    if find_spec("matplotlib"):
+        from lightning_lrnn._compare_figure import draw
+
+        figure = str(draw(results, folder / "compare.png"))
+    print(
+        f"Figure    {figure}\nNumbers   {folder / 'results.json'}\n"
+        f"Curves    lightning-lrnn plot {shlex.quote(str(folder))}"
+    )
+
+
+def _new_folder(parent: Path, name: str, may_number: bool) -> Path:
+    """A folder that is not there yet: `name`, or name-2, name-3 and so on."""
+    folder, number = parent / name, 1
+    while folder.exists():
+        if not may_number:
+            raise UserError(f"{folder} exists; give another --name, or delete it")
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from lightning_lrnn import _plot
+
+    try:
+        figure = _plot.main([Path(run) for run in options.runs], options.metric, options.output)
+    except _plot.PlotError as error:
+        raise UserError(str(error)) from error
+    print(figure)
 
 
 def _backends(options: argparse.Namespace) -> None:
