@@ -1,8 +1,14 @@
-"""SwitchRNN, SwitchBackend and load_switched in runs of Lightning, under both of its names."""
+"""SwitchRNN, SwitchBackend and load_switched in runs of Lightning, under both of its names.
+
+Seen to fail: no switch when `log` is handed out; none after `setup` or `configure_model`; no error
+when it is too late; methods left on the module; told twice; `load_state_dict` left on the class; a
+pickle read; an optimizer of old parameters unnoticed.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pickle
 import subprocess
 import sys
 import warnings
@@ -127,12 +133,15 @@ def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
     monkeypatch.setattr(switch_rnn, "rank_zero_info", lines.append)
     pl, Project = project(package)
     loggers = importlib.import_module(f"{package}.loggers")
-    logger = loggers.CSVLogger(tmp_path)
+    logger, logged = loggers.CSVLogger(tmp_path), []
+    log_hyperparams = logger.log_hyperparams
+    logger.log_hyperparams = lambda words: (logged.append(words), log_hyperparams(words))
     run = trainer(pl, tmp_path, SwitchRNN("MinLSTM"), logger=logger)
     model = Project()
     run.fit(model)
     run.test(model)
     (said,) = lines
+    assert len([words for words in logged if "switch/rnn" in words]) == 1
     assert "rnn: LSTM(3, 5, num_layers=2, batch_first=True)\n  -> MinLSTM(3, 5," in said
     hparams = (Path(logger.log_dir) / "hparams.yaml").read_text()
     assert "switch/rnn: LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
@@ -182,6 +191,23 @@ def test_checkpoints_resume_and_load(tmp_path, package):
     with pytest.raises(SwitchError, match="not of a switched model"):
         load_switched(Project, path)
     assert "load_state_dict" not in vars(Project)
+
+
+class Harmful:
+    pass
+
+
+def test_load_switched_unpickles_nothing(tmp_path):
+    pl, Project = project()
+    model = Project()
+    run = trainer(pl, tmp_path, SwitchRNN("GILR"))
+    run.fit(model)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.save({**checkpoint, "more": Harmful()}, tmp_path / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Harmful"):
+        load_switched(Project, tmp_path / "last.ckpt")
+    load_switched(Project, tmp_path / "last.ckpt", weights_only=False)
 
 
 @both_packages
