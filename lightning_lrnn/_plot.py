@@ -120,7 +120,7 @@ def main(folders: list[Path], metric: str | None = None, output: str | None = No
     alone = len(runs) == 1
     labels = len(runs[0].horizons()) if alone else len(runs)
     figure = new_figure(WIDTH, HEIGHT + 9 * labels)
-    axes = figure.subplots(1, 2 if with_horizons else 1, squeeze=False)[0]
+    axes = figure.subplots(1, 2 if with_horizons else 1, sharex=True, squeeze=False)[0]
     _draw_curves(axes[0], runs, metric)
     if with_horizons:
         _draw_horizons(axes[1], runs)
@@ -200,9 +200,15 @@ def _draw_horizons(axis: Any, runs: list[Run]) -> None:
             axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=layer)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(_sparse)
     axis.set_ylabel("time constant -1 / log a, steps")
-    what = "median, dotted 10 and 90 %" if alone else "median, a line per layer"
-    axis.set_title(f"Memory of the units: {what}", fontsize=10)
+    what = "dotted: 10 and 90 %" if alone else "a line per layer"
+    axis.set_title(f"Median memory of units; {what}", fontsize=10)
+
+
+def _sparse(value: float, _: int) -> str:
+    """Between the powers of ten only 2 and 5 have a label."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _columns(curve: Curve) -> tuple[list[int], list[float]]:

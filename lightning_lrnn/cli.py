@@ -9,7 +9,6 @@ import argparse
 import codecs
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -312,10 +311,11 @@ def _compare(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         config = Path(options.config)
         if not config.is_file():
-            if name not in _configs():
+            known = [known for known in _configs() if "/" not in known]
+            if name not in known:
                 raise UserError(
                     f"there is no config {options.config}, neither a file nor one of "
-                    f"{', '.join(_configs())}"
+                    f"{', '.join(known)}"
                 )
             config = stack.enter_context(as_file(files("lightning_lrnn.configs") / name))
         folder = _new_folder(Path(options.folder), options.name or config.stem, not options.name)
@@ -388,12 +388,15 @@ def _cells(options: argparse.Namespace) -> None:
 
 
 def _configs() -> dict[str, str]:
-    """Name -> text of the configs of the package."""
+    """Name -> text of the configs of the package, those in `sweeps` last."""
     folder = files("lightning_lrnn.configs")
+    found = {file.name: file for file in folder.iterdir()}
+    if (sweeps := folder / "sweeps").is_dir():
+        found |= {f"sweeps/{file.name}": file for file in sweeps.iterdir()}
     return {
-        file.name: file.read_text(encoding="utf-8")
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".yaml")
+        name: found[name].read_text(encoding="utf-8")
+        for name in sorted(found, key=lambda name: ("/" in name, name))
+        if name.endswith(".yaml")
     }
 
 
@@ -411,14 +414,16 @@ def _copy_config(options: argparse.Namespace) -> None:
     if name not in configs:
         raise UserError(f"there is no config {options.name}; known are: {', '.join(configs)}")
     target = Path(options.destination)
-    target = target / name if target.is_dir() else target
+    target = target / Path(name).name if target.is_dir() else target
     if target.exists() and not options.force:
         raise UserError(f"{target} exists; --force overwrites it")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it first")
-    with as_file(files("lightning_lrnn.configs") / name) as source:
-        shutil.copyfile(source, target)
-    print(f"{target}\ntrain with it: lightning-lrnn fit --config {target}")
+    target.write_text(configs[name], encoding="utf-8")
+    if name.startswith("sweeps/"):
+        print(f"{target}\nits second line says how to start it")
+    else:
+        print(f"{target}\ntrain with it: lightning-lrnn fit --config {target}")
 
 
 def _cache_info(options: argparse.Namespace) -> None:
