@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
@@ -11,11 +10,15 @@ __all__ = ["Callback"]
 
 if TYPE_CHECKING:
     Callback = pl.Callback
-elif find_spec("lightning"):
-    from lightning.pytorch import Callback as OtherCallback
-
-    class Callback(pl.Callback, OtherCallback):
-        """Both packages' Callback, since the command line of each accepts only its own."""
-
 else:
-    Callback = pl.Callback
+    try:
+        from lightning.pytorch import Callback as OtherCallback
+    except ModuleNotFoundError as error:
+        # A folder of the user's may be called `lightning` too.
+        if error.name not in ("lightning", "lightning.pytorch"):
+            raise
+        Callback = pl.Callback
+    else:
+
+        class Callback(pl.Callback, OtherCallback):
+            """Both packages' Callback, since the command line of each accepts only its own."""

@@ -6,10 +6,12 @@ import pytorch_lightning as pl
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from lightning_lrnn.callbacks.callback import Callback
+
 __all__ = ["GradientNorm"]
 
 
-class GradientNorm(pl.Callback):
+class GradientNorm(Callback):
     """Logs "train/gradient_norm": the 2-norm over all gradients, before clipping.
 
     Lightning calls `on_before_optimizer_step` after accumulation and, with 16-bit precision, after
