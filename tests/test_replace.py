@@ -2,7 +2,7 @@
 
 Seen to fail: the state in the cell's own form; evaluation mode forgotten; only the first child of
 a module looked at; `strict` ignored; no mark in the `state_dict`; a second `restore` refused; hooks
-of the new layer; buffers, or the old weights, in the wrong hands; no `__reduce_ex__`; the methods of
+of the new layer; buffers, or the old weights, in the wrong hands; no `__reduce_ex__`; methods of
 `torch.nn.RNNBase`; a complex h_0.
 """
 
