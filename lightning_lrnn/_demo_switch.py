@@ -64,12 +64,15 @@ def main(
 
     Args:
         rnn: the layer to switch to.
-        steps: training steps of each run, at least 2.
+        steps: training steps of each run.
         folder: for the text and the checkpoint.
         seed: of weights, dropout and order.
 
     Returns:
         By "before" and "after": "loss" at the end, "ms" per step, "parameters" of the layer.
+
+    Raises:
+        ValueError: if there is no such layer, or it cannot stand in for an LSTM.
     """
     switch = SwitchRNN(rnn)
     for package in ("pytorch_lightning", "lightning.pytorch"):
@@ -138,7 +141,7 @@ def _run(
         "parameters": sum(p.numel() for p in rnn.parameters()),
         "first": progress.losses[0],
         "loss": statistics.fmean(progress.losses[-LAST:]),
-        "ms": 1e3 * statistics.median(times),
+        "ms": 1e3 * statistics.median(times) if times else float("nan"),
     }
     return result, trainer
 

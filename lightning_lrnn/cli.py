@@ -31,6 +31,7 @@ OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 EXAMPLES = """\
 examples:
   lightning-lrnn demo text
+  lightning-lrnn demo switch
   lightning-lrnn configs copy byte_lm
   lightning-lrnn fit --config byte_lm.yaml
   lightning-lrnn test --config byte_lm.yaml --ckpt_path CKPT --model.backend serial
@@ -224,6 +225,19 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--folder", default="runs/demo", help="for logs and figures (%(default)s)")
     text.add_argument("--seed", type=int, default=0, help="of weights and samples (%(default)s)")
     text.set_defaults(run=_demo_text)
+
+    switch = subjects.add_parser(
+        "switch", help="switch a project that knows nothing of this package, before and after"
+    )
+    switch.add_argument("--rnn", default="SRU", help="the layer to switch to (%(default)s)")
+    switch.add_argument(
+        "--steps", type=_positive(int), default=50, help="training steps of each run (%(default)s)"
+    )
+    switch.add_argument(
+        "--folder", default="runs/demo-switch", help="for text and checkpoint (%(default)s)"
+    )
+    switch.add_argument("--seed", type=int, default=0, help="of weights and dropout (%(default)s)")
+    switch.set_defaults(run=_demo_switch)
     return parser
 
 
@@ -452,3 +466,12 @@ def _demo_text(options: argparse.Namespace) -> None:
     from lightning_lrnn import demo
 
     demo.main(seconds=options.seconds, folder=options.folder, seed=options.seed)
+
+
+def _demo_switch(options: argparse.Namespace) -> None:
+    from lightning_lrnn import SwitchError, _demo_switch
+
+    try:
+        _demo_switch.main(options.rnn, options.steps, options.folder, options.seed)
+    except (SwitchError, ValueError) as error:
+        raise UserError(str(error)) from error

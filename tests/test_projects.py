@@ -15,6 +15,7 @@ from pytorch_lightning.demos import lstm as demo
 from pytorch_lightning.demos.transformer import WikiText2
 
 from lightning_lrnn import SwitchRNN, load_switched
+from lightning_lrnn.cli import main
 from lightning_lrnn.nn.stack import Stack
 
 pytestmark = [
@@ -181,3 +182,14 @@ def test_the_readme_shows_these_lines():
         "trainer:\n  callbacks:\n    - class_path: lightning_lrnn.SwitchRNN\n"
         "      init_args: {rnn: GILRLSTM, backend: scan}\n" in readme
     )
+
+
+def test_demo_switch(tmp_path, capsys):
+    folder = str(tmp_path / "demo")
+    assert main(["demo", "switch", "--steps", "2", "--rnn", "MinLSTM", "--folder", folder]) == 0
+    said = capsys.readouterr().out
+    assert "its parameters             8,404,992       3,151,872" in said
+    assert "-> MinLSTM(512, 512, num_layers=4, batch_first=True, dropout=0.2" in said
+    assert "has the same parameters" in said and "OTHER" not in said
+    assert main(["demo", "switch", "--rnn", "GILRR", "--folder", folder]) == 2
+    assert "there is no layer 'GILRR'" in capsys.readouterr().err
