@@ -1,5 +1,6 @@
 """Linear recurrences for PyTorch Lightning: h_t = a_t * h_{t-1} + b_t, parallel over time."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lightning_lrnn import _flops as _flops  # registers
@@ -11,6 +12,8 @@ from lightning_lrnn.nn.replace import SwitchError, replace_rnn
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
 
 if TYPE_CHECKING:
+    from lightning_lrnn import L as L
+    from lightning_lrnn import pl as pl
     from lightning_lrnn.callbacks import SwitchBackend, SwitchRNN, load_switched
 
 __version__ = "0.1.0"
@@ -41,4 +44,6 @@ def __getattr__(name: str) -> Any:
         from lightning_lrnn import callbacks
 
         return getattr(callbacks, name)
+    if name in ("L", "pl"):
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
