@@ -46,7 +46,7 @@ lowest: $(VENV)/.ready
 	LIGHTNING_LRNN_OTHER_PYTHON=.venv-lowest/bin/python $(BIN)/python -m pytest -q -k other \
 		tests/test_nvrtc.py tests/test_kernels_compile.py
 	.venv-lowest/bin/python -m pytest -q -m "not gpu" tests/test_gates.py tests/test_backends.py \
-		tests/test_layers.py tests/test_lightning.py
+		tests/test_layers.py tests/test_lightning.py tests/test_replace.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; a few minutes)"
