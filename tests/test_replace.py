@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lrnn import BackendError, SwitchError, replace_rnn
 from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU
-from lightning_lrnn.nn.replace import MARKER, restore
+from lightning_lrnn.nn.replace import restore
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.switch_marker import MARKER
 
 close = torch.testing.assert_close
 B, T, M, H, LAYERS = 4, 7, 5, 6, 2

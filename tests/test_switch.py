@@ -262,6 +262,9 @@ def test_two_switches_by_path(tmp_path):
     model = Project()
     switches = [SwitchRNN("GILRLSTM", where="rnn.a"), SwitchRNN("MinGRU", where=["rnn.[bc]"])]
     trainer(pl, tmp_path, *switches, max_steps=0, limit_val_batches=0).fit(model)
+    missing = SwitchRNN("GILR", where="rnn.d*")
+    with pytest.raises(SwitchError, match=r"RNN at a path that matches rnn.d\* that"):
+        trainer(pl, tmp_path, missing, max_steps=0, limit_val_batches=0).fit(model)
     kinds = [type(model.rnn[name]).__name__ for name in "abc"]
     assert kinds == ["GILRLSTM", "MinGRU", "MinGRU"]
 

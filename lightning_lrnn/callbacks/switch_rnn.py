@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.nn.replace import Report, SwitchError, replace_rnn, restore
+from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn, restore
 from lightning_lrnn.nn.stand_in import standing_in
 
 __all__ = ["SwitchRNN", "load_switched"]
@@ -163,10 +163,13 @@ class SwitchRNN(Callback):
             vars(module).pop(name, None)
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not any(standing_in(m) for m in pl_module.modules()):
+        where = self._how["where"]
+        there = [path for path, layer in pl_module.named_modules() if standing_in(layer)]
+        if not any(matches(path, where) for path in there):
+            at = f" at a path that matches {where}" if where else ""
             raise SwitchError(
-                f"{type(pl_module).__name__} has no torch.nn.LSTM, GRU or RNN that SwitchRNN could "
-                f"replace" + (f":\n{self.report}" if self.report else "")
+                f"{type(pl_module).__name__} has no torch.nn.LSTM, GRU or RNN{at} that SwitchRNN "
+                f"could replace" + (f":\n{self.report}" if self.report else "")
             )
         if self._told or not self.report:
             return

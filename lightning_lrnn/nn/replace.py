@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_lrnn import backends
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.stand_in import SwitchError, stand_in, stand_in_class, standing_in
+from lightning_lrnn.nn.stand_in import SwitchError, stand_in, standing_in
+from lightning_lrnn.nn.switch_marker import mark, marked
 
-__all__ = ["MARKER", "Replacement", "Report", "SwitchError", "replace_rnn", "restore"]
+__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn", "restore"]
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 STATES = ("carried", "strict")
-
-MARKER = "lightning_lrnn.SwitchRNN (load it with lightning_lrnn.load_switched)"
-"""Key of a `state_dict` whose layers were replaced: which, as JSON in a tensor of bytes."""
 
 KEPT = {
     name: (None, "it is that of the layer that is replaced; leave it out")
@@ -96,7 +93,7 @@ def replace_rnn(
     replaces; a subclass keeps the methods and attributes that it has brought. The state keeps its
     form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h, and
     a tensor in the place of a GRU or RNN. Layers that are shared stay shared. The module's
-    `state_dict` gets a key that names the replacement, see `MARKER`.
+    `state_dict` gets a key that names the replacement, see `lightning_lrnn.nn.switch_marker`.
 
     Nothing is changed if an error is raised.
 
@@ -132,11 +129,10 @@ def replace_rnn(
             f"give the module that has it"
         )
     by_kind = _layers(rnn, options)
-    patterns = [where] if isinstance(where, str) else where
     made: dict[int, Stack] = {}
     report = []
     for path, old in _recurrent(module):
-        if patterns and not any(fnmatchcase(path, pattern) for pattern in patterns):
+        if not matches(path, where):
             continue
         before = sum(p.numel() for p in old.parameters())
         entry = Replacement(path, _line(old), "", before, before)
@@ -164,20 +160,21 @@ def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "au
 
     Args:
         module: without replacements.
-        state_dict: with the key `MARKER`.
+        state_dict: with the marker of a switch.
         backend: of the new layers.
 
     Raises:
-        SwitchError: without that key, or if the module does not have those layers.
+        SwitchError: without a marker, or if the module does not have those layers.
     """
-    if MARKER not in state_dict:
+    plan = marked(state_dict)
+    if not plan:
         raise SwitchError(
             "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
         )
     there = dict(_recurrent(module))
     done = {path for path, m in module.named_modules() if standing_in(m)}
     made = {}
-    for path, plain in json.loads(_read(state_dict[MARKER])).items():
+    for path, plain in plan.items():
         if path in done:
             continue
         if path not in there:
@@ -188,6 +185,12 @@ def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "au
         old = there[path]
         made[id(old)] = stand_in(old, _make(old, Layer.of(plain), backend))
     _swap(module, made)
+
+
+def matches(path: str, where: str | Sequence[str] | None) -> bool:
+    """Whether a path is one of those that `where` names; None names all."""
+    patterns = [where] if isinstance(where, str) else where
+    return patterns is None or any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _line(layer: nn.Module) -> str:
@@ -304,49 +307,5 @@ def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
         for name, child in parent._modules.items():
             if id(child) in made:
                 parent._modules[name] = made[id(child)]
-    if made and _mark not in module._state_dict_hooks.values():
-        module.register_state_dict_post_hook(_mark)
-        module.register_load_state_dict_pre_hook(_check)
-
-
-def _plan(module: nn.Module) -> str:
-    """What stands in where, in JSON: by path what `Layer.of` reads."""
-    plan = {
-        path: Layer(stand_in_class(m), m.options).plain()
-        for path, m in module.named_modules()
-        if standing_in(m)
-    }
-    return json.dumps(plan, sort_keys=True)
-
-
-def _mark(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-    text = _plan(module).encode()
-    state_dict[prefix + MARKER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-
-def _read(marker: Tensor | None) -> str:
-    return "{}" if marker is None else bytes(marker.tolist()).decode()
-
-
-def _check(
-    module: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    there, here = _read(state_dict.pop(prefix + MARKER, None)), _plan(module)
-    if here != there:
-        # Not among `errors`, which count where loading is not strict too.
-        missing.append(
-            f"recurrent layers switched to {_names(there)}, as in the checkpoint, not to "
-            f"{_names(here)}; lightning_lrnn.load_switched makes the switch"
-        )
-
-
-def _names(plan: str) -> str:
-    names = {path: at["class_path"].rpartition(".")[2] for path, at in json.loads(plan).items()}
-    return ", ".join(f"{name} ({path})" for path, name in names.items()) or "nothing"
+    if made:
+        mark(module)
