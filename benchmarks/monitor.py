@@ -1,5 +1,8 @@
 """What RecurrenceMonitor costs: in one training it is there for 200 steps, then away for 200.
 
+In processor time of one thread, which other programs on the machine disturb least; a step's is the
+median over all blocks of the steps at that place in the block.
+
 python benchmarks/monitor.py [PAIRS]
 """
 
@@ -40,7 +43,7 @@ class Alternating(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.monitor.on_train_start(trainer, pl_module)
-        self._last = time.perf_counter()
+        self._last = time.process_time()
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         if len(self.times) // STEPS % 2:
@@ -49,7 +52,7 @@ class Alternating(pl.Callback):
     def on_train_batch_end(self, *arguments: Any) -> None:
         if len(self.times) // STEPS % 2:
             self.monitor.on_train_batch_end(*arguments)
-        now = time.perf_counter()
+        now = time.process_time()
         self.times.append(now - self._last)
         self._last = now
 
@@ -82,6 +85,7 @@ def block(times: list[float], first: int) -> float:
 def main(pairs: int) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     print(f"{'case':30}{'ms per step':>12}{'with it':>10}{'overhead, %':>14}")
     for case, sizes in CASES.items():
         times = steps(*sizes, pairs)

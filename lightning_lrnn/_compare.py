@@ -71,7 +71,8 @@ def commands(
             }
         ]
         if wandb:
-            of_wandb = {"project": "lightning_lrnn", "name": run.label, "save_dir": str(folder)}
+            of_wandb = {"project": "lightning_lrnn", "name": run.label}
+            of_wandb["save_dir"] = str(folder / run.label)
             loggers.append(
                 {
                     "class_path": "pytorch_lightning.loggers.WandbLogger",
@@ -179,7 +180,9 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
         return result
     status = process.returncode
     ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return {"error": outcome.get("error", f"ended with {ended}"), "log": str(log)}
+    last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    error = outcome.get("error") or f"ended with {ended}; {last}".rstrip("; ")
+    return {"error": error, "log": str(log)}
 
 
 def _summary(config: str, options: list[str], runs: list[dict[str, Any]]) -> dict[str, Any]:

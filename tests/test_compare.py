@@ -1,0 +1,273 @@
+"""`lightning-lrnn compare` and `plot`: what runs, what the table says, what is drawn.
+
+Proved against: PLACEHOLDER
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_file import group
+
+from lightning_lrnn import _compare
+from lightning_lrnn._compare import Contender, commands, contenders, text_table
+from lightning_lrnn._plot import PlotError, Run, _chosen, read, runs_in
+from lightning_lrnn.cli import main
+
+pytestmark = [
+    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
+    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
+]
+
+OPTIONS = (
+    "--data.path=text",
+    "--data.batch_size=2",
+    "--data.window",
+    "16",
+    "--model.hidden_size=8",
+    "--trainer.accelerator=cpu",
+    "--trainer.limit_val_batches=2",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.log_every_n_steps=2",
+)
+CRASHING = """
+from torch import nn
+
+class Layer(nn.Module):
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+
+    def forward(self, x, state=None, reset=None):
+        raise RuntimeError("on purpose\\nand more of it")
+"""
+KILLED = """
+import os, signal, sys
+print("the last words", file=sys.stderr, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+WIDTH = 1600  # pixels, for 800 on a page
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("def f(x):\n    return x + 1\n" * 800)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a user's mistake is answered with: one line on stderr, status 2."""
+    assert main(list(words)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-lrnn: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def size(png: Path) -> tuple[int, int]:
+    data = png.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    return struct.unpack(">II", data[16:24])
+
+
+def test_layers_of_pytorch_run_once() -> None:
+    found = contenders(["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"])
+    assert found == [
+        Contender("torch.nn.LSTM", None),
+        Contender("QRNN", "a"),
+        Contender("QRNN", "b"),
+        Contender("own.Layer", None),
+    ]
+    assert [run.label for run in found] == ["torch.nn.LSTM", "QRNN-a", "QRNN-b", "own.Layer"]
+
+
+def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
+    (words,) = commands("c.yaml", [Contender("QRNN", "scan")], ["--model.lr=1"], tmp_path, None)
+    assert words[:4] == ["fit", "--config=c.yaml", "--model.rnn=QRNN", "--model.backend=scan"]
+    assert words.index("--model.lr=1") > words.index("--trainer.enable_progress_bar=false")
+
+
+def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    has_wandb = importlib.util.find_spec("wandb") is not None
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(variable, str(Path(variable).absolute()))
+    Path("crashing.py").write_text(CRASHING)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    words = ["compare", "byte_lm", "--rnn", "torch.nn.GRU", "crashing.Layer", "QRNN"]
+    words += ["--backend", "serial", "--steps", "8", "--name", "mine"]
+    assert main([*words, *(["--wandb"] if has_wandb else []), *OPTIONS]) == 0
+    said = capfd.readouterr().out
+
+    folder = Path("runs/compare/mine")
+    results = json.loads((folder / "results.json").read_text())
+    gru, crashed, qrnn = results["runs"]
+    for run, parameters in ((gru, 2 * 8 * 8 * 3), (qrnn, 2 * 8 * 8 * 3)):
+        assert run["steps"] == 8
+        assert run["timed_steps"] == 3
+        assert 0 < run["milliseconds"] < 1e3 * run["seconds"]
+        assert run["parameters"] > parameters
+        assert 1 < run["metrics"]["val/bits_per_byte"] < 9
+        assert run["monitor"] == "val/bits_per_byte" and run["mode"] == "min"
+        assert run["megabytes"] > 0
+    assert (gru["ran"], qrnn["ran"]) == (None, "serial")
+    assert crashed["error"] == "RuntimeError: on purpose"
+    assert "Traceback" in Path(crashed["log"]).read_text()
+    assert results["metrics"] == ["val/bits_per_byte"]
+    assert results["options"][:2] == ["--trainer.max_steps=8", "--trainer.max_epochs=-1"]
+
+    table = (folder / "table.txt").read_text()
+    assert table in said
+    rows = [line.split() for line in table.splitlines()[4:7]]
+    assert [row[:2] for row in rows] == [
+        ["torch.nn.GRU", "-"],
+        ["crashing.Layer", "-"],
+        ["QRNN", "serial"],
+    ]
+    assert rows[1][2:] == ["failed:", "RuntimeError:", "on", "purpose"]
+    assert float(rows[0][2]) == pytest.approx(gru["metrics"]["val/bits_per_byte"], rel=0.01)
+    assert "[3/3] QRNN serial: val/bits_per_byte" in said
+    assert size(folder / "compare.png") == (WIDTH, 2 * (130 + 2 * 30))
+    if has_wandb:
+        groups = {label: group(folder / label) for label in ("torch.nn.GRU", "QRNN-serial")}
+        assert set(groups.values()) == {"mine"}
+
+    # The same command again would mix two comparisons.
+    assert "exists; give another --name" in complaint(capfd, *words)
+    # What it left can be drawn.
+    assert main(["plot", str(folder)]) == 0
+    assert capfd.readouterr().out.strip() == str(folder / "plot.png")
+    assert size(folder / "plot.png")[0] == WIDTH
+
+
+def test_all_of_them_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead_of_children(monkeypatch, """print('{"error": "it cannot be"}')""")
+    words = ["compare", "byte_lm", "--rnn", "QRNN", "GILR", "--steps", "2"]
+    assert "no run has come to an end" in complaint(capsys, *words)
+    results = json.loads(Path("runs/compare/byte_lm/results.json").read_text())
+    assert [run["error"] for run in results["runs"]] == ["it cannot be"] * 2
+    # Another comparison under the name of the config gets a number.
+    assert main(words) == 2
+    assert Path("runs/compare/byte_lm-2/results.json").is_file()
+
+
+def instead_of_children(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    popen = subprocess.Popen
+    child = [sys.executable, "-c", script]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(child, **options))
+
+
+def test_a_run_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead_of_children(monkeypatch, KILLED)
+    outcome = _compare._run("", [], tmp_path / "run", {})
+    assert outcome["error"] == "ended with signal SIGKILL; the last words"
+
+
+def test_table_of_all_metrics_where_none_is_monitored() -> None:
+    run = {"rnn": "QRNN", "backend": "auto", "ran": "auto (scan)", "monitor": None, "mode": None}
+    run |= {"metrics": {"val/loss": 0.123456, "val/accuracy": 0.5}, "steps": 1200, "seconds": 3.0}
+    run |= {"milliseconds": 1.23456, "parameters": 12345, "megabytes": None}
+    run |= {"device": "NVIDIA H100", "threads": 4}
+    results = _compare._summary("folder/c.yaml", [], [run])
+    table = text_table(results).splitlines()
+    assert table[0] == "c, 1,200 steps each, NVIDIA H100"
+    assert table[2].split("  ")[0] == "layer"
+    for word in ("val/loss", "val/accuracy", "MB on the GPU"):
+        assert word in table[2]
+    assert table[4].split() == "QRNN auto (scan) 0.123 0.5 1.23 1,200 12,345 -".split()
+    assert len(table[2]) == len(table[3]) == len(table[4])
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["compare", "none", "--rnn", "QRNN"], "there is no config none, neither a file nor one"),
+        (["compare", "byte_lm"], "the following arguments are required: --rnn"),
+        (["compare", "byte_lm", "--rnn", "QRRN"], "QRRN: Parser key"),
+        (["compare", "byte_lm", "--rnn", "QRNN", "--model.hiden=3"], "'hiden' is not accepted"),
+        (["compare", "byte_lm", "--rnn", "QRNN", "--backend", "fast"], "no backend 'fast'"),
+        (["compare", "byte_lm", "--rnn", "QRNN", "--steps", "1", "--seconds", "1"], "not allowed"),
+        (["compare", "byte_lm", "--rnn", "QRNN", "--steps", "0"], "0 is not a positive number"),
+        (["plot", "none"], "there is no folder none"),
+        (["plot", "."], "has no metrics.csv"),
+        (["plot", "text"], "text is not a file of a CSVLogger"),
+        (["cells", "--further"], "unrecognized arguments: --further"),
+    ],
+    ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told_in_a_sentence(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer in complaint(capsys, *words)
+    assert not list(Path().glob("runs/compare/*"))
+
+
+def test_seconds_are_the_trainers_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def stop(config: str, rnns: Any, backends: Any, further: Any, *rest: Any) -> Any:
+        seen.append(further)
+        raise _compare.CommandLineError("enough")
+
+    monkeypatch.setattr(_compare, "main", stop)
+    words = ["compare", "byte_lm", "--rnn", "QRNN", "--seconds"]
+    for seconds in ("90", "100000"):
+        assert main([*words, seconds, "--model.lr=1"]) == 2
+    assert seen == [
+        ["--trainer.max_time=00:00:01:30", "--model.lr=1"],
+        ["--trainer.max_time=01:03:46:40", "--model.lr=1"],
+    ]
+
+
+def write(folder: Path, *rows: dict[str, float]) -> None:
+    folder.mkdir(parents=True)
+    names = sorted({name for row in rows for name in row})
+    lines = [",".join(str(row.get(name, "")) for name in names) for row in rows]
+    (folder / "metrics.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
+
+
+def test_curves_and_horizons_are_read() -> None:
+    horizon = {
+        f"horizon/rnn.layer0.forward.cell/{q}": v
+        for q, v in zip(("p10", "p50", "p90"), "123", strict=True)
+    }
+    write(Path("a/one"), {"step": 9, "train/loss": 2.5, "epoch": 0}, {"step": 4, "train/loss": 3})
+    write(Path("a/two"), {"step": 10, "val/loss": 2, **horizon}, {"step": 20, "val/loss": 1})
+    one, two = runs_in([Path("a")])
+    assert (one.name, two.name) == ("one", "two")
+    assert one.curves == {"train/loss": [(4, 3.0), (9, 2.5)]}
+    assert one.horizons() == {}
+    assert two.horizons() == {
+        "rnn.layer0.forward.cell": {"p10": [(10, 1.0)], "p50": [(10, 2.0)], "p90": [(10, 3.0)]}
+    }
+    assert [run.name for run in runs_in([Path("a/two/metrics.csv")])] == ["two"]
+    assert main(["plot", "a/one", "a/two", "--output", "both.png"]) == 0
+    assert main(["plot", "a/one", "--metric", "loss"]) == 0
+    assert size(Path("both.png"))[0] == size(Path("a/one/plot.png"))[0] == WIDTH
+    with pytest.raises(PlotError, match="no run has logged accuracy; there are loss"):
+        _chosen([one, two], "accuracy")
+    Path("empty").mkdir()
+    Path("empty/metrics.csv").write_text("step,train/loss\n")
+    with pytest.raises(PlotError, match="has no figures yet"):
+        read(Path("empty/metrics.csv"))
+
+
+def test_the_metric_that_is_drawn() -> None:
+    def run(*names: str) -> Run:
+        return Run("", {name: [(0, 0.0)] for name in names})
+
+    both = run("train/loss", "val/loss", "val/accuracy", "train/tokens_per_second")
+    assert _chosen([both], None) == "accuracy"
+    assert _chosen([both, run("val/loss")], None) == "loss"
+    assert _chosen([run("train/loss", "train/steps_per_second")], None) == "loss"
+    with pytest.raises(PlotError, match="no run has logged a metric of training"):
+        _chosen([run("horizon/a/p50", "train/steps_per_second")], None)
