@@ -1,0 +1,52 @@
+"""Columns brought to mean 0 and standard deviation 1."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Scaling"]
+
+CONSTANT = 1e-9
+"""A standard deviation that is so small, against the largest value, is rounding."""
+
+
+class Scaling(NamedTuple):
+    """(x - mean) / std, by column.
+
+    Attributes:
+        mean: (F,), 0 for a column without any value.
+        std: (F,), the population's; 1 for a column that is constant, or has no value.
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, parts: Sequence[NDArray[np.floating]]) -> Scaling:
+        """That of all rows of arrays (T, F) together; NaN is left out.
+
+        Args:
+            parts: at least one.
+        """
+        rows = np.concatenate(parts).astype(np.float64)
+        with warnings.catch_warnings():
+            # An empty column is no reason to warn: it has its answer below.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            mean, std = np.nanmean(rows, 0), np.nanstd(rows, 0)
+            largest = np.nanmax(np.abs(rows), 0, initial=0)
+        constant = ~(std > CONSTANT * largest)
+        return cls(np.where(np.isnan(mean), 0, mean), np.where(constant, 1, std))
+
+    @classmethod
+    def none(cls, features: int) -> Scaling:
+        """The one that changes nothing."""
+        return cls(np.zeros(features), np.ones(features))
+
+    def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float32]:
+        """x (T, F) scaled, in float32."""
+        return ((x - self.mean) / self.std).astype(np.float32)
