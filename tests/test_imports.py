@@ -16,6 +16,7 @@ LAZY = (
     "cuda",
     "wandb",
     "jsonargparse",
+    "lightning",
     "pytorch_lightning",
     "matplotlib",
     "torch._dynamo",
