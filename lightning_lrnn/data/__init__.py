@@ -4,6 +4,7 @@ from lightning_lrnn.data.byte_text import ByteText, TextError
 from lightning_lrnn.data.digits import Digits
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import SequenceData
+from lightning_lrnn.data.sequence_table import SequenceTable
 from lightning_lrnn.data.sequences import SequenceBatch, SequenceRow, collate
 from lightning_lrnn.data.spoken_digits import SpokenDigits
 from lightning_lrnn.data.windows import IGNORE, TextBatch, Windows
@@ -16,6 +17,7 @@ __all__ = [
     "SequenceBatch",
     "SequenceData",
     "SequenceRow",
+    "SequenceTable",
     "SpokenDigits",
     "TextBatch",
     "TextError",

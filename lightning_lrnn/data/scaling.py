@@ -47,6 +47,12 @@ class Scaling(NamedTuple):
         """The one that changes nothing."""
         return cls(np.zeros(features), np.ones(features))
 
+    def where(self, columns: NDArray[np.bool_], other: Scaling) -> Scaling:
+        """This one in the columns (F,) that are True, the other elsewhere."""
+        return Scaling(
+            np.where(columns, self.mean, other.mean), np.where(columns, self.std, other.std)
+        )
+
     def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float32]:
         """x (T, F) scaled, in float32."""
         return ((x - self.mean) / self.std).astype(np.float32)

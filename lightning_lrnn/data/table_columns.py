@@ -1,0 +1,140 @@
+"""Numbers and classes from the columns of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.table_files import Series, label, listed
+from lightning_lrnn.data.windows import IGNORE
+
+__all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "numbers"]
+
+
+def chosen(names: Sequence[str], series: Series, what: str) -> list[str]:
+    """The columns that names mean: a column, or with "a" all of "a.0", "a.1" and so on.
+
+    Args:
+        names: as a user gave them.
+        series: one that has the columns.
+        what: the argument they were given for.
+
+    Raises:
+        DataError: for a name without column.
+    """
+    found: list[str] = []
+    for name in names:
+        parts = [column for column in series.columns if column.rpartition(".")[0] == name]
+        if name in series.columns:
+            parts = [name]
+        if not parts:
+            raise DataError(
+                f"`{what}`: {series.source} has no column {name!r}; there are "
+                f"{listed(series.columns)}"
+            )
+        found += parts
+    return found
+
+
+def numbers(series: Series, names: Sequence[str]) -> NDArray[np.float64]:
+    """Columns side by side, (T, len(names)), NaN where there is no value.
+
+    Raises:
+        DataError: for text, dates, complex numbers and infinities.
+    """
+    columns = [_number(series, name) for name in names]
+    return np.stack(columns, -1)
+
+
+def _number(series: Series, name: str) -> NDArray[np.float64]:
+    values = series.column(name)
+    if values.dtype.kind not in "biuf":
+        known = [value for value in values if label(value) is not None]
+        shown = f"{label(known[0])!r}" if known else "no value at all"
+        if known:
+            raise DataError(
+                f"column {name!r} of {series.source} has {shown} where a number is wanted: leave "
+                "the column out of `features`, or make numbers of it"
+            )
+    column = np.asarray(values, dtype=np.float64)
+    infinite = np.isinf(column)
+    if infinite.any():
+        raise DataError(
+            f"column {name!r} of {series.source} is infinite at step {np.argmax(infinite) + 1} of "
+            f"{len(column)}: make it a finite number or leave it empty"
+        )
+    return column
+
+
+def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:
+    """All classes there are, sorted as numbers if they are numbers.
+
+    Args:
+        all_series: at least one.
+        column: that has them; None for the names of the folders.
+    """
+    found: set[str] = set()
+    for series in all_series:
+        values = [series.folder] if column is None else np.unique(_labels(series, column))
+        found |= {str(value) for value in values if value}
+    try:
+        return sorted(found, key=float)
+    except ValueError:
+        return sorted(found)
+
+
+def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
+    """The class of a whole series; `IGNORE` if it has none.
+
+    Args:
+        series: whose values in `column` are all the same, but for those that are missing.
+        column: None for the name of the folder.
+        classes: names, by number.
+
+    Raises:
+        DataError: for several classes, one that is not among `classes`, or no folder.
+    """
+    if column is None:
+        if not series.folder:
+            raise DataError(
+                f"{series.source} lies in no folder that would be its class: put the files into "
+                "one folder for each class, or name the column with the class in `target`"
+            )
+        return _number_of(series.folder, classes, series, "its folder")
+    found = sorted({value for value in _labels(series, column) if value})
+    if len(found) > 1:
+        raise DataError(
+            f"column {column!r} of {series.source} has several classes ({listed(found)}), where "
+            "one for each sequence is wanted: name the columns that tell sequences apart in "
+            "`group`, or take `task: tag`"
+        )
+    return _number_of(found[0], classes, series, f"column {column!r}") if found else IGNORE
+
+
+def classes_of_steps(series: Series, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """The class of every step, (T,); `IGNORE` where there is none.
+
+    Raises:
+        DataError: for one that is not among `classes`.
+    """
+    names, where = np.unique(_labels(series, column), return_inverse=True)
+    told = f"column {column!r}"
+    numbered = [_number_of(name, classes, series, told) if name else IGNORE for name in names]
+    return np.array(numbered, dtype=np.int64)[where]
+
+
+def _labels(series: Series, column: str) -> NDArray[np.str_]:
+    """Names, "" where there is none."""
+    return np.array([label(value) or "" for value in series.column(column)], dtype=np.str_)
+
+
+def _number_of(name: str, classes: Sequence[str], series: Series, where: str) -> int:
+    if name not in classes:
+        raise DataError(
+            f"{where} of {series.source} has the class {str(name)!r}; `classes` are "
+            f"{listed(classes)}"
+        )
+    return list(classes).index(name)
