@@ -6,6 +6,7 @@ from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import SequenceData
 from lightning_lrnn.data.sequence_table import SequenceTable
 from lightning_lrnn.data.sequences import SequenceBatch, SequenceRow, collate
+from lightning_lrnn.data.source_tokens import SourceTokens
 from lightning_lrnn.data.spoken_digits import SpokenDigits
 from lightning_lrnn.data.windows import IGNORE, TextBatch, Windows
 
@@ -18,6 +19,7 @@ __all__ = [
     "SequenceData",
     "SequenceRow",
     "SequenceTable",
+    "SourceTokens",
     "SpokenDigits",
     "TextBatch",
     "TextError",

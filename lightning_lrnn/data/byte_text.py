@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.windows import Windows
 
 __all__ = ["ByteText", "TextError"]
@@ -19,7 +20,7 @@ SPLITS = ("train", "val", "test")
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests"}
 
 
-class TextError(ValueError):
+class TextError(DataError):
     """The text that was asked for cannot be used; the message says why and what to do."""
 
 
@@ -133,29 +134,30 @@ class ByteText(pl.LightningDataModule):
 
     def files(self, split: str = "train") -> list[str]:
         """Names of the files of "train", "val" or "test", in the order of the text."""
-        return [document.name for document in self._documents(split)]
+        return [document.name for document in self.documents(split)]
 
-    def held_out(self, split: str = "val") -> bytes:
-        """The text of a split, as it is validated or tested on."""
-        return b"".join(document.content for document in self._documents(split))
-
-    def describe(self) -> str:
-        """One line: how many files and bytes each part has."""
-        parts = []
-        for split in SPLITS:
-            documents = self._documents(split)
-            size = sum(len(document.content) for document in documents)
-            parts.append(f"{split} {size / 1e6:.2f} MB in {len(documents)} files")
-        return ", ".join(parts)
-
-    def _documents(self, split: str) -> list[_Document]:
+    def documents(self, split: str = "train") -> list[_Document]:
+        """Name and content of the files of "train", "val" or "test"."""
         self.setup()
         if split not in self._splits:
             raise TextError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
         return self._splits[split]
 
+    def held_out(self, split: str = "val") -> bytes:
+        """The text of a split, as it is validated or tested on."""
+        return b"".join(document.content for document in self.documents(split))
+
+    def describe(self) -> str:
+        """One line: how many files and bytes each part has."""
+        parts = []
+        for split in SPLITS:
+            documents = self.documents(split)
+            size = sum(len(document.content) for document in documents)
+            parts.append(f"{split} {size / 1e6:.2f} MB in {len(documents)} files")
+        return ", ".join(parts)
+
     def _windows(self, split: str) -> Windows:
-        text, starts = _joined(self._documents(split))
+        text, starts = _joined(self.documents(split))
         trainer = self.trainer
         try:
             return Windows(
