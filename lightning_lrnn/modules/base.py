@@ -26,11 +26,12 @@ CARRIED, RANDOM = "carried_state", "random_state"
 class RecurrentModule(pl.LightningModule):
     """A LightningModule around recurrent layers. A subclass says what the model and the loss are.
 
-    It must have `forward(inputs, state=None, reset=None) -> (output, state)`, with tensors in any
-    nesting of tuples, lists and dicts as state and None for zeros, and `loss(output, batch)`. What
-    else it may override, each in a few lines: `run` (how a batch is fed to `forward`),
-    `make_metrics` and `measure`, `weight`, `make_optimizer`, `make_schedule`, `prediction`. Train,
-    validation and test go through one `step`.
+    It must have `forward(inputs, state=None, reset=None, lengths=None) -> (output, state)`, with
+    tensors in any nesting of tuples, lists and dicts as state and None for zeros, and
+    `loss(output, batch)`. It is given `reset` and `lengths` where a batch has them. What else it
+    may override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
+    `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `make_optimizer`,
+    `make_schedule`, `prediction`. Train, validation and test go through one `step`.
 
     State is carried over consecutive batches, detached (truncated back-propagation through time):
     batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. Each
@@ -82,6 +83,7 @@ class RecurrentModule(pl.LightningModule):
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self._states: dict[str, Any] = {}
         self._random: dict[str, Tensor] = {}
+        self._checked: set[str] = set()
         self.metrics = nn.ModuleDict()
 
     @property
@@ -104,8 +106,13 @@ class RecurrentModule(pl.LightningModule):
 
     def run(self, batch: Any, state: Any) -> tuple[Any, Any]:
         """The output for a batch and the state after it."""
-        output, state = self(batch.inputs, state=state, reset=batch.reset)
+        steps = {"reset": batch.reset, "lengths": getattr(batch, "lengths", None)}
+        given = {name: value for name, value in steps.items() if value is not None}
+        output, state = self(batch.inputs, state=state, **given)
         return output, state
+
+    def check(self, batch: Any) -> None:
+        """Raises for a batch that the model was not made for; asked with the first of a stage."""
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         """The loss to minimise, a scalar."""
@@ -113,6 +120,10 @@ class RecurrentModule(pl.LightningModule):
 
     def make_metrics(self) -> MetricCollection:
         """Metrics by name; each stage gets its own copy, with the names "<stage>/<metric>"."""
+        return MetricCollection({})
+
+    def make_evaluation_metrics(self) -> MetricCollection:
+        """More metrics for validation and test, which make no sense or cost too much by step."""
         return MetricCollection({})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
@@ -257,19 +268,19 @@ class RecurrentModule(pl.LightningModule):
             progress = self.trainer.fit_loop.epoch_loop.batch_progress
             if progress.current.ready and not progress.is_last_batch:
                 return
-        self._states.pop("train", None)
+        self._start("train")
 
     def on_validation_epoch_start(self) -> None:
         """Starts from zeros."""
-        self._states.pop("val", None)
+        self._start("val")
 
     def on_test_epoch_start(self) -> None:
         """Starts from zeros."""
-        self._states.pop("test", None)
+        self._start("test")
 
     def on_predict_epoch_start(self) -> None:
         """Starts from zeros."""
-        self._states.pop("predict", None)
+        self._start("predict")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the carried state of all processes and takes out the backend."""
@@ -297,8 +308,15 @@ class RecurrentModule(pl.LightningModule):
             torch.cuda.set_rng_state(self._random["cuda"].cpu(), self.device)
         self._random = {}
 
+    def _start(self, stage: str) -> None:
+        self._states.pop(stage, None)
+        self._checked.discard(stage)
+
     def _advance(self, batch: Any, stage: str) -> Any:
         """Runs a batch from the stage's state and keeps the state after it."""
+        if stage not in self._checked:
+            self.check(batch)
+            self._checked.add(stage)
         state = self._states.get(stage) if self.carry_state else None
         output, state = self.run(batch, tree_map(self._here, state))
         if self.carry_state:
@@ -312,8 +330,10 @@ class RecurrentModule(pl.LightningModule):
         if not self.metrics:
             # Not in `__init__`: what `make_metrics` needs is set there, after this class's.
             for name in STAGES:
-                own = self.make_metrics().clone(prefix=f"{name}/")
-                self.metrics[f"of_{name}"] = own.to(self.device)
+                made = self.make_metrics()
+                if name != "train":
+                    made.add_metrics(dict(self.make_evaluation_metrics().items()))
+                self.metrics[f"of_{name}"] = made.clone(prefix=f"{name}/").to(self.device)
         metrics = self.metrics[f"of_{stage}"]
         assert isinstance(metrics, MetricCollection)
         return metrics

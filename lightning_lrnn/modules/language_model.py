@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_lrnn.data.windows import IGNORE, TextBatch
-from lightning_lrnn.modules.base import RecurrentModule
-from lightning_lrnn.modules.metrics import BitsPerByte
+from lightning_lrnn.modules.metrics import BitsPerByte, Perplexity
+from lightning_lrnn.modules.residual import ResidualModule, State
 from lightning_lrnn.nn import GILRLSTM
-from lightning_lrnn.nn.layer import Layer, LayerClass
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from lightning_lrnn.nn.layer import LayerClass
 
 __all__ = ["LanguageModel"]
 
@@ -26,18 +23,16 @@ VOCABULARY = 256
 START = 0
 """The byte that stands before the first of a document."""
 
-State = list[Any] | None
 
-
-class LanguageModel(RecurrentModule):
+class LanguageModel(ResidualModule):
     """Predicts the next byte.
 
         x = embedding(byte before)
         x = x + dropout(rnn_l(norm_l(x)))           for every layer l
         logits = head(norm(x))
 
-    Logged are the cross entropy, in nats, and bits per byte. Predictions are the bits that each
-    byte costs, (B, T), 0 at padding.
+    Logged are the cross entropy, in nats, bits per byte and the perplexity of a byte. Predictions
+    are the bits that each byte costs, (B, T), 0 at padding.
 
     Args:
         rnn: the recurrent layer, called with `input_size` and `hidden_size` once per block: a class
@@ -62,9 +57,8 @@ class LanguageModel(RecurrentModule):
     """
 
     decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **RecurrentModule.decided,
+        **ResidualModule.decided,
         "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
-        "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
     }
 
     def __init__(
@@ -91,31 +85,13 @@ class LanguageModel(RecurrentModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
-        layer = Layer.of(rnn, self.decided)
-        self.save_hyperparameters(ignore=["backend"])
-        if "rnn" in self.hparams:
-            self.save_hyperparameters({"rnn": layer.plain()})
         self.embedding = nn.Embedding(VOCABULARY, hidden_size)
-        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(num_layers))
-        self.rnns = nn.ModuleList(layer.make(hidden_size) for _ in range(num_layers))
-        self.backend = backend
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.RMSNorm(hidden_size)
+        self.make_blocks(rnn, hidden_size, num_layers, dropout)
         self.head = nn.Linear(hidden_size, VOCABULARY)
         if tie_weights:
             # Logits of a normalised x then start with a variance of 1.
             nn.init.normal_(self.embedding.weight, std=hidden_size**-0.5)
             self.head.weight = self.embedding.weight
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, but makes the model of `cls` itself.
-
-        What a checkpoint of the command line contains Lightning would give to jsonargparse, which
-        makes an object of any class that is named where an option's type is open.
-        """
-        kwargs = {"_instantiator": None, **kwargs}
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def forward(
         self, inputs: Tensor, state: State = None, reset: Tensor | None = None
@@ -130,13 +106,8 @@ class LanguageModel(RecurrentModule):
         Returns:
             Logits (B, T, 256) and the state after the last step.
         """
-        x = self.embedding(inputs)
-        states = []
-        for layer, (norm, rnn) in enumerate(zip(self.norms, self.rnns, strict=True)):
-            y, after = rnn(norm(x), None if state is None else state[layer], reset=reset)
-            x = x + self.dropout(y)
-            states.append(after)
-        return self.head(self.norm(x)), states
+        x, state = self.blocks(self.embedding(inputs), state, reset=reset)
+        return self.head(x), state
 
     def loss(self, output: Tensor, batch: TextBatch) -> Tensor:
         """Cross entropy in nats, the mean over all bytes that are not padding."""
@@ -145,8 +116,8 @@ class LanguageModel(RecurrentModule):
         )
 
     def make_metrics(self) -> MetricCollection:
-        """Bits per byte."""
-        return MetricCollection({"bits_per_byte": BitsPerByte()})
+        """Bits per byte, and the perplexity of a byte, 2 to the power of them."""
+        return MetricCollection({"bits_per_byte": BitsPerByte(), "perplexity": Perplexity()})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
         """From the loss, which has them all."""

@@ -91,6 +91,11 @@ class Layer:
             return f"torch.nn.{name}"
         return f"{self.kind.__module__}.{name}"
 
+    @property
+    def directions(self) -> int:
+        """How many there are; the output has the features of all of them."""
+        return 2 if self.options.get("bidirectional") else 1
+
     def plain(self) -> dict[str, Any]:
         """Plain data that `of` reads: for a config or a checkpoint."""
         return {"class_path": self.path, "init_args": dict(self.options)}

@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_map
+
+from lightning_lrnn._operator import padding_mask
+from lightning_lrnn.nn.checks import check_steps
 
 __all__ = ["TorchRNN"]
 
 
 class TorchRNN(nn.Module):
-    """A `torch.nn.LSTM`, `GRU` or `RNN`, batch first, with `reset`.
+    """A `torch.nn.LSTM`, `GRU` or `RNN`, batch first, with `lengths` and `reset`.
 
-    A sequence is cut where any row starts anew, since the layer cannot forget inside of one; the
-    pieces are computed one after the other.
+    Padded rows are packed. A sequence is cut where any row starts anew, since the layer cannot
+    forget inside of one; the pieces are computed one after the other.
 
     Args:
         rnn: the layer; made batch first.
@@ -28,33 +32,81 @@ class TorchRNN(nn.Module):
         self.rnn = rnn
 
     def forward(
-        self, input: Tensor, hx: Any = None, *, reset: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Runs over a window.
 
         Args:
             input: (B, T, input_size).
-            hx: the layer's state, a tensor (num_layers, B, hidden_size) or two; zeros if None.
+            hx: the layer's state, a tensor (num_layers * directions, B, hidden_size) or two; zeros
+                if None.
+            lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
+                output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
+                state.
             reset: bool (B, T), True where a document starts.
 
         Returns:
-            The output (B, T, hidden_size) and the state after the last step.
+            The output (B, T, directions * hidden_size) and the state after the last step.
+
+        Raises:
+            ValueError: for lengths that cannot be, or for a reset within the window of a
+                bidirectional layer, whose second direction comes from what is behind it.
         """
+        check_steps(input, True, lengths, reset)
+        if lengths is not None and ((lengths < 0) | (lengths > input.shape[1])).any():
+            raise ValueError(
+                f"`lengths` must be from 0 to T={input.shape[1]}, got {lengths.tolist()}"
+            )
         # oneDNN's LSTM on a CPU has no bfloat16 with gradients; cuDNN's on a GPU has.
         enabled = input.device.type != "cpu" and torch.is_autocast_enabled(input.device.type)
         with torch.autocast(input.device.type, enabled=enabled):
             if not enabled:
                 input = input.to(next(self.parameters()).dtype)
             hx = tree_map(lambda part: part.to(input.dtype), hx) if hx is not None else None
-            if reset is None:
-                output, hx = self.rnn(input, hx)
-                return output, hx
-            cuts = reset.any(0).nonzero().flatten().tolist()
+            if lengths is not None:
+                # Also where a row has no step at all: one that is packed needs one.
+                outside = padding_mask(lengths, input)
+                input = input.masked_fill(outside, 0)
+                reset = None if reset is None else reset & ~outside[..., 0]
+            cuts = [] if reset is None else reset.any(0).nonzero().flatten().tolist()
+            if not cuts:
+                return self._piece(input, hx, lengths)
+            if self.rnn.bidirectional and (hx is not None or cuts != [0]):
+                raise ValueError(
+                    f"a bidirectional torch.nn.{type(self.rnn).__name__} cannot start anew within "
+                    f"a window, and `reset` is True at step {cuts[-1]}: give each document as a "
+                    f"row of its own, or take a layer of lightning_lrnn.nn"
+                )
+            assert reset is not None
             outputs = []
             for start, end in pairwise(sorted({0, *cuts, input.shape[1]})):
                 if hx is not None:
                     new = reset[:, start, None]
                     hx = tree_map(lambda part, new=new: part.masked_fill(new, 0), hx)
-                output, hx = self.rnn(input[:, start:end], hx)
+                valid = None if lengths is None else (lengths - start).clamp(0, end - start)
+                output, hx = self._piece(input[:, start:end], hx, valid)
                 outputs.append(output)
             return torch.cat(outputs, 1), hx
+
+    def _piece(self, input: Tensor, hx: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        """Runs over steps without a reset, but perhaps at the first."""
+        if lengths is None:
+            output, state = self.rnn(input, hx)
+            return output, state
+        there = lengths.cpu()
+        packed = pack_padded_sequence(
+            input, there.clamp(min=1), batch_first=True, enforce_sorted=False
+        )
+        output, state = self.rnn(packed, hx)
+        output, _ = pad_packed_sequence(output, batch_first=True, total_length=input.shape[1])
+        if (there == 0).any():
+            output = output.masked_fill(padding_mask(lengths, output), 0)
+            empty = (lengths == 0)[:, None]
+            before = tree_map(torch.zeros_like, state) if hx is None else hx
+            state = tree_map(lambda new, old: torch.where(empty, old, new), state, before)
+        return output, state

@@ -1,0 +1,163 @@
+"""A class for every sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from lightning_lrnn.modules.class_loss import (
+    check_classes,
+    class_weights_of,
+    weighted_cross_entropy,
+)
+from lightning_lrnn.modules.metrics import MacroAUROC
+from lightning_lrnn.modules.residual import State
+from lightning_lrnn.modules.sequence_module import SequenceModule, last_step, valid_steps
+from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn.layer import LayerClass
+
+__all__ = ["SequenceClassifier"]
+
+
+class SequenceClassifier(SequenceModule):
+    """Tells the class of a whole sequence.
+
+        x = blocks(encoder(inputs))                 see `ResidualModule`
+        logits = head(x pooled over time)
+
+    Sequences are independent: no state is carried from batch to batch. Logged are the cross entropy
+    in nats and the accuracy, in validation and test also the macro F1 and the area under the ROC
+    curve, one class against the rest. Predictions are probabilities, (B, num_classes).
+
+    Args:
+        num_features: features of a step.
+        num_classes: classes, numbered from 0.
+        rnn: the recurrent layer, as `LanguageModel` takes it; it may be bidirectional, and must
+            take `lengths=` if batches have rows of different lengths.
+        hidden_size: features everywhere.
+        num_layers: residual blocks.
+        dropout: on the output of each block.
+        pooling: "last" for x at the last valid step, with a bidirectional layer also x at the
+            first, where the second direction ends; "mean" for the mean over the valid steps.
+        class_weights: factor of each class in the loss, such as the data module's `class_weights`;
+            None for 1.
+        backend: see `RecurrentModule`, as for all that follow.
+        lr: ".
+        weight_decay: ".
+        warmup_steps: ".
+        total_steps: ".
+        final_lr: ".
+
+    Raises:
+        ValueError: if there is no such layer, or for options of it or of this class that cannot be.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        rnn: LayerClass = GILRLSTM,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        pooling: Literal["last", "mean"] = "last",
+        class_weights: Sequence[float] | None = None,
+        backend: str = "auto",
+        lr: float = 5e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        total_steps: int | None = None,
+        final_lr: float = 0.05,
+    ) -> None:
+        super().__init__(
+            backend=backend,
+            carry_state=False,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            final_lr=final_lr,
+        )
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"`pooling` must be 'last' or 'mean', got {pooling!r}")
+        self.class_weights = class_weights_of(class_weights, num_classes)
+        self.num_features, self.num_classes, self.pooling = num_features, num_classes, pooling
+        self.make_blocks(rnn, hidden_size, num_layers, dropout)
+        self.keep("class_weights", self.class_weights)
+        ends = self.directions if pooling == "last" else 1
+        self.head = nn.Linear(ends * hidden_size, num_classes)
+
+    def forward(
+        self,
+        inputs: Tensor | PackedSequence,
+        state: State = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Logits of the classes.
+
+        Args:
+            inputs: (B, T, num_features), or packed rows.
+            state: that of a call before, one entry per layer; None for zeros.
+            reset: bool (B, T), True where a document starts.
+            lengths: integers (B,), the valid steps of each row; None for all.
+
+        Returns:
+            Logits (B, num_classes) and the state after the last step.
+        """
+        x, lengths, state = self.features(inputs, state, reset, lengths)
+        return self.head(self.pool(x, lengths)), state
+
+    def pool(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """One vector per row; zeros for a row without steps."""
+        if self.pooling == "mean":
+            if lengths is None:
+                return x.mean(1)
+            valid = valid_steps(lengths, x.shape[1])[..., None]
+            return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None].to(x.dtype)
+        last = last_step(x, lengths)
+        if self.directions == 1:
+            return last
+        first = x[:, 0]
+        if lengths is not None:
+            first = first.masked_fill((lengths == 0)[:, None], 0)
+        return torch.cat([last, first], -1)
+
+    def check(self, batch: Any) -> None:
+        """See `check_classes`."""
+        rows = batch.targets.shape[:1]
+        check_classes(batch.targets, self.num_classes, rows, "a class for each row")
+
+    def loss(self, output: Tensor, batch: Any) -> Tensor:
+        """Cross entropy in nats, each row times the weight of its class."""
+        return weighted_cross_entropy(output, batch.targets, self.class_weights)
+
+    def make_metrics(self) -> MetricCollection:
+        """Accuracy."""
+        accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
+        return MetricCollection({"accuracy": accuracy})
+
+    def make_evaluation_metrics(self) -> MetricCollection:
+        """Macro F1 and AUROC."""
+        return MetricCollection(
+            {
+                "macro_f1": MulticlassF1Score(
+                    self.num_classes, average="macro", validate_args=False
+                ),
+                "auroc": MacroAUROC(self.num_classes),
+            }
+        )
+
+    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+        """From the probabilities."""
+        metrics.update(self.prediction(output.detach(), batch), batch.targets)
+
+    def prediction(self, output: Tensor, batch: Any) -> Tensor:
+        """Probabilities (B, num_classes)."""
+        return output.float().softmax(-1)

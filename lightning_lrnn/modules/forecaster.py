@@ -1,0 +1,189 @@
+"""The next values of a series, as a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+
+from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
+from lightning_lrnn.modules.metrics import CRPS, PinballLoss
+from lightning_lrnn.modules.residual import State
+from lightning_lrnn.modules.sequence_module import SequenceModule, last_step
+from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn.layer import LayerClass
+
+__all__ = ["Forecaster"]
+
+
+class Forecaster(SequenceModule):
+    """Predicts the distribution of the next `horizon` values of one or several targets.
+
+        x = blocks(encoder(inputs))                 see `ResidualModule`
+        forecast = head(x at the last valid step)   all steps ahead at once
+
+    Windows are independent: no state is carried from batch to batch. Targets that are NaN count
+    nowhere. Logged are the loss, of scaled targets, and, in the units of the user, by the offset
+    and the scale of the batch: the mean absolute error (mae) and the root of the mean square error
+    (rmse) of the median, in validation and test also the pinball loss of the quantiles (pinball)
+    and the continuous ranked probability score (crps), all of them means over steps ahead and
+    targets. Predictions are quantiles in the units of the user, (B, horizon, num_targets, levels).
+
+    Args:
+        num_features: features of a step.
+        horizon: steps ahead.
+        num_targets: values to predict at each of them.
+        head: what describes the distribution of a value: "quantiles" (the loss is the pinball loss;
+            quantiles do not cross), or the parameters of a "normal", "laplace" or "student_t" (the
+            loss is the negative log likelihood); see `lightning_lrnn.modules.forecast_heads`.
+        quantiles: levels that are predicted, rising; 0.5 must be among them. The CRPS of the head
+            "quantiles" is the better the more there are.
+        rnn: the recurrent layer, as `LanguageModel` takes it.
+        hidden_size: features everywhere.
+        num_layers: residual blocks.
+        dropout: on the output of each block.
+        backend: see `RecurrentModule`, as for all that follow.
+        lr: ".
+        weight_decay: ".
+        warmup_steps: ".
+        total_steps: ".
+        final_lr: ".
+
+    Raises:
+        ValueError: if there is no such layer, or for options of it or of this class that cannot be.
+    """
+
+    decided: ClassVar[dict[str, tuple[Any, str]]] = {
+        **SequenceModule.decided,
+        "bidirectional": (False, "only the last step is read; leave it out"),
+    }
+
+    def __init__(
+        self,
+        num_features: int,
+        horizon: int,
+        num_targets: int = 1,
+        head: Literal["quantiles", "normal", "laplace", "student_t"] = "quantiles",
+        quantiles: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        rnn: LayerClass = GILRLSTM,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        backend: str = "auto",
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        total_steps: int | None = None,
+        final_lr: float = 0.05,
+    ) -> None:
+        super().__init__(
+            backend=backend,
+            carry_state=False,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            final_lr=final_lr,
+        )
+        if head not in HEADS:
+            raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {head!r}")
+        levels = [float(level) for level in quantiles]
+        check_levels(levels)
+        self.num_features, self.horizon, self.num_targets = num_features, horizon, num_targets
+        self.quantiles = levels
+        self.make_blocks(rnn, hidden_size, num_layers, dropout)
+        self.keep("quantiles", levels)
+        self.head = HEADS[head](hidden_size, horizon, num_targets, levels)
+
+    def forward(
+        self,
+        inputs: Tensor | PackedSequence,
+        state: State = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """A description of the distribution, which `self.head` reads.
+
+        Args:
+            inputs: (B, T, num_features), or packed rows.
+            state: that of a call before, one entry per layer; None for zeros.
+            reset: bool (B, T), True where a document starts.
+            lengths: integers (B,), the valid steps of each row; None for all.
+
+        Returns:
+            (B, horizon, num_targets, ·), of scaled targets, and the state after the last step.
+        """
+        x, lengths, state = self.features(inputs, state, reset, lengths)
+        return self.head(last_step(x, lengths)), state
+
+    def check(self, batch: Any) -> None:
+        """Raises for targets of another shape."""
+        _, *found = batch.targets.shape
+        if found != [self.horizon, self.num_targets]:
+            raise ValueError(
+                f"`targets` must be (B, {self.horizon}, {self.num_targets}), got "
+                f"{tuple(batch.targets.shape)}: set `model.horizon` and `model.num_targets`"
+            )
+
+    def loss(self, output: Tensor, batch: Any) -> Tensor:
+        """The head's loss, the mean over the targets that are known; 0 without any."""
+        known = ~batch.targets.isnan()
+        losses = self.head.losses(output, batch.targets.float().masked_fill(~known, 0))
+        mean: Tensor = (losses * known).sum() / known.sum().clamp(min=1)
+        return mean
+
+    def weight(self, batch: Any) -> int:
+        """Targets that are known."""
+        return int((~batch.targets.isnan()).sum())
+
+    def make_metrics(self) -> MetricCollection:
+        """MAE and RMSE."""
+        return MetricCollection(
+            {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)},
+            compute_groups=False,
+        )
+
+    def make_evaluation_metrics(self) -> MetricCollection:
+        """Pinball loss and CRPS."""
+        return MetricCollection(
+            {"pinball": PinballLoss(self.quantiles), "crps": CRPS()}, compute_groups=False
+        )
+
+    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+        """In the user's units, of the targets that are known; each metric takes what it needs."""
+        output, targets = output.detach(), batch.targets.float()
+        known = ~targets.isnan()
+        scale = self._scale(batch).expand(targets.shape)[known]
+        offset = self._offset(batch).expand(targets.shape)[known]
+        raw, target = output[known], targets[known]
+        found = {
+            "preds": offset + scale * self.head.point(raw),
+            "target": offset + scale * target,
+        }
+        if not self.training:
+            quantiles = self.head.quantiles(raw)
+            found["quantiles"] = offset[:, None] + scale[:, None] * quantiles
+            found["crps"] = scale * self.head.crps(raw, target)
+        metrics.update(**found)
+
+    def prediction(self, output: Tensor, batch: Any) -> Tensor:
+        """Quantiles in the user's units, (B, horizon, num_targets, levels)."""
+        quantiles = self.head.quantiles(output)
+        return self._offset(batch)[..., None] + self._scale(batch)[..., None] * quantiles
+
+    def _offset(self, batch: Any) -> Tensor:
+        """(·, 1, num_targets)."""
+        return self._of_targets(batch.offset, 0.0)
+
+    def _scale(self, batch: Any) -> Tensor:
+        """(·, 1, num_targets)."""
+        return self._of_targets(batch.scale, 1.0)
+
+    def _of_targets(self, given: Tensor | None, default: float) -> Tensor:
+        if given is None:
+            return torch.full((1, 1, self.num_targets), default, device=self.device)
+        return given.float()

@@ -1,0 +1,97 @@
+"""The backbone of every model: residual blocks of recurrent layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from lightning_lrnn.modules.base import RecurrentModule
+from lightning_lrnn.nn.layer import Layer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ResidualModule", "State"]
+
+State = list[Any] | None
+
+
+class ResidualModule(RecurrentModule):
+    """A RecurrentModule with residual blocks, whose recurrent layer is an option.
+
+        x = x + dropout(mix_l(rnn_l(norm_l(x))))    for every layer l
+        x = norm(x)
+
+    `mix` is a linear map from both directions to the width of x where the layer is bidirectional,
+    and nothing else. A subclass calls `make_blocks` in its constructor and `blocks` in `forward`.
+    """
+
+    decided: ClassVar[dict[str, tuple[Any, str]]] = {
+        **RecurrentModule.decided,
+        "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
+    }
+
+    def make_blocks(self, rnn: Any, hidden_size: int, num_layers: int, dropout: float) -> None:
+        """Makes the blocks, and keeps the constructor's arguments as hyperparameters.
+
+        Args:
+            rnn: the recurrent layer, in any form that `lightning_lrnn.nn.layer.Layer.of` reads.
+            hidden_size: features of x.
+            num_layers: blocks.
+            dropout: on the output of each block.
+
+        Raises:
+            ValueError: if there is no such layer, or for options of it that cannot be.
+        """
+        layer = Layer.of(rnn, self.decided)
+        self.save_hyperparameters(ignore=["backend"])
+        self.keep("rnn", layer.plain())
+        self.directions = layer.directions
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(num_layers))
+        self.rnns = nn.ModuleList(layer.make(hidden_size) for _ in range(num_layers))
+        self.mixes = nn.ModuleList(
+            nn.Linear(self.directions * hidden_size, hidden_size, bias=False)
+            if self.directions > 1
+            else nn.Identity()
+            for _ in range(num_layers)
+        )
+        # Sets it in the layers, too.
+        self.backend = self.backend
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.RMSNorm(hidden_size)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Keeps a hyperparameter as plain data in place of what was given, if it is one."""
+        if name in self.hparams:
+            self.save_hyperparameters({name: value})
+
+    def blocks(self, x: Tensor, state: State = None, **steps: Tensor | None) -> tuple[Tensor, Any]:
+        """All blocks, over a window.
+
+        Args:
+            x: (B, T, hidden_size).
+            state: that of a call before, one entry per layer; None for zeros.
+            steps: `lengths` (B,) and `reset` (B, T), given to the layers where they are not None.
+
+        Returns:
+            The normalised x (B, T, hidden_size), and the state after the last step.
+        """
+        given = {name: value for name, value in steps.items() if value is not None}
+        after = []
+        parts = zip(self.norms, self.rnns, self.mixes, strict=True)
+        for layer, (norm, rnn, mix) in enumerate(parts):
+            y, last = rnn(norm(x), None if state is None else state[layer], **given)
+            x = x + self.dropout(mix(y))
+            after.append(last)
+        return self.norm(x), after
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, but makes the model of `cls` itself.
+
+        What a checkpoint of the command line contains Lightning would give to jsonargparse, which
+        makes an object of any class that is named where an option's type is open.
+        """
+        kwargs = {"_instantiator": None, **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -1,0 +1,115 @@
+"""What the models of feature sequences share: how a batch goes in, padded or packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from lightning_lrnn.modules.residual import ResidualModule, State
+
+__all__ = ["SequenceModule"]
+
+
+class SequenceModule(ResidualModule):
+    """A ResidualModule over sequences of features, (B, T, num_features), of different lengths.
+
+    A subclass calls `make_blocks` in its constructor, `features` in `forward`, and says the loss.
+    Batches are `lightning_lrnn.data.SequenceBatch` or look like one. What lies behind the end of a
+    row, NaN too, reaches nothing.
+
+    Attributes:
+        num_features: features of a step.
+        encoder: maps a step to the width of the blocks; another one goes with an `encode` of its
+            own.
+    """
+
+    num_features: int
+    encoder: nn.Module
+
+    def make_blocks(self, rnn: Any, hidden_size: int, num_layers: int, dropout: float) -> None:
+        """Makes the encoder as well; needs `num_features`."""
+        self.encoder = nn.Linear(self.num_features, hidden_size)
+        super().make_blocks(rnn, hidden_size, num_layers, dropout)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """What the blocks get, (B, T, hidden_size).
+
+        Args:
+            inputs: (B, T, num_features), 0 at padding.
+
+        Raises:
+            ValueError: if there are more or fewer features.
+        """
+        if inputs.ndim != 3 or inputs.shape[-1] != self.num_features:
+            raise ValueError(
+                f"`inputs` have {inputs.shape[-1]} features, the model was made for "
+                f"{self.num_features}: set `model.num_features`"
+                if inputs.ndim == 3
+                else f"`inputs` must be (B, T, {self.num_features}), got {tuple(inputs.shape)}"
+            )
+        encoded: Tensor = self.encoder(inputs.to(next(self.encoder.parameters()).dtype))
+        return encoded
+
+    def features(
+        self,
+        inputs: Tensor | PackedSequence,
+        state: State = None,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """The backbone: encoder and blocks.
+
+        Args:
+            inputs: (B, T, num_features), or packed rows.
+            state: that of a call before; None for zeros.
+            reset: bool (B, T), True where a document starts.
+            lengths: integers (B,), the valid steps of each row; None for all, and for packed rows.
+
+        Returns:
+            x (B, T, hidden_size), lengths as given or as packed, and the state after the last step.
+
+        Raises:
+            ValueError: for shapes that do not fit.
+        """
+        if isinstance(inputs, PackedSequence):
+            if lengths is not None or reset is not None:
+                raise ValueError(
+                    "packed `inputs` have lengths of their own, and no `reset`: give the padded "
+                    "tensor with `lengths` and `reset`"
+                )
+            inputs, lengths = padded(inputs)
+        if lengths is not None:
+            outside = ~valid_steps(lengths, inputs.shape[1])
+            # The gradient of a weight multiplies an input by 0 there, and NaN times 0 is NaN.
+            inputs = inputs.masked_fill(outside.view(*outside.shape, *[1] * (inputs.ndim - 2)), 0)
+        x, state = self.blocks(self.encode(inputs), state, lengths=lengths, reset=reset)
+        return x, lengths, state
+
+
+def padded(rows: PackedSequence) -> tuple[Tensor, Tensor]:
+    """(B, T, ·), in the order in which the rows were before they were packed, and lengths (B,)."""
+    tensor, lengths = pad_packed_sequence(rows, batch_first=True)
+    return tensor, lengths.to(tensor.device)
+
+
+def steps_of(batch: Any) -> Tensor | None:
+    """The valid steps of each row of a batch, (B,), padded or packed; None for all."""
+    inputs, lengths = batch.inputs, batch.lengths
+    return padded(inputs)[1] if isinstance(inputs, PackedSequence) else lengths
+
+
+def valid_steps(lengths: Tensor, steps: int) -> Tensor:
+    """True before the end of each row, bool (B, steps)."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def last_step(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x (B, T, ·) at the last valid step of each row, (B, ·); zeros where there is none."""
+    if lengths is None:
+        return x[:, -1]
+    rows = torch.arange(len(x), device=x.device)
+    last = x[rows, (lengths.long() - 1).clamp(min=0)]
+    return last.masked_fill((lengths == 0)[:, None], 0)
