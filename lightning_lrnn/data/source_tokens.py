@@ -22,6 +22,7 @@ __all__ = ["SourceTokens"]
 
 CLASSES = ("whitespace", "comment", "string", "number", "keyword", "name", "operator")
 WHITESPACE, COMMENT, STRING, NUMBER, KEYWORD, NAME, OPERATOR = range(len(CLASSES))
+NONE = 255
 KINDS = {
     tokenize.COMMENT: COMMENT,
     tokenize.STRING: STRING,
@@ -29,7 +30,7 @@ KINDS = {
     tokenize.NAME: NAME,
     tokenize.OP: OPERATOR,
     # What is no token, for the versions that go on after it.
-    tokenize.ERRORTOKEN: IGNORE,
+    tokenize.ERRORTOKEN: NONE,
 }
 # From Python 3.12 on an f-string is many tokens; here it is one string in all versions.
 STRING_STARTS, STRING_ENDS = (
@@ -134,16 +135,24 @@ def token_classes(source: bytes) -> Tensor:
             return len(source)
         start = starts[row - 1] + (mark if row == 1 else 0)
         line = source[start : starts[row]]
-        # Columns are counted in characters.
-        return start + (column if line.isascii() else len(line.decode()[:column].encode()))
+        # Columns are counted in characters; the end of a last line without line end lies behind it.
+        past = column if line.isascii() else len(line.decode()[:column].encode())
+        return min(start + past, len(source))
 
-    classes = torch.full((len(source),), IGNORE)
+    kinds = bytearray([NONE]) * len(source)
     done, depth, opened = 0, 0, 0
+
+    def put(kind: int, start: int, stop: int) -> int:
+        """What lies between what was done and `start` is whitespace."""
+        kinds[done:start] = bytes([WHITESPACE]) * (start - done)
+        kinds[start:stop] = bytes([kind]) * (stop - start)
+        return stop
+
     try:
         for token in tokenize.tokenize(io.BytesIO(source).readline):
             if token.type == tokenize.ENCODING:
                 if token.string not in ("utf-8", "ascii"):
-                    return classes
+                    break
                 continue
             start, stop = place(*token.start), place(*token.end)
             if token.type in STRING_STARTS:
@@ -152,20 +161,16 @@ def token_classes(source: bytes) -> Tensor:
             elif token.type in STRING_ENDS:
                 depth -= 1
                 if not depth:
-                    classes[done:opened] = WHITESPACE
-                    classes[opened:stop] = STRING
-                    done = stop
-            elif not depth:
+                    done = put(STRING, opened, stop)
+            elif not depth and start >= done:
                 kind = KINDS.get(token.type, WHITESPACE)
                 if kind == NAME and keyword.iskeyword(token.string):
                     kind = KEYWORD
-                classes[done:start] = WHITESPACE
-                classes[start:stop] = kind
-                done = max(done, stop)
+                done = put(kind, start, stop)
     except (tokenize.TokenError, SyntaxError, UnicodeDecodeError):
-        return classes
-    classes[done:] = WHITESPACE
-    return classes
+        pass
+    classes = torch.frombuffer(kinds, dtype=torch.uint8).long()
+    return classes.masked_fill(classes == NONE, IGNORE)
 
 
 class _Rows:
