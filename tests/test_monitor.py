@@ -6,6 +6,7 @@ Proved against: PLACEHOLDER
 from __future__ import annotations
 
 import importlib.util
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from wandb_file import history, summary
 
 import lightning_lrnn as lrnn
@@ -212,12 +214,29 @@ class Slow(nn.RNN):
         return Takes.apply(self.clock, 2, 3, y), h
 
 
-@pytest.mark.parametrize("frozen_input", [False, True])
-def test_share_of_the_layers_is_their_time(
-    frozen_input: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The time of LayerTimes, which stands but where somebody takes some."""
     clock = types.SimpleNamespace(now=0.0)
-    monkeypatch.setattr(_layer_times, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    now = types.SimpleNamespace(perf_counter=lambda: clock.now)
+    monkeypatch.setattr(_layer_times, "time", now)
+    return clock
+
+
+def test_what_is_computed_again_counts_once(clock: Any) -> None:
+    layer = Slow(4, 4)
+    layer.clock = clock
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    times = LayerTimes(layer, torch.device("cpu"))
+    with set_checkpoint_early_stop(False):
+        y = checkpoint(layer, Takes.apply(clock, 10, 20, x), use_reentrant=False)[0]
+    y.sum().backward()
+    # Forward, again forward inside of backward, backward.
+    assert times.stop() == {"layer_share": pytest.approx((3 + 3 + 5) / (3 + 3 + 5 + 30))}
+
+
+@pytest.mark.parametrize("frozen_input", [False, True])
+def test_share_of_the_layers_is_their_time(frozen_input: bool, clock: Any) -> None:
     layers = [Slow(4, 4), Slow(4, 4)]
     for layer in layers:
         layer.clock = clock
@@ -333,11 +352,30 @@ def test_rates_and_utilisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "train/device/mfu" not in throughput.latest
 
 
+def test_what_counts_as_a_token() -> None:
+    x, packed = torch.zeros(4, 7, 3), pack_padded_sequence(torch.zeros(7, 4, 3), [7, 3, 2, 2])
+    sizes = throughput_module._sizes
+    assert sizes({"name": "a", "x": x}) == sizes([(x, 3)]) == (4, 28)
+    assert sizes((packed, x)) == (4, 14)
+    assert sizes(torch.zeros(5)) == (5, 0)
+    assert sizes("words") == sizes(torch.zeros(())) == (0, 0)
+
+
 def test_requested_backends_of_any_module(tmp_path: Path) -> None:
     model, report = make("QRNN", backend="serial"), BackendReport()
     train(model, tmp_path, report)
     assert report.report["recurrence/requested"] == "serial"
     assert report.report["recurrence/backend"] == "serial"
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "looking.md").read_text()
+    names: dict[str, Any] = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), names)
+    assert names["model"].flops_per_batch > 2 * 3 * 4 * 32 * 64 * 256  # the head alone
+    logged = re.findall(r"`((?:train|recurrence|memory|horizon|saturation)/[^`]+)`", page)
+    assert len(logged) == 13
 
 
 @pytest.fixture

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
 BLOCK = 32768
 HEAD = 7
+PATIENCE = 60.0
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def records(folder: Path) -> list[Any]:
-    """The records of the only offline run below a folder, in order."""
+    """The records of the only offline run below a folder, in order.
+
+    wandb's own process may still be writing when the run is finished: what comes last is waited
+    for.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        files = list(folder.rglob("offline-run-*/run-*.wandb"))
+        found = _parsed(files[0].read_bytes()) if files else []
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            assert len(files) == 1
+            return found
+        assert time.monotonic() < until, f"{folder} has no run that was finished"
+        time.sleep(0.1)
+
+
+def _parsed(data: bytes) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (file,) = folder.rglob("offline-run-*/run-*.wandb")
-    data = file.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     found, payload, at = [], b"", HEAD
     while at + HEAD <= len(data):
         if BLOCK - at % BLOCK < HEAD:  # padding to the next block
@@ -27,7 +43,7 @@ def records(folder: Path) -> list[Any]:
         _, length, kind = struct.unpack_from("<IHB", data, at)
         payload += data[at + HEAD : at + HEAD + length]
         at += HEAD + length
-        if kind in (WHOLE, LAST):
+        if kind in (WHOLE, LAST) and at <= len(data):
             found.append(Record.FromString(payload))
             payload = b""
     return found

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.throughput import get_available_flops
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import log_metrics
@@ -41,10 +42,11 @@ class Throughput(Callback):
     """Logs "train/steps_per_second", "train/sequences_per_second", "train/tokens_per_second".
 
     The first tensor found in a batch counts: (B, T, ...) is B sequences and B * T tokens, padding
-    included; (B,) is B sequences without tokens. A step is one of the optimizer. The rate is the
-    mean over the last `window` batches by the wall clock, data loading and the other callbacks
-    included, validation not. Work that a GPU still has queued blurs single steps, not the mean.
-    Rates of several processes are added up as if all were as fast as this one, but for steps.
+    included; (B,) is B sequences without tokens; a PackedSequence has no padding. A step is one of
+    the optimizer. The rate is the mean over the last `window` batches by the wall clock, data
+    loading and the other callbacks included, validation not. Work that a GPU still has queued blurs
+    single steps, not the mean. Rates of several processes are added up as if all were as fast as
+    this one, but for steps.
 
     If the module says how many floating-point operations a batch takes, forward and backward, by an
     attribute `flops_per_batch`, as for Lightning's ThroughputMonitor, its keys are logged too:
@@ -67,14 +69,13 @@ class Throughput(Callback):
         # One entry more than intervals.
         self._marks: deque[_Mark] = deque(maxlen=window + 1)
         self._logged_at = -1
+        self._has_flops: bool | None = None
         self._available: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asks what the device could do."""
+        """A run begins, perhaps in the middle."""
         self._logged_at = trainer.global_step
-        if getattr(pl_module, "flops_per_batch", None) is not None:
-            dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
-            self._available = get_available_flops(pl_module.device, dtype)
+        self._has_flops = self._available = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts measuring anew."""
@@ -103,11 +104,14 @@ class Throughput(Callback):
         if not self._marks:
             return
         _, _, sequences, tokens, flops = self._marks[-1]
-        tensor = _first_tensor(batch)
-        if tensor is not None and tensor.ndim:
-            sequences += tensor.shape[0]
-            tokens += tensor.shape[0] * tensor.shape[1] if tensor.ndim > 1 else 0
-        flops += getattr(pl_module, "flops_per_batch", None) or 0
+        of_batch = _sizes(batch)
+        sequences, tokens = sequences + of_batch[0], tokens + of_batch[1]
+        if self._has_flops is None:
+            # Asking a module for what it has not takes longer than all else here.
+            self._has_flops = hasattr(pl_module, "flops_per_batch")
+        if self._has_flops:
+            per_batch: Any = pl_module.flops_per_batch
+            flops += per_batch or 0
         step = trainer.global_step
         self._marks.append(_Mark(time.perf_counter(), step, sequences, tokens, flops))
         if step != self._logged_at and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -126,6 +130,10 @@ class Throughput(Callback):
         seconds = max(last.seconds - first.seconds, 1e-9)
         rates = [(after - before) / seconds for before, after in zip(first, last, strict=True)]
         _, steps, sequences, tokens, flops = rates
+        if flops and self._available is None:
+            dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
+            device = trainer.strategy.root_device
+            self._available = get_available_flops(device, dtype) or 0
         found = {
             "train/steps_per_second": steps,
             "train/sequences_per_second": trainer.world_size * sequences,
@@ -138,14 +146,17 @@ class Throughput(Callback):
         log_metrics(trainer, self.latest)
 
 
-def _first_tensor(batch: Any) -> Tensor | None:
-    """The first tensor in nested dicts, lists and tuples."""
+def _sizes(batch: Any) -> tuple[int, int]:
+    """Sequences and tokens of the first tensor in nested dicts, lists and tuples; 0 for none."""
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0]), len(batch.data)
     if isinstance(batch, Tensor):
-        return batch
+        sequences = batch.shape[0] if batch.ndim else 0
+        return sequences, sequences * batch.shape[1] if batch.ndim > 1 else 0
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for item in batch:
-            if (found := _first_tensor(item)) is not None:
+            if (found := _sizes(item))[0]:
                 return found
-    return None
+    return 0, 0
