@@ -121,9 +121,9 @@ class MemoryHorizon(Callback):
         self._batch = batch
         noted = self._noted.stop() if self._noted else {}
         self._noted = None
-        # With accumulated gradients a step lasts several batches.
+        # With accumulated gradients a step lasts several batches, and is due after the last.
         step = trainer.global_step
-        if step != self._step and (self._due(step) or _ends(trainer, step)):
+        if self._due(step) or _ends(trainer, step):
             self._measure(trainer, pl_module, noted)
         self._step = step
 
