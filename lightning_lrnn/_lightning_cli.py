@@ -6,10 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -65,10 +67,18 @@ class _LogConfig(SaveConfigCallback):
 
 
 class _CLI(LightningCLI):
+    def __init__(self, args: list[str], **options: Any) -> None:
+        # A default that is not used would leave its options to the class that is named instead of
+        # it, where that has options of the same name.
+        self._defaults = {
+            part: {"class_path": _path(kind)}
+            for part, kind in {"model": LanguageModel, "data": ByteText}.items()
+            if not _named(part, args)
+        }
+        super().__init__(args=args, **options)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults(
-            {"model": {"class_path": _path(LanguageModel)}, "data": {"class_path": _path(ByteText)}}
-        )
+        parser.set_defaults(self._defaults)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns that sys.argv has arguments too, which is so under pytest.
@@ -156,6 +166,27 @@ def _made(kind: type[_CLI], args: list[str], **options: Any) -> _CLI:
         args=args,
         **options,
     )
+
+
+def _named(part: str, args: Sequence[str]) -> bool:
+    """Whether the command line or a config on it names the class of the model or the data."""
+    option = re.compile(rf"--{part}(\.class_path)?(=|$)")
+    if any(option.match(arg) for arg in args):
+        return True
+    for arg, after in pairwise([*args, ""]):
+        name, _, value = arg.partition("=")
+        path = Path(value or after)
+        if name not in ("--config", "-c") or not path.is_file():
+            continue
+        try:
+            config = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # Parsing it will tell.
+        for section in (config, config.get(args[0])) if isinstance(config, dict) else ():
+            given = section.get(part) if isinstance(section, dict) else None
+            if isinstance(given, str) or (isinstance(given, dict) and "class_path" in given):
+                return True
+    return False
 
 
 def _check_layer(model: Any) -> None:

@@ -311,6 +311,10 @@ class RecurrentModule(pl.LightningModule):
     def _start(self, stage: str) -> None:
         self._states.pop(stage, None)
         self._checked.discard(stage)
+        if stage in STAGES:
+            # A sum that `Trainer.validate` began in inference mode could not be added to in `fit`.
+            with torch.inference_mode(False):
+                self._metrics(stage).reset()
 
     def _advance(self, batch: Any, stage: str) -> Any:
         """Runs a batch from the stage's state and keeps the state after it."""

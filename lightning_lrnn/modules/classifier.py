@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.class_loss import (
     check_classes,
     class_weights_of,
@@ -129,12 +130,12 @@ class SequenceClassifier(SequenceModule):
             first = first.masked_fill((lengths == 0)[:, None], 0)
         return torch.cat([last, first], -1)
 
-    def check(self, batch: Any) -> None:
+    def check(self, batch: SequenceBatch) -> None:
         """See `check_classes`."""
         rows = batch.targets.shape[:1]
         check_classes(batch.targets, self.num_classes, rows, "a class for each row")
 
-    def loss(self, output: Tensor, batch: Any) -> Tensor:
+    def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Cross entropy in nats, each row times the weight of its class."""
         return weighted_cross_entropy(output, batch.targets, self.class_weights)
 
@@ -154,10 +155,12 @@ class SequenceClassifier(SequenceModule):
             }
         )
 
-    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+    def measure(
+        self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
+    ) -> None:
         """From the probabilities."""
         metrics.update(self.prediction(output.detach(), batch), batch.targets)
 
-    def prediction(self, output: Tensor, batch: Any) -> Tensor:
+    def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Probabilities (B, num_classes)."""
         return output.float().softmax(-1)

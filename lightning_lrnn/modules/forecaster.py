@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
+from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
 from lightning_lrnn.modules.metrics import CRPS, PinballLoss
 from lightning_lrnn.modules.residual import State
@@ -120,7 +121,7 @@ class Forecaster(SequenceModule):
         x, lengths, state = self.features(inputs, state, reset, lengths)
         return self.head(last_step(x, lengths)), state
 
-    def check(self, batch: Any) -> None:
+    def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""
         _, *found = batch.targets.shape
         if found != [self.horizon, self.num_targets]:
@@ -129,14 +130,14 @@ class Forecaster(SequenceModule):
                 f"{tuple(batch.targets.shape)}: set `model.horizon` and `model.num_targets`"
             )
 
-    def loss(self, output: Tensor, batch: Any) -> Tensor:
+    def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """The head's loss, the mean over the targets that are known; 0 without any."""
         known = ~batch.targets.isnan()
         losses = self.head.losses(output, batch.targets.float().masked_fill(~known, 0))
         mean: Tensor = (losses * known).sum() / known.sum().clamp(min=1)
         return mean
 
-    def weight(self, batch: Any) -> int:
+    def weight(self, batch: SequenceBatch) -> int:
         """Targets that are known."""
         return int((~batch.targets.isnan()).sum())
 
@@ -153,7 +154,9 @@ class Forecaster(SequenceModule):
             {"pinball": PinballLoss(self.quantiles), "crps": CRPS()}, compute_groups=False
         )
 
-    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+    def measure(
+        self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
+    ) -> None:
         """In the user's units, of the targets that are known; each metric takes what it needs."""
         output, targets = output.detach(), batch.targets.float()
         known = ~targets.isnan()
@@ -170,16 +173,16 @@ class Forecaster(SequenceModule):
             found["crps"] = scale * self.head.crps(raw, target)
         metrics.update(**found)
 
-    def prediction(self, output: Tensor, batch: Any) -> Tensor:
+    def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Quantiles in the user's units, (B, horizon, num_targets, levels)."""
         quantiles = self.head.quantiles(output)
         return self._offset(batch)[..., None] + self._scale(batch)[..., None] * quantiles
 
-    def _offset(self, batch: Any) -> Tensor:
+    def _offset(self, batch: SequenceBatch) -> Tensor:
         """(·, 1, num_targets)."""
         return self._of_targets(batch.offset, 0.0)
 
-    def _scale(self, batch: Any) -> Tensor:
+    def _scale(self, batch: SequenceBatch) -> Tensor:
         """(·, 1, num_targets)."""
         return self._of_targets(batch.scale, 1.0)
 

@@ -101,6 +101,8 @@ class MacroAUROC(MulticlassAUROC):
 
     def compute(self) -> Tensor:  # type: ignore[override]
         """The mean over the classes that have a curve."""
+        if not self.support.any():
+            return self.support.sum() * torch.nan
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No (positive|negative) samples", UserWarning)
             areas: Tensor = super().compute()

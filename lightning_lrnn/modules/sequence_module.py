@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.residual import ResidualModule, State
 
 __all__ = ["SequenceModule"]
@@ -85,7 +86,9 @@ class SequenceModule(ResidualModule):
             outside = ~valid_steps(lengths, inputs.shape[1])
             # The gradient of a weight multiplies an input by 0 there, and NaN times 0 is NaN.
             inputs = inputs.masked_fill(outside.view(*outside.shape, *[1] * (inputs.ndim - 2)), 0)
-        x, state = self.blocks(self.encode(inputs), state, lengths=lengths, reset=reset)
+        # Under autocast what is added up over the blocks stays as wide as the parameters.
+        x = self.encode(inputs).to(self.norm.weight.dtype)
+        x, state = self.blocks(x, state, lengths=lengths, reset=reset)
         return x, lengths, state
 
 
@@ -95,7 +98,7 @@ def padded(rows: PackedSequence) -> tuple[Tensor, Tensor]:
     return tensor, lengths.to(tensor.device)
 
 
-def steps_of(batch: Any) -> Tensor | None:
+def steps_of(batch: SequenceBatch) -> Tensor | None:
     """The valid steps of each row of a batch, (B,), padded or packed; None for all."""
     inputs, lengths = batch.inputs, batch.lengths
     return padded(inputs)[1] if isinstance(inputs, PackedSequence) else lengths

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.data.windows import IGNORE
 from lightning_lrnn.modules.class_loss import (
     check_classes,
@@ -19,7 +20,7 @@ from lightning_lrnn.modules.class_loss import (
 )
 from lightning_lrnn.modules.metrics import MacroAUROC
 from lightning_lrnn.modules.residual import State
-from lightning_lrnn.modules.sequence_module import SequenceModule, steps_of, valid_steps
+from lightning_lrnn.modules.sequence_module import SequenceModule, padded, steps_of, valid_steps
 from lightning_lrnn.nn import GILRLSTM
 from lightning_lrnn.nn.layer import LayerClass
 
@@ -122,25 +123,19 @@ class SequenceTagger(SequenceModule):
         x, _, state = self.features(inputs, state, reset, lengths)
         return self.head(x), state
 
-    def check(self, batch: Any) -> None:
+    def check(self, batch: SequenceBatch) -> None:
         """See `check_classes`."""
-        lengths = steps_of(batch)
-        if lengths is None:
-            shape = batch.inputs.shape[:2]
-        else:
-            steps = int(lengths.max())
-            if not isinstance(batch.inputs, PackedSequence):
-                steps = batch.inputs.shape[1]
-            shape = torch.Size((len(lengths), steps))
+        x = batch.inputs
+        shape = (padded(x)[0] if isinstance(x, PackedSequence) else x).shape[:2]
         check_classes(batch.targets, self.num_classes, shape, "a class for each step")
 
-    def loss(self, output: Tensor, batch: Any) -> Tensor:
+    def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Cross entropy in nats, each step times the weight of its class."""
         return weighted_cross_entropy(
             output.flatten(0, 1), batch.targets.flatten(), self.class_weights
         )
 
-    def weight(self, batch: Any) -> int:
+    def weight(self, batch: SequenceBatch) -> int:
         """Steps that have a class."""
         return int((batch.targets != IGNORE).sum())
 
@@ -162,12 +157,14 @@ class SequenceTagger(SequenceModule):
             }
         )
 
-    def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
+    def measure(
+        self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
+    ) -> None:
         """From the probabilities at all steps."""
         p = output.detach().float().softmax(-1)
         metrics.update(p.flatten(0, 1), batch.targets.flatten())
 
-    def prediction(self, output: Tensor, batch: Any) -> Tensor:
+    def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Probabilities (B, T, num_classes), 0 behind the end of a row."""
         p = output.float().softmax(-1)
         lengths = steps_of(batch)
