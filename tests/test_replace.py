@@ -213,6 +213,10 @@ def test_by_name_by_path_and_shared():
     assert replace_rnn(project, {"LSTM": "GILRLSTM", "GRU": "MinGRU"}).replaced == ()
 
     project = Project()
+    assert replace_rnn(project, "GILR", where="same").replaced[0].path == "decoder"
+    assert project.same is project.decoder and type(project.rnn) is nn.RNN
+
+    project = Project()
     report = replace_rnn(project, "QRNN", where=["encoder.*", "decoder"], options={"window": 1})
     assert [r.path for r in report] == ["encoder.text", "encoder.tags", "decoder"]
     assert project.decoder.options == {"pooling": "fo", "window": 1, "zoneout": 0.0}
@@ -258,6 +262,7 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed():
         ({"LSTN": "GILR"}, {}, ValueError, "replaces LSTM, GRU, RNN; there is no 'LSTN'"),
         (partial(QRNN, num_layers=3), {}, ValueError, "num_layers.*layer that is replaced"),
         (partial(QRNN, backend="scan"), {}, ValueError, "give it as `backend`"),
+        ("QRNN", {"options": {"num_layers": 3}}, ValueError, "`options` may not have num_layers"),
         ("QRNN", {"state": "Strict"}, ValueError, "`state` must be one of .* got 'Strict'"),
         ("QRNN", {"backend": "skan"}, BackendError, "skan"),
     ]:
@@ -295,6 +300,12 @@ def test_mode_dtype_device_hooks_and_frozen_layers():
     holder.rnn(torch.randn(B, T, M))
     assert len(seen) == 1
 
+    holder, seen = Holder(), []
+    holder.rnn.register_full_backward_hook(lambda rnn, gin, gout: seen.append(rnn))
+    replace_rnn(holder, "GILR")
+    holder.rnn(torch.randn(B, T, M, requires_grad=True))[0].sum().backward()
+    assert seen == [holder.rnn]
+
 
 # Subclasses with methods of their own.
 
@@ -307,6 +318,7 @@ class Counting(nn.LSTM):
         self.calls = 0
         self.scale = nn.Parameter(torch.full((1,), 2.0))
         self.register_buffer("offset", torch.ones(1))
+        self.register_buffer("unsaved", torch.ones(1), persistent=False)
         self.norm = nn.LayerNorm(self.input_size)
 
     def forward(self, input, hx=None):
@@ -344,6 +356,7 @@ def test_a_subclass_keeps_what_it_brings(kind):
     y.sum().backward()
     assert all(p.grad is not None for p in rnn.parameters())
     assert not any("weight_hh_l0" in name for name, _ in rnn.named_parameters())
+    assert "offset" in rnn.state_dict() and "unsaved" not in rnn.state_dict()
     assert report.after == sum(p.numel() for p in plain.parameters())
     close(rnn(x, tuple(part.detach() for part in hx))[0], 2 * plain(old.norm(x), hx)[0] + 1)
 

@@ -269,6 +269,17 @@ def test_two_switches_by_path(tmp_path):
     assert kinds == ["GILRLSTM", "MinGRU", "MinGRU"]
 
 
+@pytest.mark.parametrize("make", ["setup", "configure_model"])
+def test_two_switches_of_layers_made_late(tmp_path, make):
+    layers = {"a": nn.LSTM(M, H), "b": nn.GRU(M, H)}
+    pl, Project = project(make=make, rnn=lambda: nn.ModuleDict(layers))
+    model = Project()
+    switches = [SwitchRNN({"LSTM": "GILRLSTM"}), SwitchRNN({"GRU": "MinGRU"})]
+    trainer(pl, tmp_path, *switches, max_steps=0, limit_val_batches=0).fit(model)
+    assert [type(model.rnn[name]).__name__ for name in "ab"] == ["GILRLSTM", "MinGRU"]
+    assert not {"setup", "configure_model"} & vars(model).keys()
+
+
 def test_tuner_and_a_module_switched_by_hand(tmp_path):
     pl, Project = project()
     model, switch = Project(), SwitchRNN("GILRLSTM")

@@ -53,5 +53,6 @@ class SwitchBackend(Callback):
             )
         for layer in layers:
             layer.backend = self.backend
-        if isinstance(getattr(type(module), "backend", None), property):
+        if hasattr(module, "recurrent_layers"):
+            # A RecurrentModule, of either package, which says what it asks for.
             module.backend = self.backend

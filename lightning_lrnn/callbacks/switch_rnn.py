@@ -90,7 +90,8 @@ class SwitchRNN(Callback):
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         before = callbacks[: callbacks.index(self)]
-        names = [type(c).__name__ for c in before if type(c).setup is not pl.Callback.setup]
+        plain = [base.setup for base in (Callback, *Callback.__bases__) if hasattr(base, "setup")]
+        names = [type(c).__name__ for c in before if type(c).setup not in plain]
         if names:
             raise SwitchError(
                 f"callbacks that may have copied the model come first: {', '.join(names)}; put "
@@ -100,7 +101,8 @@ class SwitchRNN(Callback):
     def _switch(self, module: nn.Module) -> None:
         self._replace(module)
         for name in MAKES_LAYERS:
-            made = getattr(type(module), name, None)
+            # That of another SwitchRNN, or the class's.
+            made = getattr(vars(module).get(name), "__func__", getattr(type(module), name, None))
             if made is not None:
                 # A bound method, so that in a copy of the module it is bound to the copy.
                 vars(module)[name] = types.MethodType(self._after(made), module)

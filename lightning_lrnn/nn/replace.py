@@ -132,7 +132,8 @@ def replace_rnn(
     made: dict[int, Stack] = {}
     report = []
     for path, old in _recurrent(module):
-        if not matches(path, where):
+        paths = [name for name, m in module.named_modules(remove_duplicate=False) if m is old]
+        if not any(matches(name, where) for name in paths):
             continue
         before = sum(p.numel() for p in old.parameters())
         entry = Replacement(path, _line(old), "", before, before)
@@ -208,6 +209,10 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer]:
         if kind not in KINDS:
             raise ValueError(f"`rnn` replaces {', '.join(KINDS)}; there is no {name!r} among them")
         layer = Layer.of(value, KEPT)
+        if kept := KEPT.keys() & (options or {}).keys():
+            raise ValueError(
+                f"`options` may not have {', '.join(sorted(kept))}: kept, or given apart"
+            )
         if not issubclass(layer.kind, Stack):
             raise ValueError(
                 f"`rnn` must name layers of lightning_lrnn.nn, got {layer.path} for {name}"
@@ -296,6 +301,8 @@ def _differences(old: nn.RNNBase, new: Stack, state: str) -> list[str]:
         raise SwitchError(f"{notes[0]}, and `state` is strict")
     if not cell.remembers_output and not cell.output_is_state:
         notes.append(f"h_n of {name} is its state, not its last output")
+    if getattr(old, "nonlinearity", "tanh") != "tanh":
+        notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
     if not any(p.requires_grad for p in old.parameters()):
         notes.append("the old parameters were frozen; the new ones have learned nothing yet")
     return notes

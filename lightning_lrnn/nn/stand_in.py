@@ -42,7 +42,8 @@ def stand_in(old: nn.RNNBase, new: Stack) -> Stack:
     kept = {k: v for k, v in vars(old).items() if k not in WEIGHTS}
     made = _blank(type(old), type(new))
     # Of hooks the old dictionaries: their handles know in which one they are.
-    vars(made).update(kept | {k: v for k, v in vars(new).items() if "hooks" not in k})
+    vars(made).update(kept | {k: v for k, v in vars(new).items() if "hook" not in k})
+    made._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
     own = {k: p for k, p in old._parameters.items() if k not in old._flat_weights_names}
     made._parameters = {**own, **new._parameters}
     made._buffers = {**old._buffers, **new._buffers}
