@@ -121,7 +121,7 @@ class SequenceData(pl.LightningDataModule):
         """Batches of the training part, shuffled."""
         rows = self.part("train")
         order = SeededOrder(rows, self.seed)
-        # To take the same batches again and again Lightning changes the sampler of a loader, but not
+        # To take the same batches again and again Lightning changes the sampler of a loader, not
         # that of buckets.
         overfit = getattr(self.trainer, "overfit_batches", 0)
         if self.bucket > 1 and not overfit:
