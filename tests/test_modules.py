@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import subprocess
 import sys
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torchmetrics import MetricCollection
 
 import lightning_lrnn
 from lightning_lrnn.cli import main
-from lightning_lrnn.data import IGNORE
+from lightning_lrnn.data import IGNORE, SourceTokens
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules import (
     Forecaster,
@@ -665,6 +666,41 @@ def test_command_line(
         "Forecaster": Forecaster,
     }
     assert kinds[model].load_from_checkpoint(path, weights_only=True).num_features == 8
+
+
+def example(name: str) -> Any:
+    return runpy.run_path(str(Path(__file__).parent.parent / "examples" / f"{name}.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "figures"),
+    [
+        ("classifier", 1, {"test/accuracy", "test/top2"}),
+        ("tagger", 2, {"test/accuracy", "test/auroc"}),
+        ("forecaster", 1, {"Forecaster", "ChangeForecaster"}),
+    ],
+)
+def test_examples_run(name: str, length: int, figures: set[str], monkeypatch: Any) -> None:
+    if name == "forecaster":
+        pytest.importorskip("vega_datasets")
+        pytest.importorskip("pandas")
+    monkeypatch.setattr(
+        SourceTokens, "__init__", partialmethod(SourceTokens.__init__, path=str(Path(__file__)))
+    )
+    found = example(name)["main"](length)
+    assert figures <= set(found)
+
+
+def test_a_subclass_comes_back_by_its_own_arguments(tmp_path: Path) -> None:
+    model = example("tagger")["ByteTagger"](5, hidden_size=8, rnn="QRNN")
+    fit, batch = trainer(tmp_path, max_steps=1), batch_of("tag")
+    batch = batch._replace(inputs=torch.randint(0, 2, (4, 9, 8)) * 2.0 - 1)
+    fit.fit(model, Loader([batch]), Loader([batch]))
+    fit.save_checkpoint(tmp_path / "own.ckpt")
+    again = type(model).load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
+    rnn = {"class_path": "lightning_lrnn.nn.QRNN", "init_args": {}}
+    assert again.hparams == {"num_classes": 5, "hidden_size": 8, "rnn": rnn}
+    torch.testing.assert_close(again.eval().run(batch, None)[0], model.eval().run(batch, None)[0])
 
 
 class Regression(SequenceModule):

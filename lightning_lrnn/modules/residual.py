@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ class ResidualModule(RecurrentModule):
             ValueError: if there is no such layer, or for options of it that cannot be.
         """
         layer = Layer.of(rnn, self.decided)
-        self.save_hyperparameters(ignore=["backend"])
+        self.save_hyperparameters(ignore=["backend"], frame=self._constructor())
         self.keep("rnn", layer.plain())
         self.directions = layer.directions
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(num_layers))
@@ -65,6 +67,20 @@ class ResidualModule(RecurrentModule):
         """Keeps a hyperparameter as plain data in place of what was given, if it is one."""
         if name in self.hparams:
             self.save_hyperparameters({name: value})
+
+    def _constructor(self) -> FrameType | None:
+        """The frame of the constructor that was called: that of the subclass, if there is one.
+
+        What it was called with is what `load_from_checkpoint` calls it with. Without this there
+        were also the arguments that it calls those of its base classes with.
+        """
+        found = None
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is self:
+                found = frame
+            frame = frame.f_back
+        return found
 
     def blocks(self, x: Tensor, state: State = None, **steps: Tensor | None) -> tuple[Tensor, Any]:
         """All blocks, over a window.
