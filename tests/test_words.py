@@ -129,3 +129,25 @@ def test_the_kernels_figures_are_those_on_record():
             serials = [f"serial {step} {name}" for step in ("forward", "backward")]
             on_record = [registers[variant]["sm_90"][0] for variant in scans + serials]
             assert list(map(int, figures)) == on_record, name
+
+
+def test_the_losses_of_the_page_on_switching_are_those_of_its_result():
+    page = (ROOT / "docs" / "switching.md").read_text()
+    runs = json.loads((ROOT / "benchmarks" / "results" / "switch.json").read_text())["runs"]
+    losses: dict = {}
+    for run in runs:
+        key = run["project"], json.dumps(run["switch"])
+        assert abs(statistics.fmean(run["losses"][-20:]) - run["loss"]) < 1e-4
+        losses.setdefault(key, []).append(f"{run['loss']:.3f}")
+    rows = 0
+    for (project, switch), after in losses.items():
+        if switch != "null":
+            before = losses[project, "null"]
+            cell = "GRU" if project.endswith(" GRU") else "LSTM"
+            name = project.removesuffix(" GRU")
+            memory = " memory [1, 1]" if "memory" in switch else ""
+            layer = json.loads(switch)["rnn"] + memory
+            row = f"| {name}, {cell} | {layer} | {' '.join(before)} | {' '.join(after)} |"
+            assert row in page
+            rows += 1
+    assert rows == 10
