@@ -6,14 +6,18 @@ Proved against: TO BE FILLED
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+import yaml
 from dealt_out import everything
 
+from lightning_lrnn import data
 from lightning_lrnn.data import IGNORE, DataError, SequenceRow, SequenceTable
 from lightning_lrnn.data.splits import PARTS
 
@@ -386,3 +390,17 @@ def test_paths_that_lead_nowhere(
     Path("broken.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match=told):
         SequenceTable(path, "classify").setup()
+
+
+@tables
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 6
+    exec("".join(blocks), {"__name__": "data"})
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert SequenceTable(**yaml.safe_load(shown)["data"]["init_args"]).num_features == 2
+    for name in re.findall(r"^\| `(\w+)` \|", page, re.M):
+        assert issubclass(getattr(data, name), pl.LightningDataModule)
