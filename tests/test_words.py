@@ -63,7 +63,7 @@ def test_a_cell_of_your_own_runs_as_shown():
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.parametrize("name", ["layers", "switching"])
+@pytest.mark.parametrize("name", ["layers", "modules", "switching"])
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / f"{name}.md").read_text()
