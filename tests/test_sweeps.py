@@ -1,7 +1,7 @@
 """Every sweep's commands are such as the command line takes. The folder is the list.
 
-Proved against: a misspelt parameter, a layer that there is not, a metric that is not logged,
-`${arg}`, sweeps left out of `_configs`.
+Proved against: a misspelt parameter and a layer that there is not in a sweep; a metric that is not
+logged; a word of wandb's that it does not know; sweeps left out of `_configs`.
 """
 
 from __future__ import annotations
