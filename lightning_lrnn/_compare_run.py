@@ -18,7 +18,7 @@ import torch
 from lightning_lrnn import BackendError, last_backend
 from lightning_lrnn._lightning_cli import CommandLineError, run
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.data import TextError
+from lightning_lrnn.data import DataError
 
 __all__ = ["main"]
 
@@ -86,7 +86,7 @@ def main(args: list[str]) -> int:
         traceback.print_exc()
         words = (str(error).strip().splitlines() or [""])[0]
         # These are sentences by themselves.
-        told = isinstance(error, (CommandLineError, BackendError, TextError)) and words
+        told = isinstance(error, (CommandLineError, BackendError, DataError)) and words
         tell({"error": words if told else f"{type(error).__name__}: {words}".rstrip(": ")})
         return 1
     return 0

@@ -91,11 +91,11 @@ def _complain(sentence: str) -> int:
 
 def _lightning(args: list[str]) -> int:
     from lightning_lrnn._lightning_cli import CommandLineError, run
-    from lightning_lrnn.data import TextError
+    from lightning_lrnn.data import DataError
 
     try:
         run(args)
-    except (CommandLineError, TextError) as error:
+    except (CommandLineError, DataError) as error:
         raise UserError(str(error)) from error
     return 0
 

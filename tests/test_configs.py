@@ -179,3 +179,31 @@ def test_wandb_twice_into_one_folder(wandb: Any) -> None:
         wandb.finish()
     assert len(set(written)) == 2
     assert len(list(Path("logs/wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_mistake_about_the_data_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = str(files("lightning_lrnn.configs") / "forecast.yaml")
+    Path("table.csv").write_text("date,temp_max\n2020-01-01,1\n2020-01-02,2\n")
+    mine = ("--data.package=null", "--data.path=table.csv")
+    for options, told in (
+        (("--data.package=no_such_package",), "`pip install no_such_package` brings the data"),
+        ((*mine, "--data.features=null"), "no window of 28 steps with 7 to forecast"),
+        (mine, "has no column 'temp_min'; there are date, temp_max"),
+        (("--data.horizon=-1",), "`horizon` must be at least 1, got -1"),
+    ):
+        if "pip" not in told:
+            pytest.importorskip("pandas")
+        assert main(["fit", "--config", config, *TINY, *options]) == 2
+        complaint = capsys.readouterr().err.splitlines()[-1]
+        assert complaint.startswith("lightning-lrnn: ") and told in complaint
+
+
+@pytest.mark.parametrize(
+    "name", ["Digits", "SequenceTable", "SourceTokens", "SpokenDigits", "ByteText"]
+)
+def test_short_names(name: str) -> None:
+    options = ["--data.path=x", "--data.task=tag"] if name == "SequenceTable" else []
+    config = parse(["fit", f"--data={name}", *options])
+    assert config.fit.data.class_path == f"lightning_lrnn.data.{name}"
