@@ -80,7 +80,9 @@ def _class(old: Any, new: Any) -> type[Stack]:
         # For pickle, which cannot find a class that is made here by its name.
         return _blank, (old, new), vars(self)
 
-    body = {**plain, "__module__": new.__module__, "__qualname__": new.__qualname__}
+    # A local class: of two with one path, a short name in a config would mean neither.
+    name = f"stand_in.<locals>.{new.__name__}"
+    body = {**plain, "__module__": new.__module__, "__qualname__": name}
     body |= {"__doc__": new.__doc__, "__reduce_ex__": reduce}
     made: type[Stack] = type(new.__name__, (new, base), body)
     if old is not base:
