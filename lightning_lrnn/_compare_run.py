@@ -17,6 +17,7 @@ import torch
 
 from lightning_lrnn import BackendError, last_backend
 from lightning_lrnn._lightning_cli import CommandLineError, run
+from lightning_lrnn._process_memory import process_memory, process_peak
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.data import DataError
 
@@ -39,7 +40,7 @@ class _Measure(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Before the first forward pass, of validation too."""
         if self.memory_before is None:
-            self.memory_before = _peak_of_process()
+            self.memory_before = process_memory()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -134,18 +135,8 @@ def _monitored(trainer: pl.Trainer) -> tuple[str | None, str | None]:
 
 
 def _growth(before: int | None) -> int | None:
-    after = _peak_of_process()
-    return None if before is None or after is None else after - before
-
-
-def _peak_of_process() -> int | None:
-    """The most memory that the process has had so far, in bytes; None where it cannot be told."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    after = process_peak()
+    return None if before is None or after is None else max(after - before, 0)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,23 @@ def test_a_run_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert outcome["error"] == "ended with signal SIGKILL; the last words"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the peak is known")
+def test_memory_is_what_the_process_grew_by() -> None:
+    # Bytes of the process that starts it must not count, nor those that were there before.
+    script = (
+        "from lightning_lrnn._process_memory import process_memory, process_peak\n"
+        "earlier = bytearray(b'x' * 200_000_000); del earlier\n"
+        "before = process_memory()\n"
+        "block = bytearray(b'x' * 50_000_000); del block\n"
+        "print(process_peak() - before)"
+    )
+    of_parent = bytearray(b"x" * 400_000_000)
+    grown = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    del of_parent
+    # While it is made there is a second one.
+    assert 50e6 < int(grown.stdout) < 120e6
+
+
 def test_table_of_all_metrics_where_none_is_monitored() -> None:
     run = {"rnn": "QRNN", "backend": "auto", "ran": "auto (scan)", "monitor": None, "mode": None}
     run |= {"metrics": {"val/loss": 0.123456, "val/accuracy": 0.5}, "steps": 1200, "seconds": 3.0}
