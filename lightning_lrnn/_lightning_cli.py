@@ -68,12 +68,11 @@ class _LogConfig(SaveConfigCallback):
 
 class _CLI(LightningCLI):
     def __init__(self, args: list[str], **options: Any) -> None:
-        # A default that is not used would leave its options to the class that is named instead of
-        # it, where that has options of the same name.
+        # Not the default class for a class that is named later: it would leave that its options,
+        # where both have options of the same name.
         self._defaults = {
-            part: {"class_path": _path(kind)}
+            part: {"class_path": _named(part, args) or _path(kind)}
             for part, kind in {"model": LanguageModel, "data": ByteText}.items()
-            if not _named(part, args)
         }
         super().__init__(args=args, **options)
 
@@ -168,25 +167,36 @@ def _made(kind: type[_CLI], args: list[str], **options: Any) -> _CLI:
     )
 
 
-def _named(part: str, args: Sequence[str]) -> bool:
-    """Whether the command line or a config on it names the class of the model or the data."""
-    option = re.compile(rf"--{part}(\.class_path)?(=|$)")
-    if any(option.match(arg) for arg in args):
-        return True
+def _named(part: str, args: Sequence[str]) -> str | None:
+    """The class of the model or the data that the command line or a config on it names first."""
     for arg, after in pairwise([*args, ""]):
         name, _, value = arg.partition("=")
-        path = Path(value or after)
-        if name not in ("--config", "-c") or not path.is_file():
+        value = value or after
+        if name in (f"--{part}", f"--{part}.class_path"):
+            return _class_path(value)
+        if name not in ("--config", "-c") or not Path(value).is_file():
             continue
-        try:
-            config = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            continue  # Parsing it will tell.
+        config = _loaded(Path(value).read_text(errors="replace"))
         for section in (config, config.get(args[0])) if isinstance(config, dict) else ():
             given = section.get(part) if isinstance(section, dict) else None
-            if isinstance(given, str) or (isinstance(given, dict) and "class_path" in given):
-                return True
-    return False
+            if given is not None and (found := _class_path(given)):
+                return found
+    return None
+
+
+def _class_path(given: Any) -> str | None:
+    """Of a class that is named by itself, or with its options."""
+    given = _loaded(given) if isinstance(given, str) else given
+    given = given.get("class_path") if isinstance(given, dict) else given
+    return given if isinstance(given, str) else None
+
+
+def _loaded(text: str) -> Any:
+    """YAML; None for what is none, which parsing it will tell."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _check_layer(model: Any) -> None:
