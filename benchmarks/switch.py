@@ -4,7 +4,7 @@
 
 Needs pytorch-forecasting. The projects are used as they are installed; only a callback is added.
 The loss of a run is the mean over its last 20 steps. Writes benchmarks/results/switch.json, with
-every loss of every run.
+every loss of every run; of the projects that are not named it keeps what it has.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ from lightning_lrnn import SwitchRNN
 
 RESULTS = Path(__file__).parent / "results" / "switch.json"
 LAST = 20
-SHORT = {"memory": [1, 1]}
-"""Biases of the gates 0, as those of torch.nn nearly are: a start with little memory."""
+LR = 1e-2
+"""Of the forecasters; LightningLSTM has its own, 20, in its code."""
 
-PROJECTS: dict[str, tuple[str, float, list[dict[str, Any]]]] = {
-    "LightningLSTM": ("LSTM", 0.25, [{"rnn": "GILRLSTM"}, {"rnn": "GILRLSTM", "options": SHORT}]),
-    "DeepAR": ("LSTM", 0.1, [{"rnn": "GILRLSTM"}, {"rnn": "GILRLSTM", "options": SHORT}]),
-    "DeepAR GRU": ("GRU", 0.1, [{"rnn": "MinGRU"}]),
-    "RecurrentNetwork": ("LSTM", 0.1, [{"rnn": "GILRLSTM"}, {"rnn": "GILRLSTM", "options": SHORT}]),
-    "RecurrentNetwork GRU": ("GRU", 0.1, [{"rnn": "MinGRU"}]),
-    "TemporalFusionTransformer": (
-        "LSTM",
-        0.1,
-        [{"rnn": "GILRLSTM"}, {"rnn": "GILRLSTM", "options": SHORT}],
-    ),
+GILRLSTM: dict[str, Any] = {"rnn": "GILRLSTM"}
+MINGRU: dict[str, Any] = {"rnn": "MinGRU"}
+QRNN: dict[str, Any] = {"rnn": "QRNN", "options": {"window": 5}}
+# Biases of the gates 0, as those of torch.nn nearly are: a start with little memory.
+SHORT: dict[str, Any] = {"rnn": "GILRLSTM", "options": {"memory": [1, 1]}}
+
+PROJECTS: dict[str, tuple[str, float, list[tuple[dict[str, Any], float]]]] = {
+    "LightningLSTM": ("LSTM", 0.25, [(GILRLSTM, LR), (SHORT, LR)]),
+    "DeepAR": ("LSTM", 0.1, [(GILRLSTM, LR), (GILRLSTM, 2 * LR), (QRNN, LR)]),
+    "DeepAR GRU": ("GRU", 0.1, [(MINGRU, LR), (QRNN, LR)]),
+    "RecurrentNetwork": ("LSTM", 0.1, [(GILRLSTM, LR), (QRNN, LR)]),
+    "RecurrentNetwork GRU": ("GRU", 0.1, [(MINGRU, LR), (QRNN, LR)]),
+    "TemporalFusionTransformer": ("LSTM", 0.1, [(GILRLSTM, LR)]),
 }
-"""Project -> its cell, the norm that gradients are clipped at, and what it is switched to."""
+"""Project -> its cell, the norm that gradients are clipped at, what it is switched to, and the
+learning rate then; before it is `LR`."""
 
 
 class Losses(pl.Callback):
@@ -83,7 +86,7 @@ def language_model() -> tuple[pl.LightningModule, Any]:
     return LightningLSTM(vocab_size=len(WikiText2().dictionary)), None
 
 
-def forecaster(kind: str, cell: str) -> tuple[pl.LightningModule, Any]:
+def forecaster(kind: str, cell: str, lr: float) -> tuple[pl.LightningModule, Any]:
     """A model of pytorch-forecasting on its own generator of autoregressive series."""
     import pytorch_forecasting
     from pytorch_forecasting import TimeSeriesDataSet
@@ -104,15 +107,17 @@ def forecaster(kind: str, cell: str) -> tuple[pl.LightningModule, Any]:
         sizes |= {"rnn_layers": 2, "cell_type": cell}
     data = TimeSeriesDataSet(table, **columns)
     make = getattr(pytorch_forecasting, kind)
-    model = make.from_dataset(data, learning_rate=1e-2, **sizes)
+    model = make.from_dataset(data, learning_rate=lr, **sizes)
     return model, data.to_dataloader(train=True, batch_size=64)
 
 
-def train(project: str, switch: dict[str, Any] | None, seed: int, steps: int) -> dict[str, Any]:
+def train(
+    project: str, switch: dict[str, Any] | None, lr: float, seed: int, steps: int
+) -> dict[str, Any]:
     cell, clip, _ = PROJECTS[project]
     pl.seed_everything(seed, verbose=False)
     kind = project.split()[0]
-    model, data = language_model() if kind == "LightningLSTM" else forecaster(kind, cell)
+    model, data = language_model() if kind == "LightningLSTM" else forecaster(kind, cell, lr)
     losses = Losses()
     pl.Trainer(
         accelerator="cpu",
@@ -129,6 +134,7 @@ def train(project: str, switch: dict[str, Any] | None, seed: int, steps: int) ->
     return {
         "project": project,
         "switch": switch,
+        "lr": None if kind == "LightningLSTM" else lr,
         "seed": seed,
         "loss": statistics.fmean(losses.losses[-LAST:]),
         "ms_per_step": 1e3 * statistics.median(seconds),
@@ -145,19 +151,20 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     for package in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(package).setLevel(logging.ERROR)
-    runs = []
-    print("| project | switched to | loss before | loss after, per seed | worst ratio | ms/step |")
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": []}
+    runs = [run for run in results["runs"] if run["project"] not in options.project]
+    print("| project | switched to | loss before | loss after, per seed | change | ms/step |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, inside(folder):
         for project in options.project:
-            cell, _, switches = PROJECTS[project]
+            switches = PROJECTS[project][2]
             seeds = range(options.seeds)
-            before = [train(project, None, seed, options.steps) for seed in seeds]
+            before = [train(project, None, LR, seed, options.steps) for seed in seeds]
             runs += before
-            for switch in switches:
-                after = [train(project, switch, seed, options.steps) for seed in seeds]
+            for switch, lr in switches:
+                after = [train(project, switch, lr, seed, options.steps) for seed in seeds]
                 runs += after
-                print(row(cell, before, after), flush=True)
+                print(row(before, after), flush=True)
     packages = ("torch", "lightning", "pytorch-forecasting", "lightning-lrnn")
     machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
     versions = {package: version(package) for package in packages}
@@ -165,17 +172,20 @@ def main() -> None:
     RESULTS.write_text(json.dumps(result) + "\n")
 
 
-def row(cell: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
-    # A likelihood may be negative, where a ratio says nothing.
-    ratios = [b["loss"] / a["loss"] for a, b in zip(before, after, strict=True)]
-    worst = f"{max(ratios):.2f}" if min(a["loss"] for a in before) > 0 else "-"
-    switch = after[0]["switch"]
-    name = switch["rnn"] + (" memory [1, 1]" if "options" in switch else "")
+def row(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
+    """Of the table: the worst change of a seed, as a part of what it was."""
+    project, switch, lr = (after[0][key] for key in ("project", "switch", "lr"))
+    name, _, cell = project.partition(" ")
+    options = switch.get("options", {})
+    layer = " ".join([switch["rnn"], *(f"{key} {value}" for key, value in options.items())])
+    layer += f", lr {lr}" if lr != before[0]["lr"] else ""
     losses = [" ".join(f"{run['loss']:.3f}" for run in runs) for runs in (before, after)]
     speed = [statistics.median(run["ms_per_step"] for run in runs) for runs in (before, after)]
+    pairs = zip(before, after, strict=True)
+    worst = max((a["loss"] - b["loss"]) / abs(b["loss"]) for b, a in pairs)
     return (
-        f"| {before[0]['project'].split()[0]}, {cell} | {name} | {losses[0]} | {losses[1]} "
-        f"| {worst} | {speed[0]:.0f} -> {speed[1]:.0f} |"
+        f"| {name}, {cell or 'LSTM'} | {layer} | {losses[0]} | {losses[1]} | {worst:+.0%} "
+        f"| {speed[0]:.0f} -> {speed[1]:.0f} |"
     )
 
 

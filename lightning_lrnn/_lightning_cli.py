@@ -177,10 +177,8 @@ def _named(part: str, args: Sequence[str]) -> str | None:
         if name not in ("--config", "-c") or not Path(value).is_file():
             continue
         config = _loaded(Path(value).read_text(errors="replace"))
-        for section in (config, config.get(args[0])) if isinstance(config, dict) else ():
-            given = section.get(part) if isinstance(section, dict) else None
-            if given is not None and (found := _class_path(given)):
-                return found
+        if isinstance(config, dict) and (found := _class_path(config.get(part))):
+            return found
     return None
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -142,14 +141,15 @@ def _parser() -> argparse.ArgumentParser:
         "those of `fit`, such as --data.batch_size 8.",
         allow_abbrev=False,
     )
-    compare.add_argument("config", metavar="CONFIG", help="a YAML, or a name of `configs list`")
     compare.add_argument(
-        "--rnn", nargs="+", required=True, metavar="LAYER", help="as --model.rnn takes them"
+        "config",
+        metavar="CONFIG",
+        help="a YAML, or a name of `configs list`: a config, or a comparison that names one",
     )
+    compare.add_argument("--rnn", nargs="+", metavar="LAYER", help="as --model.rnn takes them")
     compare.add_argument(
         "--backend",
         nargs="+",
-        default=["auto"],
         metavar="NAME",
         help="for the layers of this package; those of torch.nn run once (auto)",
     )
@@ -317,35 +317,30 @@ def _compare(options: argparse.Namespace) -> None:
     import shlex
 
     from lightning_lrnn import _compare
+    from lightning_lrnn._configs import ConfigError, find_config, read_comparison
     from lightning_lrnn._lightning_cli import CommandLineError
 
     if options.wandb and not find_spec("wandb"):
         raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
-    name = options.config.removesuffix(".yaml") + ".yaml"
-    with contextlib.ExitStack() as stack:
-        config = Path(options.config)
-        if not config.is_file():
-            known = [known for known in _configs() if "/" not in known]
-            if name not in known:
-                raise UserError(
-                    f"there is no config {options.config}, neither a file nor one of "
-                    f"{', '.join(known)}"
-                )
-            config = stack.enter_context(as_file(files("lightning_lrnn.configs") / name))
-        folder = _new_folder(Path(options.folder), options.name or config.stem, not options.name)
-        further = list(options.further)
-        if options.steps:
-            further[:0] = [f"--trainer.max_steps={options.steps}", "--trainer.max_epochs=-1"]
-        elif options.seconds:
-            clock = time.strftime("%H:%M:%S", time.gmtime(options.seconds))
-            further.insert(0, f"--trainer.max_time={options.seconds // 86_400:02}:{clock}")
-        print(f"Into {folder}", flush=True)
-        try:
-            results = _compare.main(
-                str(config), options.rnn, options.backend, further, folder, options.wandb
-            )
-        except CommandLineError as error:
-            raise UserError(str(error)) from error
+    try:
+        with contextlib.ExitStack() as stack:
+            config = find_config(options.config, Path(), stack)
+            name = options.name or config.stem
+            said = read_comparison(config) or {}
+            if "config" in said:
+                config = find_config(said["config"], config.parent, stack)
+            # What is typed has the last word.
+            rnns = options.rnn or said.get("rnn")
+            if not rnns:
+                raise UserError("name the layers, such as --rnn torch.nn.LSTM GILRLSTM QRNN")
+            backends = options.backend or said.get("backend") or ["auto"]
+            length = vars(options) if options.steps or options.seconds else said
+            folder = _new_folder(Path(options.folder), name, not options.name)
+            print(f"Into {folder}", flush=True)
+            further = [*_length(length.get("steps"), length.get("seconds")), *options.further]
+            results = _compare.main(str(config), rnns, backends, further, folder, options.wandb)
+    except (CommandLineError, ConfigError) as error:
+        raise UserError(str(error)) from error
     if all("error" in run for run in results["runs"]):
         raise UserError(f"no run has come to an end; {folder} has what each one said")
     figure = 'none: `pip install "lightning-lrnn[plot]"` brings matplotlib'
@@ -357,6 +352,16 @@ def _compare(options: argparse.Namespace) -> None:
         f"Figure    {figure}\nNumbers   {folder / 'results.json'}\n"
         f"Curves    lightning-lrnn plot {shlex.quote(str(folder))}"
     )
+
+
+def _length(steps: int | None, seconds: int | None) -> list[str]:
+    """Options of `fit` that end it after so many steps or, besides the config's, seconds."""
+    if steps:
+        return [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
+    if seconds:
+        clock = time.strftime("%H:%M:%S", time.gmtime(seconds))
+        return [f"--trainer.max_time={seconds // 86_400:02}:{clock}"]
+    return []
 
 
 def _new_folder(parent: Path, name: str, may_number: bool) -> Path:
@@ -401,21 +406,10 @@ def _cells(options: argparse.Namespace) -> None:
     print(cells_table(), end="")
 
 
-def _configs() -> dict[str, str]:
-    """Name -> text of the configs of the package, those in `sweeps` last."""
-    folder = files("lightning_lrnn.configs")
-    found = {file.name: file for file in folder.iterdir()}
-    if (sweeps := folder / "sweeps").is_dir():
-        found |= {f"sweeps/{file.name}": file for file in sweeps.iterdir()}
-    return {
-        name: found[name].read_text(encoding="utf-8")
-        for name in sorted(found, key=lambda name: ("/" in name, name))
-        if name.endswith(".yaml")
-    }
-
-
 def _list_configs(options: argparse.Namespace) -> None:
-    configs = _configs()
+    from lightning_lrnn._configs import config_texts
+
+    configs = config_texts()
     width = max(map(len, configs), default=0)
     for name, text in configs.items():
         # Each begins with a comment that says what it is.
@@ -423,7 +417,9 @@ def _list_configs(options: argparse.Namespace) -> None:
 
 
 def _copy_config(options: argparse.Namespace) -> None:
-    configs = _configs()
+    from lightning_lrnn._configs import config_texts
+
+    configs = config_texts()
     name = options.name.removesuffix(".yaml") + ".yaml"
     if name not in configs:
         raise UserError(f"there is no config {options.name}; known are: {', '.join(configs)}")
@@ -434,7 +430,7 @@ def _copy_config(options: argparse.Namespace) -> None:
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it first")
     target.write_text(configs[name], encoding="utf-8")
-    if name.startswith("sweeps/"):
+    if "/" in name:
         print(f"{target}\nits second line says how to start it")
     else:
         print(f"{target}\ntrain with it: lightning-lrnn fit --config {target}")

@@ -2,13 +2,15 @@
 
 Proved against: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
 tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
-`except Exception` in `main`, `add_arguments_to_parser` without the default model; jsonargparse's
+`except Exception` in `main`, `add_arguments_to_parser` without the default model, or
+with it whatever is named, or no default beside a config; jsonargparse's
 own words for a layer that is not found, no list of options, no value of a wrong one, no
 `decided`.
 """
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +20,9 @@ import torch
 
 import lightning_lrnn
 from lightning_lrnn import _kernel_cache, cli
+from lightning_lrnn._lightning_cli import parse
 from lightning_lrnn.cli import main
+from lightning_lrnn.modules import Forecaster, LanguageModel
 from lightning_lrnn.nn import CELLS
 
 pytestmark = [
@@ -237,6 +241,32 @@ def test_generate(backend: str, checkpoint: str, capsys: pytest.CaptureFixture[s
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].startswith("def ")
     assert lightning_lrnn.last_backend() == backend
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "Forecaster", "--model.num_features=1"],
+        ["--model.num_features=1", "--model=Forecaster"],
+        ["--model.num_features=1", "--model.class_path", "Forecaster"],
+        ["--model.num_features=1", "--model={class_path: Forecaster}"],
+        ["--model.num_features=1", "--config=own.yaml"],
+        ["--config", "own.yaml", "--model.num_features=1"],
+        ["--model=Forecaster", "--model.num_features=1", "--config=options.yaml"],
+    ],
+)
+def test_a_class_that_is_named_has_its_own_defaults(words: list[str]) -> None:
+    Path("own.yaml").write_text("{model: {class_path: Forecaster}}")
+    Path("options.yaml").write_text("{trainer: {max_steps: 3}, model: {init_args: {lr: 0.5}}}")
+    model = parse(["fit", *words, "--model.horizon=2"]).fit.model
+    assert model.class_path == "lightning_lrnn.modules.Forecaster"
+    assert model.init_args.num_features == 1
+    # Not those of the class that is taken where none is named.
+    own = {name: p.default for name, p in inspect.signature(Forecaster).parameters.items()}
+    other = {name: p.default for name, p in inspect.signature(LanguageModel).parameters.items()}
+    assert own["hidden_size"] != other["hidden_size"]
+    assert model.init_args.hidden_size == own["hidden_size"]
+    assert model.init_args.dropout == own["dropout"]
 
 
 def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 Proved against: layers of torch.nn with every backend, and a layer twice; the user's options first;
 no check before the first run; a signal taken for a status; words of the table to the left; a wrong
 second; unknown options taken by every command; a folder used again; curves in the order of the
-file; the loss preferred; no group; the monitored metric overlooked; the warm-up counted.
+file; the loss preferred; no group; the monitored metric overlooked; the warm-up counted; a file of
+a comparison that has the last word, with steps and typed seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from wandb_file import group
 
 from lightning_lrnn import _compare
 from lightning_lrnn._compare import Contender, commands, contenders, text_table
+from lightning_lrnn._lightning_cli import parse
 from lightning_lrnn._plot import PlotError, Run, _chosen, read, runs_in
 from lightning_lrnn.cli import main
 
@@ -30,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
 ]
 
+COMPARISONS = sorted(Path(__file__).parent.parent.glob("configs/comparisons/*.yaml"))
 OPTIONS = (
     "--data.path=text",
     "--data.batch_size=2",
@@ -170,6 +173,67 @@ def instead_of_children(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(child, **options))
 
 
+def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, list, list, list, Path]:
+    """Config, layers, backends, options and folder of a comparison."""
+    found: list[tuple] = []
+    results = {"runs": [{"error": ""}]}
+    monkeypatch.setattr(_compare, "main", lambda *a: (found.append(a[:5]), results)[1])
+    assert main(["compare", *words]) == 2  # Without a run that came to an end.
+    return found[0]
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
+def test_every_task_has_a_comparison(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"comparisons/{file.stem}"
+    assert f"\n# lightning-lrnn compare {name}\n" in file.read_text()
+    config, rnns, backends, options, folder = asked(monkeypatch, name, "--model.dropout=0")
+    assert Path(config) == file.parent.parent / file.name.replace("_cells", "")
+    assert rnns == ["torch.nn.LSTM", "GILRLSTM", "QRNN", "MinGRU"] and backends == ["auto"]
+    assert options[-1] == "--model.dropout=0"
+    assert folder == Path("runs/compare", file.stem)
+    for rnn in rnns:
+        parse(["fit", f"--config={config}", f"--model.rnn={rnn}", *options])
+
+
+def test_there_is_a_comparison_for_every_task() -> None:
+    tasks = {"byte_lm", "digits", "forecast", "spoken_digits", "tokens"}
+    assert {file.stem for file in COMPARISONS} == {f"{task}_cells" for task in tasks}
+
+
+def test_a_comparison_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine").mkdir()
+    Path("mine/small.yaml").write_text("model: LanguageModel")
+    Path("mine/layers.yaml").write_text(
+        "{config: small.yaml, rnn: [GILR], backend: [serial], seconds: 90}"
+    )
+    config, *rest, folder = asked(monkeypatch, "mine/layers.yaml")
+    assert (Path(config), folder.name) == (Path("mine/small.yaml"), "layers")
+    assert rest == [["GILR"], ["serial"], ["--trainer.max_time=00:00:01:30"]]
+    # What is typed has the last word.
+    words = ["--rnn", "SRU", "--backend", "scan", "auto", "--steps", "7"]
+    _, *rest, _ = asked(monkeypatch, "mine/layers.yaml", *words)
+    limits = ["--trainer.max_steps=7", "--trainer.max_epochs=-1"]
+    assert rest == [["SRU"], ["scan", "auto"], limits]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("config: byte_lm", "name the layers, such as --rnn"),
+        ("{config: byte_lm, rnn: GILR}", "rnn (list), backend (list), steps (int)"),
+        ("{config: byte_lm, layers: [GILR]}", "got `layers: ['GILR']`"),
+        ("{config: nothing, rnn: [GILR]}", "there is no config nothing, neither a file nor one of"),
+        ("config: [", "own.yaml is no YAML: while parsing"),
+    ],
+)
+def test_a_comparison_that_cannot_be(
+    text: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own.yaml").write_text(text)
+    assert sentence in complaint(capsys, "compare", "own.yaml")
+    assert not Path("runs").exists()
+
+
 def test_a_run_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     instead_of_children(monkeypatch, KILLED)
     outcome = _compare._run("", [], tmp_path / "run", {})
@@ -212,7 +276,7 @@ def test_table_of_all_metrics_where_none_is_monitored() -> None:
     ("words", "answer"),
     [
         (["compare", "none", "--rnn", "QRNN"], "there is no config none, neither a file nor one"),
-        (["compare", "byte_lm"], "the following arguments are required: --rnn"),
+        (["compare", "byte_lm"], "name the layers, such as --rnn"),
         (["compare", "byte_lm", "--rnn", "QRRN"], "QRRN: Parser key"),
         (["compare", "byte_lm", "--rnn", "QRNN", "--model.hiden=3"], "'hiden' is not accepted"),
         (["compare", "byte_lm", "--rnn", "QRNN", "--backend", "fast"], "no backend 'fast'"),
