@@ -16,7 +16,15 @@ from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["BackendReport"]
 
-PACKAGES = ("lightning-lrnn", "torch", "pytorch-lightning", "numba", "cuda-core", "cuda-bindings")
+PACKAGES = (
+    "lightning-lrnn",
+    "torch",
+    "pytorch-lightning",
+    "lightning",
+    "numba",
+    "cuda-core",
+    "cuda-bindings",
+)
 
 
 class BackendReport(Callback):
