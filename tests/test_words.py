@@ -134,20 +134,29 @@ def test_the_kernels_figures_are_those_on_record():
 def test_the_losses_of_the_page_on_switching_are_those_of_its_result():
     page = (ROOT / "docs" / "switching.md").read_text()
     runs = json.loads((ROOT / "benchmarks" / "results" / "switch.json").read_text())["runs"]
-    losses: dict = {}
+    found: dict = {}
     for run in runs:
-        key = run["project"], json.dumps(run["switch"])
+        key = run["project"], json.dumps(run["switch"]), run["lr"]
         assert abs(statistics.fmean(run["losses"][-20:]) - run["loss"]) < 1e-4
-        losses.setdefault(key, []).append(f"{run['loss']:.3f}")
+        found.setdefault(key, []).append(run["loss"])
+    before = {
+        project: (found[project, switch, lr], lr)
+        for project, switch, lr in found
+        if switch == "null"
+    }
     rows = 0
-    for (project, switch), after in losses.items():
+    for (project, switch, lr), after in found.items():
         if switch != "null":
-            before = losses[project, "null"]
-            cell = "GRU" if project.endswith(" GRU") else "LSTM"
-            name = project.removesuffix(" GRU")
-            memory = " memory [1, 1]" if "memory" in switch else ""
-            layer = json.loads(switch)["rnn"] + memory
-            row = f"| {name}, {cell} | {layer} | {' '.join(before)} | {' '.join(after)} |"
+            was, lr_before = before[project]
+            name, _, cell = project.partition(" ")
+            plain = json.loads(switch)
+            words = [plain["rnn"], *(f"{k} {v}" for k, v in plain.get("options", {}).items())]
+            layer = " ".join(words) + (f", lr {lr}" if lr != lr_before else "")
+            losses = [" ".join(f"{loss:.3f}" for loss in runs) for runs in (was, after)]
+            worst = max((a - b) / abs(b) for a, b in zip(after, was, strict=True))
+            row = (
+                f"| {name}, {cell or 'LSTM'} | {layer} | {losses[0]} | {losses[1]} | {worst:+.0%} |"
+            )
             assert row in page
             rows += 1
-    assert rows == 10
+    assert rows == len(re.findall(r"% \|$", page, re.M)) == 12
