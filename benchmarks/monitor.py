@@ -4,16 +4,21 @@ In processor time of one thread, which other programs on the machine disturb lea
 median over all blocks of the steps at that place in the block.
 
 python benchmarks/monitor.py [PAIRS]
+
+Writes benchmarks/results/monitor.json, with the time of every step.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import platform
 import statistics
 import sys
 import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +29,7 @@ from lightning_lrnn.callbacks import RecurrenceMonitor
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
 
+RESULTS = Path(__file__).parent / "results" / "monitor.json"
 STEPS = 200
 CASES = {
     # rnn, hidden size, batch size, window
@@ -87,12 +93,18 @@ def main(pairs: int) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"{'case':30}{'ms per step':>12}{'with it':>10}{'overhead, %':>14}")
+    cases = {}
     for case, sizes in CASES.items():
         times = steps(*sizes, pairs)
         without, monitored = block(times, 0), block(times, STEPS)
         of_step = [1e3 * seconds / STEPS for seconds in (without, monitored)]
         overhead = 100 * (monitored / without - 1)
         print(f"{case:30}{of_step[0]:12.2f}{of_step[1]:10.2f}{overhead:14.2f}", flush=True)
+        samples = [round(1e3 * seconds, 3) for seconds in times]
+        cases[case] = {"overhead_percent": round(overhead, 3), "milliseconds": samples}
+    versions = {"torch": torch.__version__, "pytorch-lightning": pl.__version__}
+    result = {"machine": platform.machine(), "threads": 1, "versions": versions, "steps": STEPS}
+    RESULTS.write_text(json.dumps({**result, "cases": cases}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
 """Classifier, tagger and forecaster: padding, metrics, heads, checkpoints, what they refuse.
 
-Proved against: PLACEHOLDER
+Proved against: the loss divided by the rows instead of the known targets, without the weights of
+classes; padding let into the encoder, lengths kept from the layers, the last column taken for the
+last step, a mean over padding; no residual, no state, the base class's arguments as
+hyperparameters, a layer that is not plain data; the first step of the second direction forgotten;
+steps without class counted; scaled values measured as the user's, CRPS without its scale; unknown
+targets in a mean; quantiles that are summed from the wrong end, or cross; degrees of freedom from 1;
+the signs and constants of each score; a density one power off; AUROC of classes without examples;
+perplexity without exp.
 """
 
 from __future__ import annotations
