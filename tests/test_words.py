@@ -160,3 +160,14 @@ def test_the_losses_of_the_page_on_switching_are_those_of_its_result():
             assert row in page
             rows += 1
     assert rows == len(re.findall(r"% \|$", page, re.M)) == 12
+
+
+def test_what_the_monitor_costs_is_on_record():
+    page = (ROOT / "docs" / "looking.md").read_text()
+    result = json.loads((ROOT / "benchmarks" / "results" / "monitor.json").read_text())
+    small, large, lstm = result["cases"].values()
+    for case in (small, large):
+        step = statistics.median(case["rest_ms"])
+        assert f"{case['overhead_percent']:.1f} % of" in page and f"of {int(step)} ms" in page
+        assert 100 * statistics.fmean(case["hooks_ms"]) / step < case["overhead_percent"] < 1
+    assert lstm["overhead_percent"] < 1
