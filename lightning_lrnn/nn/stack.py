@@ -25,6 +25,7 @@ from lightning_lrnn.nn.checks import (
     refuse_script,
 )
 from lightning_lrnn.nn.memory import Memory
+from lightning_lrnn.nn.recompute import check_checkpoint_time, in_windows, recomputes
 from lightning_lrnn.nn.walk import Asking, Step, Walk
 
 __all__ = ["Stack"]
@@ -47,6 +48,10 @@ class Stack(nn.Module):
             at any time and is no part of the `state_dict`.
         memory: (shortest, longest) expected memory in steps, which sets the biases of the forget
             gates; see `lightning_lrnn.nn.memory.memory_bias_` for this and the default.
+        checkpoint_time: steps of a window, for sequences whose activations do not fit into memory:
+            the backward pass computes them again, window by window, and only outputs and a state
+            per window are kept; see `lightning_lrnn.nn.recompute.in_windows`. With two directions
+            also the outputs of every layer. None keeps all. It may be set at any time.
         device: of the parameters.
         dtype: of the parameters.
         options: what only this cell has.
@@ -73,6 +78,7 @@ class Stack(nn.Module):
         proj_size: int = 0,
         backend: str = "auto",
         memory: Memory = None,
+        checkpoint_time: int | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         **options: Any,
@@ -88,7 +94,7 @@ class Stack(nn.Module):
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size, self.memory = bidirectional, proj_size, memory
         self.directions = 2 if bidirectional else 1
-        self.backend = backend
+        self.backend, self.checkpoint_time = backend, checkpoint_time
         self.options = dict(options)
         options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
         # Not a call with `**options`: jsonargparse would follow it to where it cannot read on.
@@ -109,6 +115,16 @@ class Stack(nn.Module):
     def backend(self, name: str) -> None:
         backends.check_name(name)
         self._backend = name
+
+    @property
+    def checkpoint_time(self) -> int | None:
+        """Steps of a window that the backward pass computes again; None keeps all."""
+        return self._checkpoint_time
+
+    @checkpoint_time.setter
+    def checkpoint_time(self, size: int | None) -> None:
+        check_checkpoint_time(size)
+        self._checkpoint_time = size
 
     def reset_parameters(self) -> None:
         """Fills all parameters anew."""
@@ -280,9 +296,44 @@ class Stack(nn.Module):
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(lengths, x), 0)
         walk = Walk(False, lengths, reset, self.backend, "", decays)
-        output, state = self._layers(x, hx, batched, walk)
+        output, state = self._windows(x, hx, batched, walk)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state
+
+    def _windows(
+        self, x: Tensor, hx: State, batched: bool, walk: Walk
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        """`_layers`, all of them window by window where that saves memory."""
+        size = self.checkpoint_time
+        if self.bidirectional or walk.decays is not None or not recomputes(size, x.shape[1]):
+            return self._layers(x, hx, batched, walk)
+
+        def run(x: Tensor, hx: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
+            return self._layers(x, hx, batched, replace(walk, lengths=lengths, reset=reset))
+
+        outputs, state = in_windows(run, x, hx, walk.lengths, walk.reset, cast("int", size))
+        return torch.cat(outputs, 1), state
+
+    def _layer(
+        self, cell: Cell, x: Tensor, carry: Tensor | None, walk: Walk, of_stack: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """One layer in one direction; of two, window by window where that saves memory.
+
+        Each direction starts where the other one ends, so that all of a layer's output is there
+        before the next layer starts.
+        """
+        size = self.checkpoint_time
+        if self.bidirectional and walk.decays is None and recomputes(size, x.shape[1]):
+
+            def run(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
+                there = replace(walk, lengths=lengths, reset=reset)
+                return cell(x, carry, there, **of_stack)
+
+            along = (walk.lengths, walk.reset, cast("int", size), walk.reverse)
+            outputs, carry = in_windows(run, x, carry, *along)
+            return torch.cat(outputs, 1), cast("Tensor", carry)
+        y, carry = cell(x, carry, walk, **of_stack)
+        return y, carry
 
     def _layers(
         self, x: Tensor, hx: State, batched: bool, walk: Walk
@@ -303,7 +354,7 @@ class Stack(nn.Module):
                 prefix = f"layer{layer}.{'reverse' if reverse else 'forward'}"
                 there = replace(walk, reverse=reverse, prefix=prefix)
                 carry = None if carry_0 is None else carry_0[k]
-                y, carry = cells[k](x, carry, there, **of_stack[k])
+                y, carry = self._layer(cells[k], x, carry, there, of_stack[k])
                 outputs.append(y)
                 carry_n.append(carry)
                 if cells[k].remembers_output:
@@ -324,6 +375,7 @@ class Stack(nn.Module):
         """Sizes, what differs from the default, the cell's own options and the backend."""
         defaults: dict[str, Any] = {"num_layers": 1, "bias": True, "batch_first": False}
         defaults |= {"dropout": 0.0, "bidirectional": False, "proj_size": 0, "memory": None}
+        defaults |= {"checkpoint_time": None}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
         shown += [f"{k}={v!r}" for k, v in self.options.items()]
         shown += [f"backend={self.backend!r}"]

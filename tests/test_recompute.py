@@ -1,0 +1,134 @@
+"""`checkpoint_time`: windows that are computed again give the gradients of windows that are kept.
+
+Proved against: a state that is detached, or not handed on; lengths and resets that are not cut;
+windows in the wrong order in reverse; a reset at the edge of a window forgotten; random numbers
+drawn anew; no recomputation.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from peak_memory import peak_memory
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_map
+
+import lightning_lrnn
+from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU, recompute
+
+T, SIZE = 23, 5
+
+
+def kept(run: Any, *args: Any, use_reentrant: bool) -> Any:
+    """In the place of `torch.utils.checkpoint.checkpoint`."""
+    return run(*args)
+
+
+def make(name: str, size: int | None = SIZE, **options: Any) -> Any:
+    torch.manual_seed(0)
+    kind = getattr(lightning_lrnn.nn, name)
+    return kind(3, 4, 2, batch_first=True, checkpoint_time=size, dtype=torch.float64, **options)
+
+
+def results(layer: Any, x: Any, hx: Any = None, **along: Any) -> list[Tensor]:
+    """Output, state, and the gradients of x and all parameters."""
+    y, state = layer(x, hx, **along)
+    parts = state if isinstance(state, tuple) else (state,)
+    data = getattr(y, "data", y) if not isinstance(y, Tensor) else y
+    torch.manual_seed(1)
+    total = sum((part * torch.randn_like(part)).real.sum() for part in (data, *parts))
+    leaf = x if isinstance(x, Tensor) else x.data
+    wanted = [p for p in (leaf, *layer.parameters()) if p.requires_grad]
+    return [data, *parts, *torch.autograd.grad(total, wanted)]
+
+
+def example() -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(2)
+    x = torch.randn(3, T, 3, dtype=torch.float64, requires_grad=True)
+    reset = torch.rand(3, T) < 0.1
+    return x, {"lengths": torch.tensor([T, 0, 7]), "reset": reset}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("name", CELLS)
+def test_bit_for_bit_what_is_kept(
+    name: str, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, along = example()
+    layer = make(name, bidirectional=bidirectional, dropout=0.3)
+    torch.manual_seed(3)
+    again = results(layer, x, **along)
+    monkeypatch.setattr(recompute, "checkpoint", kept)
+    torch.manual_seed(3)
+    for a, b in zip(again, results(layer, x, **along), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("name", CELLS)
+def test_windows_are_the_sequence(name: str, bidirectional: bool) -> None:
+    x, along = example()
+    layer, whole = (make(name, size, bidirectional=bidirectional) for size in (SIZE, None))
+    hx = tree_map(Tensor.detach, layer(x.detach().flip(0))[1])
+    for a, b in zip(results(layer, x, hx, **along), results(whole, x, hx, **along), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_packed_and_without_a_batch() -> None:
+    layer, whole = make("GILRLSTM"), make("GILRLSTM", None)
+    x = example()[0]
+    for rows in (x[0], pack_sequence([x[0, :9], x[1], x[2, :2]], enforce_sorted=False)):
+        for a, b in zip(results(layer, rows, None), results(whole, rows, None), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [GILRLSTM, QRNN, MinGRU, partial(GILRLSTM, bidirectional=True)])
+def test_activations_of_a_window_are_all_that_is_kept(kind: Any) -> None:
+    layer = kind(3, 8, 2, batch_first=True)
+
+    def peak(size: int | None, steps: int) -> int:
+        layer.checkpoint_time = size
+        x = torch.randn(2, steps, 3)
+        return peak_memory(lambda: layer(x)[0].sum().backward())
+
+    window = peak(None, 64)
+    assert peak(None, 4096) > 60 * window
+    # The output of each layer that has one of its own, in windows and put together.
+    outputs = 4 * 2 * 4096 * 8 * (4 * 2 if layer.bidirectional else 2)
+    assert outputs < peak(64, 4096) < outputs + 2 * window
+
+
+def test_without_a_gradient_there_are_no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, whole = make("MinGRU"), make("MinGRU", None)
+    x = example()[0]
+    monkeypatch.setattr(recompute, "checkpoint", None)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], whole(x)[0])
+    # Nor in a sequence that is one window.
+    assert torch.equal(layer(x[:, :SIZE])[0], whole(x[:, :SIZE])[0])
+    assert layer.decays(x).keys() == whole.decays(x).keys()
+
+
+def test_second_derivatives() -> None:
+    layer = make("MinGRU")
+    x = example()[0][:, :7].detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], (x,))
+
+
+@pytest.mark.parametrize("size", [0, -3, True, 2.5, "64"])
+def test_what_cannot_be_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"`checkpoint_time` must be a number of steps, at least 1"):
+        GILRLSTM(3, 4, checkpoint_time=size)
+    layer = GILRLSTM(3, 4)
+    with pytest.raises(ValueError, match=f"got {size!r}"):
+        layer.checkpoint_time = size
+
+
+def test_it_is_shown_and_no_part_of_what_is_learned() -> None:
+    layer, whole = make("QRNN"), make("QRNN", None)
+    assert "checkpoint_time=5" in repr(layer) and "checkpoint_time" not in repr(whole)
+    assert layer.state_dict().keys() == whole.state_dict().keys()
