@@ -1,4 +1,4 @@
-"""The most bytes of tensors that were alive at once, outputs of operations that autograd keeps too."""
+"""The most bytes of tensors that were alive at once, those that autograd keeps included."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ classes; padding let into the encoder, lengths kept from the layers, the last co
 last step, a mean over padding; no residual, no state, the base class's arguments as
 hyperparameters, a layer that is not plain data; the first step of the second direction forgotten;
 steps without class counted; scaled values measured as the user's, CRPS without its scale; unknown
-targets in a mean; quantiles that are summed from the wrong end, or cross; degrees of freedom from 1;
-the signs and constants of each score; a density one power off; AUROC of classes without examples;
-perplexity without exp.
+targets in a mean; quantiles summed from the wrong end; degrees of freedom from 1; the signs and
+constants of each score; a density one power off; AUROC of classes without examples; perplexity
+without exp.
 """
 
 from __future__ import annotations

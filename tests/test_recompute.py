@@ -121,7 +121,7 @@ def test_second_derivatives() -> None:
 
 @pytest.mark.parametrize("size", [0, -3, True, 2.5, "64"])
 def test_what_cannot_be_is_refused(size: Any) -> None:
-    with pytest.raises(ValueError, match=r"`checkpoint_time` must be a number of steps, at least 1"):
+    with pytest.raises(ValueError, match="`checkpoint_time` must be a number of steps"):
         GILRLSTM(3, 4, checkpoint_time=size)
     layer = GILRLSTM(3, 4)
     with pytest.raises(ValueError, match=f"got {size!r}"):

@@ -64,7 +64,7 @@ def in_windows(
 
 
 def recomputes(size: int | None, steps: int) -> bool:
-    """Whether windows of a size are to be computed again: there is a gradient, and more than one."""
+    """Whether there are several windows, and a gradient for which to compute them again."""
     return size is not None and steps > size and torch.is_grad_enabled()
 
 
