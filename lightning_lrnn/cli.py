@@ -29,6 +29,7 @@ OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 
 EXAMPLES = """\
 examples:
+  lightning-lrnn demo long-memory
   lightning-lrnn demo text
   lightning-lrnn demo switch
   lightning-lrnn configs copy byte_lm
@@ -225,6 +226,24 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--folder", default="runs/demo", help="for logs and figures (%(default)s)")
     text.add_argument("--seed", type=int, default=0, help="of weights and samples (%(default)s)")
     text.set_defaults(run=_demo_text)
+
+    memory = subjects.add_parser(
+        "long-memory", help="remember the first of thousands of symbols, beside torch.nn.LSTM"
+    )
+    memory.add_argument(
+        "--steps", type=_positive(int), default=4096, help="of a sequence (%(default)s)"
+    )
+    memory.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=45.0,
+        help="training time of each model, at most (%(default)s)",
+    )
+    memory.add_argument(
+        "--folder", default="runs/demo-long-memory", help="for the figure (%(default)s)"
+    )
+    memory.add_argument("--seed", type=int, default=0, help="of weights and data (%(default)s)")
+    memory.set_defaults(run=_demo_memory)
 
     switch = subjects.add_parser(
         "switch", help="switch a project that knows nothing of this package, before and after"
@@ -462,6 +481,12 @@ def _demo_text(options: argparse.Namespace) -> None:
     from lightning_lrnn import demo
 
     demo.main(seconds=options.seconds, folder=options.folder, seed=options.seed)
+
+
+def _demo_memory(options: argparse.Namespace) -> None:
+    from lightning_lrnn import _demo_memory
+
+    _demo_memory.main(options.steps, options.seconds, options.folder, options.seed)
 
 
 def _demo_switch(options: argparse.Namespace) -> None:

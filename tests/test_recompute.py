@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_map
 
 import lightning_lrnn
+from lightning_lrnn.modules import SequenceClassifier
 from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU, recompute
 
 T, SIZE = 23, 5
@@ -132,3 +133,61 @@ def test_it_is_shown_and_no_part_of_what_is_learned() -> None:
     layer, whole = make("QRNN"), make("QRNN", None)
     assert "checkpoint_time=5" in repr(layer) and "checkpoint_time" not in repr(whole)
     assert layer.state_dict().keys() == whole.state_dict().keys()
+
+
+# A classifier, whose windows end after the pooling.
+
+
+def classifier(size: int | None, **options: Any) -> SequenceClassifier:
+    torch.manual_seed(0)
+    options = {"hidden_size": 4, "dropout": 0.0, **options}
+    return SequenceClassifier(3, 2, checkpoint_time=size, **options).double()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("given", ["all", "lengths", "packed", "indices"])
+@pytest.mark.parametrize("rnn", ["GILRLSTM", "torch.nn.LSTM"])
+def test_a_classifier_in_windows_is_the_same(pooling: str, given: str, rnn: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(4, T, 3, dtype=torch.float64)
+    lengths = torch.tensor([T, 11, SIZE, 0])
+    inputs, along = x, {}
+    if given == "lengths":
+        along["lengths"] = lengths
+        if rnn == "GILRLSTM":
+            along["reset"] = torch.rand(4, T) < 0.2
+    elif given == "packed":
+        inputs = pack_sequence([x[i, : max(1, n)] for i, n in enumerate(lengths)], False)
+    elif given == "indices":
+        inputs = torch.randint(0, 3, (4, T))
+    found = []
+    for size in (None, SIZE):
+        model = classifier(size, rnn=rnn, pooling=pooling)
+        logits, state = model(inputs, **along)
+        (logits**2).sum().backward()
+        found.append([logits, state, [p.grad for p in model.parameters()]])
+        with torch.no_grad():
+            torch.testing.assert_close(model(inputs, **along)[0], logits)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    if given == "lengths":
+        torch.testing.assert_close(found[1][0][3], model.head.bias)
+
+
+def test_a_classifiers_memory_hardly_grows_with_the_steps() -> None:
+    def peak(size: int | None, steps: int, train: bool = True) -> int:
+        model = classifier(size, hidden_size=8)
+        inputs = torch.randint(0, 3, (2, steps))
+        with torch.set_grad_enabled(train):
+            run = (lambda: model(inputs)[0].sum().backward()) if train else (lambda: model(inputs))
+            return peak_memory(run)
+
+    n, size = 4096, 512
+    assert peak(size, 4 * n) < 1.2 * peak(size, n) < 0.2 * peak(None, n)
+    assert peak(size, 4 * n, train=False) < 1.2 * peak(size, n, train=False)
+
+
+def test_windows_of_two_directions_are_the_layers() -> None:
+    with pytest.raises(ValueError, match="has an option of this name: set it in `rnn`"):
+        classifier(SIZE, rnn=partial(GILRLSTM, bidirectional=True))
+    with pytest.raises(ValueError, match="`checkpoint_time` must be a number of steps"):
+        classifier(0)

@@ -19,7 +19,7 @@ class SequenceRow(NamedTuple):
     """One sequence. T = steps, F = features, H = steps ahead, K = forecast columns.
 
     Attributes:
-        inputs: (T, F) float, T at least 1.
+        inputs: (T, F) float, or (T,) int64, the indices of one-hot vectors; T at least 1.
         targets: () int64, the class of the sequence; or (T,) int64, the class of each step,
             `IGNORE` where it has none; or (H, K) float, what comes next, NaN where unknown.
         offset: (1, K), of a forecast: value in the units of the user = offset + scale * target.
@@ -48,7 +48,8 @@ class SequenceBatch(NamedTuple):
     """Several sequences. B = rows, T = steps of the longest.
 
     Attributes:
-        inputs: (B, T, F) float, 0 behind the end of a row; or packed rows, in any order.
+        inputs: (B, T, F) float or (B, T) int64, 0 behind the end of a row; or packed rows, in any
+            order.
         targets: (B,) int64; or (B, T) int64, `IGNORE` behind the end; or (B, H, K) float.
         lengths: (B,) int64, the steps of each row; None if all have T, and for packed rows, which
             have their own.
@@ -78,10 +79,11 @@ def collate(rows: Sequence[SequenceRow], packed: bool = False) -> SequenceBatch:
     inputs = [row.inputs for row in rows]
     shapes = sorted({tuple(x.shape[1:]) for x in inputs})
     lengths = torch.tensor([len(x) for x in inputs])
-    if len(shapes) > 1 or len(shapes[0]) != 1 or not int(lengths.min()):
+    indices = not inputs[0].is_floating_point()
+    if len(shapes) > 1 or len(shapes[0]) != (0 if indices else 1) or not int(lengths.min()):
         raise DataError(
-            "the inputs of every row must be (T, F), with the same F and T at least 1, got "
-            f"{', '.join(str(tuple(x.shape)) for x in inputs[:8])}"
+            "the inputs of every row must be (T, F), or integers (T,), with the same F and T at "
+            f"least 1, got {', '.join(str(tuple(x.shape)) for x in inputs[:8])}"
         )
     equal = int(lengths.min()) == int(lengths.max())
     batch = SequenceBatch(

@@ -19,9 +19,15 @@ from lightning_lrnn.modules.class_loss import (
 )
 from lightning_lrnn.modules.metrics import MacroAUROC
 from lightning_lrnn.modules.residual import State
-from lightning_lrnn.modules.sequence_module import SequenceModule, last_step, valid_steps
+from lightning_lrnn.modules.sequence_module import (
+    SequenceModule,
+    last_step,
+    unpacked,
+    valid_steps,
+)
 from lightning_lrnn.nn import GILRLSTM
 from lightning_lrnn.nn.layer import LayerClass
+from lightning_lrnn.nn.recompute import check_checkpoint_time, in_windows
 
 __all__ = ["SequenceClassifier"]
 
@@ -37,7 +43,7 @@ class SequenceClassifier(SequenceModule):
     curve, one class against the rest. Predictions are probabilities, (B, num_classes).
 
     Args:
-        num_features: features of a step.
+        num_features: features of a step; of an index, how many there are.
         num_classes: classes, numbered from 0.
         rnn: the recurrent layer, as `LanguageModel` takes it; it may be bidirectional, and must
             take `lengths=` if batches have rows of different lengths.
@@ -48,6 +54,10 @@ class SequenceClassifier(SequenceModule):
             first, where the second direction ends; "mean" for the mean over the valid steps.
         class_weights: factor of each class in the loss, such as the data module's `class_weights`;
             None for 1.
+        checkpoint_time: steps of a window, for sequences that do not fit into memory: everything
+            from the encoder to the pooling runs window by window, and the backward pass computes
+            each again; see `lightning_lrnn.nn.recompute.in_windows`. Memory then hardly grows with
+            the steps. Not with a bidirectional layer, which has a `checkpoint_time` of its own.
         backend: see `RecurrentModule`, as for all that follow.
         lr: ".
         weight_decay: ".
@@ -69,6 +79,7 @@ class SequenceClassifier(SequenceModule):
         dropout: float = 0.1,
         pooling: Literal["last", "mean"] = "last",
         class_weights: Sequence[float] | None = None,
+        checkpoint_time: int | None = None,
         backend: str = "auto",
         lr: float = 5e-3,
         weight_decay: float = 0.01,
@@ -87,9 +98,16 @@ class SequenceClassifier(SequenceModule):
         )
         if pooling not in ("last", "mean"):
             raise ValueError(f"`pooling` must be 'last' or 'mean', got {pooling!r}")
+        check_checkpoint_time(checkpoint_time)
+        self.checkpoint_time = checkpoint_time
         self.class_weights = class_weights_of(class_weights, num_classes)
         self.num_features, self.num_classes, self.pooling = num_features, num_classes, pooling
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
+        if checkpoint_time and self.directions > 1:
+            raise ValueError(
+                "`checkpoint_time` needs a layer of one direction; a bidirectional one has an "
+                "option of this name: set it in `rnn`"
+            )
         self.keep("class_weights", self.class_weights)
         ends = self.directions if pooling == "last" else 1
         self.head = nn.Linear(ends * hidden_size, num_classes)
@@ -104,7 +122,7 @@ class SequenceClassifier(SequenceModule):
         """Logits of the classes.
 
         Args:
-            inputs: (B, T, num_features), or packed rows.
+            inputs: (B, T, num_features) or indices (B, T), or packed rows.
             state: that of a call before, one entry per layer; None for zeros.
             reset: bool (B, T), True where a document starts.
             lengths: integers (B,), the valid steps of each row; None for all.
@@ -112,19 +130,45 @@ class SequenceClassifier(SequenceModule):
         Returns:
             Logits (B, num_classes) and the state after the last step.
         """
-        x, lengths, state = self.features(inputs, state, reset, lengths)
-        return self.head(self.pool(x, lengths)), state
+        inputs, lengths = unpacked(inputs, reset, lengths)
 
-    def pool(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """One vector per row; zeros for a row without steps."""
+        def window(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
+            pooled, state = carry
+            x, lengths, state = self.features(x, state, reset, lengths)
+            return None, (self.pool(x, lengths, pooled), state)
+
+        size = self.checkpoint_time
+        if size is None or inputs.shape[1] <= size:
+            _, (pooled, state) = window(inputs, (None, state), lengths, reset)
+        else:
+            _, carry = in_windows(window, inputs, (None, state), lengths, reset, size)
+            pooled, state = carry
         if self.pooling == "mean":
-            if lengths is None:
-                return x.mean(1)
-            valid = valid_steps(lengths, x.shape[1])[..., None]
-            return x.masked_fill(~valid, 0).sum(1) / lengths.clamp(min=1)[:, None].to(x.dtype)
+            steps = inputs.shape[1] if lengths is None else lengths.clamp(min=1)[:, None]
+            pooled = pooled / steps
+        return self.head(pooled), state
+
+    def pool(self, x: Tensor, lengths: Tensor | None, before: Tensor | None = None) -> Tensor:
+        """One vector per row, of x and of what came before; zeros for a row without steps.
+
+        Args:
+            x: (B, T, hidden_size), a window.
+            lengths: integers (B,), its valid steps in each row; None for all.
+            before: what this returned for the windows before; None for the first.
+
+        Returns:
+            The sum over the valid steps, or the ends, (B, ·).
+        """
+        if self.pooling == "mean":
+            if lengths is not None:
+                x = x.masked_fill(~valid_steps(lengths, x.shape[1])[..., None], 0)
+            return x.sum(1) if before is None else before + x.sum(1)
         last = last_step(x, lengths)
         if self.directions == 1:
-            return last
+            if before is None or lengths is None:
+                # Not a view, which would keep x alive as long as the next window's.
+                return last.clone()
+            return torch.where((lengths > 0)[:, None], last, before)
         first = x[:, 0]
         if lengths is not None:
             first = first.masked_fill((lengths == 0)[:, None], 0)
@@ -132,6 +176,7 @@ class SequenceClassifier(SequenceModule):
 
     def check(self, batch: SequenceBatch) -> None:
         """See `check_classes`."""
+        super().check(batch)
         rows = batch.targets.shape[:1]
         check_classes(batch.targets, self.num_classes, rows, "a class for each row")
 

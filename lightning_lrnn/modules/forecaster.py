@@ -35,7 +35,7 @@ class Forecaster(SequenceModule):
     targets. Predictions are quantiles in the units of the user, (B, horizon, num_targets, levels).
 
     Args:
-        num_features: features of a step.
+        num_features: features of a step; of an index, how many there are.
         horizon: steps ahead.
         num_targets: values to predict at each of them.
         head: what describes the distribution of a value: "quantiles" (the loss is the pinball loss;
@@ -110,7 +110,7 @@ class Forecaster(SequenceModule):
         """A description of the distribution, which `self.head` reads.
 
         Args:
-            inputs: (B, T, num_features), or packed rows.
+            inputs: (B, T, num_features) or indices (B, T), or packed rows.
             state: that of a call before, one entry per layer; None for zeros.
             reset: bool (B, T), True where a document starts.
             lengths: integers (B,), the valid steps of each row; None for all.
@@ -123,6 +123,7 @@ class Forecaster(SequenceModule):
 
     def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""
+        super().check(batch)
         _, *found = batch.targets.shape
         if found != [self.horizon, self.num_targets]:
             raise ValueError(

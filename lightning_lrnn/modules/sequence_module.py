@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -16,6 +17,9 @@ __all__ = ["SequenceModule"]
 
 class SequenceModule(ResidualModule):
     """A ResidualModule over sequences of features, (B, T, num_features), of different lengths.
+
+    A step may be an index in place of features, (B, T) integers: k stands for the one-hot vector
+    with a 1 at k, which is never made.
 
     A subclass calls `make_blocks` in its constructor, `features` in `forward`, and says the loss.
     Batches are `lightning_lrnn.data.SequenceBatch` or look like one. What lies behind the end of a
@@ -39,20 +43,37 @@ class SequenceModule(ResidualModule):
         """What the blocks get, (B, T, hidden_size).
 
         Args:
-            inputs: (B, T, num_features), 0 at padding.
+            inputs: (B, T, num_features), or indices (B, T), 0 at padding.
 
         Raises:
-            ValueError: if there are more or fewer features.
+            ValueError: if there are more or fewer features. IndexError: on a CPU, for an index that
+                is not in 0 to num_features - 1; see `check`.
         """
+        if are_indices(inputs):
+            columns = cast("nn.Linear", self.encoder)
+            return F.embedding(inputs, columns.weight.T + columns.bias)
         if inputs.ndim != 3 or inputs.shape[-1] != self.num_features:
             raise ValueError(
                 f"`inputs` have {inputs.shape[-1]} features, the model was made for "
                 f"{self.num_features}: set `model.num_features`"
                 if inputs.ndim == 3
-                else f"`inputs` must be (B, T, {self.num_features}), got {tuple(inputs.shape)}"
+                else f"`inputs` must be (B, T, {self.num_features}), or integers (B, T), got "
+                f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
             )
         encoded: Tensor = self.encoder(inputs.to(next(self.encoder.parameters()).dtype))
         return encoded
+
+    def check(self, batch: SequenceBatch) -> None:
+        """Raises for indices that stand for no feature; a subclass asks for more."""
+        inputs = batch.inputs
+        if are_indices(padded(inputs)[0] if isinstance(inputs, PackedSequence) else inputs):
+            low, high = (int(k) for k in inputs.data.aminmax())
+            if low < 0 or high >= self.num_features:
+                raise ValueError(
+                    f"`inputs` must be indices of 0 to {self.num_features - 1}, as the model was "
+                    f"made for {self.num_features} features, got {low if low < 0 else high}: set "
+                    "`model.num_features`"
+                )
 
     def features(
         self,
@@ -64,7 +85,7 @@ class SequenceModule(ResidualModule):
         """The backbone: encoder and blocks.
 
         Args:
-            inputs: (B, T, num_features), or packed rows.
+            inputs: (B, T, num_features) or indices (B, T), or packed rows.
             state: that of a call before; None for zeros.
             reset: bool (B, T), True where a document starts.
             lengths: integers (B,), the valid steps of each row; None for all, and for packed rows.
@@ -75,13 +96,7 @@ class SequenceModule(ResidualModule):
         Raises:
             ValueError: for shapes that do not fit.
         """
-        if isinstance(inputs, PackedSequence):
-            if lengths is not None or reset is not None:
-                raise ValueError(
-                    "packed `inputs` have lengths of their own, and no `reset`: give the padded "
-                    "tensor with `lengths` and `reset`"
-                )
-            inputs, lengths = padded(inputs)
+        inputs, lengths = unpacked(inputs, reset, lengths)
         if lengths is not None:
             outside = ~valid_steps(lengths, inputs.shape[1])
             # The gradient of a weight multiplies an input by 0 there, and NaN times 0 is NaN.
@@ -90,6 +105,25 @@ class SequenceModule(ResidualModule):
         x = self.encode(inputs).to(self.norm.weight.dtype)
         x, state = self.blocks(x, state, lengths=lengths, reset=reset)
         return x, lengths, state
+
+
+def are_indices(inputs: Tensor) -> bool:
+    """Whether they are (B, T) integers, which stand for one-hot vectors."""
+    return inputs.ndim == 2 and not (inputs.is_floating_point() or inputs.is_complex())
+
+
+def unpacked(
+    inputs: Tensor | PackedSequence, reset: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Inputs (B, T, ·) and lengths (B,) or None, of packed rows their own."""
+    if not isinstance(inputs, PackedSequence):
+        return inputs, lengths
+    if lengths is not None or reset is not None:
+        raise ValueError(
+            "packed `inputs` have lengths of their own, and no `reset`: give the padded tensor "
+            "with `lengths` and `reset`"
+        )
+    return padded(inputs)
 
 
 def padded(rows: PackedSequence) -> tuple[Tensor, Tensor]:

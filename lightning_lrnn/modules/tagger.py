@@ -41,7 +41,7 @@ class SequenceTagger(SequenceModule):
     row.
 
     Args:
-        num_features: features of a step.
+        num_features: features of a step; of an index, how many there are.
         num_classes: classes, numbered from 0.
         rnn: the recurrent layer, as `LanguageModel` takes it; it may be bidirectional, and must
             take `lengths=` if batches have rows of different lengths.
@@ -110,7 +110,7 @@ class SequenceTagger(SequenceModule):
         """Logits of the classes at every step.
 
         Args:
-            inputs: (B, T, num_features), or packed rows.
+            inputs: (B, T, num_features) or indices (B, T), or packed rows.
             state: that of a call before, one entry per layer; None for zeros.
             reset: bool (B, T), True where a document starts.
             lengths: integers (B,), the valid steps of each row; None for all.
@@ -124,6 +124,7 @@ class SequenceTagger(SequenceModule):
 
     def check(self, batch: SequenceBatch) -> None:
         """See `check_classes`."""
+        super().check(batch)
         x = batch.inputs
         shape = (padded(x)[0] if isinstance(x, PackedSequence) else x).shape[:2]
         check_classes(batch.targets, self.num_classes, shape, "a class for each step")

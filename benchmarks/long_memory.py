@@ -1,0 +1,165 @@
+"""How often, and how soon, the configs `long_memory_*` solve their task, by seed.
+
+    python benchmarks/long_memory.py --steps 1024 8192 [--seeds 10] [--rnn GILRLSTM torch.nn.LSTM]
+        [--seconds 300] [--random]
+
+Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data.
+Solved is a run if a validation found every held-out sequence right; its time is then that of the
+training and of all validations up to and with that one. Writes benchmarks/results/long_memory.json,
+with the accuracy of every batch, and a figure beside it; it keeps runs that are not asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_lrnn._figure import new_figure, save
+from lightning_lrnn._lightning_cli import run
+from lightning_lrnn._process_memory import process_peak
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "long_memory.json"
+CONFIGS = HERE.parent / "configs"
+OPTIONS = {"GILRLSTM": [], "torch.nn.LSTM": ["--model.init_args.rnn", "torch.nn.LSTM"]}
+WINDOW = 20
+"""Batches over which the figure's accuracy is a mean."""
+
+
+class Noted(pl.Callback):
+    """The accuracy of every batch and of every validation, with the time since training began."""
+
+    def __init__(self) -> None:
+        self.start = 0.0
+        self.training: list[tuple[float, float]] = []
+        self.validation: list[tuple[float, float]] = []
+
+    def on_train_start(self, trainer, module) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        accuracy = float(trainer.callback_metrics["train/accuracy"])
+        self.training.append((round(time.perf_counter() - self.start, 2), accuracy))
+
+    def on_validation_end(self, trainer, module) -> None:
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        self.validation.append((round(time.perf_counter() - self.start, 2), accuracy))
+        seconds, right = self.validation[-1]
+        print(
+            f"    {seconds:6.0f} s   step {trainer.global_step:5,}   {right:7.2%} of held-out right"
+        )
+
+
+def train(steps: int, rnn: str, seed: int, seconds: float, random: bool) -> dict[str, Any]:
+    noted = Noted()
+    args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml"), *OPTIONS[rnn]]
+    args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
+    args += ["--trainer.max_time", f"{{seconds: {seconds}}}"]
+    args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    args += ["--trainer.logger", "false"]
+    if random:
+        args += ["--data.init_args.balanced", "false"]
+    print(f"{steps:,} steps, {rnn}, seed {seed}", flush=True)
+    cli = run(args, [noted])
+    return {
+        "steps": steps,
+        "rnn": rnn,
+        "seed": seed,
+        "balanced": cli.datamodule.balanced,
+        "batch_size": cli.datamodule.batch_size,
+        "held_out": cli.datamodule.held_out,
+        "limit_seconds": seconds,
+        "solved": bool(noted.validation) and noted.validation[-1][1] == 1,
+        "seconds": max((s for s, _ in noted.training[-1:] + noted.validation[-1:]), default=0.0),
+        "optimizer_steps": len(noted.training),
+        "parameters": sum(p.numel() for p in cli.model.parameters()),
+        "peak_bytes_of_process": process_peak(),
+        "device": str(cli.trainer.strategy.root_device),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "pytorch-lightning": pl.__version__},
+        "training": noted.training,
+        "validation": noted.validation,
+    }
+
+
+def key(found: dict[str, Any]) -> tuple[Any, ...]:
+    return found["steps"], found["rnn"], found["balanced"], found["seed"]
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    lines = [f"{'steps':>9}  {'layer':14}{'batches':11}{'solved':>8}{'steps':>8}{'seconds':>9}"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for found in sorted(runs, key=key):
+        groups.setdefault(key(found)[:3], []).append(found)
+    for (steps, rnn, balanced), group in groups.items():
+        solved = [found for found in group if found["solved"]] or group
+        share = f"{sum(found['solved'] for found in group)}/{len(group)}"
+        done = statistics.median(found["optimizer_steps"] for found in solved)
+        seconds = statistics.median(found["seconds"] for found in solved)
+        kind = "balanced" if balanced else "random"
+        lines.append(f"{steps:9,}  {rnn:14}{kind:11}{share:>8}{done:8.0f}{seconds:9.0f}")
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy over wall time, as the paper's figure 2: a panel for every length."""
+    lengths = sorted({found["steps"] for found in runs})
+    figure = new_figure(420 * len(lengths), 360)
+    panels = figure.subplots(1, len(lengths), squeeze=False)[0]
+    for axes, steps in zip(panels, lengths, strict=True):
+        for found in runs:
+            if found["steps"] != steps or not found["balanced"]:
+                continue
+            color = "C0" if found["rnn"] == "GILRLSTM" else "C1"
+            seconds, right = zip(*found["training"], strict=True)
+            means = [
+                statistics.fmean(right[max(0, i - WINDOW) : i]) for i in range(1, len(right) + 1)
+            ]
+            label = found["rnn"] if found["seed"] == 0 else None
+            axes.plot([s / 60 for s in seconds], means, color=color, alpha=0.6, lw=1, label=label)
+            if found["solved"]:
+                axes.plot(found["seconds"] / 60, 1, "o", color=color, markersize=4)
+        axes.axhline(0.5, color="0.5", linestyle=":")
+        axes.set(xlabel="minutes", title=f"{steps:,} steps", ylim=(0, 1.05))
+        axes.legend(fontsize=8, loc="lower right")
+    panels[0].set_ylabel(f"right answers, mean of {WINDOW} batches")
+    save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--steps", type=int, nargs="*", default=[], help="lengths that have configs"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10], help="a number, or which")
+    parser.add_argument("--rnn", nargs="+", choices=OPTIONS, default=["GILRLSTM"])
+    parser.add_argument("--seconds", type=float, default=300.0, help="limit of a run")
+    parser.add_argument("--random", action="store_true", help="classes of a batch at random")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
+    for steps in options.steps:
+        for rnn in options.rnn:
+            for seed in seeds:
+                found = train(steps, rnn, seed, options.seconds, options.random)
+                runs = [other for other in runs if key(other) != key(found)] + [found]
+                RESULTS.write_text(json.dumps(sorted(runs, key=key)) + "\n")
+    print(table(runs))
+    draw(runs, RESULTS.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
