@@ -22,9 +22,7 @@ import argparse
 import csv
 import itertools
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,7 +33,7 @@ import goals
 import torch
 from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
 from goals import PASSES, Case, Samples, step_of
-from timing import Clock, Run, host_seconds, in_turn, replayed
+from timing import Clock, Run, environment, host_seconds, in_turn, replayed
 
 from lightning_lrnn.backends import load
 
@@ -175,24 +173,6 @@ def host_costs() -> dict[str, float]:
     return {"without gradient": without, "differentiable": host_seconds(lambda: scan(*leaves))}
 
 
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or os.environ.get("LIGHTNING_LRNN_COMMIT", "unknown")
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contender]:
     """Ours and, of the plain recurrence, the rivals; each checked before it is timed."""
     workload, device = WORKLOADS[case.gate], options.device
@@ -279,11 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     shapes = QUICK if options.quick else SHAPES[options.device]
     cases = [Case(*parts) for parts in itertools.product(shapes, dtypes, gates)]
     report: dict[str, Any] = {
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if cuda else processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **environment(options.device),
         "samples_in_seconds": {},
         "first_call_seconds": {},
         "peak_bytes": {},

@@ -1,10 +1,18 @@
-"""How it is timed: all contenders in turn, so that a slow spell of the machine meets them all."""
+"""How it is timed: all contenders in turn, so that a slow spell of the machine meets them all.
+
+And on what.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +81,28 @@ def in_turn(clock: Clock, runs: dict[str, Run], rounds: int, title: str) -> dict
     return samples
 
 
+def as_many(
+    clock: Clock, runs: dict[str, Run], seconds: float, most: int, title: str
+) -> dict[str, list[float]]:
+    """About as many rounds as the time is enough for, by what the first one takes; at least 1."""
+    samples = in_turn(clock, runs, 1, title)
+    enough = round(seconds / sum(times[0] for times in samples.values()))
+    more = in_turn(clock, runs, max(1, min(most, enough)) - 1, title)
+    return {name: times + more[name] for name, times in samples.items()}
+
+
+def repeated(function: Callable[[], object], times: int, device: str) -> Run:
+    """Several calls timed as one: what is timed is all of them, `times` to be divided by."""
+    if device == "cuda":
+        return replayed(function, times)
+
+    def loop(_: object) -> None:
+        for _ in range(times):
+            function()
+
+    return Run(loop)
+
+
 def replayed(function: Callable[[], object], times: int = 20) -> Run:
     """A CUDA graph of several calls; what is timed is all of them, `times` to be divided by."""
     for _ in range(2):
@@ -95,3 +125,35 @@ def host_seconds(function: Callable[[], object], calls: int = 200) -> float:
             function()
         series.append((time.perf_counter() - start) / calls)
     return min(series)
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or os.environ.get("LIGHTNING_LRNN_COMMIT", "unknown")
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a record of samples says about the machine, the versions and the sources."""
+    return {
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numba": version("numba"),
+    }
