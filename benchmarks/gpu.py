@@ -1,13 +1,13 @@
-"""What needs a GPU: its tests, compute-sanitizer, the benchmark and the rivals, in stages.
+"""What needs a GPU: tests, compute-sanitizer, benchmark, rivals and the paper's tables, in stages.
 
-    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [--force] [--output FOLDER]
+    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [paper] [--force] [--output FOLDER]
 
-Without a name: all four, each at most 8 minutes. Needs only what the interpreter has: the package
+Without a name: all five, each at most 8 minutes. Needs only what the interpreter has: the package
 need not be installed. Results go, as they come, to benchmarks/results/<GPU>/: `stages.json` with
-the machine, the versions, the commit and the outcome of each stage; `bench.json` and
-`rivals.json` with every raw sample; a log of each command. A stage that passed for the same
-sources on the same GPU is not run again, unless forced: an interrupted run is continued by the
-same command.
+the machine, the versions, the commit and the outcome of each stage; `bench.json`, `rivals.json` and
+`paper.json` with every raw sample; a log of each command. A stage that passed for the same sources
+on the same GPU is not run again, unless forced: an interrupted run is continued by the same
+command.
 
 Exit status: 0 all passed, 1 a stage did not, 2 nothing can run here, with the reasons.
 """
@@ -225,19 +225,27 @@ def stage_sanitize(site: Path, results: Path) -> dict:
 
 
 def stage_bench(site: Path, results: Path) -> dict:
-    return benchmark(site, results, "bench")
+    return recurrences(site, results, "bench")
 
 
 def stage_rivals(site: Path, results: Path) -> dict:
-    return benchmark(site, results, "rivals", "--rivals")
+    return recurrences(site, results, "rivals", "--rivals")
 
 
-def benchmark(site: Path, results: Path, name: str, *options: str) -> dict:
+def stage_paper(site: Path, results: Path) -> dict:
+    return benchmark(site, results, "paper", "paper.py")
+
+
+def recurrences(site: Path, results: Path, name: str, *options: str) -> dict:
+    plot = ("--plot", f"{results / name}.png")
+    return benchmark(site, results, name, "recurrence.py", *plot, *options)
+
+
+def benchmark(site: Path, results: Path, name: str, script: str, *options: str) -> dict:
     samples = results / f"{name}.json"
     samples.unlink(missing_ok=True)
-    command = [sys.executable, f"{ROOT / 'benchmarks' / 'recurrence.py'}", "--device", "cuda"]
-    command += ["--json", f"{samples}", "--plot", f"{samples.with_suffix('.png')}"]
-    command += ["--budget", f"{LIMIT_S - 60}", *options]
+    command = [sys.executable, f"{ROOT / 'benchmarks' / script}", "--device", "cuda"]
+    command += ["--json", f"{samples}", "--budget", f"{LIMIT_S - 60}", *options]
     result = run(command, results / f"{name}.log", site, LIMIT_S)
     if result["status"] == "passed" and not samples.exists():
         result["status"] = "failed"
@@ -249,6 +257,7 @@ STAGES = {
     "sanitize": stage_sanitize,
     "bench": stage_bench,
     "rivals": stage_rivals,
+    "paper": stage_paper,
 }
 
 

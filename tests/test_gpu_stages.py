@@ -195,3 +195,26 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
 def test_exercise_gates(gpu, place, capsys):  # noqa: F811
     gpu.exercise_gates("cpu", place[:1])
     assert "exercised gates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [("bench", "recurrence.py"), ("rivals", "recurrence.py"), ("paper", "paper.py")],
+)
+def test_stages_that_time(gpu, tmp_path, monkeypatch, name, script):
+    """What is started, and that a status of 0 without samples is no pass."""
+    writes = True
+
+    def run(command, log, site, limit):
+        assert command[1:4] == [str(gpu.ROOT / "benchmarks" / script), "--device", "cuda"]
+        assert float(command[command.index("--budget") + 1]) < limit == gpu.LIMIT_S
+        assert ("--rivals" in command) == (name == "rivals")
+        if writes:
+            Path(command[command.index("--json") + 1]).write_text("{}")
+        return {"status": "passed"}
+
+    monkeypatch.setattr(gpu, "run", run)
+    done = gpu.STAGES[name](tmp_path, tmp_path)
+    assert done == {"status": "passed", "samples": f"{name}.json"}
+    writes = False
+    assert gpu.STAGES[name](tmp_path, tmp_path)["status"] == "failed"
