@@ -150,7 +150,7 @@ def cells_of(table: str, sizes: Sizes, device: str, dtypes: list[str]) -> list[C
 
 
 @torch.no_grad()
-def kernels(cell: Cell, device: str, clock: Clock, limits: Limits) -> Cell:
+def kernels(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes) -> Cell:
     """A cell of Table 1; outputs are compared before anything is timed."""
     torch.manual_seed(0)
     shape = cell["batch"], cell["steps"], cell["features"]
@@ -158,7 +158,7 @@ def kernels(cell: Cell, device: str, clock: Clock, limits: Limits) -> Cell:
     flags = {"reverse": False, "exclusive": False}
     functions, calls, runs = {}, {}, {}
     for name in names_of(device, "float32", gated=False):
-        module = backends.load("scan" if name == "auto" else name)
+        module = backends.load(backends.resolve(name, backends.Request(a.device, a.dtype)))
         functions[name] = partial(module.run, a, b, None, None, None, **flags)
     expected = functions["plain"]()[0]
     for name, function in functions.items():
@@ -271,6 +271,9 @@ def heat(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes) ->
     return {"samples_in_seconds": samples, "peak_bytes": peak(device, before)}
 
 
+TABLES = {"1": kernels, "2": layers, "heat": heat}
+
+
 def reason_against(table: str, cell: Cell, known: Known, limits: Limits, most_tokens: float) -> str:
     """Why a cell is left out, by what smaller ones have taken; "" = it is not."""
     tokens = cell["batch"] * cell["steps"]
@@ -304,15 +307,17 @@ def measure(table: str, report: dict[str, Any], options: argparse.Namespace, end
         if time.monotonic() > end:
             reason = f"after {options.budget:g} s"
         print(f"table {table}: {number + 1} of {len(cells)}: {cell} {reason}", file=sys.stderr)
-        if reason:
-            found: Cell = {"left_out": reason}
-        elif table == "1":
-            found = kernels(cell, device, clock, limits)
-        else:
-            found = {"2": layers, "heat": heat}[table](cell, device, clock, limits, sizes)
-            tokens = cell["batch"] * cell["steps"]
+        try:
+            found = (
+                {"left_out": reason}
+                if reason
+                else TABLES[table](cell, device, clock, limits, sizes)
+            )
+        except torch.OutOfMemoryError:
+            found = {"left_out": "out of memory"}
+        if "peak_bytes" in found:
             seconds = sum(map(min, found["samples_in_seconds"].values()))
-            here = Known(tokens, seconds, found["peak_bytes"])
+            here = Known(cell["batch"] * cell["steps"], seconds, found["peak_bytes"])
             known[which] = max(known.get(which, here), here)
         report[table]["cells"].append({**cell, **found})
         save(options.json, report)

@@ -133,10 +133,10 @@ def show_ratios(table: str, head: str, reports: Reports, unit: float) -> None:
     found = of_table(reports, table)
     by_kind = {kind: {key(cell): cell for cell in found[kind]["cells"]} for kind in found}
     keys = {k: cell for cells in by_kind.values() for k, cell in cells.items()}
-    columns = f"{'scan':>10}{'serial':>11}{'/ serial':>9}{'plain':>11}{'/ plain':>8}"
+    columns = f"{'scan':>10}{'serial':>12}{'/ serial':>9}{'plain':>13}{'/ plain':>8}"
     # What was measured first: the column of a device without results is narrow.
     kinds = sorted(KINDS, key=lambda kind: kind not in found)
-    print(f"  {'':43}" + "".join(f"  {KINDS[kind]:>10}{'':39}" for kind in kinds).rstrip())
+    print(f"  {'':43}" + "".join(f"  {KINDS[kind]:>10}{'':42}" for kind in kinds).rstrip())
     print(f"  {'':34}{'paper':>9}" + f"  {columns}" * len(found))
     for k, cell in keys.items():
         name = f"m={cell['features']}" if table == "1" else f"{cell['layer']} {cell['dtype']}"
@@ -153,15 +153,15 @@ def show_ratios(table: str, head: str, reports: Reports, unit: float) -> None:
 
 def times(cell: Cell | None, unit: float) -> str:
     if cell is None:
-        return f"{NOTHING:>10}{'':39}"
+        return f"{NOTHING:>10}{'':42}"
     if "left_out" in cell:
-        return f"{'left out: ' + cell['left_out']:49}"
+        return f"{'left out: ' + cell['left_out']:52}"
     median = goals.medians(cell["samples_in_seconds"])
     words = f"{unit * median['scan']:10,.1f}"
-    for serial, width in zip(SERIALS, (9, 8), strict=True):
+    for serial, wide, narrow in zip(SERIALS, (12, 13), (9, 8), strict=True):
         time = median.get(serial)
-        words += f"{NOTHING if time is None else f'{unit * time:,.1f}':>11}"
-        words += f"{number(ratio(cell, serial)):>{width}}"
+        words += f"{NOTHING if time is None else f'{unit * time:,.1f}':>{wide}}"
+        words += f"{number(ratio(cell, serial)):>{narrow}}"
     return words
 
 
@@ -309,7 +309,7 @@ def ratios(report: dict[str, Any], figure: Any) -> Any:
         axes.axhline(1, color="0.5", linewidth=1)
         axes.set(xlabel="steps", title=title, xscale="log", yscale="log")
         lengths = sorted({c["steps"] for c in cells})
-        axes.set_xticks(lengths, [f"{T:,}" for T in lengths], fontsize=8)
+        axes.set_xticks(lengths, [f"{T:,}" for T in lengths], fontsize=8, rotation=30)
         axes.minorticks_off()
         if cells:
             axes.legend(fontsize=8)
