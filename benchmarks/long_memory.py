@@ -1,12 +1,13 @@
 """How often, and how soon, the configs `long_memory_*` solve their task, by seed.
 
-    python benchmarks/long_memory.py --steps 1024 8192 [--seeds 10] [--rnn GILRLSTM torch.nn.LSTM]
-        [--seconds 300] [--random]
+    python benchmarks/long_memory.py --steps 1024 8192 [--seeds 0 1 2]
+        [--rnn GILRLSTM torch.nn.LSTM] [--sampling paired] [--seconds 300]
 
 Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data.
 Solved is a run if a validation found every held-out sequence right; its time is then that of the
 training and of all validations up to and with that one. Writes benchmarks/results/long_memory.json,
-with the accuracy of every batch, and a figure beside it; it keeps runs that are not asked for.
+with the accuracy and the loss of every batch, and a figure beside it; it keeps runs that are not
+asked for. Without --steps it prints and draws what is there.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import statistics
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+from pytorch_lightning.callbacks import Timer
+from timing import environment
 
 from lightning_lrnn._figure import new_figure, save
 from lightning_lrnn._lightning_cli import run
 from lightning_lrnn._process_memory import process_peak
+from lightning_lrnn.data.long_memory import SAMPLING
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"
@@ -37,78 +40,82 @@ WINDOW = 20
 
 
 class Noted(pl.Callback):
-    """The accuracy of every batch and of every validation, with the time since training began."""
+    """Every batch and every validation, with the time since training began."""
 
     def __init__(self) -> None:
         self.start = 0.0
-        self.training: list[tuple[float, float]] = []
-        self.validation: list[tuple[float, float]] = []
+        self.training: list[tuple[float, float, float]] = []
+        self.validation: list[tuple[float, int, float]] = []
 
     def on_train_start(self, trainer, module) -> None:
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-        accuracy = float(trainer.callback_metrics["train/accuracy"])
-        self.training.append((round(time.perf_counter() - self.start, 2), accuracy))
+        right, loss = (float(trainer.callback_metrics[f"train/{k}"]) for k in ("accuracy", "loss"))
+        self.training.append((self.seconds(), right, round(loss, 6)))
+        if index % 20 == 0:
+            last = [right for _, right, _ in self.training[-20:]]
+            share = statistics.fmean(last)
+            done = f"    {self.seconds():6.0f} s   step {trainer.global_step:5,}"
+            print(f"{done}   {share:4.0%} of the last batches right", flush=True)
 
     def on_validation_end(self, trainer, module) -> None:
-        accuracy = float(trainer.callback_metrics["val/accuracy"])
-        self.validation.append((round(time.perf_counter() - self.start, 2), accuracy))
-        seconds, right = self.validation[-1]
-        print(
-            f"    {seconds:6.0f} s   step {trainer.global_step:5,}   {right:7.2%} of held-out right"
-        )
+        right = float(trainer.callback_metrics["val/accuracy"])
+        self.validation.append((self.seconds(), trainer.global_step, right))
+        print(f"    {self.seconds():6.0f} s   {right:.2%} of held-out right", flush=True)
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.start, 2)
 
 
-def train(steps: int, rnn: str, seed: int, seconds: float, random: bool) -> dict[str, Any]:
+def train(steps: int, rnn: str, seed: int, seconds: float, sampling: str | None) -> dict[str, Any]:
     noted = Noted()
     args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml"), *OPTIONS[rnn]]
     args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
-    args += ["--trainer.max_time", f"{{seconds: {seconds}}}"]
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     args += ["--trainer.logger", "false"]
-    if random:
-        args += ["--data.init_args.balanced", "false"]
+    if sampling:
+        args += ["--data.init_args.sampling", sampling]
     print(f"{steps:,} steps, {rnn}, seed {seed}", flush=True)
-    cli = run(args, [noted])
+    cli = run(args, [noted, Timer(timedelta(seconds=seconds))])
     return {
         "steps": steps,
         "rnn": rnn,
         "seed": seed,
-        "balanced": cli.datamodule.balanced,
+        "sampling": cli.datamodule.sampling,
         "batch_size": cli.datamodule.batch_size,
         "held_out": cli.datamodule.held_out,
         "limit_seconds": seconds,
-        "solved": bool(noted.validation) and noted.validation[-1][1] == 1,
-        "seconds": max((s for s, _ in noted.training[-1:] + noted.validation[-1:]), default=0.0),
+        "solved": bool(noted.validation) and noted.validation[-1][2] == 1,
+        "seconds": max((s for s, *_ in noted.training[-1:] + noted.validation[-1:]), default=0.0),
         "optimizer_steps": len(noted.training),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "peak_bytes_of_process": process_peak(),
-        "device": str(cli.trainer.strategy.root_device),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "pytorch-lightning": pl.__version__},
+        "environment": environment(str(cli.trainer.strategy.root_device)),
         "training": noted.training,
         "validation": noted.validation,
     }
 
 
 def key(found: dict[str, Any]) -> tuple[Any, ...]:
-    return found["steps"], found["rnn"], found["balanced"], found["seed"]
+    return found["steps"], found["rnn"], found["sampling"], found["seed"]
+
+
+def kept() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    lines = [f"{'steps':>9}  {'layer':14}{'batches':11}{'solved':>8}{'steps':>8}{'seconds':>9}"]
+    lines = [f"{'steps':>9}  {'layer':14}{'sampling':11}{'solved':>8}{'steps':>8}{'seconds':>9}"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for found in sorted(runs, key=key):
         groups.setdefault(key(found)[:3], []).append(found)
-    for (steps, rnn, balanced), group in groups.items():
+    for (steps, rnn, sampling), group in groups.items():
         solved = [found for found in group if found["solved"]] or group
         share = f"{sum(found['solved'] for found in group)}/{len(group)}"
         done = statistics.median(found["optimizer_steps"] for found in solved)
         seconds = statistics.median(found["seconds"] for found in solved)
-        kind = "balanced" if balanced else "random"
-        lines.append(f"{steps:9,}  {rnn:14}{kind:11}{share:>8}{done:8.0f}{seconds:9.0f}")
+        lines.append(f"{steps:9,}  {rnn:14}{sampling:11}{share:>8}{done:8.0f}{seconds:9.0f}")
     return "\n".join(lines)
 
 
@@ -119,10 +126,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, steps in zip(panels, lengths, strict=True):
         for found in runs:
-            if found["steps"] != steps or not found["balanced"]:
+            if found["steps"] != steps or found["sampling"] != "paired":
                 continue
             color = "C0" if found["rnn"] == "GILRLSTM" else "C1"
-            seconds, right = zip(*found["training"], strict=True)
+            seconds, right, _ = zip(*found["training"], strict=True)
             means = [
                 statistics.fmean(right[max(0, i - WINDOW) : i]) for i in range(1, len(right) + 1)
             ]
@@ -142,21 +149,20 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, nargs="*", default=[], help="lengths that have configs"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10], help="a number, or which")
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(10), help="0 to 9")
     parser.add_argument("--rnn", nargs="+", choices=OPTIONS, default=["GILRLSTM"])
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of a run")
-    parser.add_argument("--random", action="store_true", help="classes of a batch at random")
+    parser.add_argument("--sampling", choices=SAMPLING, help="in place of the config's")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    runs = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
     for steps in options.steps:
         for rnn in options.rnn:
-            for seed in seeds:
-                found = train(steps, rnn, seed, options.seconds, options.random)
-                runs = [other for other in runs if key(other) != key(found)] + [found]
+            for seed in options.seeds:
+                found = train(steps, rnn, seed, options.seconds, options.sampling)
+                runs = [other for other in kept() if key(other) != key(found)] + [found]
                 RESULTS.write_text(json.dumps(sorted(runs, key=key)) + "\n")
+    runs = kept()
     print(table(runs))
     draw(runs, RESULTS.with_suffix(".png"))
 

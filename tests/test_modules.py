@@ -534,7 +534,11 @@ def test_errors(kind: str, options: dict, message: str) -> None:
             )
             for kind in KINDS
         ),
-        ("last", {"inputs": torch.randn(4, 3)}, r"`inputs` must be \(B, T, 3\), .*got float32 \(4, 3\)"),
+        (
+            "last",
+            {"inputs": torch.randn(4, 3)},
+            r"`inputs` must be \(B, T, 3\), .*got float32 \(4, 3\)",
+        ),
         ("last", {"targets": torch.tensor([0, 1, 4, 0])}, "have class 4, the model was made for 4"),
         ("tag", {"targets": torch.full((4, 9), -1)}, "have class -1, the model was made for 4"),
         ("tag", {"targets": torch.zeros(4, 8).long()}, r"int64 of shape \(4, 9\), .*got \(4, 8\)"),

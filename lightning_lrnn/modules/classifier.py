@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -54,6 +55,10 @@ class SequenceClassifier(SequenceModule):
             first, where the second direction ends; "mean" for the mean over the valid steps.
         class_weights: factor of each class in the loss, such as the data module's `class_weights`;
             None for 1.
+        logit_scale: logits are this times the head's output, and what is minimised is the loss
+            divided by it. Far below 1 every gradient stays that of the margin between the classes:
+            what all classes have in common, which over a long sequence outweighs by far what tells
+            them apart, changes the loss only by its square. For memories of very many steps.
         checkpoint_time: steps of a window, for sequences that do not fit into memory: everything
             from the encoder to the pooling runs window by window, and the backward pass computes
             each again; see `lightning_lrnn.nn.recompute.in_windows`. Memory then hardly grows with
@@ -79,6 +84,7 @@ class SequenceClassifier(SequenceModule):
         dropout: float = 0.1,
         pooling: Literal["last", "mean"] = "last",
         class_weights: Sequence[float] | None = None,
+        logit_scale: float = 1.0,
         checkpoint_time: int | None = None,
         backend: str = "auto",
         lr: float = 5e-3,
@@ -98,6 +104,9 @@ class SequenceClassifier(SequenceModule):
         )
         if pooling not in ("last", "mean"):
             raise ValueError(f"`pooling` must be 'last' or 'mean', got {pooling!r}")
+        if not 0 < logit_scale < math.inf:
+            raise ValueError(f"`logit_scale` must be a number above 0, got {logit_scale}")
+        self.logit_scale = logit_scale
         check_checkpoint_time(checkpoint_time)
         self.checkpoint_time = checkpoint_time
         self.class_weights = class_weights_of(class_weights, num_classes)
@@ -111,6 +120,9 @@ class SequenceClassifier(SequenceModule):
         self.keep("class_weights", self.class_weights)
         ends = self.directions if pooling == "last" else 1
         self.head = nn.Linear(ends * hidden_size, num_classes)
+        # No class is preferred before anything is learned.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(
         self,
@@ -146,7 +158,11 @@ class SequenceClassifier(SequenceModule):
         if self.pooling == "mean":
             steps = inputs.shape[1] if lengths is None else lengths.clamp(min=1)[:, None]
             pooled = pooled / steps
-        return self.head(pooled), state
+        return self.logit_scale * self.head(pooled), state
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """What is minimised: the loss, which is what is logged, over `logit_scale`."""
+        return super().training_step(batch, batch_idx) / self.logit_scale
 
     def pool(self, x: Tensor, lengths: Tensor | None, before: Tensor | None = None) -> Tensor:
         """One vector per row, of x and of what came before; zeros for a row without steps.

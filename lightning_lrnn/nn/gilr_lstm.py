@@ -88,8 +88,9 @@ class GILRLSTMCell(Cell):
     def reset_parameters(self) -> None:
         """As every cell, and the biases of g and f by expected memory.
 
-        Where a memory is asked for, the input gate's bias is the forget gate's negative, as chrono
-        initialisation has it: it keeps |c| near 1 however long the memory.
+        Where a memory of m steps is asked for, b_i = -b_f / 2: an input gate near 1 / sqrt(m), with
+        which a sum of independent impulses keeps its variance however long the memory. Chrono
+        initialisation has b_i = -b_f, for impulses that add up; docs/results.md compares.
         """
         super().reset_parameters()
         if self.bias is not None:
@@ -98,7 +99,7 @@ class GILRLSTMCell(Cell):
             memory_bias_(g, self.memory)
             memory_bias_(f, self.memory)
             if self.memory is not None:
-                i.copy_(-f)
+                i.copy_(-f / 2)
 
     def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
