@@ -1,13 +1,14 @@
 """How often, and how soon, the configs `long_memory_*` solve their task, by seed.
 
     python benchmarks/long_memory.py --steps 1024 8192 [--seeds 0 1 2]
-        [--rnn GILRLSTM torch.nn.LSTM] [--sampling paired] [--seconds 300]
+        [--rnn GILRLSTM torch.nn.LSTM] [--seconds 300] [--json PATH]
+        [--set data.sampling=balanced model.rnn.init_args.output_activation=tanh]
 
 Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data.
 Solved is a run if a validation found every held-out sequence right; its time is then that of the
 training and of all validations up to and with that one. Writes benchmarks/results/long_memory.json,
-with the accuracy and the loss of every batch, and a figure beside it; it keeps runs that are not
-asked for. Without --steps it prints and draws what is there.
+with the accuracy of every batch, and a figure beside it; it keeps runs that are not asked for.
+Without --steps it prints and draws what is there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from datetime import timedelta
@@ -29,7 +31,6 @@ from timing import environment
 from lightning_lrnn._figure import new_figure, save
 from lightning_lrnn._lightning_cli import run
 from lightning_lrnn._process_memory import process_peak
-from lightning_lrnn.data.long_memory import SAMPLING
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"
@@ -44,17 +45,17 @@ class Noted(pl.Callback):
 
     def __init__(self) -> None:
         self.start = 0.0
-        self.training: list[tuple[float, float, float]] = []
+        self.training: list[tuple[float, float]] = []
         self.validation: list[tuple[float, int, float]] = []
 
     def on_train_start(self, trainer, module) -> None:
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-        right, loss = (float(trainer.callback_metrics[f"train/{k}"]) for k in ("accuracy", "loss"))
-        self.training.append((self.seconds(), right, round(loss, 6)))
+        right = float(trainer.callback_metrics["train/accuracy"])
+        self.training.append((self.seconds(), right))
         if index % 20 == 0:
-            last = [right for _, right, _ in self.training[-20:]]
+            last = [right for _, right in self.training[-20:]]
             share = statistics.fmean(last)
             done = f"    {self.seconds():6.0f} s   step {trainer.global_step:5,}"
             print(f"{done}   {share:4.0%} of the last batches right", flush=True)
@@ -68,20 +69,25 @@ class Noted(pl.Callback):
         return round(time.perf_counter() - self.start, 2)
 
 
-def train(steps: int, rnn: str, seed: int, seconds: float, sampling: str | None) -> dict[str, Any]:
+def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -> dict[str, Any]:
     noted = Noted()
     args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml"), *OPTIONS[rnn]]
     args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    args += ["--trainer.logger", "false"]
-    if sampling:
-        args += ["--data.init_args.sampling", sampling]
-    print(f"{steps:,} steps, {rnn}, seed {seed}", flush=True)
-    cli = run(args, [noted, Timer(timedelta(seconds=seconds))])
+    args += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+    for change in changed:
+        name, _, value = change.partition("=")
+        part, _, option = name.partition(".")
+        args += [f"--{part}.init_args.{option}", value]
+    print(f"{steps:,} steps, {rnn}, seed {seed} {' '.join(changed)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        args += ["--trainer.default_root_dir", folder]
+        cli = run(args, [noted, Timer(timedelta(seconds=seconds))])
     return {
         "steps": steps,
         "rnn": rnn,
         "seed": seed,
+        "changed": changed,
         "sampling": cli.datamodule.sampling,
         "batch_size": cli.datamodule.batch_size,
         "held_out": cli.datamodule.held_out,
@@ -98,24 +104,24 @@ def train(steps: int, rnn: str, seed: int, seconds: float, sampling: str | None)
 
 
 def key(found: dict[str, Any]) -> tuple[Any, ...]:
-    return found["steps"], found["rnn"], found["sampling"], found["seed"]
+    return found["steps"], found["rnn"], " ".join(found["changed"]), found["seed"]
 
 
-def kept() -> list[dict[str, Any]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+def kept(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    lines = [f"{'steps':>9}  {'layer':14}{'sampling':11}{'solved':>8}{'steps':>8}{'seconds':>9}"]
+    lines = [f"{'steps':>9}  {'layer':14}{'solved':>8}{'steps':>8}{'seconds':>9}   in the config"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for found in sorted(runs, key=key):
         groups.setdefault(key(found)[:3], []).append(found)
-    for (steps, rnn, sampling), group in groups.items():
+    for (steps, rnn, changed), group in groups.items():
         solved = [found for found in group if found["solved"]] or group
         share = f"{sum(found['solved'] for found in group)}/{len(group)}"
         done = statistics.median(found["optimizer_steps"] for found in solved)
         seconds = statistics.median(found["seconds"] for found in solved)
-        lines.append(f"{steps:9,}  {rnn:14}{sampling:11}{share:>8}{done:8.0f}{seconds:9.0f}")
+        lines.append(f"{steps:9,}  {rnn:14}{share:>8}{done:8.0f}{seconds:9.0f}   {changed}")
     return "\n".join(lines)
 
 
@@ -126,10 +132,10 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, steps in zip(panels, lengths, strict=True):
         for found in runs:
-            if found["steps"] != steps or found["sampling"] != "paired":
+            if found["steps"] != steps or found["changed"]:
                 continue
             color = "C0" if found["rnn"] == "GILRLSTM" else "C1"
-            seconds, right, _ = zip(*found["training"], strict=True)
+            seconds, right = zip(*found["training"], strict=True)
             means = [
                 statistics.fmean(right[max(0, i - WINDOW) : i]) for i in range(1, len(right) + 1)
             ]
@@ -152,19 +158,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=range(10), help="0 to 9")
     parser.add_argument("--rnn", nargs="+", choices=OPTIONS, default=["GILRLSTM"])
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of a run")
-    parser.add_argument("--sampling", choices=SAMPLING, help="in place of the config's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changed")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where runs are kept")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     for steps in options.steps:
         for rnn in options.rnn:
             for seed in options.seeds:
-                found = train(steps, rnn, seed, options.seconds, options.sampling)
-                runs = [other for other in kept() if key(other) != key(found)] + [found]
-                RESULTS.write_text(json.dumps(sorted(runs, key=key)) + "\n")
-    runs = kept()
+                found = train(steps, rnn, seed, options.seconds, options.changed)
+                runs = [other for other in kept(options.json) if key(other) != key(found)] + [found]
+                options.json.write_text(json.dumps(sorted(runs, key=key)) + "\n")
+    runs = kept(options.json)
     print(table(runs))
-    draw(runs, RESULTS.with_suffix(".png"))
+    draw(runs, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

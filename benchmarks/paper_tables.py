@@ -201,12 +201,14 @@ def show_trainings(runs: list[dict[str, Any]]) -> None:
         print("  no run is committed (benchmarks/long_memory.py makes them)")
     print(f"  {'':46}{'paper':^28}{'ours':^52}")
     print(
-        f"  {'steps':>9}  {'layer':14}{'batches':9}{'device':12}{'thousands':>13}{'hours':>15}"
+        f"  {'steps':>9}  {'layer':14}{'rows':9}{'device':12}{'thousands':>13}{'hours':>15}"
         f"{'solved':>10}{'thousands':>16}{'hours':>18}{'minutes':>16}"
     )
     groups: dict[tuple[int, str], dict[tuple[str, str], list[dict[str, Any]]]] = {}
     for run in runs:
-        kind = "balanced" if run.get("balanced") else "random", run.get("device", "")
+        if run["changed"]:
+            continue  # not what the configs say
+        kind = run["sampling"], run["environment"]["device"]
         groups.setdefault((run["steps"], run["rnn"]), {}).setdefault(kind, []).append(run)
     wanted = [(steps, rnn) for steps in LENGTHS for rnn in ("GILRLSTM", LSTM)]
     for steps, rnn in [*wanted, *sorted(groups.keys() - set(wanted))]:

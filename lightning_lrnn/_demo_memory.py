@@ -7,10 +7,8 @@ same time, and are then asked about sequences that neither has seen.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean as mean
@@ -20,20 +18,19 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_lrnn._figure import new_figure, save
+from lightning_lrnn._quiet import quiet_lightning
+from lightning_lrnn.callbacks import StopWhenSolved
 from lightning_lrnn.data import LongMemory
 from lightning_lrnn.modules import SequenceClassifier
 
 __all__ = ["main"]
-
-RIGHT_ROWS = 60
-"""Training ends after as many right answers in a row."""
 
 LAST = 20
 """Batches over which a share of right answers is a mean."""
 
 
 class _Budget(pl.Callback):
-    """Trains until the task is learned or the time is over, and says how far it is.
+    """Trains until the time is over, and says how far it is.
 
     Attributes:
         curve: (seconds, share of right answers) of every batch.
@@ -42,7 +39,7 @@ class _Budget(pl.Callback):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.curve: list[tuple[float, float]] = []
-        self._start, self._next_line, self._right = 0.0, 0.0, 0
+        self._start, self._next_line = 0.0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""
@@ -60,15 +57,14 @@ class _Budget(pl.Callback):
         seconds = time.perf_counter() - self._start
         accuracy = float(trainer.callback_metrics["train/accuracy"])
         self.curve.append((seconds, accuracy))
-        self._right = self._right + len(batch.targets) if accuracy == 1 else 0
-        over = self._right >= RIGHT_ROWS or seconds >= self.seconds
+        over = seconds >= self.seconds
         if over or seconds >= self._next_line:
             # One line that is rewritten in a terminal, a line now and then in a file.
             self._next_line = seconds + (1 if sys.stdout.isatty() else 10)
             right = mean([right for _, right in self.curve[-LAST:]])
             line = f"  {seconds:4.0f} s   step {len(self.curve):5,}   {right:4.0%} right"
             print(line, end="\n" if over or not sys.stdout.isatty() else "\r", flush=True)
-        trainer.should_stop = over
+        trainer.should_stop = trainer.should_stop or over
 
 
 def main(
@@ -87,17 +83,17 @@ def main(
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    # Lightning's tips about devices and workers are not what this is about.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
-    data = LongMemory(steps, sampling="balanced", batch_size=2, seed=seed, held_out=200)
+    quiet_lightning()
+    data = LongMemory(
+        steps, sampling="paired", batch_size=2, epoch_rows=10**6, held_out=200, seed=seed
+    )
     print(
         f"Task      the first of {steps:,} symbols is +e_1 or -e_1, all others are any of 128;\n"
         "          after the last it is asked which one the first was\n"
         f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
-        f"Models    two residual layers of 32, at most {seconds:.0f} s of training each"
+        f"Models    two residual layers of 16, at most {seconds:.0f} s of training each"
     )
-    memory = {"memory": (1, steps), "output_activation": "identity"}
+    memory = {"memory": (steps / 2, 2 * steps), "output_activation": "identity"}
     models: dict[str, Any] = {
         "GILR-LSTM": {"class_path": "GILRLSTM", "init_args": memory},
         "torch.nn.LSTM": torch.nn.LSTM,
@@ -123,8 +119,10 @@ def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, A
         data.num_features,
         data.num_classes,
         rnn=rnn,
-        hidden_size=32,
+        hidden_size=16,
         dropout=0.0,
+        logit_scale=3e-3,
+        lr=4e-3,
         weight_decay=0.0,
         warmup_steps=10,
         total_steps=10**6,
@@ -132,25 +130,21 @@ def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, A
     # Lets the first use of compiled code not count as training.
     model(torch.zeros(1, 2, dtype=torch.long))[0].sum().backward()
     model.zero_grad()
-    budget = _Budget(seconds)
-    quiet: dict[str, Any] = dict.fromkeys(
-        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
-    )
+    budget, solved = _Budget(seconds), StopWhenSolved()
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=-1,
+        max_epochs=1,
         gradient_clip_val=1.0,
-        callbacks=[budget],
-        limit_val_batches=0,
+        callbacks=[solved, budget],
         num_sanity_val_steps=0,
-        **quiet,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(model, data)
-    data.batch_size, batch_size = 50, data.batch_size
-    (metrics,) = pl.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False)
-    data.batch_size = batch_size
-    right = round(metrics["val/accuracy"] * data.held_out)
-    print(f"  held out: {right} of {data.held_out} right")
+    right = round(float(trainer.callback_metrics["val/accuracy"]) * data.held_out)
+    print(f"  held out: {right} of {data.held_out} right{': solved' if solved.solved else ''}")
     return {
         "right": right,
         "held_out": data.held_out,

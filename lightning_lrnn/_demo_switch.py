@@ -7,7 +7,6 @@ carried and detached, SGD. Nothing of it is changed; the second run has one call
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pydoc_data.topics
 import statistics
@@ -23,6 +22,7 @@ import torch
 from pytorch_lightning.demos.lstm import LightningLSTM
 from pytorch_lightning.demos.transformer import WikiText2
 
+from lightning_lrnn._quiet import quiet_lightning
 from lightning_lrnn.callbacks import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.callback import Callback
 
@@ -75,8 +75,7 @@ def main(
         ValueError: if there is no such layer, or it cannot stand in for an LSTM.
     """
     switch = SwitchRNN(rnn)
-    for package in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(package).setLevel(logging.ERROR)
+    quiet_lightning()
     warnings.filterwarnings("ignore")
     text = "\n".join(pydoc_data.topics.topics.values())
     (Path(folder) / "data").mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import logging
 import lzma
 import math
 import sys
 import time
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from lightning_lrnn import backends
 from lightning_lrnn._demo_figure import draw
+from lightning_lrnn._quiet import quiet_lightning
 from lightning_lrnn._speed import speed_table
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
 from lightning_lrnn.data import ByteText
@@ -110,9 +109,7 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    # Lightning's tips about devices and workers are not what this is about.
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    quiet_lightning()
     data = ByteText(batch_size=BATCH_SIZE, window=WINDOW, seed=seed)
     runs = [name for name, reasons in backends.explain("cpu").items() if not reasons]
     print(

@@ -303,16 +303,18 @@ def test_published_figures(paper):
 
 def test_trainings(paper, capsys):
     """Means are those of the runs that solved it; the others are counted."""
-    run = {"steps": 1024, "rnn": "GILRLSTM", "balanced": True, "device": "cpu"}
+    run = {"steps": 1024, "rnn": "GILRLSTM", "sampling": "paired", "changed": []}
+    run["environment"] = {"device": "cpu"}
     runs = [
         {**run, "solved": True, "seconds": 90.0, "optimizer_steps": 400},
         {**run, "solved": True, "seconds": 150.0, "optimizer_steps": 600},
         {**run, "solved": False, "seconds": 300.0, "optimizer_steps": 1000},
+        {**run, "changed": ["model.lr=1"], "solved": False, "seconds": 1.0, "optimizer_steps": 1},
         {**run, "rnn": "torch.nn.LSTM", "solved": False, "seconds": 240.0, "optimizer_steps": 9},
     ]
     (paper.RESULTS / "long_memory.json").write_text(json.dumps(runs))
     assert paper.main(["--draw", "--device", "cpu", "--tables", "3"]) == 0
-    lines = [line.split("balanced") for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split("paired") for line in capsys.readouterr().out.splitlines()]
     ours, theirs = (line[1] for line in lines if len(line) == 2 and "1,024" in line[0])
     words = "cpu 0.55 ± 0.04 0.031 ± 0.002 2/3 0.5 ± 0.14 0.0333 ± 0.012 2 ± 0.71"
     assert " ".join(ours.split()) == words

@@ -1,0 +1,91 @@
+"""Peak memory of a training step of the long memory model against its steps T.
+
+    python benchmarks/memory.py [--steps 16384 65536 262144 1048576] [--json PATH] [--draw]
+
+Each figure is what a fresh process grew by in one forward and backward pass of two rows, beyond
+parameters and inputs, with every activation kept (up to 262,144 steps) and with
+`checkpoint_time=16384`. Writes benchmarks/results/memory.json and a figure beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import environment
+
+from lightning_lrnn._figure import new_figure, save
+from lightning_lrnn._process_memory import process_memory, process_peak
+from lightning_lrnn.modules import SequenceClassifier
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+WINDOW = 16384
+MOST_KEPT = 262144
+ROWS = 2
+
+
+def growth(steps: int, window: int | None) -> int:
+    """Bytes, in this process, which should be fresh."""
+    model = SequenceClassifier(129, 2, hidden_size=16, dropout=0.0, checkpoint_time=window)
+    model(torch.zeros(1, 2, dtype=torch.long))[0].sum().backward()  # compiles
+    inputs = torch.randint(0, 129, (ROWS, steps))
+    before = process_memory()
+    model(inputs)[0].sum().backward()
+    peak = process_peak()
+    if before is None or peak is None:
+        raise SystemExit("this system does not say how much memory a process has")
+    return peak - before
+
+
+def measure(steps: list[int]) -> list[dict[str, Any]]:
+    found = []
+    for window in (None, WINDOW):
+        for T in steps:
+            if window is None and T > MOST_KEPT:
+                continue
+            command = [sys.executable, __file__, "--one", str(T), str(window or 0)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.append({"steps": T, "checkpoint_time": window, "bytes": int(done.stdout)})
+            print(f"{T:9,} steps   checkpoint_time {window or '—':>6}   {mib(found[-1]):8.0f} MiB")
+    return found
+
+
+def mib(row: dict[str, Any]) -> float:
+    return row["bytes"] / 2**20
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    figure = new_figure(560, 360)
+    axes = figure.subplots()
+    for window, label in ((None, "everything kept"), (WINDOW, f"checkpoint_time={WINDOW:,}")):
+        line = [row for row in rows if row["checkpoint_time"] == window]
+        axes.loglog([r["steps"] for r in line], [mib(r) for r in line], "o-", label=label)
+    axes.set(xlabel="steps T", ylabel="peak of a training step, MiB")
+    axes.legend()
+    save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[2**k for k in (14, 16, 18, 20)])
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
+    parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(growth(options.one[0], options.one[1] or None))
+        return
+    if not options.draw:
+        rows = measure(options.steps)
+        record = {"rows_of_a_batch": ROWS, "environment": environment("cpu"), "peaks": rows}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    draw(json.loads(options.json.read_text())["peaks"], options.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The long memory demo, benchmark and configs, at lengths that take seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_lrnn import _demo_memory
+from lightning_lrnn.cli import main
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
+    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
+]
+
+
+def test_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 128 steps a GILR-LSTM learns it in a few seconds; nothing learns it in none."""
+    folder = tmp_path / "demo"
+    options = ["demo", "long-memory", "--steps", "128", "--seconds", "60", "--folder", str(folder)]
+    train, ours = _demo_memory._train, []
+
+    def only_ours(rnn: Any, data: Any, seconds: float, seed: int) -> Any:
+        ours.append(isinstance(rnn, dict))
+        return train(rnn, data, seconds if ours[-1] else 0.0, seed)
+
+    monkeypatch.setattr(_demo_memory, "_train", only_ours)
+    assert main(options) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert ours == [True, False]
+    found = results["models"]["GILR-LSTM"]
+    assert found["right"] == found["held_out"] == 200 and "200 of 200 right: solved" in shown
+    lstm = results["models"]["torch.nn.LSTM"]
+    assert (len(lstm["curve"]) == 1 and lstm["right"] == 100 - 2) or 80 < lstm["right"] < 120
+    assert shown.count("solved") == 1
+    assert (folder / "demo.png").stat().st_size > 10_000 and str(folder / "demo.png") in shown
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark, on a config of 32 steps."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sys.modules.pop("long_memory", None)
+    import long_memory
+
+    text = (CONFIGS / "long_memory_1024.yaml").read_text()
+    for long, short in (("1024", "32"), ("[512, 2048]", "[16, 64]"), ("1000\n", "20\n")):
+        assert long in text
+        text = text.replace(long, short)
+    (tmp_path / "long_memory_32.yaml").write_text(text)
+    monkeypatch.setattr(long_memory, "CONFIGS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return long_memory
+
+
+def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[dict[str, Any]]:
+    arguments = ["long_memory.py", "--json", "runs.json", *options]
+    monkeypatch.setattr(sys, "argv", arguments)
+    benchmark.main()
+    runs: list[dict[str, Any]] = json.loads(Path("runs.json").read_text())
+    return runs
+
+
+def test_benchmark(benchmark: Any, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = run(benchmark, monkeypatch, "--steps", "32", "--seeds", "3", "--seconds", "60")
+    assert found["solved"] and found["seed"] == 3 and found["sampling"] == "paired"
+    *_, (seconds, step, right) = found["validation"]
+    assert right == 1 and step == found["optimizer_steps"] == len(found["training"])
+    assert seconds == found["seconds"] >= found["training"][-1][0]
+    assert all(right == 1 for _, right in found["training"][-20:])
+    assert {"commit", "threads", "processor", "torch"} <= found["environment"].keys()
+    assert Path("runs.png").stat().st_size > 10_000
+    # Others are kept; what is changed is another run; the limit ends it.
+    more = ["--steps", "32", "--seeds", "3", "--seconds", "0.05"]
+    runs = run(benchmark, monkeypatch, *more, "--set", "data.sampling=random")
+    assert [one["changed"] for one in runs] == [[], ["data.sampling=random"]]
+    assert runs[1]["sampling"] == "random" and not runs[1]["solved"]
+    assert len(runs[1]["training"]) < len(found["training"]) and runs[1]["validation"]
+    runs = run(benchmark, monkeypatch, *more, "--rnn", "torch.nn.LSTM")
+    assert [one["rnn"] for one in runs] == ["GILRLSTM", "GILRLSTM", "torch.nn.LSTM"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["32", "GILRLSTM", "1/1"] in [line[:3] for line in lines]
+    assert ["32", "torch.nn.LSTM", "0/1"] in [line[:3] for line in lines]
+
+
+def test_configs_differ_in_length_alone() -> None:
+    found = []
+    for steps in (1024, 8192, 65536, 1048576):
+        config = yaml.safe_load((CONFIGS / f"long_memory_{steps}.yaml").read_text())
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        assert data.pop("steps") == steps
+        assert data.pop("held_out") == (1000 if steps <= 8192 else 100)
+        assert model["rnn"]["init_args"].pop("memory") == [steps // 2, 2 * steps]
+        assert model.pop("checkpoint_time", None) == (None if steps <= 8192 else 16384)
+        config["trainer"]["logger"]["init_args"].pop("name")
+        config["trainer"].pop("log_every_n_steps")
+        found.append(config)
+    assert all(config == found[0] for config in found)
