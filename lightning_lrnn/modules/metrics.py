@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAUROC
 
 from lightning_lrnn.modules.scores import pinball
 
-__all__ = ["CRPS", "BitsPerByte", "MacroAUROC", "Perplexity", "PinballLoss"]
+__all__ = ["CRPS", "BitsPerByte", "LargestError", "MacroAUROC", "Perplexity", "PinballLoss"]
 
 
 class BitsPerByte(Metric):
@@ -107,6 +107,44 @@ class MacroAUROC(MulticlassAUROC):
             warnings.filterwarnings("ignore", "No (positive|negative) samples", UserWarning)
             areas: Tensor = super().compute()
         return areas[(self.support > 0) & (self.support < self.support.sum())].mean()
+
+
+class LargestError(Metric):
+    """The largest error of a probability, over all examples and classes: what no mean hides.
+
+        max |p_k - [k = target]|, which is max (1 - p_target), since probabilities add up to 1
+
+    Args:
+        ignore_index: target of what is not counted.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    largest: Tensor
+
+    def __init__(self, ignore_index: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ignore_index = ignore_index
+        self.add_state("largest", torch.tensor(-torch.inf), dist_reduce_fx="max")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            preds: probabilities (N, C).
+            target: classes (N,).
+        """
+        if self.ignore_index is not None:
+            known = target != self.ignore_index
+            preds, target = preds[known], target[known]
+        if len(target):
+            errors = 1 - preds.float().gather(1, target[:, None])
+            self.largest = torch.maximum(self.largest, errors.max())
+
+    def compute(self) -> Tensor:
+        """The largest; NaN without examples."""
+        return self.largest.masked_fill(self.largest.isinf(), torch.nan)
 
 
 class PinballLoss(Metric):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
@@ -17,7 +18,7 @@ from lightning_lrnn.modules.class_loss import (
     class_weights_of,
     weighted_cross_entropy,
 )
-from lightning_lrnn.modules.metrics import MacroAUROC
+from lightning_lrnn.modules.metrics import LargestError, MacroAUROC
 from lightning_lrnn.modules.residual import State
 from lightning_lrnn.modules.sequence_module import SequenceModule, padded, steps_of, valid_steps
 from lightning_lrnn.nn import GILRLSTM
@@ -37,8 +38,8 @@ class SequenceTagger(SequenceModule):
     Steps whose target is `lightning_lrnn.data.IGNORE` count nowhere. Logged are the cross entropy
     in nats and the accuracy, over steps, in validation and test also the macro F1 and the area
     under the ROC curve, one class against the rest, by 200 thresholds, so that its memory does not
-    grow with the steps. Predictions are probabilities, (B, T, num_classes), 0 behind the end of a
-    row.
+    grow with the steps; see `metrics_at`. Predictions are probabilities, (B, T, num_classes), 0
+    behind the end of a row.
 
     Args:
         num_features: features of a step; of an index, how many there are.
@@ -50,6 +51,10 @@ class SequenceTagger(SequenceModule):
         dropout: on the output of each block.
         class_weights: factor of each class in the loss, such as the data module's `class_weights`;
             None for 1.
+        metrics_at: "steps" for metrics over all steps; "end" for metrics over the last valid step
+            of each row alone, for tasks that only then can be right, and for one more: end_error,
+            the largest error of any probability there, see `LargestError`. The loss is over all
+            steps in both.
         carry_state: each batch continues the one before, row by row: for windows of long sequences.
             Otherwise sequences are independent.
         backend: see `RecurrentModule`, as for all that follow.
@@ -72,6 +77,7 @@ class SequenceTagger(SequenceModule):
         num_layers: int = 2,
         dropout: float = 0.1,
         class_weights: Sequence[float] | None = None,
+        metrics_at: Literal["steps", "end"] = "steps",
         carry_state: bool = False,
         backend: str = "auto",
         lr: float = 5e-3,
@@ -89,6 +95,9 @@ class SequenceTagger(SequenceModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
+        if metrics_at not in ("steps", "end"):
+            raise ValueError(f"`metrics_at` must be 'steps' or 'end', got {metrics_at!r}")
+        self.metrics_at = metrics_at
         self.class_weights = class_weights_of(class_weights, num_classes)
         self.num_features, self.num_classes = num_features, num_classes
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
@@ -140,11 +149,14 @@ class SequenceTagger(SequenceModule):
         return int((batch.targets != IGNORE).sum())
 
     def make_metrics(self) -> MetricCollection:
-        """Accuracy."""
+        """Accuracy, and at the end of rows the largest error."""
         accuracy = MulticlassAccuracy(
             self.num_classes, average="micro", ignore_index=IGNORE, validate_args=False
         )
-        return MetricCollection({"accuracy": accuracy})
+        made = MetricCollection({"accuracy": accuracy})
+        if self.metrics_at == "end":
+            made.add_metrics({"end_error": LargestError(IGNORE)})
+        return made
 
     def make_evaluation_metrics(self) -> MetricCollection:
         """Macro F1 and AUROC."""
@@ -160,9 +172,16 @@ class SequenceTagger(SequenceModule):
     def measure(
         self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
     ) -> None:
-        """From the probabilities at all steps."""
-        p = output.detach().float().softmax(-1)
-        metrics.update(p.flatten(0, 1), batch.targets.flatten())
+        """From the probabilities at all steps, or at the last of each row."""
+        output, targets = output.detach(), batch.targets
+        if self.metrics_at == "end":
+            lengths = steps_of(batch)
+            rows = torch.arange(len(targets), device=targets.device)
+            # A row without steps has no class at its first one either.
+            last = -1 if lengths is None else (lengths.long() - 1).clamp(min=0)
+            output, targets = output[rows, last, None], targets[rows, last, None]
+        p = output.float().softmax(-1)
+        metrics.update(p.flatten(0, 1), targets.flatten())
 
     def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Probabilities (B, T, num_classes), 0 behind the end of a row."""
