@@ -2,7 +2,7 @@
 
     python benchmarks/long_memory.py --steps 1024 8192 [--seeds 0 1 2]
         [--rnn GILRLSTM torch.nn.LSTM] [--seconds 300] [--json PATH]
-        [--set data.sampling=balanced model.rnn.init_args.output_activation=tanh]
+        [--set data.init_args.sampling=balanced trainer.gradient_clip_val=0]
 
 Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data.
 Solved is a run if a validation found every held-out sequence right; its time is then that of the
@@ -76,9 +76,8 @@ def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     args += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
     for change in changed:
-        name, _, value = change.partition("=")
-        part, _, option = name.partition(".")
-        args += [f"--{part}.init_args.{option}", value]
+        option, _, value = change.partition("=")
+        args += [f"--{option}", value]
     print(f"{steps:,} steps, {rnn}, seed {seed} {' '.join(changed)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         args += ["--trainer.default_root_dir", folder]

@@ -84,8 +84,8 @@ def test_benchmark(benchmark: Any, monkeypatch: Any, capsys: pytest.CaptureFixtu
     assert Path("runs.png").stat().st_size > 10_000
     # Others are kept; what is changed is another run; the limit ends it.
     more = ["--steps", "32", "--seeds", "3", "--seconds", "0.05"]
-    runs = run(benchmark, monkeypatch, *more, "--set", "data.sampling=random")
-    assert [one["changed"] for one in runs] == [[], ["data.sampling=random"]]
+    runs = run(benchmark, monkeypatch, *more, "--set", "data.init_args.sampling=random")
+    assert [one["changed"] for one in runs] == [[], ["data.init_args.sampling=random"]]
     assert runs[1]["sampling"] == "random" and not runs[1]["solved"]
     assert len(runs[1]["training"]) < len(found["training"]) and runs[1]["validation"]
     runs = run(benchmark, monkeypatch, *more, "--rnn", "torch.nn.LSTM")
