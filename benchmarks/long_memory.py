@@ -38,6 +38,7 @@ CONFIGS = HERE.parent / "configs"
 OPTIONS = {"GILRLSTM": [], "torch.nn.LSTM": ["--model.init_args.rnn", "torch.nn.LSTM"]}
 WINDOW = 20
 """Batches over which the figure's accuracy is a mean."""
+LINE = "{:>9}  {:14}{:>7}{:>9}{:>9}{:>9}{:>8}{:>7}"
 
 
 class Noted(pl.Callback):
@@ -111,16 +112,27 @@ def kept(path: Path) -> list[dict[str, Any]]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    lines = [f"{'steps':>9}  {'layer':14}{'solved':>8}{'steps':>8}{'seconds':>9}   in the config"]
+    """Medians of the runs that solved it, of all if none did; of the end if it was not solved."""
+    heads = ("length", "layer", "solved", "updates", "seconds", "slowest", "right", "MiB")
+    lines = [LINE.format(*heads) + "   set"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for found in sorted(runs, key=key):
         groups.setdefault(key(found)[:3], []).append(found)
     for (steps, rnn, changed), group in groups.items():
         solved = [found for found in group if found["solved"]] or group
-        share = f"{sum(found['solved'] for found in group)}/{len(group)}"
-        done = statistics.median(found["optimizer_steps"] for found in solved)
-        seconds = statistics.median(found["seconds"] for found in solved)
-        lines.append(f"{steps:9,}  {rnn:14}{share:>8}{done:8.0f}{seconds:9.0f}   {changed}")
+        seconds = [found["seconds"] for found in solved]
+        right = [found["validation"][-1][2] for found in group if found["validation"]]
+        line = LINE.format(
+            f"{steps:,}",
+            rnn,
+            f"{sum(found['solved'] for found in group)}/{len(group)}",
+            f"{statistics.median(found['optimizer_steps'] for found in solved):.0f}",
+            f"{statistics.median(seconds):.0f}",
+            f"{max(seconds):.0f}",
+            f"{statistics.median(right):.1%}" if right else "",
+            f"{max(found['peak_bytes_of_process'] for found in group) / 2**20:.0f}",
+        )
+        lines.append(f"{line}   {changed.replace('init_args.', '')}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Peak memory of a training step of the long memory model against its steps T.
 
-    python benchmarks/memory.py [--steps 16384 65536 262144 1048576] [--json PATH] [--draw]
+    python benchmarks/memory.py [--steps 16384 65536 ... 4194304] [--json PATH] [--draw]
 
 Each figure is what a fresh process grew by in one forward and backward pass of two rows, beyond
 parameters and inputs, with every activation kept (up to 262,144 steps) and with
@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "memory.json"
 WINDOW = 16384
 MOST_KEPT = 262144
 ROWS = 2
+STEPS = [2**k for k in (14, 16, 18, 20, 22)]
 
 
 def growth(steps: int, window: int | None) -> int:
@@ -51,12 +52,20 @@ def measure(steps: list[int]) -> list[dict[str, Any]]:
             command = [sys.executable, __file__, "--one", str(T), str(window or 0)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found.append({"steps": T, "checkpoint_time": window, "bytes": int(done.stdout)})
-            print(f"{T:9,} steps   checkpoint_time {window or '—':>6}   {mib(found[-1]):8.0f} MiB")
+            print(f"{T:,} steps, checkpoint_time {window}: {mib(found[-1]):.0f} MiB", flush=True)
     return found
 
 
 def mib(row: dict[str, Any]) -> float:
     return row["bytes"] / 2**20
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [f"{'steps':>9}{'all kept':>12}{f'windows of {WINDOW:,}':>22}   MiB"]
+    for T in sorted({row["steps"] for row in rows}):
+        kept = {row["checkpoint_time"]: f"{mib(row):,.0f}" for row in rows if row["steps"] == T}
+        lines.append(f"{T:9,}{kept.get(None, ''):>12}{kept.get(WINDOW, ''):>22}")
+    return "\n".join(lines)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -72,7 +81,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[2**k for k in (14, 16, 18, 20)])
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -84,7 +93,9 @@ def main() -> None:
         rows = measure(options.steps)
         record = {"rows_of_a_batch": ROWS, "environment": environment("cpu"), "peaks": rows}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
-    draw(json.loads(options.json.read_text())["peaks"], options.json.with_suffix(".png"))
+    rows = json.loads(options.json.read_text())["peaks"]
+    print(table(rows))
+    draw(rows, options.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ drawn anew; no recomputation.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_map
 
 import lightning_lrnn
+from lightning_lrnn._process_memory import give_back, resident
 from lightning_lrnn.modules import SequenceClassifier
 from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU, recompute
 
@@ -191,3 +194,44 @@ def test_windows_of_two_directions_are_the_layers() -> None:
         classifier(SIZE, rnn=partial(GILRLSTM, bidirectional=True))
     with pytest.raises(ValueError, match="`checkpoint_time` must be a number of steps"):
         classifier(0)
+
+
+@pytest.mark.parametrize(("growth", "times"), [(99, 0), (101, 3)])
+def test_what_malloc_keeps_is_given_back(
+    growth: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that grows by `growth` with every window, and shrinks again when it gives back."""
+    held, given = [0], []
+
+    def resident() -> int:
+        return held[0]
+
+    def window(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None]:
+        held[0] += growth
+        return x, None
+
+    def give_back() -> None:
+        given.append(held[0])
+        held[0] = 0
+
+    monkeypatch.setattr(recompute, "GROWTH", 100)
+    monkeypatch.setattr(recompute, "resident", resident)
+    monkeypatch.setattr(recompute, "give_back", give_back)
+    x = torch.randn(1, 4 if times else 2, 1, requires_grad=True)
+    recompute.in_windows(window, x, None, None, None, 1)
+    assert given == [growth] * times
+
+
+def test_memory_is_given_back_to_the_system() -> None:
+    give_back()
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+    # Between each two that are freed one stays, so that only giving back returns their memory.
+    blocks = [torch.zeros(1 << 13) for _ in range(4000)]
+    before = resident()
+    del blocks[::2]
+    kept = resident()
+    give_back()
+    after = resident()
+    assert before is not None and kept is not None and after is not None
+    assert before - kept < 16 << 20 < 48 << 20 < kept - after

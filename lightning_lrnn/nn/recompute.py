@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lightning_lrnn._process_memory import give_back, resident
+
 __all__ = ["check_checkpoint_time", "in_windows", "recomputes"]
 
 Run = Callable[[Tensor, Any, Tensor | None, Tensor | None], tuple[Any, Any]]
+
+GROWTH = 1 << 28
+"""Bytes by which a process may grow over the windows before it gives back what it does not use."""
 
 
 def in_windows(
@@ -44,6 +49,8 @@ def in_windows(
     Returns:
         The outputs in order of time, and the state after the last window that was run.
     """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        run = _giving_back(run)
     # Not slices: each would have a gradient as large as all of x.
     windows = x.split(size, 1)
     resets: Any = [None] * len(windows) if reset is None else reset.split(size, 1)
@@ -61,6 +68,27 @@ def in_windows(
         y, state = checkpoint(run, windows[w], state, within, resets[w], use_reentrant=False)
         outputs.append(y)
     return outputs[::-1] if reverse else outputs, state
+
+
+def _giving_back(run: Run) -> Run:
+    """Gives memory back when the process has grown by GROWTH since it did so last.
+
+    What is small and stays (states, the graph) lies between what is large and was freed, and malloc
+    does not always find room there for the same large tensors again: the process would grow with
+    every window, far beyond what is in use. Giving back at every window would be slow: what was
+    given back is fetched page by page.
+    """
+    before = resident()
+
+    def window(*arguments: Any) -> tuple[Any, Any]:
+        nonlocal before
+        now = resident()
+        if now is not None and before is not None and now - before > GROWTH:
+            give_back()
+            before = resident()
+        return run(*arguments)
+
+    return window
 
 
 def recomputes(size: int | None, steps: int) -> bool:
