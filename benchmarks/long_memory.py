@@ -138,12 +138,15 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Accuracy over wall time, as the paper's figure 2: a panel for every length."""
+    runs = [found for found in runs if not found["changed"]]
+    if not runs:
+        return
     lengths = sorted({found["steps"] for found in runs})
     figure = new_figure(420 * len(lengths), 360)
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, steps in zip(panels, lengths, strict=True):
         for found in runs:
-            if found["steps"] != steps or found["changed"]:
+            if found["steps"] != steps:
                 continue
             color = "C0" if found["rnn"] == "GILRLSTM" else "C1"
             seconds, right = zip(*found["training"], strict=True)

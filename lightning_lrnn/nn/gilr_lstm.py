@@ -90,7 +90,7 @@ class GILRLSTMCell(Cell):
 
         Where a memory of m steps is asked for, b_i = -b_f / 2: an input gate near 1 / sqrt(m), with
         which a sum of independent impulses keeps its variance however long the memory. Chrono
-        initialisation has b_i = -b_f, for impulses that add up; docs/results.md compares.
+        initialisation has b_i = -b_f, for impulses that add up.
         """
         super().reset_parameters()
         if self.bias is not None:
