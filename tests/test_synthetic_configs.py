@@ -8,7 +8,10 @@ threshold that chance reaches; a memory that is not a multiple of the lag.
 
 from __future__ import annotations
 
+import json
+import sys
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +165,33 @@ def test_solved_is_far_from_chance(name: str) -> None:
     lag = {"next_symbol": "lag", "adding": "steps", "copying": "delay"}[name]
     steps = config["data"]["init_args"][lag]
     assert model["rnn"]["init_args"]["memory"] == [steps / 2, steps * 2]
+
+
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning")
+def test_the_benchmark_says_what_early_stopping_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import tasks
+
+    config = config_of("adding")
+    config["data"]["init_args"] |= {"steps": 8, "epoch_rows": 64, "held_out": 64}
+    config["trainer"]["max_epochs"] = 2
+    (stopping,) = (
+        callback["init_args"]
+        for callback in config["trainer"]["callbacks"]
+        if callback["class_path"].endswith("EarlyStopping")
+    )
+    monkeypatch.setattr(tasks, "CONFIGS", tmp_path)
+    path = tmp_path / "found.json"
+    for seed, (threshold, solved) in enumerate([(1e-6, False), (100.0, True)]):
+        stopping["stopping_threshold"] = threshold
+        (tmp_path / "adding.yaml").write_text(yaml.safe_dump(config))
+        words = ["--tasks", "adding", "--seeds", str(seed), "--json", str(path)]
+        monkeypatch.setattr("sys.argv", ["tasks.py", *words])
+        tasks.main()
+        found = json.loads(path.read_text())[seed]
+        assert (found["solved"], len(found["validation"])) == (solved, 1 if solved else 2)
+        assert found["metric"] == "rmse" and 0 < found["validation"][-1][2] < 2
+    assert "adding              rmse     1/2        2 " in capsys.readouterr().out
+    sys.modules.pop("tasks")
