@@ -31,6 +31,7 @@ FLAGS = list(itertools.product([False, True], repeat=2))
 
 PLACES = [
     pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
+    *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
     *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
 ]
 

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from lightning_lrnn.backends import Request
+
 DTYPES = (
     torch.float16,
     torch.bfloat16,
@@ -18,12 +20,25 @@ DTYPES = (
 )
 
 _MODULES = {"cpu": "_numba", "cuda": "_cuda"}
+_GATED = {"cpu": "_cpu_gated", "cuda": "_cuda"}
 
 
 @cache
 def implementation(device_type: str) -> ModuleType:
     """The module with `forward`, `backward` and `missing` for a kind of device."""
     return importlib.import_module(f"{__package__}.{_MODULES[device_type]}")
+
+
+@cache
+def gated(device_type: str) -> ModuleType:
+    """The module with `gated_forward`, `gated_backward` and `unfused` for a kind of device."""
+    return importlib.import_module(f"{__package__}.{_GATED[device_type]}")
+
+
+def fuses(request: Request) -> bool:
+    """Whether compiled code computes gate and readout; else PyTorch evaluates them."""
+    kind = request.device.type
+    return not missing(kind) and not gated(kind).unfused(request)
 
 
 def missing(device_type: str) -> list[str]:

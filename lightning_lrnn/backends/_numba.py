@@ -434,7 +434,7 @@ def _array(x: Tensor) -> Any:
     return x.view(-1).numpy()
 
 
-def _past(*outputs: Tensor) -> bool:
+def _past(*outputs: Tensor, alignment: int = ALIGNMENT) -> bool:
     """Whether outputs are stored past the caches, which for that need not read them first.
 
     That is a quarter of the traffic, and what is large is not there any more when it is needed. The
@@ -444,7 +444,7 @@ def _past(*outputs: Tensor) -> bool:
         x.nbytes >= LARGE
         and x.shape[2] > 2 * LINE
         and not any(
-            n % ALIGNMENT for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
+            n % alignment for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
         )
         for x in outputs
     )
