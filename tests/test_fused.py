@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_lrnn as lrnn
 from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.backends import _cpu_gated
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -36,9 +37,20 @@ PLACES = [
 ]
 
 
+compiled_walks: list = []
+"""The steps of every walk by a CPU's compiled gates so far."""
+
+
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
+    walk = _cpu_gated._run
+
+    def noted(steps, *arguments):
+        compiled_walks.append(steps)
+        walk(steps, *arguments)
+
+    monkeypatch.setattr(_cpu_gated, "_run", noted)
     modules = {**backends._modules(), "emulated": "emulated"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
     for cached in (backends.load, backends._resolved, backends._fuses_here):
@@ -50,6 +62,7 @@ def place(request, monkeypatch):
 
 
 only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+without_a_gpu = pytest.mark.parametrize("place", PLACES[:3], indirect=True)
 
 
 # Every rounding of the kernel, and of the gate in float32.
@@ -69,6 +82,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     """Outputs and all gradients, against the gate by PyTorch and the loop in float64."""
     backend, device = place
     emulated.launches.clear()
+    compiled_walks.clear()
     leaves = [x.detach().to(device).requires_grad_() for x in [*pre, *([] if h0 is None else [h0])]]
     leaf_h0 = None if h0 is None else leaves[-1]
     moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
@@ -76,6 +90,10 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
         gate, *leaves[: len(pre)], h0=leaf_h0, readout=readout, backend=backend, **moved
     )
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
+    on_a_cpu = device == "cpu" and backend != "emulated"
+    programs = gate.program, "" if readout is None else readout.program
+    fused = backends.fuses(backend, backends.Request(leaves[0].device, leaves[0].dtype, *programs))
+    assert len(compiled_walks) == (on_a_cpu and fused), "not one walk"
 
     wides = [wide(x.cpu()).requires_grad_() for x in leaves]
     operands = [p[:, None] if p.ndim == 2 else p for p in wides[: len(pre)]]
@@ -143,6 +161,7 @@ def test_every_layer(place, name, options):
     leaves = [x, *layers.flat(state), *rnn.parameters()]
     for rnn.backend in ("serial", backend):
         emulated.launches.clear()
+        compiled_walks.clear()
         results.append(rnn(x, state, **options))
         assert bool(emulated.launches) == (rnn.backend == "emulated")
         loss = layers.weighted(results[-1])
@@ -212,7 +231,7 @@ def test_parameters(place, D, reverse, exclusive):
     check(place, biased, pre, None, biased_output, reverse=reverse, exclusive=exclusive)
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("reverse", [False, True])
 def test_padding_and_resets(place, reverse):
     pre = make("rrrr", (4, 300, 5))
@@ -299,7 +318,7 @@ def test_steps_that_do_not_lie_side_by_side(place, T, change):
     assert [m["LRNN_LAYOUT"] for m, _ in emulated.launches] == [forward, "apart"]
 
 
-@only_emulated
+@without_a_gpu
 def test_unfused_double_backward_agrees(place):
     torch.manual_seed(0)
     pre = [torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(4)]
@@ -332,7 +351,7 @@ def test_moves_no_more_bytes_than_it_must(place, exclusive, B, carry, share):
         assert minimum <= moved <= (1 + share) * minimum + again
 
 
-@only_emulated
+@without_a_gpu
 def test_operators_keep_their_contract(place):
     pre = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]
     bias, scale = torch.randn(3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
@@ -383,7 +402,7 @@ class LargeResults(TorchDispatchMode):
         return result
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("time_major", [False, True])
 def test_a_layer_is_matmuls_and_kernels(place, time_major):
     """Between projection and output no pointwise operation, no copy; nor back."""
@@ -418,7 +437,7 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
         }
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("layer", [nn.GILR, nn.GILRLSTM])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_first):
@@ -445,7 +464,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
     assert len(found) == scans * (1 + 2) and all(whole is not None for whole in found)
 
 
-@only_emulated
+@without_a_gpu
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(1, 70))
 def test_random_programs(place, program, T):
@@ -463,7 +482,7 @@ def test_random_programs(place, program, T):
     check(place, Program(), pre)
 
 
-@only_emulated
+@without_a_gpu
 def test_saturated_gates_are_exact(place):
     f = torch.tensor([INF, -INF, 1e4, -1e4, 100.0, -100.0])[None, :, None].repeat(1, 1, 3)
     z = torch.full_like(f, 0.5)

@@ -264,10 +264,11 @@ class _Writer:
             start = b.add(start, b.mul(size, count))
         place.row, place.column = start, column
         place.step = self.integer(0) if place.sums else b.mul(by_step, self.arguments["direction"])
-        kind = self.vector(place.storage)
-        place.buffer = b.alloca(kind)
-        place.buffer.align = _llvm.vector_bytes()
-        b.store(ir.Constant(kind, None), place.buffer)
+        if not place.sums:
+            kind = self.vector(place.storage)
+            place.buffer = b.alloca(kind)
+            place.buffer.align = _llvm.vector_bytes()
+            b.store(ir.Constant(kind, None), place.buffer, align=_llvm.vector_bytes())
 
     def begin_before(self) -> None:
         """The state before a step stands at the step that the walk comes to next, or in h0."""

@@ -71,8 +71,8 @@ def gated_forward(
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
     h = _state(x) if h0 is None else h0.clone()
-    emitted = x.new_empty(x.shape)
-    y = x.new_empty(x.shape) if readout else emitted
+    emitted = _numba._empty(x)
+    y = _numba._empty(x) if readout else emitted
     places = [*map(_place, pre), _place(y), _place(emitted)]
     outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
     _run(
@@ -114,11 +114,16 @@ def gated_backward(
     chunk, blocks, width, _ = pieces
     parts = -(-x.shape[1] // chunk)
     room = blocks * _rounded(width)
-    gradients: list[Any] = [
-        np.zeros((parts, B, room)) if p.ndim < 3 else _numba._empty(x) if given is None else given
-        for p, given in zip(pre, into or [None] * n, strict=True)
-    ]
-    places = [*map(_place, pre), _place(_spread(dy)), _place(emitted), _place(first)]
+    gradients: list[Any] = []
+    for p, given in zip(pre, into or [None] * n, strict=True):
+        if p.ndim < 3:
+            gradients.append(np.zeros((parts, B, room)))
+        else:
+            gradients.append(_numba._empty(x) if given is None else given)
+    if into is not None:
+        _numba._in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
+    dy = _spread(dy)
+    places = [*map(_place, pre), _place(dy), _place(emitted), _place(first)]
     outputs = {}
     for g in gradients:
         if isinstance(g, Tensor):

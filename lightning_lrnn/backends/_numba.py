@@ -403,10 +403,15 @@ def _empty(like: Tensor) -> Tensor:
     allocator to return them to the system, so each step gets its pages anew. Large ones are 512
     times fewer. (The y of a forward pass alone is mostly memory that is still there.)
     """
-    x = like.new_empty(like.shape)
-    if x.nbytes >= 2 * LARGE_PAGE and sys.platform == "linux":
-        begin = -(-x.data_ptr() // LARGE_PAGE) * LARGE_PAGE
-        end = (x.data_ptr() + x.nbytes) // LARGE_PAGE * LARGE_PAGE
+    return _in_large_pages(like.new_empty(like.shape))
+
+
+def _in_large_pages(x: Tensor) -> Tensor:
+    """The same, its memory in large pages if it is large and new."""
+    storage = x.untyped_storage()
+    if storage.nbytes() >= 2 * LARGE_PAGE and sys.platform == "linux":
+        begin = -(-storage.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        end = (storage.data_ptr() + storage.nbytes()) // LARGE_PAGE * LARGE_PAGE
         # Advice: where it cannot be followed, nothing happens.
         _madvise()(begin, end - begin, MADV_HUGEPAGE)
     return x
