@@ -1,11 +1,11 @@
 """Compiled kernels on disk: small files named by what they were compiled from.
 
-Code that a GPU will run comes out of this folder, so nothing in it is taken on trust: the folder
-and every entry must belong to the user and be writable by nobody else, and an entry must carry the
-digest of its key and content. An entry appears whole or not at all (a temporary file, renamed), so
-any number of processes may share the folder. What does not hold is ignored, with one warning in a
-process; the kernel is then compiled and kept in memory only. Entries are 10 to 100 kB and are
-never evicted: all variants of one version take a few MB.
+Code that a GPU or a processor will run comes out of this folder, so nothing in it is taken on
+trust: the folder and every entry must belong to the user and be writable by nobody else, and an
+entry must carry the digest of its key and content. An entry appears whole or not at all (a
+temporary file, renamed), so any number of processes may share the folder. What does not hold is
+ignored, with one warning in a process; the kernel is then compiled and kept in memory only. Entries
+are 5 to 100 kB and are never evicted: all variants of one version take a few MB.
 """
 
 from __future__ import annotations
