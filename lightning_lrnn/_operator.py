@@ -131,7 +131,7 @@ def _fused(gate: str, readout: str, pre: Sequence[Tensor], backend: str) -> bool
     x = sequence(pre)
     if x.numel() == 0 or (gate == gates.IDENTITY and not readout):
         return False
-    return backends.fuses(backend, backends.Request(x.device, x.dtype, gate, readout))
+    return backends.fuses(backend, backends.Request(x.device, x.dtype))
 
 
 def _run(

@@ -18,8 +18,9 @@ import torch
 from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _kernel_cache, backends, gates
+from lightning_lrnn import _kernel_cache, gates
 from lightning_lrnn.backends import _cpu_gated, _llvm, _numba
+from lightning_lrnn.backends._cuda_gate import Operand
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -232,7 +233,7 @@ from lightning_lrnn.backends import _cpu_gate, _llvm
 import test_cpu_gate
 def refuse(*_):
     raise AssertionError("written anew")
-_cpu_gate._Writer.__init__ = refuse
+_cpu_gate._Gate.__init__ = refuse
 torch.save(test_cpu_gate.results(torch.load("pre")), "results")
 """
     folder = compiled_anew.parent
@@ -250,7 +251,7 @@ torch.save(test_cpu_gate.results(torch.load("pre")), "results")
     with pytest.warns(UserWarning, match="corrupt"):
         assert all(map(torch.equal, results(pre), expected))
     compiler.address.cache_clear()
-    monkeypatch.setattr(compiler._Writer, "__init__", None)
+    monkeypatch.setattr(compiler._Gate, "__init__", None)
     assert all(map(torch.equal, results(pre), expected))
     assert _kernel_cache.clear_cache()[0] == 2
 
@@ -283,7 +284,7 @@ def test_a_handful_of_columns_is_left_to_pytorch(shape, reverse, exclusive, monk
     for in_rows in (False, True):
         with monkeypatch.context() as patch:
             if in_rows:
-                patch.setattr(_cpu_gated, "_in_rows", lambda *_: True)
+                patch.setattr(_cpu_gated, "_compiled", lambda *_: True)
             else:
                 patch.setattr(_cpu_gated, "_run", None)
             found.append(results(pre, h0=h0, reverse=reverse, exclusive=exclusive))
@@ -314,14 +315,17 @@ def test_makes_nothing_but_its_results():
     assert sum(g.nbytes for g in kept[-1]) == 4 * bytes_of_one
 
 
-def test_why_pytorch_evaluates_a_gate():
-    def request(dtype, gate, readout=""):
-        return backends.Request(torch.device("cpu"), dtype, gate, readout)
+def test_why_pytorch_evaluates_a_gate(monkeypatch):
+    def reasons(function, *storages):
+        operands = tuple(Operand(s, True) for s in storages)
+        return _cpu_gated._compiler().uncompiled(gates.trace(function), "", operands)
 
-    ring = gates.trace(lambda x, angle: (torch.polar(x, angle), x))
-    assert _cpu_gated.unfused(request(torch.float32, lstm.program, output_tanh.program)) == []
-    assert _cpu_gated.unfused(request(torch.float32, ring)) == ["there is no vector code for polar"]
-    (reason,) = _cpu_gated.unfused(request(torch.complex64, lstm.program))
-    assert "complex64" in reason
-    assert backends.fuses("scan", request(torch.float32, lstm.program))
-    assert not backends.fuses("serial", request(torch.float32, ring))
+    assert reasons(lstm, *["f32"] * 4) == []
+    assert reasons(lambda z, a: (a, a.conj() * z.real), "c64", "c64") == []
+    ring = reasons(lambda x, angle: (torch.polar(x, angle), x), "f32", "f32")
+    assert "there is no vector code for polar of complex numbers" in ring
+    assert reasons(lambda z, x: (x, z), "c64", "c128") != []
+    monkeypatch.setattr(_llvm, "missing", lambda symbol: symbol == "erff")
+    _cpu_gated._compiler().uncompiled.cache_clear()
+    assert reasons(lambda x, y: (torch.erf(x), y), "f32", "f32") == ["the C library has no erf"]
+    _cpu_gated._compiler().uncompiled.cache_clear()

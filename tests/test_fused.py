@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_lrnn as lrnn
 from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends import _cpu_gated
+from lightning_lrnn.backends import _cpu_gate, _cpu_gated
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -92,8 +92,9 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
     on_a_cpu = device == "cpu" and backend != "emulated"
     programs = gate.program, "" if readout is None else readout.program
-    fused = backends.fuses(backend, backends.Request(leaves[0].device, leaves[0].dtype, *programs))
-    assert len(compiled_walks) == (on_a_cpu and fused), "not one walk"
+    operands = _cpu_gated._operands(leaves[: len(pre)])
+    compiled = on_a_cpu and not _cpu_gate.uncompiled(*programs, operands)
+    assert len(compiled_walks) == compiled, "not one walk"
 
     wides = [wide(x.cpu()).requires_grad_() for x in leaves]
     operands = [p[:, None] if p.ndim == 2 else p for p in wides[: len(pre)]]
@@ -201,6 +202,34 @@ def test_a_diagonal_complex_recurrence(place):
     x = torch.randn(2, 600, 3, dtype=torch.complex128)
     parameters = [torch.randn(3, dtype=torch.float64) - 2, torch.randn(3, dtype=torch.float64)]
     check(place, ring, [x, *parameters], torch.randn(2, 3, dtype=torch.complex128))
+
+
+@lrnn.gate
+def diagonal(z, x, w, scale):
+    return w.conj() - z * w, scale * (z - w) + torch.complex(x.real, -x.imag * scale)
+
+
+@lrnn.gate
+def part_of_product(h, z, x, w, scale):
+    return torch.real(h * x) + torch.imag(h) * scale
+
+
+@lrnn.gate
+def turned(h, z, x, w, scale):
+    return h.conj() * w - x
+
+
+@pytest.mark.parametrize("reverse, exclusive", FLAGS)
+def test_arithmetic_of_complex_numbers(place, reverse, exclusive):
+    D = 3 if place[0] == "emulated" else 43
+    z, x = torch.randn(2, 2, 300, D, dtype=torch.complex128) / 4
+    w, h0 = torch.randn(2, 2, D, dtype=torch.complex128) / 4
+    pre = [z, x, w[0], torch.randn(2, D, dtype=torch.float64)]
+    options = {"reverse": reverse, "exclusive": exclusive}
+    check(place, diagonal, pre, h0, **options)
+    check(place, diagonal, pre, h0, part_of_product, **options)
+    lengths, reset = torch.tensor([300, 17]), torch.rand(2, 300) < 0.1
+    check(place, diagonal, pre, h0, turned, **options, lengths=lengths, reset=reset)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

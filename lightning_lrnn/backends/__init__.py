@@ -141,18 +141,18 @@ def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> d
 
 
 def fuses(name: str, request: Request) -> bool:
-    """Whether a backend compiles this gate and readout into its loop for this device and dtype."""
-    return _fuses(name, str(request.device), *request[1:])
+    """Whether a backend compiles gates into its loop for this device and dtype."""
+    return _fuses(name, str(request.device), request.dtype)
 
 
-def _fuses(name: str, device: str, dtype: torch.dtype, gate: str, readout: str) -> bool:
-    return _fuses_here(name, device, dtype, gate, readout)
+def _fuses(name: str, device: str, dtype: torch.dtype) -> bool:
+    return _fuses_here(name, device, dtype)
 
 
 @cache
-def _fuses_here(name: str, device: str, dtype: torch.dtype, gate: str, readout: str) -> bool:
+def _fuses_here(name: str, device: str, dtype: torch.dtype) -> bool:
     asked = getattr(load(name), "fuses", None)
-    return asked is not None and bool(asked(Request(torch.device(device), dtype, gate, readout)))
+    return asked is not None and bool(asked(Request(torch.device(device), dtype)))
 
 
 def differentiable(name: str) -> bool:

@@ -1,8 +1,9 @@
 """The gated recurrence on a CPU: gate, readout and recurrence in one pass, forward and backward.
 
 As `_numba` does with the plain recurrence, with steps that are compiled for the gate. Where it
-would not walk row by row (a handful of columns, or few features), PyTorch evaluates gate and
-readout around the plain recurrence.
+would not walk row by row (a handful of columns, or few features), and for gates that there is no
+vector code for (`_cpu_gate.uncompiled`), PyTorch evaluates gate and readout around the plain
+recurrence.
 """
 
 from __future__ import annotations
@@ -16,32 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lrnn import gates
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import backward_around, forward_around, sequence
-from lightning_lrnn.backends import Request, _numba, _threads
+from lightning_lrnn.backends import _numba, _threads
 from lightning_lrnn.backends._cuda_gate import Operand
 from lightning_lrnn.backends._numba import Layout
 
-__all__ = ["gated_backward", "gated_forward", "unfused"]
+__all__ = ["gated_backward", "gated_forward"]
 
 STORAGE = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
     torch.float32: "f32",
     torch.float64: "f64",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
 }
-COMPLEX = frozenset({"complex", "polar", "imag"})
-"""Operations that make complex numbers, or take them."""
-
-
-def unfused(request: Request) -> list[str]:
-    """Why PyTorch evaluates a gate on a CPU, not compiled code; [] = it is compiled."""
-    reasons = [] if request.dtype in STORAGE else [f"{request.dtype} is not real"]
-    for program in filter(None, (request.gate, request.readout)):
-        used = COMPLEX & {step.operation for step in gates.parse(program).steps}
-        reasons += [f"there is no vector code for {operation}" for operation in sorted(used)]
-    return reasons
+DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
 
 
 @cache
@@ -67,18 +59,18 @@ def gated_forward(
     """y, the emitted states and h_final; arguments as for a backend's `run_gated`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x = (lengths, reset), sequence(pre)
-    if not _in_rows(pre, masks, reverse, parallel):
+    if not _compiled(gate, readout, pre, masks, reverse, parallel):
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
-    h = _state(x) if h0 is None else h0.clone()
-    emitted = _numba._empty(x)
-    y = _numba._empty(x) if readout else emitted
+    pre, pieces = list(map(_numba._detached, pre)), _numba._pieces(x, parallel)
+    steps = _steps(gate, readout, pre, False, exclusive, pieces)
+    emitted = _numba._empty(x, DTYPE[steps.state])
+    y = _numba._empty(x, DTYPE[steps.output]) if readout else emitted
+    h = _state(emitted) if h0 is None else h0.clone()
     places = [*map(_place, pre), _place(y), _place(emitted)]
     outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
-    _run(
-        (gate, readout, _operands(pre), False, exclusive), places, outputs, h, masks,
-        -1 if reverse else 1, reverse, True, _numba._pieces(x, parallel),
-    )  # fmt: skip
+    direction = -1 if reverse else 1
+    _run(steps, places, outputs, h, masks, direction, reverse, True, pieces)
     return y, emitted, h
 
 
@@ -101,28 +93,29 @@ def gated_backward(
     """Gradients of `pre` and h0; arguments as for a backend's `run_gated_backward`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x, n = (lengths, reset), sequence(pre), len(pre)
-    if not _in_rows(pre, masks, not reverse, parallel):
+    if not _compiled(gate, readout, pre, masks, not reverse, parallel):
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return backward_around(
             run, gate, readout, pre, emitted, h0, dy, dh_final, *masks, into=into
         )
-    B, _, D = x.shape
-    c = _state(x) if dh_final is None else dh_final.clone()
+    B, T, D = x.shape
+    pre, pieces = list(map(_numba._detached, pre)), _numba._pieces(x, parallel)
+    emitted, dy = _numba._detached(emitted), _spread(_numba._detached(dy))
+    steps = _steps(gate, readout, pre, True, exclusive, pieces)
+    c = _state(emitted) if dh_final is None else dh_final.clone()
     # Rounded as the states after it are.
-    first = (_state(x) if h0 is None else h0).to(x.dtype)
-    pieces = _numba._pieces(x, parallel)
+    first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
     chunk, blocks, width, _ = pieces
-    parts = -(-x.shape[1] // chunk)
     room = blocks * _rounded(width)
     gradients: list[Any] = []
     for p, given in zip(pre, into or [None] * n, strict=True):
         if p.ndim < 3:
-            gradients.append(np.zeros((parts, B, room)))
+            sums = np.complex128 if p.is_complex() else np.float64
+            gradients.append(np.zeros((-(-T // chunk), B, room), sums))
         else:
             gradients.append(_numba._empty(x) if given is None else given)
     if into is not None:
         _numba._in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
-    dy = _spread(dy)
     places = [*map(_place, pre), _place(dy), _place(emitted), _place(first)]
     outputs = {}
     for g in gradients:
@@ -130,16 +123,15 @@ def gated_backward(
             outputs[len(places)] = g
             places.append(_place(g))
         else:
-            places.append((g.ctypes.data, 8 * room, 8 * room * B, 8))
-    _run(
-        (gate, readout, _operands(pre), True, exclusive), places, outputs, c, masks,
-        1 if reverse else -1, reverse, exclusive, pieces,
-    )  # fmt: skip
+            by_part, by_row, size = g.strides
+            places.append((g.ctypes.data, by_row, by_part, size))
+    direction = 1 if reverse else -1
+    _run(steps, places, outputs, c, masks, direction, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
 
 
 def _run(
-    steps: tuple[Any, ...],
+    steps: Any,
     places: list[tuple[int, int, int, int]],
     outputs: dict[int, Tensor],
     h: Tensor,
@@ -149,33 +141,52 @@ def _run(
     inside: bool,
     pieces: tuple[int, int, int, int],
 ) -> None:
-    """The compiled steps over all of the work; the states `h` are replaced."""
+    """The compiled steps over all of the work; the states `h` are replaced.
+
+    `outputs` are the tensors among the `places`, by their index there; see
+    `_numba_kernels.rows` for the rest.
+    """
     x = next(iter(outputs.values()))
     B, T, D = x.shape
     lengths, reset = masks
     chunk, blocks, width, workers = pieces
     parts = -(-T // chunk)
-    compiler = _compiler()
-    function = compiler.address(compiler.Steps(*steps, parts > 1))
     flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
     states = np.empty((parts - 1) * h.numel(), _numba.NUMPY[h.dtype])
-    past = _numba._past(*outputs.values(), alignment=compiler.lanes(8 * h.itemsize) * x.itemsize)
     arguments = (
-        flags, states, h.data_ptr(), parts, chunk, blocks, width, function,
+        flags, states, h.data_ptr(), parts, chunk, blocks, width, _compiler().address(steps),
         np.array(places, np.int64), np.array(list(outputs), np.int64),
-        _numba._lengths(lengths, x), B, T, D, direction, steps[3], inside,
-        _numba._restarts(lengths, reset, reverse), past,
+        _numba._lengths(lengths, x), B, T, D, direction, steps.backward, inside,
+        _numba._restarts(lengths, reset, reverse),
+        _numba._past(*outputs.values(), alignment=_compiler().alignment()),
     )  # fmt: skip
     _threads.run_all(_numba._kernels().rows, [arguments] * workers)
 
 
-def _in_rows(
-    pre: Sequence[Tensor], masks: tuple[Tensor | None, ...], backwards: bool, parallel: bool
+def _compiled(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    masks: tuple[Tensor | None, ...],
+    backwards: bool,
+    parallel: bool,
 ) -> bool:
-    """Whether the walk is row by row, and all operands real."""
+    """Whether the steps are compiled, not the gate evaluated by PyTorch."""
     plain = all(mask is None for mask in masks)
     layout, *_ = _numba._plan(sequence(pre), plain, backwards, parallel)[0]
-    return layout is Layout.ROWS and not any(p.is_complex() for p in pre)
+    return layout is Layout.ROWS and not _compiler().uncompiled(gate, readout, _operands(pre))
+
+
+def _steps(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    backward: bool,
+    exclusive: bool,
+    pieces: tuple[int, int, int, int],
+) -> Any:
+    divided = pieces[0] < sequence(pre).shape[1]
+    return _compiler().Steps(gate, readout, _operands(pre), backward, exclusive, divided)
 
 
 def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
@@ -183,6 +194,7 @@ def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
 
 
 def _state(x: Tensor) -> Tensor:
+    """Zeros."""
     return x.new_zeros((x.shape[0], x.shape[2]), dtype=state_dtype(x.dtype))
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-__all__ = ["INT", "Lanes"]
+__all__ = ["INT", "Complex", "Lanes"]
 
 INT = ir.IntType(64)
 INT32 = ir.IntType(32)
@@ -29,6 +31,13 @@ SMALLEST, LARGEST = {32: -104.0, 64: -746.0}, {32: 89.0, 64: 710.0}
 """Where exp is 0 and infinite, whatever lies beyond."""
 OF_EXP, OF_LOG = {32: 7, 64: 13}, {32: 4, 64: 10}
 """Terms: |r| <= ln(2) / 2 leaves r^8 / 8! = 5e-9 and r^14 / 14! = 4e-18; see `_log_of`."""
+
+
+class Complex(NamedTuple):
+    """Real and imaginary parts."""
+
+    re: Any
+    im: Any
 
 
 class Lanes:
@@ -60,7 +69,20 @@ class Lanes:
         return self.builder.fcmp_ordered(sign, x, y)
 
     def choose(self, condition: Any, x: Any, y: Any) -> Any:
-        return self.builder.select(condition, x, y)
+        return self._parts(partial(self.builder.select, condition), x, y)
+
+    def all_lanes(self, condition: Any) -> Any:
+        """The same condition in all lanes."""
+        kind = ir.VectorType(condition.type, self.lanes)
+        one = self.builder.insert_element(
+            ir.Constant(kind, ir.Undefined), condition, ir.Constant(INT, 0)
+        )
+        return self.shuffled(one, one, [0] * self.lanes)
+
+    def shuffled(self, x: Any, y: Any, order: list[int]) -> Any:
+        """The lanes of x and y, one after the other, in another order."""
+        mask = ir.Constant(ir.VectorType(INT32, len(order)), order)
+        return self.builder.shuffle_vector(x, y, mask)
 
     def as_bits(self, x: Any) -> Any:
         return self.builder.bitcast(x, self.integers)
@@ -68,26 +90,62 @@ class Lanes:
     def as_floats(self, x: Any) -> Any:
         return self.builder.bitcast(x, self.type)
 
-    # Arithmetic, one rounding each.
+    # Arithmetic, one rounding each; of complex numbers too.
+
+    def _parts(self, compute: Callable[..., Any], *operands: Any) -> Any:
+        """Part by part, if one is complex."""
+        if not any(isinstance(x, Complex) for x in operands):
+            return compute(*operands)
+        return Complex(*map(compute, *map(self.as_complex, operands)))
+
+    def as_complex(self, x: Any) -> Complex:
+        return x if isinstance(x, Complex) else Complex(x, self.number(0))
 
     def add(self, x: Any, y: Any) -> Any:
-        return self.builder.fadd(x, y)
+        return self._parts(self.builder.fadd, x, y)
 
     def sub(self, x: Any, y: Any) -> Any:
-        return self.builder.fsub(x, y)
+        return self._parts(self.builder.fsub, x, y)
+
+    def neg(self, x: Any) -> Any:
+        return self._parts(self.builder.fneg, x)
 
     def mul(self, x: Any, y: Any) -> Any:
-        return self.builder.fmul(x, y)
+        if not isinstance(x, Complex) and not isinstance(y, Complex):
+            return self.builder.fmul(x, y)
+        if not (isinstance(x, Complex) and isinstance(y, Complex)):
+            number, parts = (y, x) if isinstance(x, Complex) else (x, y)
+            return Complex(*(self.builder.fmul(number, part) for part in parts))
+        (p, q), (r, s) = x, y
+        return Complex(
+            self.multiply_add(self.neg(q), s, self.builder.fmul(p, r)),
+            self.multiply_add(q, r, self.builder.fmul(p, s)),
+        )
+
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
+        """x * y + z: one rounding where the machine has an instruction for it."""
+        if not isinstance(x, Complex):
+            return self.intrinsic("llvm.fmuladd", x, y, z)
+        (p, q), (r, s), (u, v) = x, y, z
+        return Complex(
+            self.multiply_add(self.neg(q), s, self.multiply_add(p, r, u)),
+            self.multiply_add(q, r, self.multiply_add(p, s, v)),
+        )
 
     def div(self, x: Any, y: Any) -> Any:
         return self.builder.fdiv(x, y)
 
-    def neg(self, x: Any) -> Any:
-        return self.builder.fneg(x)
+    def conj(self, x: Any) -> Any:
+        return Complex(x.re, self.neg(x.im)) if isinstance(x, Complex) else x
 
-    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
-        """x * y + z: one rounding where the machine has an instruction for it."""
-        return self.intrinsic("llvm.fmuladd", x, y, z)
+    def real(self, x: Any) -> Any:
+        return x.re if isinstance(x, Complex) else x
+
+    def imag(self, x: Any) -> Any:
+        return x.im
+
+    def complex(self, x: Any, y: Any) -> Any:
+        return Complex(x, y)
 
     def intrinsic(self, name: str, *operands: Any) -> Any:
         name += f".v{self.lanes}f{self.bits}"
@@ -141,8 +199,12 @@ class Lanes:
     def flush(self, x: Any) -> Any:
         """0 for what is too small for full precision, with which some processors are slow."""
         tiny = self.number(2.0 ** (1 - BIAS[self.bits]))
-        normal = self.builder.fcmp_unordered(">=", self.abs(x), tiny)
-        return self.choose(normal, x, self.number(0))
+
+        def of_part(part: Any) -> Any:
+            normal = self.builder.fcmp_unordered(">=", self.abs(part), tiny)
+            return self.builder.select(normal, part, self.number(0))
+
+        return self._parts(of_part, x)
 
     # Exponential functions.
 

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends import Request
 from lightning_lrnn.backends._cuda_gate import Fused, Operand, fused
 
-__all__ = ["backward", "forward", "gated_backward", "gated_forward", "missing", "unfused", "warmup"]
+__all__ = ["backward", "forward", "gated_backward", "gated_forward", "missing", "warmup"]
 
 SOURCE = "recurrence.cu"
 
@@ -303,11 +302,6 @@ def gated_backward(
     sB, sT = sequences[0].stride()[:2] if sequences else (T * D, D)
     _launch(how, shape, (sB, sT), emitted.device, tensors, lengths, reset, reverse, exclusive)
     return [_reduced(g, p) for g, p in zip(gradients, pre, strict=True)], dh0
-
-
-def unfused(request: Request) -> list[str]:
-    """Why PyTorch evaluates a gate: for no reason; what cannot be compiled raises."""
-    return []
 
 
 def forward(a: Tensor, b: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 
 from lightning_lrnn import _kernel_cache
 
-__all__ = ["load", "vector_bytes"]
+__all__ = ["load", "missing", "vector_bytes"]
 
 SUFFIX = "o"
 SCHEME = b"1"
@@ -48,6 +48,13 @@ def _machine() -> Any:
 def vector_bytes() -> int:
     """Of the widest registers; of two registers where those are of 16 bytes."""
     return 64 if "+avx512f" in _host()[1].split(",") else 32
+
+
+@cache
+def missing(symbol: str) -> bool:
+    """Whether code cannot call a function of the C library."""
+    _machine()
+    return not llvm.address_of_symbol(symbol)
 
 
 def load(name: str, parts: Iterable[bytes], write: Callable[[], str]) -> int:

@@ -396,14 +396,14 @@ def _counter() -> Any:
     return np.zeros(1, np.int64)
 
 
-def _empty(like: Tensor) -> Tensor:
+def _empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A contiguous tensor; a large one in large pages.
 
     For gradients: y, da and db of a training step are freed together, which is enough for the
     allocator to return them to the system, so each step gets its pages anew. Large ones are 512
     times fewer. (The y of a forward pass alone is mostly memory that is still there.)
     """
-    return _in_large_pages(like.new_empty(like.shape))
+    return _in_large_pages(like.new_empty(like.shape, dtype=dtype or like.dtype))
 
 
 def _in_large_pages(x: Tensor) -> Tensor:
