@@ -304,64 +304,112 @@ class Writer:
         """Of a column in memory."""
         return SIZE[PARTS.get(place.storage, place.storage)]
 
-    def load(self, whole: Any, d: Any, count: Any) -> dict[int | str, Any]:
-        b = self.builder
-        places = list(self.inputs.values())
-        together, apart, done = (self.function.append_basic_block() for _ in range(3))
-        b.cbranch(whole, together, apart)
+    def load(self, whole: Any, d: Any, count: Any) -> Values:
+        """The inputs of columns from d on: a vector, the beginning of one, or column by column."""
+        b, places = self.builder, list(self.inputs.values())
+        together, beginning, apart, done = (self.function.append_basic_block() for _ in range(4))
+        vectors: list[list[Any]] = []
+        self.branch(whole, together, beginning, apart)
         b.position_at_end(together)
-        vectors = [b.load(self.at(p, d), align=self.alignment(p)) for p in places]
+        vectors.append([b.load(self.at(p, d), align=self.alignment(p)) for p in places])
+        b.branch(done)
+        b.position_at_end(beginning)
+        vectors.append([self.masked(p, d, count) for p in places])
         b.branch(done)
         b.position_at_end(apart)
-        with self.each(count) as lane:
+        with _Loop(b, count) as lane:
             for p in places:
                 source, buffer = self.elements(p, d, lane)
                 b.store(b.load(source, align=self.alignment(p)), buffer, align=self.alignment(p))
-        gathered = [b.load(p.buffer, align=_llvm.vector_bytes()) for p in places]
-        apart = b.block
+        vectors.append([b.load(p.buffer, align=_llvm.vector_bytes()) for p in places])
+        ends = together, beginning, b.block
         b.branch(done)
         b.position_at_end(done)
-        values = {}
         phis = [b.phi(self.vector(p.storage)) for p in places]
-        for key, place, phi, vector, other in zip(
-            self.inputs, places, phis, vectors, gathered, strict=True
-        ):
-            phi.add_incoming(vector, together)
-            phi.add_incoming(other, apart)
-            values[key] = self.widened(phi, place.storage)
-        return values
+        for end, loaded in zip(ends, vectors, strict=True):
+            for phi, vector in zip(phis, loaded, strict=True):
+                phi.add_incoming(vector, end)
+        return {
+            key: self.widened(phi, place.storage)
+            for phi, (key, place) in zip(phis, self.inputs.items(), strict=True)
+        }
 
-    def store(self, results: dict[int | str, Any], whole: Any, d: Any, count: Any) -> None:
+    def store(self, results: Values, whole: Any, d: Any, count: Any) -> None:
+        """The outputs, likewise."""
         b = self.builder
-        places = {key: p for key, p in self.outputs.items() if not p.sums}
-        vectors = [self.narrowed(results[key], p.storage) for key, p in places.items()]
-        together, past, apart, done = (self.function.append_basic_block() for _ in range(4))
-        usual = self.function.append_basic_block()
-        b.cbranch(whole, together, apart)
+        stored = [
+            (place, self.narrowed(results[key], place.storage))
+            for key, place in self.outputs.items()
+            if not place.sums
+        ]
+        together, beginning, apart, done = (self.function.append_basic_block() for _ in range(4))
+        past, usual = (self.function.append_basic_block() for _ in range(2))
+        self.branch(whole, together, beginning, apart)
         b.position_at_end(together)
         b.cbranch(self.streams, past, usual)
         b.position_at_end(past)
-        for place, vector in zip(places.values(), vectors, strict=True):
-            alignment = min(self.lanes * SIZE[place.storage], _llvm.vector_bytes())
-            store = b.store(vector, self.at(place, d), align=alignment)
+        for place, vector in stored:
+            align = min(self.lanes * SIZE[place.storage], _llvm.vector_bytes())
+            store = b.store(vector, self.at(place, d), align=align)
             one = ir.Constant(ir.IntType(32), 1)
             store.set_metadata("nontemporal", self.module.add_metadata([one]))
         b.branch(done)
         b.position_at_end(usual)
-        for place, vector in zip(places.values(), vectors, strict=True):
+        for place, vector in stored:
             b.store(vector, self.at(place, d), align=self.alignment(place))
         b.branch(done)
+        b.position_at_end(beginning)
+        for place, vector in stored:
+            self.masked(place, d, count, vector)
+        b.branch(done)
         b.position_at_end(apart)
-        for place, vector in zip(places.values(), vectors, strict=True):
+        for place, vector in stored:
             b.store(vector, place.buffer, align=_llvm.vector_bytes())
-        with self.each(count) as lane:
-            for place in places.values():
+        with _Loop(b, count) as lane:
+            for place, _ in stored:
                 target, buffer = self.elements(place, d, lane)
-                b.store(
-                    b.load(buffer, align=self.alignment(place)), target, align=self.alignment(place)
-                )
+                align = self.alignment(place)
+                b.store(b.load(buffer, align=align), target, align=align)
         b.branch(done)
         b.position_at_end(done)
+
+    def branch(self, whole: Any, together: Any, beginning: Any, apart: Any) -> None:
+        """By where columns lie."""
+        part = self.function.append_basic_block()
+        self.builder.cbranch(whole, together, part)
+        self.builder.position_at_end(part)
+        self.builder.cbranch(self.dense, beginning, apart)
+
+    def masked(self, place: Place, d: Any, count: Any, vector: Any = None) -> Any:
+        """The first columns of a vector, loaded or stored, and nothing else touched."""
+        b, kind = self.builder, self.vector(place.storage)
+        parts = kind.count // self.lanes
+        numbers = ir.VectorType(ir.IntType(32), kind.count)
+        limit = b.trunc(b.mul(count, self.integer(parts)), ir.IntType(32))
+        limit = b.insert_element(ir.Constant(numbers, ir.Undefined), limit, self.integer(0))
+        limit = self.math.shuffled(limit, limit, [0] * kind.count)
+        mask = b.icmp_unsigned("<", ir.Constant(numbers, list(range(kind.count))), limit)
+        align = ir.Constant(ir.IntType(32), self.alignment(place))
+        pointer = self.at(place, d)
+        of_part = PARTS.get(place.storage, place.storage).replace("bf16", "i16")
+        name = f"v{kind.count}{of_part}.p0v{kind.count}{of_part}"
+        if vector is None:
+            inputs = [pointer, align, mask, ir.Constant(kind, None)]
+            return b.call(self.declared(f"llvm.masked.load.{name}", kind, inputs), inputs)
+        inputs = [vector, pointer, align, mask]
+        return b.call(self.declared(f"llvm.masked.store.{name}", ir.VoidType(), inputs), inputs)
+
+    def declared(self, name: str, result: ir.Type, inputs: list[Any]) -> Any:
+        if name not in self.module.globals:
+            ir.Function(self.module, ir.FunctionType(result, [x.type for x in inputs]), name)
+        return self.module.globals[name]
+
+    def elements(self, place: Place, d: Any, lane: Any) -> tuple[Any, Any]:
+        """A column in the tensor, and its lane in the buffer."""
+        b, kind = self.builder, self.element(place.storage)
+        offset = b.mul(b.add(d, lane), place.column)
+        first = b.bitcast(place.buffer, kind.as_pointer())
+        return self.pointer(b.add(place.row, offset), kind), b.gep(first, [lane])
 
     def add_to_sums(self, results: dict[int | str, Any], d: Any) -> None:
         """In double precision; they have room for whole vectors."""
@@ -371,16 +419,6 @@ class Writer:
                 pointer = self.at(place, d)
                 vector = self.narrowed(results[key], place.storage)
                 b.store(b.fadd(b.load(pointer, align=8), vector), pointer, align=8)
-
-    def elements(self, place: Place, d: Any, lane: Any) -> tuple[Any, Any]:
-        """A column in the tensor, and its lane in the buffer."""
-        b, kind = self.builder, self.element(place.storage)
-        offset = b.mul(b.add(d, lane), place.column)
-        first = b.bitcast(place.buffer, kind.as_pointer())
-        return self.pointer(b.add(place.row, offset), kind), b.gep(first, [lane])
-
-    def each(self, count: Any) -> _Loop:
-        return _Loop(self.builder, count)
 
 
 class _Loop:
