@@ -1,11 +1,11 @@
 """Compiled kernels on disk: small files named by what they were compiled from.
 
-Code that a GPU will run comes out of this folder, so nothing in it is taken on trust: the folder
-and every entry must belong to the user and be writable by nobody else, and an entry must carry the
-digest of its key and content. An entry appears whole or not at all (a temporary file, renamed), so
-any number of processes may share the folder. What does not hold is ignored, with one warning in a
-process; the kernel is then compiled and kept in memory only. Entries are 10 to 100 kB and are
-never evicted: all variants of one version take a few MB.
+Code that a GPU or a processor will run comes out of this folder, so nothing in it is taken on
+trust: the folder and every entry must belong to the user and be writable by nobody else, and an
+entry must carry the digest of its key and content. An entry appears whole or not at all (a
+temporary file, renamed), so any number of processes may share the folder. What does not hold is
+ignored, with one warning in a process; the kernel is then compiled and kept in memory only. Entries
+are 5 to 100 kB and are never evicted: all variants of one version take a few MB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_CACHE"
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _TEMPORARY = "unfinished-"
-_OURS = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}\.cubin|{_TEMPORARY}\w+")
+_OURS = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}\.(cubin|o)|{_TEMPORARY}\w+")
 
 _warned = False
 
@@ -68,12 +68,12 @@ def key(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def read(name: str) -> bytes | None:
+def read(name: str, suffix: str = "cubin") -> bytes | None:
     """The content of an entry, or None if there is none that can be trusted."""
     try:
         folder = cache_folder()
         _check_folder(folder)
-        with open(folder / f"{name}.cubin", "rb", opener=_open_without_links) as file:
+        with open(folder / f"{name}.{suffix}", "rb", opener=_open_without_links) as file:
             _check_owner(os.fstat(file.fileno()), file.name)
             digest, content = file.read(_DIGEST_BYTES), file.read()
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read(name: str) -> bytes | None:
     return content
 
 
-def write(name: str, content: bytes) -> None:
+def write(name: str, content: bytes, suffix: str = "cubin") -> None:
     """Keeps an entry, readable and writable by its owner only; replaces one that exists."""
     try:
         folder = cache_folder()
@@ -98,7 +98,7 @@ def write(name: str, content: bytes) -> None:
         try:
             with open(descriptor, "wb") as file:
                 file.write(_digest(name, content) + content)
-            os.replace(unfinished, folder / f"{name}.cubin")
+            os.replace(unfinished, folder / f"{name}.{suffix}")
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(unfinished)

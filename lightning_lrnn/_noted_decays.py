@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._operator import broadcastable
+from lightning_lrnn._evaluation import broadcastable
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 

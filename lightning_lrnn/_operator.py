@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch.nn import Parameter
 
 from lightning_lrnn import _chunks, backends, derivative, gates
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn._evaluation import (
+    decays_and_impulses,
+    forward_around,
+    read_out,
+    sequence,
+)
 from lightning_lrnn._observed import observed
 from lightning_lrnn.adjoint import adjoint
 
-__all__ = ["broadcastable", "call", "computed_by", "last_backend", "padding_mask", "unobserved"]
+__all__ = ["call", "computed_by", "last_backend", "unobserved"]
 
 
 def call(gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -60,21 +67,6 @@ def computed_by(backend: str) -> None:
 def last_backend() -> str | None:
     """The backend that computed the most recent recurrence of this process, None before any."""
     return _last
-
-
-def padding_mask(lengths: Tensor, x: Tensor) -> Tensor:
-    return torch.arange(x.shape[1], device=x.device)[None, :, None] >= lengths[:, None, None]
-
-
-def like_sequence(x: Tensor, is_complex: bool) -> torch.dtype:
-    """Dtype of what a gate or readout makes of sequences: theirs, whatever its parameters have."""
-    if not is_complex or x.is_complex():
-        return x.dtype
-    return state_dtype(x.dtype).to_complex()
-
-
-def broadcastable(p: Tensor) -> Tensor:
-    return p[:, None] if p.ndim == 2 else p
 
 
 # The operators. A gate's program passes through the schema as text, so that a backend which
@@ -122,11 +114,9 @@ def _compute(
         options = {"reverse": reverse, "exclusive": exclusive}
         y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
         return y, h if readout else None, h_final
-    a, b = _gates(gate, pre)
-    h, h_final = _run(backend, a, b, h0, lengths, reset, reverse=reverse, exclusive=exclusive)
-    if not readout:
-        return h, None, h_final
-    return _read_out(readout, h, pre, lengths).contiguous(), h, h_final
+    run = functools.partial(_run, backend, reverse=reverse, exclusive=exclusive)
+    y, h, h_final = forward_around(run, gate, readout, pre, h0, lengths, reset)
+    return y, h if readout else None, h_final
 
 
 def _forward(
@@ -136,34 +126,12 @@ def _forward(
     return y, y.new_empty(0) if h is None else h, h_final
 
 
-def _read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
-    """y (B, T, D), 0 at padded steps."""
-    y: Tensor
-    (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
-    y = y.to(like_sequence(_sequence(pre), y.is_complex())).expand(h.shape)
-    return y if lengths is None else y.masked_fill(padding_mask(lengths, y), 0)
-
-
 def _fused(gate: str, readout: str, pre: Sequence[Tensor], backend: str) -> bool:
     """Whether the backend computes gate and readout, not PyTorch; the plain recurrence has none."""
-    x = _sequence(pre)
+    x = sequence(pre)
     if x.numel() == 0 or (gate == gates.IDENTITY and not readout):
         return False
     return backends.fuses(backend, backends.Request(x.device, x.dtype))
-
-
-def _gates(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Decays and impulses of shape (B, T, D)."""
-    if gate == gates.IDENTITY:
-        return pre[0], pre[1]
-    a, b = gates.evaluate(gate, list(map(broadcastable, pre)))
-    x = _sequence(pre)
-    dtype = like_sequence(x, a.is_complex() or b.is_complex())
-    return a.to(dtype).expand(x.shape), b.to(dtype).expand(x.shape)
-
-
-def _sequence(pre: Sequence[Tensor]) -> Tensor:
-    return next(p for p in pre if p.ndim == 3)
 
 
 def _run(
@@ -234,9 +202,9 @@ def _gated_backward(
     into: list[Tensor | None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     if dy is None:
-        x = _sequence(pre)
+        x = sequence(pre)
         y = (
-            _read_out(readout, h[:, :0], [p[:, :0] if p.ndim == 3 else p for p in pre], None)
+            read_out(readout, h[:, :0], [p[:, :0] if p.ndim == 3 else p for p in pre], None)
             if readout
             else h
         )
@@ -275,13 +243,13 @@ def _dense(x: Tensor | None) -> Tensor | None:
 def _forward_fake(
     gate: str, readout: str, pre: list[Tensor], *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = _sequence(pre)
-    b = _gates(gate, pre)[1]
+    x = sequence(pre)
+    b = decays_and_impulses(gate, pre)[1]
     h = b.new_empty(x.shape)
     h_final = b.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype(b.dtype))
     if not readout:
         return h, h.new_empty(0), h_final
-    return torch.empty_like(_read_out(readout, h, pre, None)).contiguous(), h, h_final
+    return torch.empty_like(read_out(readout, h, pre, None)).contiguous(), h, h_final
 
 
 def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -314,10 +282,10 @@ def _differentiate(
         return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
 
     def of_readout(h: Tensor, *pre: Tensor) -> Tensor:
-        return _read_out(ctx.readout, h, pre, lengths)
+        return read_out(ctx.readout, h, pre, lengths)
 
     def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
-        return _gates(ctx.gate, pre)
+        return decays_and_impulses(ctx.gate, pre)
 
     dh, dpre = None if ctx.readout else dy, None
     if ctx.readout and dy is not None:

@@ -10,14 +10,8 @@ from torch import Tensor
 
 from lightning_lrnn import backends, gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._operator import (
-    broadcastable,
-    call,
-    computed_by,
-    last_backend,
-    like_sequence,
-    padding_mask,
-)
+from lightning_lrnn._evaluation import broadcastable, like_sequence, padding_mask
+from lightning_lrnn._operator import call, computed_by, last_backend
 from lightning_lrnn.backends import Request
 from lightning_lrnn.gates import Gate
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_lrnn as lrnn
 from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.backends import _cpu_gate, _cpu_gated
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -31,13 +32,25 @@ FLAGS = list(itertools.product([False, True], repeat=2))
 
 PLACES = [
     pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
+    *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
     *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
 ]
+
+
+compiled_walks: list = []
+"""The steps of every walk by a CPU's compiled gates so far."""
 
 
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
+    walk = _cpu_gated._run
+
+    def noted(steps, *arguments):
+        compiled_walks.append(steps)
+        walk(steps, *arguments)
+
+    monkeypatch.setattr(_cpu_gated, "_run", noted)
     modules = {**backends._modules(), "emulated": "emulated"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
     for cached in (backends.load, backends._resolved, backends._fuses_here):
@@ -49,6 +62,7 @@ def place(request, monkeypatch):
 
 
 only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+without_a_gpu = pytest.mark.parametrize("place", PLACES[:3], indirect=True)
 
 
 # Every rounding of the kernel, and of the gate in float32.
@@ -68,6 +82,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     """Outputs and all gradients, against the gate by PyTorch and the loop in float64."""
     backend, device = place
     emulated.launches.clear()
+    compiled_walks.clear()
     leaves = [x.detach().to(device).requires_grad_() for x in [*pre, *([] if h0 is None else [h0])]]
     leaf_h0 = None if h0 is None else leaves[-1]
     moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
@@ -75,6 +90,11 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
         gate, *leaves[: len(pre)], h0=leaf_h0, readout=readout, backend=backend, **moved
     )
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
+    on_a_cpu = device == "cpu" and backend != "emulated"
+    programs = gate.program, "" if readout is None else readout.program
+    operands = _cpu_gated._operands(leaves[: len(pre)])
+    compiled = on_a_cpu and not _cpu_gate.uncompiled(*programs, operands)
+    assert len(compiled_walks) == compiled, "not one walk"
 
     wides = [wide(x.cpu()).requires_grad_() for x in leaves]
     operands = [p[:, None] if p.ndim == 2 else p for p in wides[: len(pre)]]
@@ -142,6 +162,7 @@ def test_every_layer(place, name, options):
     leaves = [x, *layers.flat(state), *rnn.parameters()]
     for rnn.backend in ("serial", backend):
         emulated.launches.clear()
+        compiled_walks.clear()
         results.append(rnn(x, state, **options))
         assert bool(emulated.launches) == (rnn.backend == "emulated")
         loss = layers.weighted(results[-1])
@@ -183,6 +204,34 @@ def test_a_diagonal_complex_recurrence(place):
     check(place, ring, [x, *parameters], torch.randn(2, 3, dtype=torch.complex128))
 
 
+@lrnn.gate
+def diagonal(z, x, w, scale):
+    return w.conj() - z * w, scale * (z - w) + torch.complex(x.real, -x.imag * scale)
+
+
+@lrnn.gate
+def part_of_product(h, z, x, w, scale):
+    return torch.real(h * x) + torch.imag(h) * scale
+
+
+@lrnn.gate
+def turned(h, z, x, w, scale):
+    return h.conj() * w - x
+
+
+@pytest.mark.parametrize("reverse, exclusive", FLAGS)
+def test_arithmetic_of_complex_numbers(place, reverse, exclusive):
+    D = 3 if place[0] == "emulated" else 43
+    z, x = torch.randn(2, 2, 300, D, dtype=torch.complex128) / 4
+    w, h0 = torch.randn(2, 2, D, dtype=torch.complex128) / 4
+    pre = [z, x, w[0], torch.randn(2, D, dtype=torch.float64)]
+    options = {"reverse": reverse, "exclusive": exclusive}
+    check(place, diagonal, pre, h0, **options)
+    check(place, diagonal, pre, h0, part_of_product, **options)
+    lengths, reset = torch.tensor([300, 17]), torch.rand(2, 300) < 0.1
+    check(place, diagonal, pre, h0, turned, **options, lengths=lengths, reset=reset)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_lstm_with_readout(place, dtype, exclusive):
@@ -211,7 +260,7 @@ def test_parameters(place, D, reverse, exclusive):
     check(place, biased, pre, None, biased_output, reverse=reverse, exclusive=exclusive)
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("reverse", [False, True])
 def test_padding_and_resets(place, reverse):
     pre = make("rrrr", (4, 300, 5))
@@ -298,7 +347,7 @@ def test_steps_that_do_not_lie_side_by_side(place, T, change):
     assert [m["LRNN_LAYOUT"] for m, _ in emulated.launches] == [forward, "apart"]
 
 
-@only_emulated
+@without_a_gpu
 def test_unfused_double_backward_agrees(place):
     torch.manual_seed(0)
     pre = [torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(4)]
@@ -331,7 +380,7 @@ def test_moves_no_more_bytes_than_it_must(place, exclusive, B, carry, share):
         assert minimum <= moved <= (1 + share) * minimum + again
 
 
-@only_emulated
+@without_a_gpu
 def test_operators_keep_their_contract(place):
     pre = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]
     bias, scale = torch.randn(3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
@@ -382,7 +431,7 @@ class LargeResults(TorchDispatchMode):
         return result
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("time_major", [False, True])
 def test_a_layer_is_matmuls_and_kernels(place, time_major):
     """Between projection and output no pointwise operation, no copy; nor back."""
@@ -417,7 +466,7 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
         }
 
 
-@only_emulated
+@without_a_gpu
 @pytest.mark.parametrize("layer", [nn.GILR, nn.GILRLSTM])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_first):
@@ -444,7 +493,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
     assert len(found) == scans * (1 + 2) and all(whole is not None for whole in found)
 
 
-@only_emulated
+@without_a_gpu
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(1, 70))
 def test_random_programs(place, program, T):
@@ -462,7 +511,7 @@ def test_random_programs(place, program, T):
     check(place, Program(), pre)
 
 
-@only_emulated
+@without_a_gpu
 def test_saturated_gates_are_exact(place):
     f = torch.tensor([INF, -INF, 1e4, -1e4, 100.0, -100.0])[None, :, None].repeat(1, 1, 3)
     z = torch.full_like(f, 0.5)

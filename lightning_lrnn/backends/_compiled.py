@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from lightning_lrnn.backends import Request
+
 DTYPES = (
     torch.float16,
     torch.bfloat16,
@@ -18,12 +20,24 @@ DTYPES = (
 )
 
 _MODULES = {"cpu": "_numba", "cuda": "_cuda"}
+_GATED = {"cpu": "_cpu_gated", "cuda": "_cuda"}
 
 
 @cache
 def implementation(device_type: str) -> ModuleType:
     """The module with `forward`, `backward` and `missing` for a kind of device."""
     return importlib.import_module(f"{__package__}.{_MODULES[device_type]}")
+
+
+@cache
+def gated(device_type: str) -> ModuleType:
+    """The module with `gated_forward` and `gated_backward` for a kind of device."""
+    return importlib.import_module(f"{__package__}.{_GATED[device_type]}")
+
+
+def fuses(request: Request) -> bool:
+    """Wherever there is compiled code it takes gate and readout in."""
+    return not missing(request.device.type)
 
 
 def missing(device_type: str) -> list[str]:

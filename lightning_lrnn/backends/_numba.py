@@ -396,17 +396,22 @@ def _counter() -> Any:
     return np.zeros(1, np.int64)
 
 
-def _empty(like: Tensor) -> Tensor:
+def _empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A contiguous tensor; a large one in large pages.
 
     For gradients: y, da and db of a training step are freed together, which is enough for the
     allocator to return them to the system, so each step gets its pages anew. Large ones are 512
     times fewer. (The y of a forward pass alone is mostly memory that is still there.)
     """
-    x = like.new_empty(like.shape)
-    if x.nbytes >= 2 * LARGE_PAGE and sys.platform == "linux":
-        begin = -(-x.data_ptr() // LARGE_PAGE) * LARGE_PAGE
-        end = (x.data_ptr() + x.nbytes) // LARGE_PAGE * LARGE_PAGE
+    return _in_large_pages(like.new_empty(like.shape, dtype=dtype or like.dtype))
+
+
+def _in_large_pages(x: Tensor) -> Tensor:
+    """The same, its memory in large pages if it is large and new."""
+    storage = x.untyped_storage()
+    if storage.nbytes() >= 2 * LARGE_PAGE and sys.platform == "linux":
+        begin = -(-storage.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        end = (storage.data_ptr() + storage.nbytes()) // LARGE_PAGE * LARGE_PAGE
         # Advice: where it cannot be followed, nothing happens.
         _madvise()(begin, end - begin, MADV_HUGEPAGE)
     return x
@@ -434,7 +439,7 @@ def _array(x: Tensor) -> Any:
     return x.view(-1).numpy()
 
 
-def _past(*outputs: Tensor) -> bool:
+def _past(*outputs: Tensor, alignment: int = ALIGNMENT) -> bool:
     """Whether outputs are stored past the caches, which for that need not read them first.
 
     That is a quarter of the traffic, and what is large is not there any more when it is needed. The
@@ -444,7 +449,7 @@ def _past(*outputs: Tensor) -> bool:
         x.nbytes >= LARGE
         and x.shape[2] > 2 * LINE
         and not any(
-            n % ALIGNMENT for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
+            n % alignment for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
         )
         for x in outputs
     )

@@ -73,6 +73,12 @@ LOOKS = 64
 MEMORY = 1 << 48
 """Elements of an array whose size nobody asks for."""
 
+ROOM = 32
+"""Columns that the states of a gate's steps are rounded up to: whole vectors of any dtype."""
+
+WITHIN, FIRST, RESTART = 0, 1, 2
+"""Where the adjoint of a gate finds the state before a step, see `_cpu_gate`."""
+
 WALK, PAIR = 1, 2
 """What a run of steps computes: the outputs, from the state before it; the pair of the run, from
 which the state after it follows for any state before it; WALK | PAIR: both."""
@@ -606,6 +612,92 @@ def backward_rows(
                 i = row * d_strides[0] + t * d_strides[1] + low * d_strides[2]
                 da[i : i + n] = 0
                 db[i : i + n] = 0
+    if past:
+        _fence()
+
+
+@intrinsic
+def _call_steps(
+    _, function, table, state, row, part, t, low, columns, steps, what, place, direction, past,
+    width,
+):  # fmt: skip
+    """Calls the compiled steps of a gate; `_cpu_gate.ARGUMENTS`."""
+
+    def generate(context, builder, signature, arguments):
+        function, *arguments = arguments
+        kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        builder.call(builder.inttoptr(function, kind.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 14), generate
+
+
+@_compiled
+def rows(
+    flags, states, h, parts, chunk, blocks, width, function, table, outputs, lengths, B, T, D,
+    direction, backward, inside, restarts, past,
+):  # fmt: skip
+    """The recurrence of a gate, forward or `backward`, by its compiled steps (`_cpu_gate`).
+
+    Pieces, `flags` and `states` are as in `forward_rows`. `table` (places, 4) has the places of
+    all tensors, of which `outputs` are 0 at padded steps; a walk goes in `direction` (1 or -1) of
+    time. Backward, the first step of the forward walk finds the state before it in h0,
+    unless all states stand `inside` the emitted ones.
+    """
+    final = _array(h, states)
+    units = B * blocks
+    room = -(-width // ROOM) * ROOM
+    state = np.empty(3 * room, states.dtype)
+    while True:
+        piece = _next(flags)
+        if piece >= parts * units:
+            break
+        part, row, low = piece // units, piece % units // blocks, piece % units % blocks * width
+        n, steps = min(width, D - low), lengths[row] if lengths.size else T
+        column = row * D + low
+        begin, end = min(part * chunk, steps), min((part + 1) * chunk, steps)
+        first, last = part == 0, part == parts - 1
+        h = final if first else states
+        before = column if first else (part - 1) * B * D + column
+        next_h = final if last else states
+        after = column if last else part * B * D + column
+        what = _begin(state, room, h, before, flags, piece, first, last, n)
+        while what:
+            k = begin
+            t = begin if direction > 0 else steps - 1 - begin
+            while k < end:
+                i, s = uint64(row * T + t), uint64(direction)
+                place, run = WITHIN, 1
+                restart = restarts.size != 0 and restarts[i]
+                if not backward:
+                    if restart:
+                        state[:] = 0
+                    run = 1 + _until_restart(restarts, i + s, s, end - k - 1)
+                elif restart:
+                    place = RESTART
+                elif inside or k < steps - 1:
+                    run = _until_restart(
+                        restarts, i, s, (end if inside else min(end, steps - 1)) - k
+                    )
+                else:
+                    place = FIRST
+                _call_steps(
+                    function, table.ctypes.data, state.ctypes.data, row, part, t, low, n, run,
+                    what, place, direction, past, room,
+                )  # fmt: skip
+                if place == RESTART:
+                    state[:] = 0
+                k += run
+                t += direction * run
+            what = _pass_on(
+                what, state, room, h, before, next_h, after, flags, piece, piece + units, first, n
+            )
+        if last and steps < T:
+            for output in outputs:
+                start, by_row, by_step, size = table[output]
+                for t in range(steps, T):
+                    padding = start + row * by_row + t * by_step + low * size
+                    _array(padding, restarts)[: n * size] = 0
     if past:
         _fence()
 

@@ -6,13 +6,20 @@ splits columns and time over the cores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
+from lightning_lrnn.backends._compiled import (
+    fuses,
+    gated,
+    implementation,
+    missing,
+    wrong_dtype,
+)
 
 __all__ = [
     "fuses",
@@ -43,20 +50,19 @@ def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Te
     return da, db, dh0
 
 
-def fuses(request: Request) -> bool:
-    """On CUDA, whose kernels are compiled at run time."""
-    return request.device.type == "cuda" and not missing("cuda")
-
-
-def run_gated(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def run_gated(
+    gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, the emitted states and the final state, see `lightning_lrnn.backends`."""
-    forward = implementation("cuda").gated_forward
-    y, h, h_final = forward(*arguments, **options, parallel=True)
+    forward = gated(pre[0].device.type).gated_forward
+    y, h, h_final = forward(gate, readout, pre, *arguments, **options, parallel=True)
     return y, h, h_final
 
 
-def run_gated_backward(*arguments: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+def run_gated_backward(
+    gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any, **options: Any
+) -> tuple[list[Tensor], Tensor]:
     """Gradients of pre-activations, parameters and h0, see `lightning_lrnn.backends`."""
-    backward = implementation("cuda").gated_backward
-    dpre, dh0 = backward(*arguments, **options, parallel=True)
+    backward = gated(pre[0].device.type).gated_backward
+    dpre, dh0 = backward(gate, readout, pre, *arguments, **options, parallel=True)
     return dpre, dh0

@@ -6,6 +6,7 @@ operations on every other device, and where the compiler is missing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor
 from lightning_lrnn import reference
 from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends._compiled import implementation, missing, wrong_dtype
+from lightning_lrnn.backends._compiled import (
+    fuses,
+    gated,
+    implementation,
+    missing,
+    wrong_dtype,
+)
 
 __all__ = [
     "fuses",
@@ -49,22 +56,21 @@ def run_backward(a: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Te
     return da, db, dh0
 
 
-def fuses(request: Request) -> bool:
-    """On CUDA, whose kernels are compiled at run time."""
-    return request.device.type == "cuda" and not missing("cuda")
-
-
-def run_gated(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def run_gated(
+    gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any, **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, the emitted states and the final state, see `lightning_lrnn.backends`."""
-    forward = implementation("cuda").gated_forward
-    y, h, h_final = forward(*arguments, **options, parallel=False)
+    forward = gated(pre[0].device.type).gated_forward
+    y, h, h_final = forward(gate, readout, pre, *arguments, **options, parallel=False)
     return y, h, h_final
 
 
-def run_gated_backward(*arguments: Any, **options: Any) -> tuple[list[Tensor], Tensor]:
+def run_gated_backward(
+    gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any, **options: Any
+) -> tuple[list[Tensor], Tensor]:
     """Gradients of pre-activations, parameters and h0, see `lightning_lrnn.backends`."""
-    backward = implementation("cuda").gated_backward
-    dpre, dh0 = backward(*arguments, **options, parallel=False)
+    backward = gated(pre[0].device.type).gated_backward
+    dpre, dh0 = backward(gate, readout, pre, *arguments, **options, parallel=False)
     return dpre, dh0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_lrnn import backends
-from lightning_lrnn._operator import padding_mask
+from lightning_lrnn._evaluation import padding_mask
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checks import (
     check_input,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._operator import broadcastable, like_sequence
+from lightning_lrnn._evaluation import broadcastable, like_sequence
 from lightning_lrnn.backends import Request
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.recurrence import gated_recurrence

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn._operator import padding_mask
+from lightning_lrnn._evaluation import padding_mask
 from lightning_lrnn.nn.walk import Walk
 
 __all__ = ["windowed"]
