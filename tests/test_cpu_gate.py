@@ -19,7 +19,7 @@ from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import _kernel_cache, gates
-from lightning_lrnn.backends import _cpu_gated, _llvm, _numba
+from lightning_lrnn.backends import _cpu_gate, _cpu_gated, _llvm, _numba
 from lightning_lrnn.backends._cuda_gate import Operand
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
@@ -38,10 +38,9 @@ def _restored_threads():
 def compiled_anew(monkeypatch, tmp_path):
     """No code in memory, and an empty folder for it on disk."""
     monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path))
-    compiler = _cpu_gated._compiler()
-    compiler.address.cache_clear()
+    _cpu_gated._code.cache_clear()
     yield tmp_path / "kernels"
-    compiler.address.cache_clear()
+    _cpu_gated._code.cache_clear()
 
 
 # In units in the last place, of the exact result rounded to float32 and of PyTorch's in float64.
@@ -180,7 +179,7 @@ def test_bits_of_a_column_are_its_own(reverse, exclusive, compiled_anew, monkeyp
     apart = [torch.stack([p, p + 1], -1).flatten(-2)[..., ::2] for p in pre]
     elsewhere = results(apart, **options)
     monkeypatch.setattr(_llvm, "vector_bytes", lambda: 32)
-    _cpu_gated._compiler().address.cache_clear()
+    _cpu_gated._code.cache_clear()
     monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(compiled_anew / "narrow"))
     narrow = results(pre, **options)
     for expected, *others in zip(whole, elsewhere, narrow, strict=True):
@@ -246,28 +245,26 @@ torch.save(test_cpu_gate.results(torch.load("pre")), "results")
     # What is damaged is compiled anew, and replaced.
     entries[0].write_bytes(entries[0].read_bytes()[:-1] + b"?")
     monkeypatch.setattr(_kernel_cache, "_warned", False)
-    compiler = _cpu_gated._compiler()
-    compiler.address.cache_clear()
+    _cpu_gated._code.cache_clear()
     with pytest.warns(UserWarning, match="corrupt"):
         assert all(map(torch.equal, results(pre), expected))
-    compiler.address.cache_clear()
-    monkeypatch.setattr(compiler._Gate, "__init__", None)
+    _cpu_gated._code.cache_clear()
+    monkeypatch.setattr(_cpu_gate._Gate, "__init__", None)
     assert all(map(torch.equal, results(pre), expected))
     assert _kernel_cache.clear_cache()[0] == 2
 
 
 def test_the_key_has_what_the_code_depends_on(compiled_anew, monkeypatch):
-    compiler = _cpu_gated._compiler()
     pre = operands(2, 20, 40)
     with torch.no_grad():
 
         def run():
-            compiler.address.cache_clear()
+            _cpu_gated._code.cache_clear()
             lrnn.gated_recurrence(biased, *pre, backend="scan")
             return len(list(compiled_anew.iterdir()))
 
         assert [run(), run()] == [1, 1]
-        monkeypatch.setattr(compiler, "_sources", lambda: (b"another generator",))
+        monkeypatch.setattr(_cpu_gate, "_sources", lambda: (b"another generator",))
         assert run() == 2
         cpu, features = _llvm._host()
         monkeypatch.setattr(_llvm, "_host", lambda: (cpu, features + ","))
@@ -284,7 +281,7 @@ def test_a_handful_of_columns_is_left_to_pytorch(shape, reverse, exclusive, monk
     for in_rows in (False, True):
         with monkeypatch.context() as patch:
             if in_rows:
-                patch.setattr(_cpu_gated, "_compiled", lambda *_: True)
+                patch.setattr(_cpu_gated, "_in_rows", lambda *_: True)
             else:
                 patch.setattr(_cpu_gated, "_run", None)
             found.append(results(pre, h0=h0, reverse=reverse, exclusive=exclusive))
@@ -318,7 +315,7 @@ def test_makes_nothing_but_its_results():
 def test_why_pytorch_evaluates_a_gate(monkeypatch):
     def reasons(function, *storages):
         operands = tuple(Operand(s, True) for s in storages)
-        return _cpu_gated._compiler().uncompiled(gates.trace(function), "", operands)
+        return _cpu_gate.uncompiled(gates.trace(function), "", operands)
 
     assert reasons(lstm, *["f32"] * 4) == []
     assert reasons(lambda z, a: (a, a.conj() * z.real), "c64", "c64") == []
@@ -326,6 +323,4 @@ def test_why_pytorch_evaluates_a_gate(monkeypatch):
     assert "there is no vector code for polar of complex numbers" in ring
     assert reasons(lambda z, x: (x, z), "c64", "c128") != []
     monkeypatch.setattr(_llvm, "missing", lambda symbol: symbol == "erff")
-    _cpu_gated._compiler().uncompiled.cache_clear()
     assert reasons(lambda x, y: (torch.erf(x), y), "f32", "f32") == ["the C library has no erf"]
-    _cpu_gated._compiler().uncompiled.cache_clear()

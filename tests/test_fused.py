@@ -46,9 +46,9 @@ def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
     walk = _cpu_gated._run
 
-    def noted(steps, *arguments):
-        compiled_walks.append(steps)
-        walk(steps, *arguments)
+    def noted(code, *arguments):
+        compiled_walks.append(code)
+        walk(code, *arguments)
 
     monkeypatch.setattr(_cpu_gated, "_run", noted)
     modules = {**backends._modules(), "emulated": "emulated"}

@@ -54,6 +54,8 @@ class Steps(NamedTuple):
     exclusive: bool
     divided: bool
     """Whether pairs are asked for, too."""
+    narrow: bool
+    """Whether rows are of few columns."""
 
     @property
     def kinds(self) -> tuple[bool, ...]:
@@ -85,10 +87,9 @@ class Steps(NamedTuple):
         return next((s for s in sequences if s in ("f16", "bf16")), f"f{self.bits}")
 
 
-@cache
 def uncompiled(gate: str, readout: str, operands: tuple[Operand, ...]) -> list[str]:
     """Why PyTorch evaluates a gate, not compiled code; [] = it is compiled."""
-    steps = Steps(gate, readout, operands, True, False, True)
+    steps = Steps(gate, readout, operands, True, False, True, False)
     double = steps.bits == 64
     if any((o.storage in ("f64", "c128")) != double for o in operands if o.storage[0] == "c"):
         return ["complex numbers of single and of double precision"]
@@ -113,9 +114,8 @@ def uncompiled(gate: str, readout: str, operands: tuple[Operand, ...]) -> list[s
     return sorted(reasons)
 
 
-@cache
 def address(steps: Steps) -> int:
-    """Of the function, compiled at the first call."""
+    """Of the function, compiled or read from the disk."""
     return _llvm.load(NAME, [*_sources(), repr(steps).encode()], lambda: _Gate(steps).text())
 
 
@@ -151,7 +151,7 @@ class _Gate:
     def text(self) -> str:
         """The module's."""
         compute = self.backward if self.steps.backward else self.forward
-        return self.writer.write(compute, self.steps.divided)
+        return self.writer.write(compute, self.steps.divided, self.steps.narrow)
 
     def _forward_places(self) -> tuple[dict[int | str, Place], dict[int | str, Place]]:
         steps, n = self.steps, len(self.steps.operands)

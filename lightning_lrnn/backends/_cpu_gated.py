@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,15 +32,42 @@ STORAGE = {
     torch.complex64: "c64",
     torch.complex128: "c128",
 }
+NARROW = 64
+"""Features up to which some steps are taken at once: faster while they are few vectors."""
 DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
 
 
-@cache
-def _compiler() -> ModuleType:
-    """Imported at the first call: llvmlite takes a while."""
-    from lightning_lrnn.backends import _cpu_gate
+OPERAND = {
+    (dtype, ndim): Operand(storage, ndim == 3)
+    for dtype, storage in STORAGE.items()
+    for ndim in (1, 2, 3)
+}
 
-    return _cpu_gate
+
+class Code(NamedTuple):
+    """Compiled steps."""
+
+    address: int
+    alignment: int
+    """Bytes that outputs must be aligned to if they are stored past the caches."""
+    state: torch.dtype
+    """Of the emitted states."""
+    output: torch.dtype
+    """Of y."""
+
+
+@cache
+def _code(
+    gate: str, readout: str, operands: tuple[Operand, ...], backward: bool, *how: bool
+) -> Code | None:
+    """Steps for a gate, or None if PyTorch shall evaluate it; `how` as in `_cpu_gate.Steps`."""
+    from lightning_lrnn.backends import _cpu_gate  # llvmlite takes a while
+
+    if _cpu_gate.uncompiled(gate, readout, operands):
+        return None
+    steps = _cpu_gate.Steps(gate, readout, operands, backward, *how)
+    dtypes = DTYPE[steps.state], DTYPE[steps.output]
+    return Code(_cpu_gate.address(steps), _cpu_gate.alignment(), *dtypes)
 
 
 def gated_forward(
@@ -59,18 +85,21 @@ def gated_forward(
     """y, the emitted states and h_final; arguments as for a backend's `run_gated`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x = (lengths, reset), sequence(pre)
-    if not _compiled(gate, readout, pre, masks, reverse, parallel):
+    pieces = _numba._pieces(x, parallel)
+    code = None
+    if _in_rows(x, masks, reverse, parallel):
+        code = _code(gate, readout, _operands(pre), False, exclusive, *_how(x, pieces))
+    if code is None:
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
-    pre, pieces = list(map(_numba._detached, pre)), _numba._pieces(x, parallel)
-    steps = _steps(gate, readout, pre, False, exclusive, pieces)
-    emitted = _numba._empty(x, DTYPE[steps.state])
-    y = _numba._empty(x, DTYPE[steps.output]) if readout else emitted
+    pre = list(map(_numba._detached, pre))
+    emitted = _numba._empty(x, code.state)
+    y = _numba._empty(x, code.output) if readout else emitted
     h = _state(emitted) if h0 is None else h0.clone()
     places = [*map(_place, pre), _place(y), _place(emitted)]
     outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
     direction = -1 if reverse else 1
-    _run(steps, places, outputs, h, masks, direction, reverse, True, pieces)
+    _run(code, False, places, outputs, h, masks, direction, reverse, True, pieces)
     return y, emitted, h
 
 
@@ -93,15 +122,18 @@ def gated_backward(
     """Gradients of `pre` and h0; arguments as for a backend's `run_gated_backward`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x, n = (lengths, reset), sequence(pre), len(pre)
-    if not _compiled(gate, readout, pre, masks, not reverse, parallel):
+    pieces = _numba._pieces(x, parallel)
+    code = None
+    if _in_rows(x, masks, not reverse, parallel):
+        code = _code(gate, readout, _operands(pre), True, exclusive, *_how(x, pieces))
+    if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return backward_around(
             run, gate, readout, pre, emitted, h0, dy, dh_final, *masks, into=into
         )
     B, T, D = x.shape
-    pre, pieces = list(map(_numba._detached, pre)), _numba._pieces(x, parallel)
+    pre = list(map(_numba._detached, pre))
     emitted, dy = _numba._detached(emitted), _spread(_numba._detached(dy))
-    steps = _steps(gate, readout, pre, True, exclusive, pieces)
     c = _state(emitted) if dh_final is None else dh_final.clone()
     # Rounded as the states after it are.
     first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
@@ -126,12 +158,13 @@ def gated_backward(
             by_part, by_row, size = g.strides
             places.append((g.ctypes.data, by_row, by_part, size))
     direction = 1 if reverse else -1
-    _run(steps, places, outputs, c, masks, direction, reverse, exclusive, pieces)
+    _run(code, True, places, outputs, c, masks, direction, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
 
 
 def _run(
-    steps: Any,
+    code: Code,
+    backward: bool,
     places: list[tuple[int, int, int, int]],
     outputs: dict[int, Tensor],
     h: Tensor,
@@ -154,43 +187,30 @@ def _run(
     flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
     states = np.empty((parts - 1) * h.numel(), _numba.NUMPY[h.dtype])
     arguments = (
-        flags, states, h.data_ptr(), parts, chunk, blocks, width, _compiler().address(steps),
+        flags, states, h.data_ptr(), parts, chunk, blocks, width, code.address,
         np.array(places, np.int64), np.array(list(outputs), np.int64),
-        _numba._lengths(lengths, x), B, T, D, direction, steps.backward, inside,
+        _numba._lengths(lengths, x), B, T, D, direction, backward, inside,
         _numba._restarts(lengths, reset, reverse),
-        _numba._past(*outputs.values(), alignment=_compiler().alignment()),
+        _numba._past(*outputs.values(), alignment=code.alignment),
     )  # fmt: skip
     _threads.run_all(_numba._kernels().rows, [arguments] * workers)
 
 
-def _compiled(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    masks: tuple[Tensor | None, ...],
-    backwards: bool,
-    parallel: bool,
-) -> bool:
-    """Whether the steps are compiled, not the gate evaluated by PyTorch."""
-    plain = all(mask is None for mask in masks)
-    layout, *_ = _numba._plan(sequence(pre), plain, backwards, parallel)[0]
-    return layout is Layout.ROWS and not _compiler().uncompiled(gate, readout, _operands(pre))
+def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], backwards: bool, parallel: bool) -> bool:
+    """Whether the walk is row by row."""
+    lengths, reset = masks
+    plain = lengths is None and reset is None
+    return _numba._plan(x, plain, backwards, parallel)[0][0] is Layout.ROWS
 
 
-def _steps(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    backward: bool,
-    exclusive: bool,
-    pieces: tuple[int, int, int, int],
-) -> Any:
-    divided = pieces[0] < sequence(pre).shape[1]
-    return _compiler().Steps(gate, readout, _operands(pre), backward, exclusive, divided)
+def _how(x: Tensor, pieces: tuple[int, int, int, int]) -> tuple[bool, bool]:
+    """Whether time is divided, and rows are narrow."""
+    _, T, D = x.shape
+    return pieces[0] < T, D <= NARROW
 
 
 def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
-    return tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
+    return tuple([OPERAND[p.dtype, p.ndim] for p in pre])
 
 
 def _state(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ a vector first: so all columns get the same instructions, and the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -38,6 +38,10 @@ TYPES = {
     "f64": ir.DoubleType(),
 }
 
+
+STEPS = 4
+"""Taken at once in rows of few vectors. With more, so many places in memory would be in use that
+the hardware stops fetching ahead."""
 
 Values = dict[int | str, Any]
 Compute = Callable[[int, Values, list[Any]], tuple[list[Any], Values]]
@@ -163,8 +167,14 @@ class Writer:
 
     # The loops.
 
-    def write(self, compute: Compute, divided: bool) -> str:
-        """The module's text, with the formulas of one step; if `divided`, for pairs too."""
+    def write(self, compute: Compute, divided: bool, narrow: bool) -> str:
+        """The module's text.
+
+        Args:
+            compute: writes the formulas of one step.
+            divided: whether pairs are asked for, too.
+            narrow: whether rows are of few vectors.
+        """
         b, arguments = self.builder, self.arguments
         self.compute = compute
         for place in self.places:
@@ -187,11 +197,13 @@ class Writer:
                 block = self.function.append_basic_block(name)
                 choice.add_case(self.integer(what), block)
                 b.position_at_end(block)
-                self.write_steps(what, end)
+                self.write_steps(what, narrow)
+                b.branch(end)
             b.position_at_end(otherwise)
             b.unreachable()
         else:
-            self.write_steps(WALK, end)
+            self.write_steps(WALK, narrow)
+            b.branch(end)
         b.position_at_end(end)
         b.ret_void()
         return str(self.module)
@@ -226,50 +238,61 @@ class Writer:
         place.row = b.select(first, of_h0.row, place.row)
         place.column = b.select(first, of_h0.column, place.column)
 
-    def write_steps(self, what: int, end: Any) -> None:
-        """Loops over steps and vectors."""
-        b, function = self.builder, self.function
-        before = b.block
-        head, vectors, last = (function.append_basic_block() for _ in range(3))
+    def write_steps(self, what: int, narrow: bool) -> None:
+        """Loops over steps and vectors.
+
+        In rows of few vectors some steps are taken at once, of one vector all of them, with the
+        state in registers between them.
+        """
+        b, columns = self.builder, self.arguments["columns"]
         places = self.places if what & WALK else list(self.inputs.values())
-        b.branch(head)
-        b.position_at_end(head)
-        step, starts = b.phi(INT), [b.phi(INT) for _ in places]
-        step.add_incoming(self.integer(0), before)
-        for start, place in zip(starts, places, strict=True):
-            start.add_incoming(place.row, before)
-        went = self.integer(self.lanes)
-        columns = self.arguments["columns"]
-        highest = b.mul(b.udiv(b.sub(columns, self.integer(1)), went), went)
-        rises = b.icmp_signed(">", self.arguments["direction"], self.integer(0))
+        went, one = self.integer(self.lanes), self.integer(1)
+        vectors = b.udiv(b.add(columns, self.integer(self.lanes - 1)), went)
         # In the order of memory, which the hardware expects: backwards in time from the last one.
-        low = b.select(rises, self.integer(0), highest)
+        rises = b.icmp_signed(">", self.arguments["direction"], self.integer(0))
+        low = b.select(rises, self.integer(0), b.mul(b.sub(vectors, one), went))
         by = b.select(rises, went, self.integer(-self.lanes))
-        more = b.icmp_unsigned("<", step, self.arguments["steps"])
-        b.cbranch(more, vectors, end)
+        steps, at_once, times = self.arguments["steps"], one, self.arguments["steps"]
+        if narrow:
+            several = self.integer(STEPS)
+            at_once = b.select(b.icmp_unsigned("==", vectors, one), steps, several)
+            times = b.udiv(b.add(steps, b.sub(at_once, one)), at_once)
+        begun = [place.row for place in places]
+        with Loop(b, times, [steps, *begun]) as walk:
+            left, *rows = walk.values
+            with Loop(b, vectors, [low]) as across:
+                (d,) = across.values
+                state = self.load_state(d)
+                if narrow:
+                    fewer = b.icmp_unsigned("<", left, at_once)
+                    with Loop(b, b.select(fewer, left, at_once), [*rows, *state]) as run:
+                        self.set_rows(places, run.values)
+                        state = self.write_vector(what, d, run.values[len(rows) :])
+                        run.values = [*self.following(places, run.values), *state]
+                    state = run.values[len(rows) :]
+                else:
+                    self.set_rows(places, rows)
+                    state = self.write_vector(what, d, state)
+                self.store_state(d, state, what)
+                across.values = [b.add(d, by)]
+            further = self.following(places, rows, at_once if narrow else None)
+            walk.values = [b.sub(left, at_once), *further]
+        self.set_rows(places, begun)
 
-        b.position_at_end(vectors)
-        d = b.phi(INT)
-        d.add_incoming(low, head)
-        rows = [place.row for place in places]
-        for place, start in zip(places, starts, strict=True):
-            place.row = start
-        self.write_vector(what, d)
-        for place, row in zip(places, rows, strict=True):
+    def set_rows(self, places: list[Place], rows: list[Any]) -> None:
+        for place, row in zip(places, rows, strict=False):
             place.row = row
-        after = b.add(d, by)
-        d.add_incoming(after, b.block)
-        # Unsigned: also what is below 0 is beyond.
-        b.cbranch(b.icmp_unsigned("<", after, columns), vectors, last)
 
-        b.position_at_end(last)
-        step.add_incoming(b.add(step, self.integer(1)), last)
-        for start, place in zip(starts, places, strict=True):
-            start.add_incoming(b.add(start, place.step), last)
-        b.branch(head)
+    def following(self, places: list[Place], rows: list[Any], steps: Any = None) -> list[Any]:
+        """Where the places are one step later, or some."""
+        b = self.builder
+        return [
+            b.add(row, place.step if steps is None else b.mul(place.step, steps))
+            for place, row in zip(places, rows, strict=False)
+        ]
 
-    def write_vector(self, what: int, d: Any) -> None:
-        """One step of the columns from d on."""
+    def write_vector(self, what: int, d: Any, state: list[Any]) -> list[Any]:
+        """One step of the columns from d on; the state after it."""
         b = self.builder
         left = b.sub(self.arguments["columns"], d)
         whole = b.and_(b.icmp_unsigned(">=", left, self.integer(self.lanes)), self.dense)
@@ -277,16 +300,23 @@ class Writer:
             b.icmp_unsigned("<", left, self.integer(self.lanes)), left, self.integer(self.lanes)
         )
         values = self.load(whole, d, count)
-        state = [self.state(part, d) for part in range(3)]
-        align = self.bits // 8
-        vectors = [self.widened(b.load(p, align=align), self.of_state) for p in state]
-        vectors, results = self.compute(what, values, vectors)
-        for pointer, vector in zip(state, vectors, strict=True):
-            if vector is not None:
-                b.store(self.narrowed(vector, self.of_state), pointer, align=align)
+        before = [self.widened(vector, self.of_state) for vector in state]
+        after, results = self.compute(what, values, before)
         if what & WALK:
             self.add_to_sums(results, d)
             self.store(results, whole, d, count)
+        return [
+            vector if new is None else self.narrowed(new, self.of_state)
+            for vector, new in zip(state, after, strict=True)
+        ]
+
+    def load_state(self, d: Any) -> list[Any]:
+        return [self.builder.load(self.state(i, d), align=self.bits // 8) for i in range(3)]
+
+    def store_state(self, d: Any, state: list[Any], what: int) -> None:
+        parts = [0] * bool(what & WALK) + [1, 2] * bool(what & PAIR)
+        for part in parts:
+            self.builder.store(state[part], self.state(part, d), align=self.bits // 8)
 
     def state(self, part: int, d: Any) -> Any:
         b = self.builder
@@ -317,9 +347,9 @@ class Writer:
         vectors.append([self.masked(p, d, count) for p in places])
         b.branch(done)
         b.position_at_end(apart)
-        with _Loop(b, count) as lane:
+        with Loop(b, count) as column:
             for p in places:
-                source, buffer = self.elements(p, d, lane)
+                source, buffer = self.elements(p, d, column.index)
                 b.store(b.load(source, align=self.alignment(p)), buffer, align=self.alignment(p))
         vectors.append([b.load(p.buffer, align=_llvm.vector_bytes()) for p in places])
         ends = together, beginning, b.block
@@ -365,9 +395,9 @@ class Writer:
         b.position_at_end(apart)
         for place, vector in stored:
             b.store(vector, place.buffer, align=_llvm.vector_bytes())
-        with _Loop(b, count) as lane:
+        with Loop(b, count) as column:
             for place, _ in stored:
-                target, buffer = self.elements(place, d, lane)
+                target, buffer = self.elements(place, d, column.index)
                 align = self.alignment(place)
                 b.store(b.load(buffer, align=align), target, align=align)
         b.branch(done)
@@ -421,25 +451,35 @@ class Writer:
                 b.store(b.fadd(b.load(pointer, align=8), vector), pointer, align=8)
 
 
-class _Loop:
-    """`with _Loop(builder, count) as i:` a loop over 0 <= i < count, count at least 1."""
+class Loop:
+    """`with Loop(builder, count, values) as loop:` runs `count` times, at least once.
 
-    def __init__(self, builder: ir.IRBuilder, count: Any) -> None:
-        self.builder, self.count = builder, count
+    Attributes:
+        index: from 0 on.
+        values: those given, in the first round; what is put here, in the next, and after the last.
+    """
 
-    def __enter__(self) -> Any:
-        b = self.builder
-        before, self.block = b.block, b.append_basic_block()
+    def __init__(self, builder: ir.IRBuilder, count: Any, values: Sequence[Any] = ()) -> None:
+        self.builder, self.count, self.values = builder, count, list(values)
+
+    def __enter__(self) -> Loop:
+        b, before = self.builder, self.builder.block
+        self.block = b.append_basic_block()
         b.branch(self.block)
         b.position_at_end(self.block)
-        self.index = b.phi(INT)
+        self.index, *self.phis = (b.phi(v.type) for v in (ir.Constant(INT, 0), *self.values))
         self.index.add_incoming(ir.Constant(INT, 0), before)
-        return self.index
+        for phi, value in zip(self.phis, self.values, strict=True):
+            phi.add_incoming(value, before)
+        self.values = list(self.phis)
+        return self
 
     def __exit__(self, *_: object) -> None:
         b = self.builder
         after = b.add(self.index, ir.Constant(INT, 1))
         self.index.add_incoming(after, b.block)
+        for phi, value in zip(self.phis, self.values, strict=True):
+            phi.add_incoming(value, b.block)
         done = b.append_basic_block()
         b.cbranch(b.icmp_unsigned("<", after, self.count), self.block, done)
         b.position_at_end(done)

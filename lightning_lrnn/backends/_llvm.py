@@ -45,6 +45,7 @@ def _machine() -> Any:
     )
 
 
+@cache
 def vector_bytes() -> int:
     """Of the widest registers; of two registers where those are of 16 bytes."""
     return 64 if "+avx512f" in _host()[1].split(",") else 32
