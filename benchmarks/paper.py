@@ -60,7 +60,8 @@ LONGEST_ROUND = 70.0
 SHORT_S, CALLS = 1e-3, 20
 """Calls shorter than this are timed so many at once."""
 GRADIENTS = {"float32": 1e-3, "bfloat16": contenders.TOLERANCE[torch.bfloat16]}
-"""Between contenders, of the largest: sums over all steps of a cell."""
+"""Between contenders, of the norm: sums over all steps of a cell. Where PyTorch evaluates gates in
+bfloat16 decays are rounded to it, and single elements differ by more than their size."""
 
 
 class Sizes(NamedTuple):
@@ -193,11 +194,9 @@ def compare(found: dict[str, tuple[Tensor, ...]], tolerance: float) -> None:
     """Raises unless all backends agree with the first."""
     expected = next(iter(found.values()))
     for name, tensors in found.items():
-        for x, wanted in zip(tensors, expected, strict=True):
-            limit = tolerance * wanted.abs().max().item()
-            torch.testing.assert_close(
-                x, wanted, rtol=tolerance, atol=limit, msg=lambda m, name=name: f"{name}: {m}"
-            )
+        for number, (x, wanted) in enumerate(zip(tensors, expected, strict=True)):
+            error = (torch.dist(x.double(), wanted.double()) / wanted.double().norm()).item()
+            assert error <= tolerance, f"{name}: result {number} differs by {error:.2g} of its norm"
 
 
 def data(shape: tuple[int, int], dtype: str, device: str, sizes: Sizes) -> tuple[Tensor, Tensor]:
