@@ -104,7 +104,7 @@ class Known(NamedTuple):
 
 
 def unfused() -> ModuleType:
-    """On CUDA, the scan with its gates by PyTorch, as the plain loop has them."""
+    """The scan with its gates by PyTorch, as the plain loop has them."""
     module, scan = ModuleType("unfused"), backends.load("scan")
     for name in ("unsupported_reasons", "run", "run_backward"):
         setattr(module, name, getattr(scan, name))

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_lrnn as lrnn
 from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends import _cpu_gate, _cpu_gated
+from lightning_lrnn.backends import _cpu_gate, _cpu_rows
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -44,13 +44,15 @@ compiled_walks: list = []
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
-    walk = _cpu_gated._run
+    code = _cpu_rows.code
 
-    def noted(code, *arguments):
-        compiled_walks.append(code)
-        walk(code, *arguments)
+    def noted(gate, readout, *arguments):
+        found = code(gate, readout, *arguments)
+        if found and (gate, readout) != (gates.IDENTITY, ""):
+            compiled_walks.append(found)
+        return found
 
-    monkeypatch.setattr(_cpu_gated, "_run", noted)
+    monkeypatch.setattr(_cpu_rows, "code", noted)
     modules = {**backends._modules(), "emulated": "emulated"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
     for cached in (backends.load, backends._resolved, backends._fuses_here):
@@ -92,7 +94,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
     on_a_cpu = device == "cpu" and backend != "emulated"
     programs = gate.program, "" if readout is None else readout.program
-    operands = _cpu_gated._operands(leaves[: len(pre)])
+    operands = tuple(_cpu_rows.OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
     compiled = on_a_cpu and not _cpu_gate.uncompiled(*programs, operands)
     assert len(compiled_walks) == compiled, "not one walk"
 

@@ -93,6 +93,8 @@ def uncompiled(gate: str, readout: str, operands: tuple[Operand, ...]) -> list[s
     double = steps.bits == 64
     if any((o.storage in ("f64", "c128")) != double for o in operands if o.storage[0] == "c"):
         return ["complex numbers of single and of double precision"]
+    if any(o.storage == "f16" for o in operands) and _llvm.lacks("f16c"):
+        return ["this processor does not convert float16"]
     kinds, h_is_complex = steps.kinds, steps.state[0] == "c"
     of_readout, read_out = (h_is_complex, *kinds), readout_or_state(readout, len(operands))
     programs = (

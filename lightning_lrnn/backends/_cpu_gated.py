@@ -9,8 +9,8 @@ recurrence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,56 +18,11 @@ from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import backward_around, forward_around, sequence
-from lightning_lrnn.backends import _numba, _threads
-from lightning_lrnn.backends._cuda_gate import Operand
+from lightning_lrnn.backends import _cpu_rows, _numba
+from lightning_lrnn.backends._cpu_rows import place, spread
 from lightning_lrnn.backends._numba import Layout
 
 __all__ = ["gated_backward", "gated_forward"]
-
-STORAGE = {
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.complex64: "c64",
-    torch.complex128: "c128",
-}
-NARROW = 64
-"""Features up to which some steps are taken at once: faster while they are few vectors."""
-DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
-
-
-OPERAND = {
-    (dtype, ndim): Operand(storage, ndim == 3)
-    for dtype, storage in STORAGE.items()
-    for ndim in (1, 2, 3)
-}
-
-
-class Code(NamedTuple):
-    """Compiled steps."""
-
-    address: int
-    alignment: int
-    """Bytes that outputs must be aligned to if they are stored past the caches."""
-    state: torch.dtype
-    """Of the emitted states."""
-    output: torch.dtype
-    """Of y."""
-
-
-@cache
-def _code(
-    gate: str, readout: str, operands: tuple[Operand, ...], backward: bool, *how: bool
-) -> Code | None:
-    """Steps for a gate, or None if PyTorch shall evaluate it; `how` as in `_cpu_gate.Steps`."""
-    from lightning_lrnn.backends import _cpu_gate  # llvmlite takes a while
-
-    if _cpu_gate.uncompiled(gate, readout, operands):
-        return None
-    steps = _cpu_gate.Steps(gate, readout, operands, backward, *how)
-    dtypes = DTYPE[steps.state], DTYPE[steps.output]
-    return Code(_cpu_gate.address(steps), _cpu_gate.alignment(), *dtypes)
 
 
 def gated_forward(
@@ -85,10 +40,10 @@ def gated_forward(
     """y, the emitted states and h_final; arguments as for a backend's `run_gated`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x = (lengths, reset), sequence(pre)
-    pieces = _numba._pieces(x, parallel)
+    pieces = _cpu_rows.pieces(x, parallel)
     code = None
     if _in_rows(x, masks, reverse, parallel):
-        code = _code(gate, readout, _operands(pre), False, exclusive, *_how(x, pieces))
+        code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
     if code is None:
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
@@ -96,10 +51,10 @@ def gated_forward(
     emitted = _numba._empty(x, code.state)
     y = _numba._empty(x, code.output) if readout else emitted
     h = _state(emitted) if h0 is None else h0.clone()
-    places = [*map(_place, pre), _place(y), _place(emitted)]
+    places = [*map(place, pre), place(y), place(emitted)]
     outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
     direction = -1 if reverse else 1
-    _run(code, False, places, outputs, h, masks, direction, reverse, True, pieces)
+    _cpu_rows.walk(code, False, places, outputs, h, masks, direction, reverse, True, pieces)
     return y, emitted, h
 
 
@@ -122,10 +77,10 @@ def gated_backward(
     """Gradients of `pre` and h0; arguments as for a backend's `run_gated_backward`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x, n = (lengths, reset), sequence(pre), len(pre)
-    pieces = _numba._pieces(x, parallel)
+    pieces = _cpu_rows.pieces(x, parallel)
     code = None
     if _in_rows(x, masks, not reverse, parallel):
-        code = _code(gate, readout, _operands(pre), True, exclusive, *_how(x, pieces))
+        code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return backward_around(
@@ -133,7 +88,7 @@ def gated_backward(
         )
     B, T, D = x.shape
     pre = list(map(_numba._detached, pre))
-    emitted, dy = _numba._detached(emitted), _spread(_numba._detached(dy))
+    emitted, dy = _numba._detached(emitted), spread(_numba._detached(dy))
     c = _state(emitted) if dh_final is None else dh_final.clone()
     # Rounded as the states after it are.
     first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
@@ -148,52 +103,18 @@ def gated_backward(
             gradients.append(_numba._empty(x) if given is None else given)
     if into is not None:
         _numba._in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
-    places = [*map(_place, pre), _place(dy), _place(emitted), _place(first)]
+    places = [*map(place, pre), place(dy), place(emitted), place(first)]
     outputs = {}
     for g in gradients:
         if isinstance(g, Tensor):
             outputs[len(places)] = g
-            places.append(_place(g))
+            places.append(place(g))
         else:
             by_part, by_row, size = g.strides
             places.append((g.ctypes.data, by_row, by_part, size))
     direction = 1 if reverse else -1
-    _run(code, True, places, outputs, c, masks, direction, reverse, exclusive, pieces)
+    _cpu_rows.walk(code, True, places, outputs, c, masks, direction, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
-
-
-def _run(
-    code: Code,
-    backward: bool,
-    places: list[tuple[int, int, int, int]],
-    outputs: dict[int, Tensor],
-    h: Tensor,
-    masks: tuple[Tensor | None, Tensor | None],
-    direction: int,
-    reverse: bool,
-    inside: bool,
-    pieces: tuple[int, int, int, int],
-) -> None:
-    """The compiled steps over all of the work; the states `h` are replaced.
-
-    `outputs` are the tensors among the `places`, by their index there; see
-    `_numba_kernels.rows` for the rest.
-    """
-    x = next(iter(outputs.values()))
-    B, T, D = x.shape
-    lengths, reset = masks
-    chunk, blocks, width, workers = pieces
-    parts = -(-T // chunk)
-    flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
-    states = np.empty((parts - 1) * h.numel(), _numba.NUMPY[h.dtype])
-    arguments = (
-        flags, states, h.data_ptr(), parts, chunk, blocks, width, code.address,
-        np.array(places, np.int64), np.array(list(outputs), np.int64),
-        _numba._lengths(lengths, x), B, T, D, direction, backward, inside,
-        _numba._restarts(lengths, reset, reverse),
-        _numba._past(*outputs.values(), alignment=code.alignment),
-    )  # fmt: skip
-    _threads.run_all(_numba._kernels().rows, [arguments] * workers)
 
 
 def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], backwards: bool, parallel: bool) -> bool:
@@ -203,16 +124,6 @@ def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], backwards: bool, paral
     return _numba._plan(x, plain, backwards, parallel)[0][0] is Layout.ROWS
 
 
-def _how(x: Tensor, pieces: tuple[int, int, int, int]) -> tuple[bool, bool]:
-    """Whether time is divided, and rows are narrow."""
-    _, T, D = x.shape
-    return pieces[0] < T, D <= NARROW
-
-
-def _operands(pre: Sequence[Tensor]) -> tuple[Operand, ...]:
-    return tuple([OPERAND[p.dtype, p.ndim] for p in pre])
-
-
 def _state(x: Tensor) -> Tensor:
     """Zeros."""
     return x.new_zeros((x.shape[0], x.shape[2]), dtype=state_dtype(x.dtype))
@@ -220,25 +131,8 @@ def _state(x: Tensor) -> Tensor:
 
 def _rounded(width: int) -> int:
     """Room for whole vectors."""
-    room = int(_numba._kernels().ROOM)
+    room = int(_cpu_rows.kernels().ROOM)
     return -(-width // room) * room
-
-
-def _place(x: Tensor) -> tuple[int, int, int, int]:
-    """Address and strides of rows, steps and columns, in bytes; 0 where a parameter has none."""
-    size = x.itemsize
-    if x.ndim == 3:
-        sB, sT, sD = x.stride()
-    else:
-        sB, sT, sD = x.stride(0) if x.ndim == 2 else 0, 0, x.stride(-1)
-    return x.data_ptr(), size * sB, size * sT, size * sD
-
-
-def _spread(dy: Tensor) -> Tensor:
-    """The same with columns side by side, where that takes one row: of the gradient of a sum."""
-    if dy.stride() == (0, 0, 0):
-        return dy[:1, :1].contiguous().expand(dy.shape)
-    return dy
 
 
 def _reduced(gradient: Any, p: Tensor, D: int) -> Tensor:

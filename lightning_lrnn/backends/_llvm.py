@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 
 from lightning_lrnn import _kernel_cache
 
-__all__ = ["load", "missing", "vector_bytes"]
+__all__ = ["lacks", "load", "missing", "vector_bytes"]
 
 SUFFIX = "o"
 SCHEME = b"1"
@@ -49,6 +49,11 @@ def _machine() -> Any:
 def vector_bytes() -> int:
     """Of the widest registers; of two registers where those are of 16 bytes."""
     return 64 if "+avx512f" in _host()[1].split(",") else 32
+
+
+def lacks(feature: str) -> bool:
+    """Whether the processor is known not to have a feature."""
+    return f"-{feature}" in _host()[1].split(",")
 
 
 @cache

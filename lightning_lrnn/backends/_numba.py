@@ -1,41 +1,32 @@
-"""The recurrence on a CPU: plans the loops of `_numba_kernels`, allocates, runs them on threads.
+"""The plain recurrence on a CPU: chooses what is walked side by side, allocates.
 
-Columns are independent, so they are what is divided first, among `torch.get_num_threads()` threads;
-no result depends on how. Only where there are too few columns to keep all cores busy is time
-divided too, into parts that depend on the shape alone: parts of a row that are taken in order by
-whoever is free (see the kernels), or, for a handful of columns, stretches walked side by side
-(Algorithm 1 of the paper: the pairs of all stretches, their carry, all stretches again). So the
-bits of a result depend neither on the number of threads nor on their timing.
+Rows of many features are walked by the compiled steps of the gate that hands on what it is given
+(`_cpu_rows`). With few features the same one of several rows is walked side by side, and with a
+handful of columns stretches of time (Algorithm 1 of the paper: the pairs of all stretches, their
+carry, all stretches again), by the loops of `_numba_kernels`. What is divided, and how, depends on
+the shape alone: the bits of a result depend neither on the number of threads nor on their timing.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
 from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import _threads
+from lightning_lrnn.backends import _cpu_rows, _threads
+from lightning_lrnn.backends._cpu_rows import array, kernels, place, spread, workers
+from lightning_lrnn.gates import IDENTITY
 
 __all__ = ["backward", "forward", "missing"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-LINE = 32
-"""Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
-WIDE = 1024
-"""Columns of a block at most: their states stay in the first-level cache."""
-FEW = 512
-"""Columns (rows times features) below which time is divided, if all threads may be used."""
-PART = 1 << 17
-"""Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
 HANDFUL = 16
 """Columns below which it is divided into STRETCHES instead."""
 STRETCHES = 256
@@ -44,26 +35,14 @@ SHORT = 64
 """Steps of a stretch below which dividing is not worth the second reading of the inputs."""
 NARROW = 8
 """Features below which rows are walked side by side: a vector register holds eight floats."""
-SMALL = 1 << 15
-"""Elements below which waking a thread costs more than it saves."""
 LANES = 4
 """Columns, or stretches of time, walked side by side where features are few (see the kernels)."""
-LARGE = 1 << 22
-"""Bytes of an output from which it is stored past the caches."""
-ALIGNMENT = 32
-"""Bytes of a vector of the kernels."""
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
 ALL = slice(None)
-NOTHING = np.empty(0, np.uint8)
-NO_LENGTHS = np.empty(0, np.int64)
-NUMPY = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.complex64: np.complex64,
-    torch.complex128: np.complex128,
-}
+NOWHERE = 0, 0, 0, 0
+"""The place of a tensor that is not read."""
 
 
 class Layout(Enum):
@@ -83,14 +62,6 @@ def missing() -> list[str]:
     if find_spec("numba") is None:
         return ["numba is not installed: pip install numba"]
     return []
-
-
-@cache
-def _kernels() -> ModuleType:
-    """Imported at the first call: Numba takes half a second."""
-    from lightning_lrnn.backends import _numba_kernels
-
-    return _numba_kernels
 
 
 def forward(
@@ -127,11 +98,10 @@ def forward(
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
-    masks = lengths, _restarts(lengths, reset, reverse)
     for layout, *part in _plan(b, plain, reverse, parallel):
         x = _cut(a, *part), _cut(b, *part), _cut(y, *part), _cut(h, part[0])
         if layout is Layout.ROWS or not _forward_lanes(*x, layout, reverse, exclusive, parallel):
-            _forward_rows(*x, *masks, reverse, exclusive, parallel)
+            _forward_rows(*x, (lengths, reset), reverse, exclusive, parallel)
     return y, h
 
 
@@ -155,13 +125,12 @@ def backward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return da.to(y.dtype), db.to(y.dtype), dh0
-    a, y, dy = _detached(a), _detached(y), _detached(dy)
+    a, y, dy = _detached(a), _detached(y), spread(_detached(dy))
     da, db = _empty(y), _empty(y)
     c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
     first = y.new_zeros(c.shape) if h0 is None else h0
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
-    masks = lengths, _restarts(lengths, reset, reverse)
     for layout, rows, steps in _plan(y, plain, not reverse, parallel):
         x = _cut(a, rows, steps), _cut(dy, rows, steps)
         outputs = _cut(da, rows, steps), _cut(db, rows, steps), _cut(c, rows)
@@ -175,7 +144,7 @@ def backward(
             continue
         begins = steps is ALL or (steps.stop == y.shape[1] if reverse else steps.start == 0)
         inputs = *x, _cut(y, rows, steps), _cut(first, rows) if begins else None
-        _backward_rows(*inputs, *outputs, *masks, reverse, exclusive, parallel)
+        _backward_rows(*inputs, *outputs, (lengths, reset), reverse, exclusive, parallel)
     return da, db, c
 
 
@@ -198,9 +167,10 @@ def _plan(
     if plain and parallel and B * D < HANDFUL and T > STRETCHES * SHORT:
         # The last step is left out: the adjoint finds the state before it elsewhere.
         length = (T - 1) // STRETCHES
-        if length > 2 * LINE:
+        if length > 2 * _cpu_rows.LINE:
             # Stretches at a distance of a power of two would share few places in a cache.
-            length = (length - LINE) // (2 * LINE) * (2 * LINE) + LINE
+            line = _cpu_rows.LINE
+            length = (length - line) // (2 * line) * (2 * line) + line
         end = STRETCHES * length
         return [
             (Layout.STRETCHES, ALL, steps(0, end)),
@@ -229,17 +199,18 @@ def _forward_rows(
     b: Tensor,
     y: Tensor,
     h: Tensor,
-    lengths: Tensor | None,
-    restarts: Any,
+    masks: tuple[Tensor | None, Tensor | None],
     reverse: bool,
     exclusive: bool,
     parallel: bool,
 ) -> None:
-    arguments = (
-        *_flat(a), *_flat(b), *_flat(y), _lengths(lengths, b), *b.shape, reverse, exclusive,
-        restarts, _past(y),
-    )  # fmt: skip
-    _run_rows(_kernels().forward_rows, b, h, parallel, arguments)
+    """The steps of the gate that hands on what it is given."""
+    pieces = _cpu_rows.pieces(b, parallel)
+    code = _cpu_rows.code(IDENTITY, "", [a, b], False, exclusive, pieces)
+    assert code is not None
+    places = [place(a), place(b), NOWHERE, place(y)]
+    direction = -1 if reverse else 1
+    _cpu_rows.walk(code, False, places, {3: y}, h, masks, direction, reverse, True, pieces)
 
 
 def _backward_rows(
@@ -250,19 +221,21 @@ def _backward_rows(
     da: Tensor,
     db: Tensor,
     c: Tensor,
-    lengths: Tensor | None,
-    restarts: Any,
+    masks: tuple[Tensor | None, Tensor | None],
     reverse: bool,
     exclusive: bool,
     parallel: bool,
 ) -> None:
     """`h0` is None if the first step of the forward walk is not among these."""
-    arguments = (
-        *_flat(a), *_flat(dy), *_flat(y), (c if h0 is None else h0).data_ptr(), h0 is not None,
-        *_flat(da), db.data_ptr(), _lengths(lengths, y), *y.shape, reverse, exclusive, restarts,
-        _past(da, db),
+    pieces = _cpu_rows.pieces(y, parallel)
+    code = _cpu_rows.code(IDENTITY, "", [a, a], True, exclusive, pieces)
+    assert code is not None
+    first = NOWHERE if h0 is None else place(h0)
+    places = [place(a), NOWHERE, place(dy), place(y), first, place(da), place(db)]
+    direction, inside = 1 if reverse else -1, exclusive or h0 is None
+    _cpu_rows.walk(
+        code, True, places, {5: da, 6: db}, c, masks, direction, reverse, inside, pieces
     )  # fmt: skip
-    _run_rows(_kernels().backward_rows, y, c, parallel, arguments)
 
 
 def _forward_lanes(
@@ -272,18 +245,18 @@ def _forward_lanes(
     """Computes y and h in place; False if that needs pairs which are not finite."""
     steps, workers = _units(b, layout, parallel)
     inputs = *_lanes(a, layout, reverse), *_lanes(b, layout, reverse)
-    kernels = _kernels()
+    compiled = kernels()
     if layout is Layout.STRETCHES:
-        A, B = np.empty((2, h.numel(), STRETCHES), _array(h).dtype)
+        A, B = np.empty((2, h.numel(), STRETCHES), array(h).dtype)
         pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), False, False
-        _threads.run_all(kernels.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
+        _threads.run_all(compiled.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
         state = np.empty_like(A)
-        if not kernels.carry(A, B, _array(h), state):
+        if not compiled.carry(A, B, array(h), state):
             return False
     else:
         state = _states(h)
     outputs = *_lanes(y, layout, reverse), state.reshape(-1, LANES), exclusive
-    _threads.run_all(kernels.forward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
+    _threads.run_all(compiled.forward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
     _leave(h, state, layout)
     return True
 
@@ -295,13 +268,13 @@ def _backward_lanes(
     """The same for the adjoint; `before` holds the state before each step."""
     steps, workers = _units(dy, layout, parallel)
     inputs = *_lanes(a, layout, backwards), *_lanes(dy, layout, backwards)
-    kernels = _kernels()
+    compiled = kernels()
     if layout is Layout.STRETCHES:
-        A, B = np.empty((2, c.numel(), STRETCHES), _array(c).dtype)
+        A, B = np.empty((2, c.numel(), STRETCHES), array(c).dtype)
         pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), True, exclusive
-        _threads.run_all(kernels.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
+        _threads.run_all(compiled.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
         state = np.empty_like(A)
-        if not kernels.carry(A, B, _array(c), state):
+        if not compiled.carry(A, B, array(c), state):
             return False
     else:
         state = _states(c)
@@ -310,7 +283,7 @@ def _backward_lanes(
         *_lanes(before, layout, backwards), flat_da, db.data_ptr(), *places,
         state.reshape(-1, LANES), exclusive,
     )  # fmt: skip
-    _threads.run_all(kernels.backward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
+    _threads.run_all(compiled.backward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
     _leave(c, state, layout)
     return True
 
@@ -351,44 +324,7 @@ def _units(x: Tensor, layout: Layout, parallel: bool) -> tuple[int, int]:
     """Steps of every unit of LANES lanes, and workers."""
     T = x.shape[1]
     steps = T // STRETCHES if layout is Layout.STRETCHES else T
-    return steps, _workers(x.numel() // (LANES * steps), x.numel(), parallel)
-
-
-def _pieces(x: Tensor, parallel: bool) -> tuple[int, int, int, int]:
-    """Steps of a part of time, blocks in a row, features of a block, workers."""
-    B, T, D = x.shape
-    if parallel and B * D < FEW:
-        # A multiple of the steps taken at once.
-        chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
-        if chunk < T:
-            return chunk, 1, D, _workers(B * -(-T // chunk), x.numel(), parallel)
-    blocks = -(-D // WIDE)
-    if parallel and x.numel() >= SMALL:
-        threads = _threads.count()
-        most = max(blocks, D // LINE)
-        while blocks < most and B * blocks % threads and B * blocks < 4 * threads:
-            blocks += 1
-    width = -(-D // blocks)
-    width = min(D, -(-width // LINE) * LINE)
-    blocks = -(-D // width)
-    return T, blocks, width, _workers(B * blocks, x.numel(), parallel)
-
-
-def _workers(pieces: int, elements: int, parallel: bool) -> int:
-    """Threads worth waking: the kernels divide the pieces among them."""
-    return max(1, min(pieces, _threads.count(), elements // SMALL)) if parallel else 1
-
-
-def _run_rows(
-    kernel: Callable[..., None], x: Tensor, h: Tensor, parallel: bool, arguments: tuple[Any, ...]
-) -> None:
-    """A kernel for rows on tensors of the shape of `x`; the states `h` are replaced."""
-    chunk, blocks, width, workers = _pieces(x, parallel)
-    parts = -(-x.shape[1] // chunk)
-    flags = np.zeros(1 + (parts + 1) * x.shape[0] * blocks, np.int64)
-    states = np.empty((parts - 1) * h.numel(), NUMPY[x.dtype])
-    pieces = flags, states, h.data_ptr(), parts, chunk, blocks, width
-    _threads.run_all(kernel, [(*pieces, *arguments)] * workers)
+    return steps, workers(x.numel() // (LANES * steps), x.numel(), parallel)
 
 
 def _counter() -> Any:
@@ -432,43 +368,3 @@ def _detached(x: Tensor) -> Tensor:
 def _flat(x: Tensor) -> tuple[int, tuple[int, ...]]:
     """Where a tensor begins, and its strides."""
     return x.data_ptr(), x.stride()
-
-
-def _array(x: Tensor) -> Any:
-    """A contiguous tensor as a flat array."""
-    return x.view(-1).numpy()
-
-
-def _past(*outputs: Tensor, alignment: int = ALIGNMENT) -> bool:
-    """Whether outputs are stored past the caches, which for that need not read them first.
-
-    That is a quarter of the traffic, and what is large is not there any more when it is needed. The
-    instruction wants aligned vectors, and lines that are filled at once: not those of narrow rows.
-    """
-    return all(
-        x.nbytes >= LARGE
-        and x.shape[2] > 2 * LINE
-        and not any(
-            n % alignment for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
-        )
-        for x in outputs
-    )
-
-
-def _lengths(lengths: Tensor | None, x: Tensor) -> Any:
-    return NO_LENGTHS if lengths is None else np.clip(lengths.numpy(), 0, x.shape[1])
-
-
-def _restarts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Any:
-    """By time, whether no state passes into a step of the forward walk; empty if it always does."""
-    if reset is None:
-        return NOTHING
-    if reverse:
-        # A document begins at t + 1: the walk enters it from its end, step t is outside.
-        starts = torch.zeros_like(reset)
-        starts[:, :-1] = reset[:, 1:]
-        if lengths is not None:
-            steps = torch.arange(1, reset.shape[1] + 1)
-            starts &= steps < lengths[:, None]
-        reset = starts
-    return _array(reset.view(torch.uint8))

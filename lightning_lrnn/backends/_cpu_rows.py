@@ -1,0 +1,230 @@
+"""Rows walked by compiled steps on a CPU: plans the pieces, compiles, runs them on threads.
+
+Columns are independent, so they are what is divided first, among `torch.get_num_threads()` threads;
+no result depends on how. Only where there are too few columns to keep all cores busy is time
+divided too, into parts that depend on the shape alone, taken in order by whoever is free (see the
+kernels). So the bits of a result depend neither on the number of threads nor on their timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends import _threads
+from lightning_lrnn.backends._cuda_gate import Operand
+
+__all__ = ["Code", "array", "code", "kernels", "pieces", "place", "spread", "walk", "workers"]
+
+LINE = 32
+"""Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
+WIDE = 1024
+"""Columns of a block at most: their states stay in the first-level cache."""
+FEW = 512
+"""Columns (rows times features) below which time is divided, if all threads may be used."""
+PART = 1 << 17
+"""Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
+SMALL = 1 << 15
+"""Elements below which waking a thread costs more than it saves."""
+LARGE = 1 << 22
+"""Bytes of an output from which it is stored past the caches."""
+NARROW = 64
+"""Features up to which some steps are taken at once: faster while they are few vectors."""
+NOTHING = np.empty(0, np.uint8)
+NO_LENGTHS = np.empty(0, np.int64)
+NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.complex64: np.complex64,
+    torch.complex128: np.complex128,
+}
+STORAGE = {
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
+OPERAND = {
+    (dtype, ndim): Operand(storage, ndim == 3)
+    for dtype, storage in STORAGE.items()
+    for ndim in (1, 2, 3)
+}
+
+
+class Code(NamedTuple):
+    """Compiled steps."""
+
+    address: int
+    alignment: int
+    """Bytes that outputs must be aligned to if they are stored past the caches."""
+    state: torch.dtype
+    """Of the emitted states."""
+    output: torch.dtype
+    """Of y."""
+
+
+def code(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    backward: bool,
+    exclusive: bool,
+    pieces: tuple[int, int, int, int],
+) -> Code | None:
+    """Steps for a gate, or None if PyTorch shall evaluate it."""
+    _, T, D = next(p for p in pre if p.ndim == 3).shape
+    operands = tuple([OPERAND[p.dtype, p.ndim] for p in pre])
+    return _code(gate, readout, operands, backward, exclusive, pieces[0] < T, D <= NARROW)
+
+
+@cache
+def _code(gate: str, readout: str, operands: tuple[Operand, ...], *how: bool) -> Code | None:
+    from lightning_lrnn.backends import _cpu_gate  # llvmlite takes a while
+
+    if _cpu_gate.uncompiled(gate, readout, operands):
+        return None
+    steps = _cpu_gate.Steps(gate, readout, operands, *how)
+    dtypes = DTYPE[steps.state], DTYPE[steps.output]
+    return Code(_cpu_gate.address(steps), _cpu_gate.alignment(), *dtypes)
+
+
+@cache
+def kernels() -> ModuleType:
+    """Imported at the first call: Numba takes half a second."""
+    from lightning_lrnn.backends import _numba_kernels
+
+    return _numba_kernels
+
+
+def walk(
+    code: Code,
+    backward: bool,
+    places: list[tuple[int, int, int, int]],
+    outputs: dict[int, Tensor],
+    h: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+    direction: int,
+    reverse: bool,
+    inside: bool,
+    pieces: tuple[int, int, int, int],
+) -> None:
+    """The compiled steps over all of the work.
+
+    Args:
+        code: of the steps.
+        backward: whether they are of the adjoint.
+        places: of all tensors, in the order of `_cpu_gate`.
+        outputs: those of shape (B, T, D) that are written, by their index among the places.
+        h: states (B, D) before the walk; replaced by those after it.
+        masks: lengths and reset.
+        direction: of the walk in time, 1 or -1.
+        reverse: of the forward walk.
+        inside: see `_numba_kernels.rows`.
+        pieces: what `pieces` says.
+    """
+    x = next(iter(outputs.values()))
+    B, T, D = x.shape
+    lengths, reset = masks
+    chunk, blocks, width, workers = pieces
+    parts = -(-T // chunk)
+    flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
+    states = np.empty((parts - 1) * h.numel(), NUMPY[h.dtype])
+    arguments = (
+        flags, states, h.data_ptr(), parts, chunk, blocks, width, code.address,
+        np.array(places, np.int64), np.array(list(outputs), np.int64),
+        _lengths(lengths, x), B, T, D, direction, backward, inside,
+        _restarts(lengths, reset, reverse),
+        _past(*outputs.values(), alignment=code.alignment),
+    )  # fmt: skip
+    _threads.run_all(kernels().rows, [arguments] * workers)
+
+
+def place(x: Tensor) -> tuple[int, int, int, int]:
+    """Address and strides of rows, steps and columns, in bytes; 0 where a parameter has none."""
+    size = x.itemsize
+    if x.ndim == 3:
+        sB, sT, sD = x.stride()
+    else:
+        sB, sT, sD = x.stride(0) if x.ndim == 2 else 0, 0, x.stride(-1)
+    return x.data_ptr(), size * sB, size * sT, size * sD
+
+
+def spread(dy: Tensor) -> Tensor:
+    """The same with columns side by side, where that takes one row: of the gradient of a sum."""
+    if dy.stride() == (0, 0, 0):
+        return dy[:1, :1].contiguous().expand(dy.shape)
+    return dy
+
+
+def pieces(x: Tensor, parallel: bool) -> tuple[int, int, int, int]:
+    """Steps of a part of time, blocks in a row, features of a block, workers."""
+    B, T, D = x.shape
+    if parallel and B * D < FEW:
+        # A multiple of the steps taken at once.
+        chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
+        if chunk < T:
+            return chunk, 1, D, workers(B * -(-T // chunk), x.numel(), parallel)
+    blocks = -(-D // WIDE)
+    if parallel and x.numel() >= SMALL:
+        threads = _threads.count()
+        most = max(blocks, D // LINE)
+        while blocks < most and B * blocks % threads and B * blocks < 4 * threads:
+            blocks += 1
+    width = -(-D // blocks)
+    width = min(D, -(-width // LINE) * LINE)
+    blocks = -(-D // width)
+    return T, blocks, width, workers(B * blocks, x.numel(), parallel)
+
+
+def workers(pieces: int, elements: int, parallel: bool) -> int:
+    """Threads worth waking: the kernels divide the pieces among them."""
+    return max(1, min(pieces, _threads.count(), elements // SMALL)) if parallel else 1
+
+
+def array(x: Tensor) -> Any:
+    """A contiguous tensor as a flat array."""
+    return x.view(-1).numpy()
+
+
+def _past(*outputs: Tensor, alignment: int) -> bool:
+    """Whether outputs are stored past the caches, which for that need not read them first.
+
+    That is a quarter of the traffic, and what is large is not there any more when it is needed. The
+    instruction wants aligned vectors, and lines that are filled at once: not those of narrow rows.
+    """
+    return all(
+        x.nbytes >= LARGE
+        and x.shape[2] > 2 * LINE
+        and not any(
+            n % alignment for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
+        )
+        for x in outputs
+    )
+
+
+def _lengths(lengths: Tensor | None, x: Tensor) -> Any:
+    return NO_LENGTHS if lengths is None else np.clip(lengths.numpy(), 0, x.shape[1])
+
+
+def _restarts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Any:
+    """By time, whether no state passes into a step of the forward walk; empty if it always does."""
+    if reset is None:
+        return NOTHING
+    if reverse:
+        # A document begins at t + 1: the walk enters it from its end, step t is outside.
+        starts = torch.zeros_like(reset)
+        starts[:, :-1] = reset[:, 1:]
+        if lengths is not None:
+            steps = torch.arange(1, reset.shape[1] + 1)
+            starts &= steps < lengths[:, None]
+        reset = starts
+    return array(reset.view(torch.uint8))
