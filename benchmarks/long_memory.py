@@ -75,7 +75,7 @@ def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -
     args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml"), *OPTIONS[rnn]]
     args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    args += ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"]
+    args += ["--trainer.logger", "false"]
     for change in changed:
         option, _, value = change.partition("=")
         args += [f"--{option}", value]

@@ -101,7 +101,7 @@ def test_module_is_the_command() -> None:
         text=True,
     )
     assert result.returncode == 2
-    assert "there is no config no_such; known are: byte_lm.yaml" in result.stderr
+    assert "there is no config no_such; known are: adding.yaml, byte_lm.yaml" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_module_is_the_command() -> None:
         (["generate", "text", "--length", "0"], "0 is not a positive number"),
         (["generate", "text", "--temperature", "warm"], "invalid float value: 'warm'"),
         (["generate", "text", "--prompt", ""], "the prompt is empty"),
-        (["configs", "copy", "none"], "there is no config none; known are: byte_lm.yaml"),
+        (["configs", "copy", "none"], "there is no config none; known are: adding.yaml, byte_lm"),
         (["configs", "copy", "byte_lm", "no/folder.yaml"], "there is no folder no"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
         (["fit", "--model.hiden_size", "8"], "hiden_size"),

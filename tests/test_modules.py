@@ -80,7 +80,9 @@ def make(kind: str, **options: Any) -> Any:
         return SequenceTagger(F_, C, **options)
     if kind == "mean":
         options["pooling"] = "mean"
-    return SequenceClassifier(F_, C, **options)
+    model = SequenceClassifier(F_, C, **options)
+    model.head.reset_parameters()  # of zeros nothing could be told
+    return model
 
 
 KINDS = ("last", "mean", "tag", "forecast")

@@ -300,7 +300,7 @@ def test_mixing_is_lightnings_own_error(folder) -> None:
 
 
 CALLBACKS = [name for name in callbacks.__all__ if isinstance(getattr(callbacks, name), type)]
-NEEDED = {"SwitchBackend": {"backend": "serial"}}
+NEEDED = {"SwitchBackend": {"backend": "serial"}, "StopWhenSolved": {"metric": "perplexity"}}
 """Arguments that a callback does not do without."""
 
 

@@ -216,8 +216,14 @@ def test_a_task_of_ones_own() -> None:
         SyntheticData(steps=3).part("val")[0]
 
 
+def classifier() -> SequenceClassifier:
+    model = SequenceClassifier(6, 2, rnn="MinGRU", hidden_size=8, dropout=0.0)
+    model.head.reset_parameters()  # of zeros nothing could be told
+    return model
+
+
 MODULES: dict[str, Any] = {
-    "classify": lambda: SequenceClassifier(6, 2, rnn="MinGRU", hidden_size=8, dropout=0.0),
+    "classify": classifier,
     "tag": lambda: SequenceTagger(6, 2, rnn="MinGRU", hidden_size=8, dropout=0.0),
     "forecast": lambda: Forecaster(6, 1, rnn="MinGRU", hidden_size=8, dropout=0.0),
 }
