@@ -7,7 +7,8 @@ import torch
 
 from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import Request, _cuda
-from lightning_lrnn.backends._cuda_gate import Fused, Operand, fused
+from lightning_lrnn.backends._cuda_gate import Fused, fused
+from lightning_lrnn.backends._operands import Operand
 
 DTYPES = (
     torch.float16,

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn.backends import _cuda
-from lightning_lrnn.backends._cuda_gate import Operand, fused
+from lightning_lrnn.backends._cuda_gate import fused
+from lightning_lrnn.backends._operands import Operand
 
 pytestmark = needs_compiler
 

@@ -30,7 +30,8 @@ from test_nvrtc import other_python, run_elsewhere
 
 from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn.backends import _cuda
-from lightning_lrnn.backends._cuda_gate import Operand, fused
+from lightning_lrnn.backends._cuda_gate import fused
+from lightning_lrnn.backends._operands import Operand
 from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 from lightning_lrnn.nn.sru import highway, sru
 

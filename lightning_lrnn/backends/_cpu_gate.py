@@ -21,7 +21,7 @@ from llvmlite import ir
 from lightning_lrnn.backends import _cpu_math, _cpu_steps, _llvm
 from lightning_lrnn.backends._cpu_math import Complex, Lanes
 from lightning_lrnn.backends._cpu_steps import NAME, PAIR, WALK, Place, Values, Writer
-from lightning_lrnn.backends._cuda_gate import Operand
+from lightning_lrnn.backends._operands import Operand
 from lightning_lrnn.derivative import needed, pullback, readout_or_state
 from lightning_lrnn.gates import (
     CONDITIONS,

@@ -53,8 +53,7 @@ def gated_forward(
     h = _state(emitted) if h0 is None else h0.clone()
     places = [*map(place, pre), place(y), place(emitted)]
     outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
-    direction = -1 if reverse else 1
-    _cpu_rows.walk(code, False, places, outputs, h, masks, direction, reverse, True, pieces)
+    _cpu_rows.walk(code, False, places, outputs, h, masks, reverse, True, pieces)
     return y, emitted, h
 
 
@@ -112,8 +111,7 @@ def gated_backward(
         else:
             by_part, by_row, size = g.strides
             places.append((g.ctypes.data, by_row, by_part, size))
-    direction = 1 if reverse else -1
-    _cpu_rows.walk(code, True, places, outputs, c, masks, direction, reverse, exclusive, pieces)
+    _cpu_rows.walk(code, True, places, outputs, c, masks, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import _threads
-from lightning_lrnn.backends._cuda_gate import Operand
+from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
 
 __all__ = ["Code", "array", "code", "kernels", "pieces", "place", "spread", "walk", "workers"]
 
@@ -43,20 +43,6 @@ NUMPY = {
     torch.float64: np.float64,
     torch.complex64: np.complex64,
     torch.complex128: np.complex128,
-}
-STORAGE = {
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.complex64: "c64",
-    torch.complex128: "c128",
-}
-DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
-OPERAND = {
-    (dtype, ndim): Operand(storage, ndim == 3)
-    for dtype, storage in STORAGE.items()
-    for ndim in (1, 2, 3)
 }
 
 
@@ -112,7 +98,6 @@ def walk(
     outputs: dict[int, Tensor],
     h: Tensor,
     masks: tuple[Tensor | None, Tensor | None],
-    direction: int,
     reverse: bool,
     inside: bool,
     pieces: tuple[int, int, int, int],
@@ -126,7 +111,6 @@ def walk(
         outputs: those of shape (B, T, D) that are written, by their index among the places.
         h: states (B, D) before the walk; replaced by those after it.
         masks: lengths and reset.
-        direction: of the walk in time, 1 or -1.
         reverse: of the forward walk.
         inside: see `_numba_kernels.rows`.
         pieces: what `pieces` says.
@@ -136,6 +120,7 @@ def walk(
     lengths, reset = masks
     chunk, blocks, width, workers = pieces
     parts = -(-T // chunk)
+    direction = 1 if reverse is backward else -1
     flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
     states = np.empty((parts - 1) * h.numel(), NUMPY[h.dtype])
     arguments = (

@@ -17,27 +17,14 @@ from torch import Tensor
 
 from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends._cuda_gate import Fused, Operand, fused
+from lightning_lrnn.backends._cuda_gate import Fused, fused
+from lightning_lrnn.backends._operands import DTYPE, OPERAND, STORAGE, Operand
 
 __all__ = ["backward", "forward", "gated_backward", "gated_forward", "missing", "warmup"]
 
 SOURCE = "recurrence.cu"
 
-STORAGE = {
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.float32: "f32",
-    torch.float64: "f64",
-    torch.complex64: "c64",
-    torch.complex128: "c128",
-}
-DTYPE = {storage: dtype for dtype, storage in STORAGE.items()}
 STATE = {dtype: state_dtype(dtype) for dtype in STORAGE}
-OPERAND = {
-    (dtype, ndim): Operand(storage, ndim == 3)
-    for dtype, storage in STORAGE.items()
-    for ndim in (1, 2, 3)
-}
 
 THREADS = 256
 SERIAL_THREADS = 128

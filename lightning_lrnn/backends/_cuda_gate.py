@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from lightning_lrnn.backends._operands import Operand
 from lightning_lrnn.derivative import needed, pullback, readout_or_state
 from lightning_lrnn.gates import (
     Constant,
@@ -22,7 +23,7 @@ from lightning_lrnn.gates import (
     state_is_complex,
 )
 
-__all__ = ["Fused", "Operand", "fused"]
+__all__ = ["Fused", "fused"]
 
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/",
@@ -35,15 +36,6 @@ REAL_ONLY = frozenset(
 
 DOUBLE = frozenset({"f64", "c128"})
 UNUSED = "[[maybe_unused]]"
-
-
-class Operand(NamedTuple):
-    """How a pre-activation or a parameter lies in memory."""
-
-    storage: str
-    """f32, f64, f16, bf16, c64 or c128."""
-    varies: bool
-    """Over time: (B, T, D). Else it is a parameter, (D,) or (B, D)."""
 
 
 class Fused(NamedTuple):

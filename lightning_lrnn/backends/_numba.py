@@ -209,8 +209,7 @@ def _forward_rows(
     code = _cpu_rows.code(IDENTITY, "", [a, b], False, exclusive, pieces)
     assert code is not None
     places = [place(a), place(b), NOWHERE, place(y)]
-    direction = -1 if reverse else 1
-    _cpu_rows.walk(code, False, places, {3: y}, h, masks, direction, reverse, True, pieces)
+    _cpu_rows.walk(code, False, places, {3: y}, h, masks, reverse, True, pieces)
 
 
 def _backward_rows(
@@ -232,10 +231,8 @@ def _backward_rows(
     assert code is not None
     first = NOWHERE if h0 is None else place(h0)
     places = [place(a), NOWHERE, place(dy), place(y), first, place(da), place(db)]
-    direction, inside = 1 if reverse else -1, exclusive or h0 is None
-    _cpu_rows.walk(
-        code, True, places, {5: da, 6: db}, c, masks, direction, reverse, inside, pieces
-    )  # fmt: skip
+    inside = exclusive or h0 is None
+    _cpu_rows.walk(code, True, places, {5: da, 6: db}, c, masks, reverse, inside, pieces)
 
 
 def _forward_lanes(
