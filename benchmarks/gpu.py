@@ -1,9 +1,11 @@
 """What needs a GPU: tests, compute-sanitizer, benchmark, rivals and the paper's tables, in stages.
 
-    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [paper] [--force] [--output FOLDER]
+    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [paper] [--limit SECONDS] [--force]
+        [--output FOLDER]
 
-Without a name: all five, each at most 8 minutes. Needs only what the interpreter has: the package
-need not be installed. Results go, as they come, to benchmarks/results/<GPU>/: `stages.json` with
+Without a name: all five, each at most 8 minutes. What is not timed runs side by side. Needs only
+what the interpreter has: the package need not be installed; pytest-xdist is used where it is.
+Results go, as they come, to benchmarks/results/<GPU>/: `stages.json` with
 the machine, the versions, the commit and the outcome of each stage; `bench.json`, `rivals.json` and
 `paper.json` with every raw sample; a log of each command. A stage that passed for the same sources
 on the same GPU is not run again, unless forced: an interrupted run is continued by the same
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -29,13 +32,22 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 8 * 60
-TOOLS = ("memcheck", "racecheck", "initcheck")
+TOOLS = {
+    # The bindings ask the driver for entry points that not every version has.
+    "memcheck": ["--report-api-errors", "no"],
+    "racecheck": [],
+    "initcheck": [],
+}
+UNTIMED = ("test", "sanitize")
 PACKAGES = (
     "torch",
     "triton",
@@ -139,6 +151,30 @@ def portable(word: str) -> str:
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
+RUNNING: set[subprocess.Popen] = set()
+
+
+def kill(child: subprocess.Popen) -> None:
+    """With its own children, which hold its pipe open."""
+    if os.name != "posix":
+        child.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def side_by_side(calls: dict[str, Callable[[], dict]]) -> dict[str, dict]:
+    """Their results; what they run ends with this process's interruption."""
+    with ThreadPoolExecutor(max(1, len(calls))) as pool:
+        try:
+            futures = {name: pool.submit(call) for name, call in calls.items()}
+            return {name: future.result() for name, future in futures.items()}
+        except BaseException:
+            for child in list(RUNNING):
+                kill(child)
+            raise
+
+
 def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: str) -> dict:
     """Runs a command for a limited time; its output is shown and logged."""
     print(f"$ {' '.join(command)}", flush=True)
@@ -158,19 +194,15 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
 
         def end() -> None:
             expired.set()
-            if os.name != "posix":
-                child.kill()
-                return
-            # With its own children, which hold the pipe open.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            kill(child)
 
+        RUNNING.add(child)
         timer = threading.Timer(limit_s, end)
         timer.start()
         try:
             for line in child.stdout or ():
                 kept.write(line)
-                sys.stdout.write(line.decode(errors="replace"))
+                sys.stdout.write(f"{log.stem}  {line.decode(errors='replace')}")
                 sys.stdout.flush()
             status = child.wait()
         except BaseException:
@@ -178,6 +210,7 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
             raise
         finally:
             timer.cancel()
+            RUNNING.discard(child)
     return {
         "command": " ".join(map(portable, command)),
         "status": "timeout" if expired.is_set() else "failed" if status else "passed",
@@ -196,57 +229,63 @@ def confirm(result: dict, log: Path, pattern: str) -> dict:
     return result
 
 
-def stage_test(site: Path, results: Path) -> dict:
+def stage_test(site: Path, results: Path, limit_s: float) -> dict:
     log = results / "test.log"
     command = [sys.executable, "-m", "pytest", "-c", f"{ROOT / 'pyproject.toml'}", "-m", "gpu"]
     command += ["--rootdir", f"{ROOT}", "-p", "no:cacheprovider", "-q", f"{ROOT / 'tests'}"]
-    return confirm(run(command, log, site, LIMIT_S), log, r"[1-9]\d* passed.*")
+    if importlib.util.find_spec("xdist"):
+        # pytest-benchmark, which nothing here uses, warns of it.
+        command += ["-n", f"{max(1, (os.cpu_count() or 1) - len(TOOLS))}", "-p", "no:benchmark"]
+    return confirm(run(command, log, site, limit_s), log, r"[1-9]\d* passed.*")
 
 
-def stage_sanitize(site: Path, results: Path) -> dict:
+def stage_sanitize(site: Path, results: Path, limit_s: float) -> dict:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(sanitizer).exists():
         return {"status": "unavailable", "reason": "compute-sanitizer is not on the PATH"}
-    outcome: dict[str, Any] = {"status": "passed", "tools": {}}
-    for tool in TOOLS:
+    command = [sanitizer, "--error-exitcode", "9"]
+    # Every tensor its own allocation, so that an access beside it is one beside an allocation.
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    pattern = (
+        r"exercised [1-9]\d* launches[\s\S]*exercised gates[\s\S]*SUMMARY: 0 (errors|hazards).*"
+    )
+
+    def watched(tool: str) -> dict:
         log = results / f"{tool}.log"
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, __file__]
-        # Every tensor its own allocation, so that an access beside it is one beside an allocation.
-        variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        limit = LIMIT_S / len(TOOLS)
-        result = run([*command, "--exercise"], log, site, limit, **variables)
-        pattern = (
-            r"exercised [1-9]\d* launches[\s\S]*exercised gates[\s\S]*SUMMARY: 0 (errors|hazards).*"
-        )
-        outcome["tools"][tool] = confirm(result, log, pattern)
-        if result["status"] != "passed":
-            outcome["status"] = result["status"]
-    return outcome
+        exercised = [*TOOLS[tool], sys.executable, __file__, "--exercise"]
+        result = run([*command, "--tool", tool, *exercised], log, site, limit_s, **variables)
+        return confirm(result, log, pattern)
+
+    tools = side_by_side({tool: partial(watched, tool) for tool in TOOLS})
+    failed = [result["status"] for result in tools.values() if result["status"] != "passed"]
+    return {"status": failed[0] if failed else "passed", "tools": tools}
 
 
-def stage_bench(site: Path, results: Path) -> dict:
-    return recurrences(site, results, "bench")
+def stage_bench(site: Path, results: Path, limit_s: float) -> dict:
+    return recurrences(site, results, limit_s, "bench")
 
 
-def stage_rivals(site: Path, results: Path) -> dict:
-    return recurrences(site, results, "rivals", "--rivals")
+def stage_rivals(site: Path, results: Path, limit_s: float) -> dict:
+    return recurrences(site, results, limit_s, "rivals", "--rivals")
 
 
-def stage_paper(site: Path, results: Path) -> dict:
-    return benchmark(site, results, "paper", "paper.py")
+def stage_paper(site: Path, results: Path, limit_s: float) -> dict:
+    return benchmark(site, results, limit_s, "paper", "paper.py")
 
 
-def recurrences(site: Path, results: Path, name: str, *options: str) -> dict:
+def recurrences(site: Path, results: Path, limit_s: float, name: str, *options: str) -> dict:
     plot = ("--plot", f"{results / name}.png")
-    return benchmark(site, results, name, "recurrence.py", *plot, *options)
+    return benchmark(site, results, limit_s, name, "recurrence.py", *plot, *options)
 
 
-def benchmark(site: Path, results: Path, name: str, script: str, *options: str) -> dict:
+def benchmark(
+    site: Path, results: Path, limit_s: float, name: str, script: str, *options: str
+) -> dict:
     samples = results / f"{name}.json"
     samples.unlink(missing_ok=True)
     command = [sys.executable, f"{ROOT / 'benchmarks' / script}", "--device", "cuda"]
-    command += ["--json", f"{samples}", "--budget", f"{LIMIT_S - 60}", *options]
-    result = run(command, results / f"{name}.log", site, LIMIT_S)
+    command += ["--json", f"{samples}", "--budget", f"{max(limit_s - 60, limit_s / 2):g}", *options]
+    result = run(command, results / f"{name}.log", site, limit_s)
     if result["status"] == "passed" and not samples.exists():
         result["status"] = "failed"
     return {**result, "samples": samples.name}
@@ -355,7 +394,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
-def run_stages(names: list[str], folder: Path, site: Path, force: bool) -> int:
+def run_stages(
+    names: list[str], folder: Path, site: Path, force: bool, limit_s: float = LIMIT_S
+) -> int:
     about = machine()
     results = folder / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
     results.mkdir(parents=True, exist_ok=True)
@@ -366,12 +407,20 @@ def run_stages(names: list[str], folder: Path, site: Path, force: bool) -> int:
         "uncommitted": said("git", "status", "--porcelain", "--untracked-files=no"),
     }
     stages = recorded(path, identity)
+
+    def run_stage(name: str) -> dict:
+        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return {"date": date, **STAGES[name](site, results, limit_s)}
+
+    due = []
     for name in names:
         if stages.get(name, {}).get("status") == "passed" and not force:
             print(f"{name}: passed on {stages[name]['date']}, not run again (--force does)")
-            continue
-        date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        stages[name] = {"date": date, **STAGES[name](site, results)}
+        else:
+            due.append(name)
+    untimed = [name for name in due if name in UNTIMED]
+    for group in filter(None, (untimed, *([name] for name in due if name not in UNTIMED))):
+        stages |= side_by_side({name: partial(run_stage, name) for name in group})
         save(path, {**identity, **commit, "stages": stages})
     for name in names:
         print(f"{name}: {stages[name]['status']} {stages[name].get('reason', '')}".rstrip())
@@ -383,6 +432,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="stage", help=", ".join(STAGES))
     parser.add_argument("--force", action="store_true", help="run stages again that passed")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of a stage")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--exercise", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -398,9 +448,8 @@ def main() -> int:
         if reasons := reasons_against(site):
             print("no GPU stage can run here: " + "; ".join(reasons), file=sys.stderr)
             return 2
-        return run_stages(
-            options.stages or list(STAGES), options.output.resolve(), site, options.force
-        )
+        names, folder = options.stages or list(STAGES), options.output.resolve()
+        return run_stages(names, folder, site, options.force, options.limit)
 
 
 if __name__ == "__main__":

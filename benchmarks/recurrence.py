@@ -25,6 +25,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import goals
 import torch
 from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
 from goals import PASSES, Case, Samples, step_of
-from timing import Clock, Run, environment, host_seconds, in_turn, replayed
+from timing import Clock, Run, as_many, environment, host_seconds, in_turn, replayed
 
 from lightning_lrnn.backends import load
 
@@ -48,10 +49,11 @@ SHAPES = {
 }  # fmt: skip
 QUICK = [(2, 64, 16)]
 COMPILED = {(8, 4096, 2048), (1, 65536, 256)}
-"""On CUDA what torch.compile makes is timed at these alone: it takes some ten seconds each."""
+"""On CUDA what torch.compile makes is timed at these alone, among rivals: some ten seconds each."""
 TABLE_1 = [(1, T, m) for m in (4, 32, 128) for T in (16, 64, 256, 1024, 4096, 16384, 65536)]
 SMALL = [(1, 1048576, 1), (1, 65536, 32)]
-REPLAYS = 20
+SHORT_S, CALLS, SERIES_S = 1e-3, 20, 0.5
+"""Calls shorter than this are replayed so many at once; about how long a shape takes in all."""
 
 
 def runs_of(
@@ -144,24 +146,29 @@ def small_problems(rounds: int) -> Samples:
 
     clock, samples = Clock("cuda"), {}
     for shape in [*SMALL, *TABLE_1]:
-        found = in_turn(clock, graphs(shape), rounds, f"{shape}, graphs")
-        samples |= {name: [t / REPLAYS for t in times] for name, times in found.items()}
+        calls, runs = {}, {}
+        for name, function in kernels(shape).items():
+            function()  # compiles
+            seconds = clock.seconds(Run(lambda _, function=function: function()))
+            calls[name] = CALLS if seconds < SHORT_S else 1
+            runs[name] = replayed(function, calls[name])
+        found = as_many(clock, runs, SERIES_S, rounds, f"{shape}, graphs")
+        samples |= {name: [t / calls[name] for t in times] for name, times in found.items()}
     return samples
 
 
-@torch.no_grad()
-def graphs(shape: tuple[int, int, int]) -> dict[str, Run]:
+def kernels(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     a, b = WORKLOADS["plain"].pre(shape, torch.float32, "cuda")
     ours = contenders.ours(WORKLOADS["plain"], "cuda")
-    runs = {
-        f"{shape} {name} forward": replayed(lambda run=ours[name]: run(a, b), REPLAYS)
-        for name in ("scan", "serial", STEPS)
-    }
     scan, options = load("scan"), {"reverse": False, "exclusive": False}
-    runs[f"{shape} scan backward"] = replayed(
-        lambda: scan.run_backward(a, b, None, b, None, None, None, **options), REPLAYS
-    )
-    return runs
+    return {
+        f"{shape} scan forward": lambda: ours["scan"](a, b),
+        f"{shape} serial forward": lambda: ours["serial"](a, b),
+        f"{shape} {STEPS} forward": lambda: ours[STEPS](a, b),
+        f"{shape} scan backward": lambda: scan.run_backward(
+            a, b, None, b, None, None, None, **options
+        ),
+    }
 
 
 def host_costs() -> dict[str, float]:
@@ -183,7 +190,8 @@ def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contende
             found |= contenders.rivals(device)
         elif device == "cpu" and not options.quick:
             found[ASSOCIATIVE] = torch.compile(contenders.associative_scan, dynamic=False)
-    if options.quick or (device == "cuda" and case.shape not in COMPILED):
+    compiled = device == "cpu" or (options.rivals and case.shape in COMPILED)
+    if options.quick or not compiled:
         for name in ("compiled gates + scan", ASSOCIATIVE):
             found.pop(name, None)
     for name, contender in list(found.items()):
@@ -254,7 +262,8 @@ def main(argv: list[str] | None = None) -> int:
     if cuda and not torch.cuda.is_available():
         print("there is no CUDA device here", file=sys.stderr)
         return 2
-    gates = options.gates or (list(WORKLOADS) if cuda and not options.rivals else ["plain"])
+    every = ["plain", "lstm"] if options.rivals else list(WORKLOADS)
+    gates = options.gates or (every if cuda else ["plain"])
     dtypes = options.dtypes or (["float32", "bfloat16"] if cuda else ["float32"])
     shapes = QUICK if options.quick else SHAPES[options.device]
     cases = [Case(*parts) for parts in itertools.product(shapes, dtypes, gates)]

@@ -104,7 +104,7 @@ def staged(gpu, tmp_path, monkeypatch):
     ran = []
 
     def stage(name, status):
-        def body(site, results):
+        def body(site, results, limit_s):
             ran.append(name)
             return {"status": status}
 
@@ -207,14 +207,14 @@ def test_stages_that_time(gpu, tmp_path, monkeypatch, name, script):
 
     def run(command, log, site, limit):
         assert command[1:4] == [str(gpu.ROOT / "benchmarks" / script), "--device", "cuda"]
-        assert float(command[command.index("--budget") + 1]) < limit == gpu.LIMIT_S
+        assert float(command[command.index("--budget") + 1]) < limit == 90
         assert ("--rivals" in command) == (name == "rivals")
         if writes:
             Path(command[command.index("--json") + 1]).write_text("{}")
         return {"status": "passed"}
 
     monkeypatch.setattr(gpu, "run", run)
-    done = gpu.STAGES[name](tmp_path, tmp_path)
+    done = gpu.STAGES[name](tmp_path, tmp_path, 90)
     assert done == {"status": "passed", "samples": f"{name}.json"}
     writes = False
-    assert gpu.STAGES[name](tmp_path, tmp_path)["status"] == "failed"
+    assert gpu.STAGES[name](tmp_path, tmp_path, 90)["status"] == "failed"

@@ -198,11 +198,11 @@ def test_dropout_is_between_layers(name):
 
 @every_cell
 def test_layouts(name, backend):
-    options = {"num_layers": 2, "bidirectional": True, "backend": backend}
+    options = {"num_layers": 2, "bidirectional": True, "backend": backend, "dtype": F64}
     rnn = make(name, **options)
     first = CELLS[name](M, H, **options, batch_first=True)
     first.load_state_dict(rnn.state_dict())
-    x = torch.randn(B, T, M)
+    x = torch.randn(B, T, M, dtype=F64)
     reset = torch.rand(B, T) < 0.3
     state = random_state(first, x)
     y, end = first(x, state, reset=reset)

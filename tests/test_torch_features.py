@@ -79,7 +79,11 @@ def test_the_operator_and_the_function_behind_it_give_the_same_bits(backend, dev
     inputs = leaves(device)
 
     def run(observed):
-        with torch.profiler.profile() if observed else contextlib.nullcontext() as profile:
+        with (
+            torch.profiler.profile(acc_events=True)
+            if observed
+            else contextlib.nullcontext() as profile
+        ):
             y, h_final = lrnn.gated_recurrence(gilr, *inputs[:2], h0=inputs[2], backend=backend)
             gradients = torch.autograd.grad(y.square().sum() + h_final.sum(), inputs)
         if observed:
@@ -187,11 +191,12 @@ def test_cuda_graph_replays_on_new_inputs(backend):
     a, b, h0 = (x.detach() for x in leaves("cuda"))
 
     def step():
-        leaves = [x.requires_grad_() for x in (a, b, h0)]
+        leaves = [x.detach().requires_grad_() for x in (a, b, h0)]
         y, final = lrnn.linear_recurrence(*leaves, backend=backend)
         return [y, final, *torch.autograd.grad(y.sin().sum() + final.sum(), leaves)]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)

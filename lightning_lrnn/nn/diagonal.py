@@ -68,7 +68,7 @@ class DiagonalCell(Cell):
         """The layer's equations."""
         parts = linear(x, self.B.flatten(0, 1))
         # There are no complex numbers of 16-bit parts.
-        parts = parts.to(state_dtype(parts.dtype)).unflatten(-1, (-1, 2))
+        parts = torch.unflatten(parts.to(state_dtype(parts.dtype)), -1, (-1, 2))
         u = torch.view_as_complex(parts)
         h, h_n = walk.scan("state", diagonal, u, *self.transition(parts.dtype), h0=carry)
         # Re(C h) as a product of real numbers.

@@ -98,6 +98,6 @@ class HGRN(Stack):
     def for_cells(self) -> list[dict[str, Tensor]]:
         """The lower bound of each."""
         parts = torch.stack([cell.bound for cell in self.cells])  # type: ignore[misc]
-        shares = parts.unflatten(0, (self.num_layers, self.directions)).softmax(0)
+        shares = torch.unflatten(parts, 0, (self.num_layers, self.directions)).softmax(0)
         bounds = [total - shares[0] for total in accumulate(shares)]
         return [{"bound": bound} for of_layer in bounds for bound in of_layer]

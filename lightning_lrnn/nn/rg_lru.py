@@ -115,7 +115,7 @@ class RGLRUCell(Cell):
         if blocks == 1:
             r, i = linear(u, self.weight.flatten(0, 2), self.bias).chunk(2, -1)
             return r, i
-        parts = u.unflatten(-1, (blocks, width))
+        parts = torch.unflatten(u, -1, (blocks, width))
         pre = torch.einsum("btkw,gkvw->btgkv", parts, self.weight).flatten(2)
         r, i = (pre if self.bias is None else pre + self.bias).chunk(2, -1)
         return r, i

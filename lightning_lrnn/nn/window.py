@@ -54,7 +54,7 @@ def windowed(
         (last + past - 1 - steps, past - 1 - steps) if walk.reverse else (steps, last + steps)
     )
     if begun is not None:
-        begun = begun.unflatten(-1, (past, -1))
+        begun = torch.unflatten(begun, -1, (past, -1))
         if document is not None:
             source = document[:, -1:] if walk.reverse else torch.zeros_like(document[:, :1])
             begun = begun.masked_fill((document.gather(1, first) != source)[..., None], 0)
