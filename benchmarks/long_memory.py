@@ -97,7 +97,7 @@ def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -
         "optimizer_steps": len(noted.training),
         "parameters": sum(p.numel() for p in cli.model.parameters()),
         "peak_bytes_of_process": process_peak(),
-        "environment": environment(str(cli.trainer.strategy.root_device)),
+        "environment": environment(cli.trainer.strategy.root_device.type),
         "training": noted.training,
         "validation": noted.validation,
     }
