@@ -82,7 +82,7 @@ class Lanes:
     def shuffled(self, x: Any, y: Any, order: list[int]) -> Any:
         """The lanes of x and y, one after the other, in another order."""
         mask = ir.Constant(ir.VectorType(INT32, len(order)), order)
-        return self.builder.shuffle_vector(x, y, mask)
+        return self._parts(lambda x, y: self.builder.shuffle_vector(x, y, mask), x, y)
 
     def as_bits(self, x: Any) -> Any:
         return self.builder.bitcast(x, self.integers)

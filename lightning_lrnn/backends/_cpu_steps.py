@@ -77,6 +77,9 @@ class Writer:
         module: where it stands.
         math: what its formulas are made of.
         restarts: whether no state passes into the step.
+
+    Args:
+        columns: of a vector, if not as many as the widest registers hold.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Writer:
         complex_state: bool,
         inputs: dict[int | str, Place],
         outputs: dict[int | str, Place],
+        columns: int | None = None,
     ) -> None:
         self.bits, self.inputs, self.outputs = bits, inputs, outputs
         self.of_state = ("c" if complex_state else "f") + str(2 * bits if complex_state else bits)
@@ -95,7 +99,7 @@ class Writer:
             argument.name = name
         self.arguments = dict(zip(ARGUMENTS, self.function.args, strict=True))
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.lanes = lanes(bits)
+        self.lanes = columns or lanes(bits)
         self.math = Lanes(self.builder, self.lanes, bits)
 
     @property

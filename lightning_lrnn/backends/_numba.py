@@ -1,10 +1,9 @@
 """The plain recurrence on a CPU: chooses what is walked side by side, allocates.
 
-Rows of many features are walked by the compiled steps of the gate that hands on what it is given
-(`_cpu_rows`). With few features the same one of several rows is walked side by side, and with a
-handful of columns stretches of time (Algorithm 1 of the paper: the pairs of all stretches, their
-carry, all stretches again), by the loops of `_numba_kernels`. What is divided, and how, depends on
-the shape alone: the bits of a result depend neither on the number of threads nor on their timing.
+Rows are walked by the compiled steps of the gate that hands on what it is given (`_cpu_rows`). With
+one, two or four features several steps of time are combined in one vector (`_cpu_fold`). What is
+divided, and how, depends on the shape alone: the bits of a result depend neither on the number of
+threads nor on their timing.
 """
 
 from __future__ import annotations
@@ -16,27 +15,22 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import _cpu_rows, _threads
-from lightning_lrnn.backends._cpu_rows import array, kernels, place, spread, workers
+from lightning_lrnn.backends import _cpu_rows
+from lightning_lrnn.backends._cpu_rows import Code, place, spread
+from lightning_lrnn.backends._operands import STORAGE
 from lightning_lrnn.gates import IDENTITY
 
 __all__ = ["backward", "forward", "missing"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-HANDFUL = 16
-"""Columns below which it is divided into STRETCHES instead."""
-STRETCHES = 256
-"""Of time. Many more than threads: they keep the sums of one thread independent, too."""
-SHORT = 64
-"""Steps of a stretch below which dividing is not worth the second reading of the inputs."""
-NARROW = 8
-"""Features below which rows are walked side by side: a vector register holds eight floats."""
-LANES = 4
-"""Columns, or stretches of time, walked side by side where features are few (see the kernels)."""
+LONG = 1 << 14
+"""Steps of all rows from which a vector of several pays for one more call."""
+FOLD = 32
+"""Bytes of the real parts of a vector that holds several steps: whatever registers the processor
+has, so that bits do not depend on those."""
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
@@ -46,14 +40,12 @@ NOWHERE = 0, 0, 0, 0
 
 
 class Layout(Enum):
-    """What is walked side by side."""
+    """What a vector holds."""
 
     ROWS = auto()
-    """The features of a row, which stand side by side in memory too; row after row."""
-    COLUMNS = auto()
-    """The same feature of `LANES` rows."""
-    STRETCHES = auto()
-    """`LANES` stretches of time of one feature of one row."""
+    """Features of a row, which stand side by side in memory too; row after row."""
+    FOLDED = auto()
+    """All features of some steps of a row."""
 
 
 @cache
@@ -98,9 +90,11 @@ def forward(
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
-    for layout, *part in _plan(b, plain, reverse, parallel):
-        x = _cut(a, *part), _cut(b, *part), _cut(y, *part), _cut(h, part[0])
-        if layout is Layout.ROWS or not _forward_lanes(*x, layout, reverse, exclusive, parallel):
+    for layout, steps in _plan(b, plain, reverse, parallel, b.shape[1]):
+        x = _cut(a, steps), _cut(b, steps), _cut(y, steps), h
+        if layout is Layout.FOLDED:
+            _forward_folded(*x, reverse, exclusive)
+        else:
             _forward_rows(*x, (lengths, reset), reverse, exclusive, parallel)
     return y, h
 
@@ -131,67 +125,47 @@ def backward(
     first = y.new_zeros(c.shape) if h0 is None else h0
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
-    for layout, rows, steps in _plan(y, plain, not reverse, parallel):
-        x = _cut(a, rows, steps), _cut(dy, rows, steps)
-        outputs = _cut(da, rows, steps), _cut(db, rows, steps), _cut(c, rows)
-        done = False
-        if layout is not Layout.ROWS:
-            # The first step of the forward walk is never among these.
+    # The first step of the forward walk finds the state before it in h0, no other does.
+    for layout, steps in _plan(y, plain, not reverse, parallel, y.shape[1] - 1):
+        x = _cut(a, steps), _cut(dy, steps)
+        outputs = _cut(da, steps), _cut(db, steps), c
+        if layout is Layout.FOLDED:
             shift = 0 if exclusive else 1 if reverse else -1
-            before = y[rows, steps.start + shift : steps.stop + shift]
-            done = _backward_lanes(*x, before, *outputs, layout, not reverse, exclusive, parallel)
-        if done:
-            continue
-        begins = steps is ALL or (steps.stop == y.shape[1] if reverse else steps.start == 0)
-        inputs = *x, _cut(y, rows, steps), _cut(first, rows) if begins else None
-        _backward_rows(*inputs, *outputs, (lengths, reset), reverse, exclusive, parallel)
+            before = y[:, steps.start + shift : steps.stop + shift]
+            _backward_folded(*x, before, *outputs, not reverse, exclusive)
+        else:
+            inputs = *x, _cut(y, steps), first
+            _backward_rows(*inputs, *outputs, (lengths, reset), reverse, exclusive, parallel)
     return da, db, c
 
 
 def _plan(
-    x: Tensor, plain: bool, backwards: bool, parallel: bool
-) -> list[tuple[Layout, slice, slice]]:
-    """Parts of the work, in order: layout, rows, steps.
+    x: Tensor, plain: bool, backwards: bool, parallel: bool, most: int
+) -> list[tuple[Layout, slice]]:
+    """Parts of the work, in order: layout, steps.
 
     Args:
         x: of the shape of the work.
         plain: no padding, no resets; those are walked row by row.
         backwards: the walk is from the last step to the first.
         parallel: time may be divided.
+        most: steps, from the first one of the walk, that may be folded.
     """
     B, T, D = x.shape
+    several = _columns(x) // D
+    if not plain or not parallel or B * T < LONG or several < 2 or _columns(x) % D or most < several:
+        return [(Layout.ROWS, ALL)]
+    end = most // several * several
 
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    if plain and parallel and B * D < HANDFUL and T > STRETCHES * SHORT:
-        # The last step is left out: the adjoint finds the state before it elsewhere.
-        length = (T - 1) // STRETCHES
-        if length > 2 * _cpu_rows.LINE:
-            # Stretches at a distance of a power of two would share few places in a cache.
-            line = _cpu_rows.LINE
-            length = (length - line) // (2 * line) * (2 * line) + line
-        end = STRETCHES * length
-        return [
-            (Layout.STRETCHES, ALL, steps(0, end)),
-            (Layout.ROWS, ALL, steps(end, T)),
-        ]
-    lanes = B // LANES * LANES
-    if plain and D < NARROW and lanes and T > 1:
-        parts: list[tuple[Layout, slice, slice]] = [
-            (Layout.COLUMNS, slice(0, lanes), steps(0, T - 1)),
-            (Layout.ROWS, slice(0, lanes), steps(T - 1, T)),
-        ]
-        return parts + [(Layout.ROWS, slice(lanes, B), steps(0, T))] * (lanes < B)
-    return [(Layout.ROWS, ALL, ALL)]
+    return [(Layout.FOLDED, steps(0, end))] + [(Layout.ROWS, steps(end, T))] * (end < T)
 
 
-def _cut(x: Tensor, *part: slice) -> Tensor:
-    """x[part], but for what that costs where it is all of x."""
-    for p in part:
-        if p is not ALL:
-            return x[part]
-    return x
+def _cut(x: Tensor, steps: slice) -> Tensor:
+    """x[:, steps], but for what that costs where it is all of x."""
+    return x if steps is ALL else x[:, steps]
 
 
 def _forward_rows(
@@ -216,7 +190,7 @@ def _backward_rows(
     a: Tensor,
     dy: Tensor,
     y: Tensor,
-    h0: Tensor | None,
+    h0: Tensor,
     da: Tensor,
     db: Tensor,
     c: Tensor,
@@ -225,108 +199,69 @@ def _backward_rows(
     exclusive: bool,
     parallel: bool,
 ) -> None:
-    """`h0` is None if the first step of the forward walk is not among these."""
+    """The steps of the adjoint; the first one of the forward walk is among these."""
     pieces = _cpu_rows.pieces(y, parallel)
     code = _cpu_rows.code(IDENTITY, "", [a, a], True, exclusive, pieces)
     assert code is not None
-    first = NOWHERE if h0 is None else place(h0)
-    places = [place(a), NOWHERE, place(dy), place(y), first, place(da), place(db)]
-    inside = exclusive or h0 is None
-    _cpu_rows.walk(code, True, places, {5: da, 6: db}, c, masks, reverse, inside, pieces)
+    places = [place(a), NOWHERE, place(dy), place(y), place(h0), place(da), place(db)]
+    _cpu_rows.walk(code, True, places, {5: da, 6: db}, c, masks, reverse, exclusive, pieces)
 
 
-def _forward_lanes(
-    a: Tensor, b: Tensor, y: Tensor, h: Tensor, layout: Layout, reverse: bool, exclusive: bool,
-    parallel: bool,
-) -> bool:  # fmt: skip
-    """Computes y and h in place; False if that needs pairs which are not finite."""
-    steps, workers = _units(b, layout, parallel)
-    inputs = *_lanes(a, layout, reverse), *_lanes(b, layout, reverse)
-    compiled = kernels()
-    if layout is Layout.STRETCHES:
-        A, B = np.empty((2, h.numel(), STRETCHES), array(h).dtype)
-        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), False, False
-        _threads.run_all(compiled.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
-        state = np.empty_like(A)
-        if not compiled.carry(A, B, array(h), state):
-            return False
-    else:
-        state = _states(h)
-    outputs = *_lanes(y, layout, reverse), state.reshape(-1, LANES), exclusive
-    _threads.run_all(compiled.forward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
-    _leave(h, state, layout)
-    return True
+def _forward_folded(
+    a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
+) -> None:
+    """Computes y and h in place, the steps of a vector at once."""
+    _folded([a, b], [y], h, False, reverse, exclusive)
 
 
-def _backward_lanes(
-    a: Tensor, dy: Tensor, before: Tensor, da: Tensor, db: Tensor, c: Tensor, layout: Layout,
-    backwards: bool, exclusive: bool, parallel: bool,
-) -> bool:  # fmt: skip
+def _backward_folded(
+    a: Tensor, dy: Tensor, before: Tensor, da: Tensor, db: Tensor, c: Tensor, backwards: bool,
+    exclusive: bool,
+) -> None:  # fmt: skip
     """The same for the adjoint; `before` holds the state before each step."""
-    steps, workers = _units(dy, layout, parallel)
-    inputs = *_lanes(a, layout, backwards), *_lanes(dy, layout, backwards)
-    compiled = kernels()
-    if layout is Layout.STRETCHES:
-        A, B = np.empty((2, c.numel(), STRETCHES), array(c).dtype)
-        pairs = A.reshape(-1, LANES), B.reshape(-1, LANES), True, exclusive
-        _threads.run_all(compiled.pair_lanes, [(_counter(), steps, *inputs, *pairs)] * workers)
-        state = np.empty_like(A)
-        if not compiled.carry(A, B, array(c), state):
-            return False
-    else:
-        state = _states(c)
-    flat_da, *places = _lanes(da, layout, backwards)
-    outputs = (
-        *_lanes(before, layout, backwards), flat_da, db.data_ptr(), *places,
-        state.reshape(-1, LANES), exclusive,
-    )  # fmt: skip
-    _threads.run_all(compiled.backward_lanes, [(_counter(), steps, *inputs, *outputs)] * workers)
-    _leave(c, state, layout)
-    return True
+    _folded([a, dy, before], [da, db], c, True, backwards, exclusive)
 
 
-def _states(h: Tensor) -> Any:
-    """(B, D) as (B / LANES, D, LANES)."""
-    B, D = h.shape
-    return np.ascontiguousarray(h.numpy().reshape(B // LANES, LANES, D).swapaxes(1, 2))
+def _columns(x: Tensor) -> int:
+    """Of a vector that holds several steps."""
+    return FOLD // (x.itemsize // 2 if x.is_complex() else x.itemsize)
 
 
-def _leave(h: Tensor, state: Any, layout: Layout) -> None:
-    """Writes the states of the lanes, as they are at last, into h (B, D)."""
-    if layout is Layout.STRETCHES:
-        h.numpy()[:] = state[:, -1].reshape(h.shape)
-    else:
-        h.numpy()[:] = state.swapaxes(1, 2).reshape(h.shape)
+@cache
+def _fold(dtype: torch.dtype, *how: Any) -> Code:
+    from lightning_lrnn.backends import _cpu_fold, _llvm  # llvmlite takes a while
+
+    address = _cpu_fold.address(_cpu_fold.Fold(STORAGE[dtype], *how))
+    return Code(address, _llvm.vector_bytes(), dtype, dtype)
 
 
-def _lanes(x: Tensor, layout: Layout, backwards: bool) -> tuple[int, Any, int, int]:
-    """Where a tensor begins, where each unit of it does, strides between lanes and steps."""
-    B, T, D = x.shape
-    flat, (sB, sT, sD) = _flat(x)
-    origin = 0
-    if backwards:
-        origin, sT = (T - 1) * sT, -sT
-    if layout is Layout.STRETCHES:
-        between_lanes = T // STRETCHES * sT
-        row, feature, group = np.ogrid[:B, :D, : STRETCHES // LANES]
-        starts = origin + row * sB + feature * sD + group * (LANES * between_lanes)
-    else:
-        between_lanes = sB
-        group, feature = np.ogrid[: B // LANES, :D]
-        starts = origin + group * (LANES * sB) + feature * sD
-    return flat, starts.reshape(-1).astype(np.int64), between_lanes, sT
+def _folded(
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    h: Tensor,
+    backward: bool,
+    backwards: bool,
+    exclusive: bool,
+) -> None:
+    """All steps (B, T, D) as steps of W columns; `backwards`: from the last one to the first."""
+    B, T, D = outputs[0].shape
+    W = _columns(h)
 
+    def folded(x: Tensor) -> Tensor:
+        if x.stride(1) != D or (D > 1 and x.stride(2) != 1):
+            x = x.contiguous()
+        return x.as_strided((B, T * D // W, W), (x.stride(0), W, 1))
 
-def _units(x: Tensor, layout: Layout, parallel: bool) -> tuple[int, int]:
-    """Steps of every unit of LANES lanes, and workers."""
-    T = x.shape[1]
-    steps = T // STRETCHES if layout is Layout.STRETCHES else T
-    return steps, workers(x.numel() // (LANES * steps), x.numel(), parallel)
-
-
-def _counter() -> Any:
-    """Of the pieces taken."""
-    return np.zeros(1, np.int64)
+    inputs, outputs = [folded(x) for x in inputs], [folded(x) for x in outputs]
+    pieces = _cpu_rows.pieces(outputs[0], True)
+    divided = pieces[0] < T * D // W
+    code = _fold(h.dtype, W, D, backward, exclusive, not backwards, divided)
+    places = [place(x) for x in (*inputs, *outputs)]
+    written = dict(enumerate(outputs, len(inputs)))
+    state = torch.cat([h] * (W // D), 1)
+    reverse = backwards is not backward
+    _cpu_rows.walk(code, backward, places, written, state, (None, None), reverse, True, pieces)
+    h.copy_(state[:, :D])
 
 
 def _empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -360,8 +295,3 @@ def _madvise() -> Any:
 def _detached(x: Tensor) -> Tensor:
     """In memory what it stands for: a conjugate is made."""
     return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
-
-
-def _flat(x: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Where a tensor begins, and its strides."""
-    return x.data_ptr(), x.stride()

@@ -1,14 +1,12 @@
 """The recurrence as compiled loops, one step of some columns at a time.
 
-A column is one feature of one row. Two layouts: `rows` steps through rows whose columns stand side
-by side in memory, and leaves the steps themselves to code that is compiled for a gate; `*_lanes`
-step through four columns, or four stretches of time, that lie anywhere at equal distances `l*`:
-with few columns that keeps as many independent sums in flight as a core can. Its tensors come as
-the address of their first element (which costs less than a NumPy array at every call) and are flat
+A column is one feature of one row. `rows` steps through rows whose columns stand side by side in
+memory, and leaves the steps themselves to code that is compiled for a gate. Its tensors come as the
+address of their first element (which costs less than a NumPy array at every call) and are flat
 arrays here; all indices are unsigned: Numba then leaves out the test for those that count from the
 end.
 
-Every kernel is called by each of some threads with the same arguments, and takes pieces of the work
+The kernel is called by each of some threads with the same arguments, and takes pieces of the work
 by `_next` until none is left. Rows are divided over time as on a GPU (`recurrence.cu`): a piece
 waits for the state that the one before it ends in, which somebody has in hands who waits only for
 still earlier ones.
@@ -30,13 +28,7 @@ from numba import carray, njit, types, uint64
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = [
-    "backward_lanes",
-    "carry",
-    "forward_lanes",
-    "pair_lanes",
-    "rows",
-]
+__all__ = ["rows"]
 
 
 def _compiled(function, **options):
@@ -47,13 +39,8 @@ def _compiled(function, **options):
         return njit(**options)(function)
 
 
-def _contracted(function, **options):
-    """a * h + b in one rounding, as on a GPU."""
-    return _compiled(function, fastmath={"contract"}, **options)
-
-
 def _inlined(function):
-    return _contracted(function, forceinline=True)
+    return _compiled(function, forceinline=True)
 
 
 LOOKS = 64
@@ -312,149 +299,3 @@ def rows(
                     _array(padding, restarts)[: n * size] = 0
     if past:
         _fence()
-
-
-@_inlined
-def _forward_step(a, ia, b, ib, y, iy, h, exclusive):
-    after = a[ia] * h + b[ib]
-    y[iy] = h if exclusive else after
-    return after
-
-
-@_inlined
-def _backward_step(
-    a, ia, dy, idy, p, ip, da, db, i, c, exclusive
-):  # fmt: skip
-    x = dy[idy]
-    g = c if exclusive else x + c
-    db[i] = g
-    da[i] = g * np.conj(p[ip])
-    c = np.conj(a[ia]) * g
-    return c + x if exclusive else c
-
-
-@_inlined
-def _pair_step(a, x, A, B, adjoint, exclusive):
-    if adjoint:
-        a = np.conj(a)
-        return a * A, a * B + x if exclusive else a * (B + x)
-    return a * A, a * B + x
-
-
-@_inlined
-def _multiples(stride):
-    stride = uint64(stride)
-    return stride, stride * uint64(2), stride * uint64(3)
-
-
-@_contracted
-def forward_lanes(
-    counter, steps, a, a_starts, la, sa, b, b_starts, lb, sb, y, y_starts, ly, sy, state,
-    exclusive,
-):  # fmt: skip
-    """The same for units of four lanes each; `state` (units, 4)."""
-    a, b, y = _array(a, state), _array(b, state), _array(y, state)
-    sa, sb, sy = uint64(sa), uint64(sb), uint64(sy)
-    la, la2, la3 = _multiples(la)
-    lb, lb2, lb3 = _multiples(lb)
-    ly, ly2, ly3 = _multiples(ly)
-    while True:
-        unit = _next(counter)
-        if unit >= y_starts.size:
-            break
-        ia, ib, iy = uint64(a_starts[unit]), uint64(b_starts[unit]), uint64(y_starts[unit])
-        h0, h1, h2, h3 = state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3]
-        for _ in range(steps):
-            h0 = _forward_step(a, ia, b, ib, y, iy, h0, exclusive)
-            h1 = _forward_step(a, ia + la, b, ib + lb, y, iy + ly, h1, exclusive)
-            h2 = _forward_step(a, ia + la2, b, ib + lb2, y, iy + ly2, h2, exclusive)
-            h3 = _forward_step(a, ia + la3, b, ib + lb3, y, iy + ly3, h3, exclusive)
-            ia += sa
-            ib += sb
-            iy += sy
-        state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3] = h0, h1, h2, h3
-
-
-@_contracted
-def backward_lanes(
-    counter, steps, a, a_starts, la, sa, dy, dy_starts, ldy, sdy, p, p_starts, lp, sp, da, db,
-    d_starts, ld, sd, state, exclusive,
-):  # fmt: skip
-    """The same for the adjoint; `p_starts` is where the state before the step stands."""
-    a, dy, p = _array(a, state), _array(dy, state), _array(p, state)
-    da, db = _array(da, state), _array(db, state)
-    sa, sdy, sp, sd = uint64(sa), uint64(sdy), uint64(sp), uint64(sd)
-    la, la2, la3 = _multiples(la)
-    ldy, ldy2, ldy3 = _multiples(ldy)
-    lp, lp2, lp3 = _multiples(lp)
-    ld, ld2, ld3 = _multiples(ld)
-    while True:
-        unit = _next(counter)
-        if unit >= d_starts.size:
-            break
-        ia, idy = uint64(a_starts[unit]), uint64(dy_starts[unit])
-        ip, i = uint64(p_starts[unit]), uint64(d_starts[unit])
-        c0, c1, c2, c3 = state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3]
-        for _ in range(steps):
-            c0 = _backward_step(a, ia, dy, idy, p, ip, da, db, i, c0, exclusive)
-            c1 = _backward_step(
-                a, ia + la, dy, idy + ldy, p, ip + lp, da, db, i + ld, c1, exclusive
-            )
-            c2 = _backward_step(
-                a, ia + la2, dy, idy + ldy2, p, ip + lp2, da, db, i + ld2, c2, exclusive
-            )
-            c3 = _backward_step(
-                a, ia + la3, dy, idy + ldy3, p, ip + lp3, da, db, i + ld3, c3, exclusive
-            )
-            ia += sa
-            idy += sdy
-            ip += sp
-            i += sd
-        state[unit, 0], state[unit, 1], state[unit, 2], state[unit, 3] = c0, c1, c2, c3
-
-
-@_contracted
-def pair_lanes(
-    counter, steps, a, a_starts, la, sa, x, x_starts, lx, sx, A, B, adjoint, exclusive
-):  # fmt: skip
-    """(A, B) of every lane: the state after its steps, or the adjoint, is A * state + B.
-
-    `x` is b, or dy for the adjoint.
-    """
-    a, x = _array(a, A), _array(x, A)
-    sa, sx = uint64(sa), uint64(sx)
-    la, la2, la3 = _multiples(la)
-    lx, lx2, lx3 = _multiples(lx)
-    while True:
-        unit = _next(counter)
-        if unit >= a_starts.size:
-            break
-        ia, ix = uint64(a_starts[unit]), uint64(x_starts[unit])
-        one, zero = A.dtype.type(1), A.dtype.type(0)
-        A0, A1, A2, A3, B0, B1, B2, B3 = one, one, one, one, zero, zero, zero, zero
-        for _ in range(steps):
-            A0, B0 = _pair_step(a[ia], x[ix], A0, B0, adjoint, exclusive)
-            A1, B1 = _pair_step(a[ia + la], x[ix + lx], A1, B1, adjoint, exclusive)
-            A2, B2 = _pair_step(a[ia + la2], x[ix + lx2], A2, B2, adjoint, exclusive)
-            A3, B3 = _pair_step(a[ia + la3], x[ix + lx3], A3, B3, adjoint, exclusive)
-            ia += sa
-            ix += sx
-        A[unit, 0], A[unit, 1], A[unit, 2], A[unit, 3] = A0, A1, A2, A3
-        B[unit, 0], B[unit, 1], B[unit, 2], B[unit, 3] = B0, B1, B2, B3
-
-
-@_compiled
-def carry(A, B, h0, state):
-    """The state before every stretch of time, from the pairs of all (columns, stretches).
-
-    Returns:
-        False if a pair is not finite: then A * h + B may differ from the walk (inf * 0).
-    """
-    for column in range(A.shape[0]):
-        h = h0[column]
-        for stretch in range(A.shape[1]):
-            state[column, stretch] = h
-            h = A[column, stretch] * h + B[column, stretch]
-            if not (np.isfinite(A[column, stretch]) and np.isfinite(B[column, stretch])):
-                return False
-    return True
