@@ -1,9 +1,8 @@
 """The gated recurrence on a CPU: gate, readout and recurrence in one pass, forward and backward.
 
 As `_numba` does with the plain recurrence, with steps that are compiled for the gate. Where it
-would not walk row by row (a handful of columns, or few features), and for gates that there is no
-vector code for (`_cpu_gate.uncompiled`), PyTorch evaluates gate and readout around the plain
-recurrence.
+would not walk row by row (many steps of few features), and for gates that there is no vector code
+for (`_cpu_gate.uncompiled`), PyTorch evaluates gate and readout around the plain recurrence.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ def gated_forward(
     """y, the emitted states and h_final; arguments as for a backend's `run_gated`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x = (lengths, reset), sequence(pre)
-    pieces = _cpu_rows.pieces(x, parallel)
+    pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, False), parallel)
     code = None
-    if _in_rows(x, masks, reverse, parallel):
+    if _in_rows(x, masks, parallel):
         code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
     if code is None:
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
@@ -76,9 +75,9 @@ def gated_backward(
     """Gradients of `pre` and h0; arguments as for a backend's `run_gated_backward`."""
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x, n = (lengths, reset), sequence(pre), len(pre)
-    pieces = _cpu_rows.pieces(x, parallel)
+    pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, True), parallel)
     code = None
-    if _in_rows(x, masks, not reverse, parallel):
+    if _in_rows(x, masks, parallel):
         code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
@@ -115,11 +114,11 @@ def gated_backward(
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
 
 
-def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], backwards: bool, parallel: bool) -> bool:
+def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], parallel: bool) -> bool:
     """Whether the walk is row by row."""
     lengths, reset = masks
     plain = lengths is None and reset is None
-    return _numba._plan(x, plain, backwards, parallel)[0][0] is Layout.ROWS
+    return _numba._plan(x, plain, False, parallel, x.shape[1])[0][0] is Layout.ROWS
 
 
 def _state(x: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Rows walked by compiled steps on a CPU: plans the pieces, compiles, runs them on threads.
 
-Columns are independent, so they are what is divided first, among `torch.get_num_threads()` threads;
-no result depends on how. Only where there are too few columns to keep all cores busy is time
-divided too, into parts that depend on the shape alone, taken in order by whoever is free (see the
-kernels). So the bits of a result depend neither on the number of threads nor on their timing.
+Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads, and
+with too few rows for those strips of columns; no result depends on how. Only where there are too
+few columns to keep all cores busy is time divided too, into parts that depend on the shape alone,
+taken in order by whoever is free (see the kernels). So the bits of a result depend neither on the
+number of threads nor on their timing.
 """
 
 from __future__ import annotations
@@ -19,23 +20,34 @@ from torch import Tensor
 
 from lightning_lrnn.backends import _threads
 from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
+from lightning_lrnn.gates import parse
 
-__all__ = ["Code", "array", "code", "kernels", "pieces", "place", "spread", "walk", "workers"]
+__all__ = ["Code", "code", "kernels", "operations", "pieces", "place", "spread", "walk"]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
-WIDE = 1024
+WIDE = 1 << 13
 """Columns of a block at most: their states stay in the first-level cache."""
-FEW = 512
-"""Columns (rows times features) below which time is divided, if all threads may be used."""
+COSTLY = frozenset("exp sigmoid tanh silu softplus log sin cos erf gelu pow".split())
+"""Operations that are counted as eight."""
+WORTH = 1 << 20
+"""Operations for each thread, some 50 microseconds, below which waking it costs more than it saves."""
+STRIPS = 4
+"""Threads for each row from which the plain recurrence is divided into strips of columns: what is
+read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
+DIVIDED = 1 << 23
+"""Operations below which time is not divided."""
+PLAIN = 8
+"""Operations on an element of the plain recurrence, backward."""
+FEW = 8
+"""Columns (rows times features) for each operation on an element up to which time is divided. The
+pairs are two operations more: with more columns they take as long as what another thread saves."""
 PART = 1 << 17
 """Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
-SMALL = 1 << 15
-"""Elements below which waking a thread costs more than it saves."""
 LARGE = 1 << 22
 """Bytes of an output from which it is stored past the caches."""
 NARROW = 64
-"""Features up to which some steps are taken at once: faster while they are few vectors."""
+"""Columns of a block up to which some steps are taken at once: faster while they are few vectors."""
 NOTHING = np.empty(0, np.uint8)
 NO_LENGTHS = np.empty(0, np.int64)
 NUMPY = {
@@ -67,9 +79,10 @@ def code(
     pieces: tuple[int, int, int, int],
 ) -> Code | None:
     """Steps for a gate, or None if PyTorch shall evaluate it."""
-    _, T, D = next(p for p in pre if p.ndim == 3).shape
+    T = next(p for p in pre if p.ndim == 3).shape[1]
     operands = tuple([OPERAND[p.dtype, p.ndim] for p in pre])
-    return _code(gate, readout, operands, backward, exclusive, pieces[0] < T, D <= NARROW)
+    divided, narrow = pieces[0] < T, pieces[2] <= NARROW
+    return _code(gate, readout, operands, backward, exclusive, divided, narrow)
 
 
 @cache
@@ -150,29 +163,40 @@ def spread(dy: Tensor) -> Tensor:
     return dy
 
 
-def pieces(x: Tensor, parallel: bool) -> tuple[int, int, int, int]:
-    """Steps of a part of time, blocks in a row, features of a block, workers."""
+@cache
+def operations(gate: str, readout: str, backward: bool) -> int:
+    """On an element, about: what is computed, read and written; 4 of the plain recurrence."""
+    programs = [parse(program) for program in (gate, readout) if program]
+    computed = sum(8 if step.operation in COSTLY else 1 for p in programs for step in p.steps)
+    forward = 1 + computed + programs[0].inputs + len(programs)
+    return 2 * forward if backward else forward
+
+
+def pieces(x: Tensor, operations: int, parallel: bool) -> tuple[int, int, int, int]:
+    """Steps of a part of time, blocks in a row, features of a block, workers.
+
+    The parts, which decide about bits, depend on the shape and the operations on an element alone.
+    """
     B, T, D = x.shape
-    if parallel and B * D < FEW:
+    if not parallel:
+        return T, *_blocks(D, 1), 1
+    work = x.numel() * operations
+    threads = min(_threads.count(), work // WORTH)
+    if work >= DIVIDED and B * D <= FEW * operations:
         # A multiple of the steps taken at once.
         chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
         if chunk < T:
-            return chunk, 1, D, workers(B * -(-T // chunk), x.numel(), parallel)
-    blocks = -(-D // WIDE)
-    if parallel and x.numel() >= SMALL:
-        threads = _threads.count()
-        most = max(blocks, D // LINE)
-        while blocks < most and B * blocks % threads and B * blocks < 4 * threads:
-            blocks += 1
-    width = -(-D // blocks)
+            return chunk, 1, D, max(1, min(B * -(-T // chunk), threads))
+    strips = STRIPS if operations <= PLAIN else 2
+    blocks, width = _blocks(D, threads // B if threads >= strips * B else 1)
+    return T, blocks, width, max(1, min(B * blocks, threads))
+
+
+def _blocks(D: int, wanted: int) -> tuple[int, int]:
+    """Blocks in a row, and features of a block."""
+    width = -(-D // max(wanted, -(-D // WIDE)))
     width = min(D, -(-width // LINE) * LINE)
-    blocks = -(-D // width)
-    return T, blocks, width, workers(B * blocks, x.numel(), parallel)
-
-
-def workers(pieces: int, elements: int, parallel: bool) -> int:
-    """Threads worth waking: the kernels divide the pieces among them."""
-    return max(1, min(pieces, _threads.count(), elements // SMALL)) if parallel else 1
+    return -(-D // width), width
 
 
 def array(x: Tensor) -> Any:

@@ -31,6 +31,8 @@ LONG = 1 << 14
 FOLD = 32
 """Bytes of the real parts of a vector that holds several steps: whatever registers the processor
 has, so that bits do not depend on those."""
+OF_FOLDED = 3
+"""Times the operations of a step that is alone."""
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
@@ -179,7 +181,7 @@ def _forward_rows(
     parallel: bool,
 ) -> None:
     """The steps of the gate that hands on what it is given."""
-    pieces = _cpu_rows.pieces(b, parallel)
+    pieces = _cpu_rows.pieces(b, _cpu_rows.operations(IDENTITY, "", False), parallel)
     code = _cpu_rows.code(IDENTITY, "", [a, b], False, exclusive, pieces)
     assert code is not None
     places = [place(a), place(b), NOWHERE, place(y)]
@@ -200,7 +202,7 @@ def _backward_rows(
     parallel: bool,
 ) -> None:
     """The steps of the adjoint; the first one of the forward walk is among these."""
-    pieces = _cpu_rows.pieces(y, parallel)
+    pieces = _cpu_rows.pieces(y, _cpu_rows.operations(IDENTITY, "", True), parallel)
     code = _cpu_rows.code(IDENTITY, "", [a, a], True, exclusive, pieces)
     assert code is not None
     places = [place(a), NOWHERE, place(dy), place(y), place(h0), place(da), place(db)]
@@ -253,7 +255,8 @@ def _folded(
         return x.as_strided((B, T * D // W, W), (x.stride(0), W, 1))
 
     inputs, outputs = [folded(x) for x in inputs], [folded(x) for x in outputs]
-    pieces = _cpu_rows.pieces(outputs[0], True)
+    operations = OF_FOLDED * _cpu_rows.operations(IDENTITY, "", backward)
+    pieces = _cpu_rows.pieces(outputs[0], operations, True)
     divided = pieces[0] < T * D // W
     code = _fold(h.dtype, W, D, backward, exclusive, not backwards, divided)
     places = [place(x) for x in (*inputs, *outputs)]
