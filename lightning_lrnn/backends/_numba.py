@@ -88,7 +88,7 @@ def forward(
         )  # fmt: skip
         return y.to(b.dtype), h_final
     a, b = _detached(a), _detached(b)
-    y = b.new_empty(b.shape)
+    y = _empty(b)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
