@@ -8,7 +8,7 @@ recurrence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from lightning_lrnn.backends import _cpu_rows, _numba
 from lightning_lrnn.backends._cpu_rows import place, spread
 from lightning_lrnn.backends._numba import Layout
 
-__all__ = ["gated_backward", "gated_forward"]
+__all__ = ["gated_backward", "gated_forward", "prepared"]
 
 
 def gated_forward(
@@ -51,10 +51,42 @@ def gated_forward(
     emitted = _numba._empty(x, code.state)
     y = _numba._empty(x, code.output) if readout else emitted
     h = _state(emitted) if h0 is None else h0.clone()
-    places = [*map(place, pre), place(y), place(emitted)]
-    outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
-    _cpu_rows.walk(code, False, places, outputs, h, masks, reverse, True, pieces)
+    _cpu_rows.walk(code, False, *_written(pre, y, emitted), h, masks, reverse, True, pieces)
     return y, emitted, h
+
+
+def prepared(
+    gate: str, readout: str, pre: Sequence[Tensor], y: Tensor, emitted: Tensor, h: Tensor,
+    *, reverse: bool, exclusive: bool,
+) -> Callable[[], None] | None:  # fmt: skip
+    """A forward pass any number of times over the same memory, or None without vector code for it.
+
+    Args:
+        gate: program.
+        readout: program, or "".
+        pre: sequences and parameters.
+        y: where the output goes.
+        emitted: where the states go; `y` itself without a readout.
+        h: the state (B, D) before; replaced by that after it.
+        reverse: direction of the walk.
+        exclusive: whether states before their steps are emitted.
+    """
+    pieces = _cpu_rows.pieces(sequence(pre), True)
+    code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
+    if code is None:
+        return None
+    places, outputs = _written(pre, y, emitted)
+    masks = None, None
+    return _cpu_rows.prepared(code, False, places, outputs, h, masks, reverse, True, pieces)
+
+
+def _written(
+    pre: Sequence[Tensor], y: Tensor, emitted: Tensor
+) -> tuple[list[tuple[int, int, int, int]], dict[int, Tensor]]:
+    """The places of a forward pass, and what is written, by its index among them."""
+    n = len(pre)
+    outputs = {n + 1: emitted} if y is emitted else {n: y, n + 1: emitted}
+    return [*map(place, (*pre, y, emitted))], outputs
 
 
 def gated_backward(

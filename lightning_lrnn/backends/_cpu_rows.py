@@ -8,7 +8,7 @@ kernels). So the bits of a result depend neither on the number of threads nor on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_lrnn.backends import _threads
 from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
 
-__all__ = ["Code", "array", "code", "kernels", "pieces", "place", "spread", "walk", "workers"]
+__all__ = ["Code", "array", "code", "kernels", "pieces", "place", "prepared", "spread", "walk", "workers"]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
@@ -91,7 +91,12 @@ def kernels() -> ModuleType:
     return _numba_kernels
 
 
-def walk(
+def walk(*work: Any) -> None:
+    """The compiled steps over all of the work; arguments as for `prepared`."""
+    prepared(*work)()
+
+
+def prepared(
     code: Code,
     backward: bool,
     places: list[tuple[int, int, int, int]],
@@ -101,8 +106,8 @@ def walk(
     reverse: bool,
     inside: bool,
     pieces: tuple[int, int, int, int],
-) -> None:
-    """The compiled steps over all of the work.
+) -> Callable[[], None]:
+    """The walk, any number of times over the same memory, which is to be kept alive.
 
     Args:
         code: of the steps.
@@ -130,7 +135,16 @@ def walk(
         _restarts(lengths, reset, reverse),
         _past(*outputs.values(), alignment=code.alignment),
     )  # fmt: skip
-    _threads.run_all(kernels().rows, [arguments] * workers)
+    rows, work = kernels().rows, [arguments] * workers
+
+    def run() -> None:
+        flags.fill(0)
+        if workers == 1:
+            rows(*arguments)
+        else:
+            _threads.run_all(rows, work)
+
+    return run
 
 
 def place(x: Tensor) -> tuple[int, int, int, int]:
