@@ -28,20 +28,17 @@ Call = Callable[[], object]
 class Tape(TorchDispatchMode):
     """Records what runs inside it: `with Tape() as tape: ...`, then `tape.replay()`.
 
-    Attributes:
-        outside: tensors that were read and not made here: inputs, parameters, views of them.
-
     Raises:
         RuntimeError: for an operation whose result a replay could not repeat.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
-        self.outside: list[Tensor] = []
-        self._made: dict[int, Tensor] = {}
-        """By storage. They stay alive, so that no storage comes twice."""
+        self._alive: list[Tensor] = []
+        """Compiled steps know addresses only, and no storage may come twice."""
         self._constant: set[int] = set()
+        """Storages of what was made of nothing, such as an `arange`: they stay as they are."""
 
     def replay(self) -> None:
         """Everything again, in order."""
@@ -53,11 +50,13 @@ class Tape(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and notes how to repeat it."""
         kwargs = kwargs or {}
+        if func._can_decompose():  # as they are seen in inference mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         _check(func)
         inputs = _tensors((args, kwargs))
-        for x in inputs:
-            if _storage(x) not in self._made:
-                self.outside.append(x)
         if func._schema.is_mutable:
             self._restore(_written(func, args, kwargs))
             self.calls.append(partial(func, *args, **kwargs))
@@ -67,12 +66,10 @@ class Tape(TorchDispatchMode):
         known = {_storage(x) for x in inputs}
         if all(_storage(x) in known for x in outputs):
             return result
-        constant = known <= self._constant
-        for x in outputs:
-            self._made[_storage(x)] = x
-            if constant:
-                self._constant.add(_storage(x))
-        if not constant:
+        self._alive += [*inputs, *outputs]
+        if known <= self._constant:
+            self._constant.update(map(_storage, outputs))
+        else:
             self.calls.extend(_calls(func, args, kwargs, outputs))
         return result
 
@@ -94,12 +91,11 @@ def _calls(
         calls = _recurrence(args, outputs)
         if calls:
             return calls
-    found = _out_overload(func)
-    if found is not None:
-        overload, names = found
+    overload, names = _out_overload(func)
+    if overload is not None and len(names) == len(outputs):
         return [partial(overload, *args, **kwargs, **dict(zip(names, outputs, strict=True)))]
 
-    def call() -> None:
+    def call() -> None:  # which allocates
         for old, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
             old.copy_(new)
 
@@ -121,8 +117,8 @@ def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]
     return [h_final.zero_ if h0 is None else partial(h_final.copy_, h0), run]
 
 
-def _out_overload(func: OpOverload) -> tuple[OpOverload, list[str]] | None:
-    """The overload that writes where it is told, and the names of its places."""
+def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:
+    """The overload that writes where it is told, if there is one, and the names of its places."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():
         overload = getattr(func.overloadpacket, name)
@@ -130,7 +126,7 @@ def _out_overload(func: OpOverload) -> tuple[OpOverload, list[str]] | None:
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
         if len(places) == len(func._schema.returns) and rest == wanted:
             return overload, places
-    return None
+    return None, []
 
 
 def _copied(out: Tensor, x: Tensor, *_: Any) -> Call:
@@ -162,7 +158,9 @@ _WITHOUT_OUT: dict[OpOverload, Callable[..., Call]] = {
 
 def _check(func: OpOverload) -> None:
     if torch.Tag.nondeterministic_seeded in func.tags:
-        raise RuntimeError(f"{func} draws random numbers; `eval()` the module before it is recorded")
+        raise RuntimeError(
+            f"{func} draws random numbers; `eval()` the module before it is recorded"
+        )
     if func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags:
         raise RuntimeError(f"{func} depends on values, which a recorded step does not look at")
 
@@ -178,4 +176,4 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _storage(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
+    return int(x.untyped_storage()._cdata)

@@ -20,7 +20,18 @@ from torch import Tensor
 from lightning_lrnn.backends import _threads
 from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
 
-__all__ = ["Code", "array", "code", "kernels", "pieces", "place", "prepared", "spread", "walk", "workers"]
+__all__ = [
+    "Code",
+    "array",
+    "code",
+    "kernels",
+    "pieces",
+    "place",
+    "prepared",
+    "spread",
+    "walk",
+    "workers",
+]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
