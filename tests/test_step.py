@@ -3,14 +3,17 @@
 Seen to fail: the state not written back; a recurrence from zeros at every step; its outputs not
 kept alive; an `arange` that is written into not begun anew; a border of a padding overwritten; the
 `out` overload of another operation; `prepared` flags not cleared; parameters watched by name alone,
-or not at all; the inputs' own memory recorded; no refusal of dropout, of values, of autocast, of two
-directions. One operation that allocates fails `test_nothing_is_allocated`: see the one below it.
+or not at all; the inputs' own memory recorded; no refusal of dropout, of values, of autocast, of
+two directions; copies of another dtype by their own `out` overload. One operation that allocates
+fails `test_nothing_is_allocated`: see the one below it.
 """
 
 from __future__ import annotations
 
 import copy
+import runpy
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from torch.utils._pytree import tree_map
 
 import lightning_lrnn as lrnn
 from lightning_lrnn._tape import Tape
+from lightning_lrnn.data import ByteText
 from lightning_lrnn.nn import CELLS
 
 close = torch.testing.assert_close
@@ -239,7 +243,7 @@ def test_a_tape_replays():
         total = parts[0] + parts[1]
         whole = torch.cat([total, torch.zeros(1)]).to(F64)
     x.copy_(torch.tensor([-6.0, 8.0]))
-    tape.replay()
+    assert allocations(tape.replay) == []
     assert (total.item(), whole.tolist(), [v.item() for v in low]) == (100, [100, 0], [-6, 8])
 
 
@@ -320,7 +324,33 @@ def test_an_exported_step_runs_a_sequence_in_any_batch(name, tmp_path):
         close((torch.stack(ys), state), rnn(x), rtol=1e-4, atol=1e-4)
 
 
-# The benchmark.
+# The example and the benchmark.
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_the_example_runs(capsys, monkeypatch):
+    monkeypatch.setattr(
+        ByteText, "__init__", partialmethod(ByteText.__init__, path=str(Path(__file__).parent))
+    )
+    found = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "serve.py"))
+    speeds = found["main"](steps=1, length=5)
+    assert set(speeds) == {"plain", "recorded"}
+    assert capsys.readouterr().out.count("bytes per second") == 2
+
+
+def test_the_example_continues_a_session():
+    server = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "serve.py"))["Server"]
+    model = lrnn.modules.LanguageModel(hidden_size=16).eval()
+    chosen, text = server(model), b"ab"
+    for _ in range(2):  # the most probable byte each time
+        text += b"".join(chosen.stream(b"c", 4, temperature=1e-9))
+    expected = b""
+    for _ in range(2):
+        for k in range(4):
+            expected += b"c" if k == 0 else b""
+            expected += next(model.generate(expected, 1, temperature=0))
+    assert text[2:] == bytes(b for i, b in enumerate(expected) if i % 5)
+
 
 
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
