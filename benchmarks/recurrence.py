@@ -2,9 +2,10 @@
 
 Every contender is checked against float64 before it is timed. All contenders of a case (a shape, a
 dtype, a gate) are timed in turn, round after round; shown are minima and medians, GB/s of the least
-traffic, and the percent of a copy of equal bytes. On CUDA the second-level cache is flushed by
-reading before every sample. A case is measured again, at most three times, while the yardstick's
-own median exceeds 1.5 times its minimum; after that it is marked void.
+traffic, and the percent of a copy of equal bytes. On CUDA kernels alone are timed, the host's part
+in lines of its own, and the second-level cache is flushed by reading before every sample. A case is
+measured again, at most three times, while the yardstick's own median exceeds 1.5 times its minimum;
+after that it is marked void.
 
     python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
         [--rivals] [--quick] [--json PATH] [--csv PATH] [--plot PNG] [--budget SECONDS]
@@ -100,7 +101,7 @@ def measure(
 ) -> tuple[Samples, dict[str, tuple[float, int]]]:
     """Samples in seconds, and by pass the first call's seconds and peak memory."""
     torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
-    clock = Clock(device)
+    clock = Clock(device, ahead=True)
     runs = runs_of(case, found, device, PASSES if device == "cuda" else PASSES[::2])
     first = {}
     for name, run in list(runs.items()):
