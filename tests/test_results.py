@@ -20,7 +20,7 @@ BLOCKS = {
 }
 PRINTED = {
     "results.md": {"long_memory", "memory", "paper", "long_context", "tasks"},
-    "performance.md": {"recurrence", "layer_times", "equal_time"},
+    "performance.md": {"layer_times", "equal_time"},
 }
 
 
