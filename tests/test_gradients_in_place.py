@@ -41,11 +41,12 @@ def results(rnn, x, keep, **options):
     return [first, torch.autograd.grad(y, leaves)] if keep else [first]
 
 
+@pytest.mark.parametrize("hidden", [5, 20])
 @pytest.mark.parametrize("backend", ["scan", "serial"])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-def test_the_last_backward_pass_gives_the_same(name, options, backend):
+def test_the_last_backward_pass_gives_the_same(name, options, backend, hidden):
     """With lengths and documents, from a state; the one before left everything as it was."""
-    rnn = make(name, **options, batch_first=True, backend=backend)
+    rnn = make(name, hidden=hidden, **options, batch_first=True, backend=backend)
     x = torch.randn(B, T, M, requires_grad=True)
     given = {"lengths": torch.tensor([T, 7, 0]), "reset": torch.rand(B, T) < 0.1}
     found = []
@@ -59,7 +60,7 @@ def test_the_last_backward_pass_gives_the_same(name, options, backend):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("name", ["GILR", "GILRLSTM", "MinGRU", "QRNN"])
 def test_where_gradients_are(name, keep, projections):
-    rnn = make(name, batch_first=True, backend="scan")
+    rnn = make(name, hidden=16, batch_first=True, backend="scan")
     x = torch.randn(B, T, M)
     y = weighted(rnn(x))
     torch.autograd.grad(y, list(rnn.parameters()), retain_graph=keep)
