@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,8 @@ def gated_backward(
         code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
+        if into is not None and any(map(is_, into, pre)):
+            into = None  # autograd would see PyTorch write there
         return backward_around(
             run, gate, readout, pre, emitted, h0, dy, dh_final, *masks, into=into
         )
