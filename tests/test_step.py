@@ -352,7 +352,6 @@ def test_the_example_continues_a_session():
     assert text[2:] == bytes(b for i, b in enumerate(expected) if i % 5)
 
 
-
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     for name in ("step", "timing"):
