@@ -19,8 +19,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What docs/performance.md shows; on two cores some 25 minutes.
 bench: $(VENV)/.ready
 	$(RUN) benchmarks/recurrence.py
+	$(RUN) benchmarks/layer_times.py
+	$(RUN) benchmarks/equal_time.py
 
 # The paper's tables, ours beside the published; on two cores some 12 minutes.
 paper: $(VENV)/.ready

@@ -403,7 +403,7 @@ def run_stages(
     path = results / "stages.json"
     identity = {"sources": digest(), "machine": about}
     commit = {
-        "commit": said("git", "rev-parse", "HEAD") or os.environ.get("LIGHTNING_LRNN_COMMIT"),
+        "commit": os.environ.get("LIGHTNING_LRNN_COMMIT") or said("git", "rev-parse", "HEAD"),
         "uncommitted": said("git", "status", "--porcelain", "--untracked-files=no"),
     }
     stages = recorded(path, identity)

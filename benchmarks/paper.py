@@ -314,6 +314,10 @@ def measure(table: str, report: dict[str, Any], options: argparse.Namespace, end
             )
         except torch.OutOfMemoryError:
             found = {"left_out": "out of memory"}
+        except RuntimeError as error:
+            if "CUDNN_STATUS_NOT_SUPPORTED" not in str(error):
+                raise
+            found = {"left_out": "cuDNN does not support it"}
         if "peak_bytes" in found:
             seconds = sum(map(min, found["samples_in_seconds"].values()))
             here = Known(cell["batch"] * cell["steps"], seconds, found["peak_bytes"])

@@ -2,12 +2,16 @@
 
 Every contender is checked against float64 before it is timed. All contenders of a case (a shape, a
 dtype, a gate) are timed in turn, round after round; shown are minima and medians, GB/s of the least
-traffic, and the percent of a copy of equal bytes. On CUDA the second-level cache is flushed by
-reading before every sample. A case is measured again, at most three times, while the yardstick's
-own median exceeds 1.5 times its minimum; after that it is marked void.
+traffic, and the percent of a copy of equal bytes. On CUDA kernels alone are timed, the host's part
+in lines of its own, and the second-level cache is flushed by reading before every sample. A case is
+measured again, at most three times, while the yardstick's own median exceeds 1.5 times its minimum;
+after that it is marked void.
 
     python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
-        [--rivals] [--quick] [--json PATH] [--csv PATH] [--plot PNG] [--budget SECONDS]
+        [--rivals] [--quick] [--json PATH] [--csv PATH] [--plot PNG] [--budget SECONDS] [--draw]
+
+Writes benchmarks/results/cpu-recurrence.json, on CUDA what --json says. --draw prints what is
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
+import ast
 import csv
 import itertools
 import json
@@ -52,6 +57,7 @@ COMPILED = {(8, 4096, 2048), (1, 65536, 256)}
 """On CUDA what torch.compile makes is timed at these alone, among rivals: some ten seconds each."""
 TABLE_1 = [(1, T, m) for m in (4, 32, 128) for T in (16, 64, 256, 1024, 4096, 16384, 65536)]
 SMALL = [(1, 1048576, 1), (1, 65536, 32)]
+RESULTS = Path(__file__).parent / "results" / "cpu-recurrence.json"
 SHORT_S, CALLS, SERIES_S = 1e-3, 20, 0.5
 """Calls shorter than this are replayed so many at once; about how long a shape takes in all."""
 
@@ -100,7 +106,7 @@ def measure(
 ) -> tuple[Samples, dict[str, tuple[float, int]]]:
     """Samples in seconds, and by pass the first call's seconds and peak memory."""
     torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
-    clock = Clock(device)
+    clock = Clock(device, ahead=True)
     runs = runs_of(case, found, device, PASSES if device == "cuda" else PASSES[::2])
     first = {}
     for name, run in list(runs.items()):
@@ -180,16 +186,43 @@ def host_costs() -> dict[str, float]:
     return {"without gradient": without, "differentiable": host_seconds(lambda: scan(*leaves))}
 
 
+def show_all(report: dict[str, Any], cuda: bool) -> None:
+    reached: list[goals.Goal] = []
+    if "host_seconds" in report:
+        reached += goals.of_host(report["host_seconds"])
+        reached += goals.of_small(report["replayed_seconds"])
+        for name, seconds in goals.medians(report["replayed_seconds"]).items():
+            print(f"  {name:46}{1e6 * seconds:9.1f} us, graph replay")
+    for name, samples in report["samples_in_seconds"].items():
+        case = parse(name)
+        show(case, samples)
+        if not goals.void(samples):
+            reached += (goals.on_cuda if cuda else goals.on_cpu)(case, samples)
+    if report.get("left_out"):
+        print(f"\nleft out for lack of time: {'; '.join(report['left_out'])}")
+    if reached:
+        print("\nGoals")
+    for text, figure, holds in reached:
+        print(f"  {'reached' if holds else 'MISSED ':8} {figure:7.2f}   {text}")
+
+
+def parse(text: str) -> Case:
+    """A case as it shows itself."""
+    shape, _, rest = text.partition(")")
+    words = [word for word in rest.split(", ") if word]
+    dtype = next((word for word in words if word not in WORKLOADS), "float32")
+    gate = next((word for word in words if word in WORKLOADS), "plain")
+    return Case(ast.literal_eval(f"{shape})"), dtype, gate)
+
+
 def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contender]:
     """Ours and, of the plain recurrence, the rivals; each checked before it is timed."""
     workload, device = WORKLOADS[case.gate], options.device
     dtype = getattr(torch, case.dtype)
     found = contenders.ours(workload, device)
     if case.gate == "plain":
-        if options.rivals:
+        if options.rivals or (device == "cpu" and not options.quick):
             found |= contenders.rivals(device)
-        elif device == "cpu" and not options.quick:
-            found[ASSOCIATIVE] = torch.compile(contenders.associative_scan, dynamic=False)
     compiled = device == "cpu" or (options.rivals and case.shape in COMPILED)
     if options.quick or not compiled:
         for name in ("compiled gates + scan", ASSOCIATIVE):
@@ -205,6 +238,13 @@ def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contende
             contenders.left_out(name, f"{type(error).__name__}: {error}")
             del found[name]
     return found
+
+
+def about(report: dict[str, Any]) -> str:
+    return (
+        f"{report['device']}, {report['threads']} threads, PyTorch {report['torch']}, "
+        f"{report['commit']}, {report['date']}"
+    )
 
 
 def write_csv(path: Path, report: dict[str, Any]) -> None:
@@ -247,7 +287,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--dtypes", type=words(("float32", "bfloat16")), help="float32; on CUDA all"
     )
     parser.add_argument("--rounds", type=int, default=25, help="samples of each (%(default)s)")
-    parser.add_argument("--rivals", action="store_true", help="also those of other packages")
+    parser.add_argument(
+        "--rivals", action="store_true", help="those of other packages; on a CPU always"
+    )
+    parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
     parser.add_argument("--budget", type=float, help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, help="write every sample here")
@@ -259,6 +302,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     start, options = time.monotonic(), arguments(argv)
     cuda = options.device == "cuda"
+    if options.json is None and not cuda and not options.quick:
+        options.json = RESULTS
+    if options.draw:
+        report = json.loads(options.json.read_text())
+        print(about(report))
+        show_all(report, cuda)
+        return 0
     if cuda and not torch.cuda.is_available():
         print("there is no CUDA device here", file=sys.stderr)
         return 2
@@ -273,20 +323,14 @@ def main(argv: list[str] | None = None) -> int:
         "first_call_seconds": {},
         "peak_bytes": {},
     }
-    print(f"{report['device']}, {report['threads']} threads, PyTorch {torch.__version__}")
-    reached: list[goals.Goal] = []
+    print(about(report))
     rounds = 3 if options.quick else options.rounds
     if cuda and not options.rivals:
         report["host_seconds"] = host_costs()
         report["replayed_seconds"] = small_problems(rounds)
-        reached += goals.of_host(report["host_seconds"])
-        reached += goals.of_small(report["replayed_seconds"])
-        for name, seconds in goals.medians(report["replayed_seconds"]).items():
-            print(f"  {name:46}{1e6 * seconds:9.1f} us, graph replay")
     for number, case in enumerate(cases):
         if options.budget and time.monotonic() - start > options.budget:
             report["left_out"] = [str(case) for case in cases[number:]]
-            print(f"\nleft out after {options.budget:g} s: {'; '.join(report['left_out'])}")
             break
         found = contenders_of(case, options)
         for _ in range(3):
@@ -294,18 +338,13 @@ def main(argv: list[str] | None = None) -> int:
             if not goals.void(samples):
                 break
             print(f"  {case}: noisy, once more", file=sys.stderr)
-        show(case, samples)
-        if not goals.void(samples):
-            reached += (goals.on_cuda if cuda else goals.on_cpu)(case, samples)
         report["samples_in_seconds"][str(case)] = samples
         report["first_call_seconds"][str(case)] = {n: seconds for n, (seconds, _) in first.items()}
         if cuda:
             report["peak_bytes"][str(case)] = {n: peak for n, (_, peak) in first.items()}
+        print(f"{case}: measured", file=sys.stderr, flush=True)
         save(options, report)
-    if reached:
-        print("\nGoals")
-    for text, figure, holds in reached:
-        print(f"  {'reached' if holds else 'MISSED ':8} {figure:7.2f}   {text}")
+    show_all(report, cuda)
     return 0
 
 

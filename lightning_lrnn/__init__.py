@@ -10,6 +10,7 @@ from lightning_lrnn.backends._cuda import warmup
 from lightning_lrnn.gates import GateError, gate
 from lightning_lrnn.nn.replace import SwitchError, replace_rnn
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
+from lightning_lrnn.serving import RecordedStep
 
 if TYPE_CHECKING:
     from lightning_lrnn import L as L
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "GateError",
+    "RecordedStep",
     "SwitchBackend",
     "SwitchError",
     "SwitchRNN",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["joined", "split"]
+__all__ = ["given_away", "joined", "split"]
 
 
 def joined(chunks: Sequence[Tensor]) -> Tensor | None:
@@ -33,8 +33,17 @@ def joined(chunks: Sequence[Tensor]) -> Tensor | None:
 
 
 def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
-    """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together."""
+    """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together.
+
+    x is given away: the backward pass of a recurrence may leave gradients in the place of the
+    chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`.
+    """
     return _split(x, n)
+
+
+def given_away(chunks: Sequence[Tensor]) -> bool:
+    """Whether `split` made these."""
+    return all(type(chunk.grad_fn) is _Split._backward_cls for chunk in chunks)
 
 
 class _Split(torch.autograd.Function):

@@ -218,14 +218,22 @@ def _gated_backward(
     return dpre, dh0
 
 
-def _like_projection(pre: Sequence[Tensor]) -> list[Tensor | None] | None:
+def _like_projection(pre: Sequence[Tensor], in_place: bool) -> list[Tensor | None] | None:
     """Chunks of one tensor for the gradients of sequences that are chunks of one, else None."""
     sequences = [p for p in pre if p.ndim == 3]
     projection = _chunks.joined(sequences) if len(sequences) > 1 else None
     if projection is None:
         return None
+    if in_place:
+        return [p if p.ndim == 3 else None for p in pre]
     chunks = iter(torch.empty_like(projection).chunk(len(sequences), -1))
     return [next(chunks) if p.ndim == 3 else None for p in pre]
+
+
+def _keep_graph() -> bool:
+    """Whether the present backward pass leaves the graph for another one."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or asked()
 
 
 def _gated_backward_fake(
@@ -276,7 +284,10 @@ def _differentiate(
             *(reverse, exclusive, backend),
         )
         if unobserved(*pre, h, dy):
-            gradients, dh0 = _gated_backward(*arguments, into=_like_projection(pre))
+            # A CUDA kernel reads its inputs as what nothing writes.
+            last = h.device.type == "cpu" and not _keep_graph()
+            into = _like_projection(pre, in_place=ctx.given_away and last)
+            gradients, dh0 = _gated_backward(*arguments, into=into)
         else:  # an operator's results share no memory
             gradients, dh0 = _gated_backward_operator(*arguments)
         return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
@@ -361,6 +372,7 @@ class _Differentiable(torch.autograd.Function):
         if ctx.fused or ctx.gate == gates.IDENTITY:
             kept = derivative.needed(ctx.gate, ctx.readout, tuple(p.is_complex() for p in pre))
         ctx.dtypes = [p.dtype for p in pre]
+        ctx.given_away = _chunks.given_away([p for p in pre if p.ndim == 3])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             *(p if keep or p.ndim < 3 else None for p, keep in zip(pre, kept, strict=True)),

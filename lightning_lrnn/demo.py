@@ -121,7 +121,7 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     results: dict[str, Any] = {"seconds": seconds, "seed": seed, "models": {}}
     for name, rnn in MODELS.items():
         print(f"\n{name}", flush=True)
-        results["models"][name] = _train(rnn, data, seconds, out / name, seed)
+        results["models"][name] = train(rnn, data, seconds, out / name, seed)
     results["compressors"] = _compress(data.held_out())
     print("\n" + _comparison(results))
 
@@ -143,7 +143,7 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     return results
 
 
-def _train(
+def train(
     rnn: LayerClass, data: ByteText, seconds: float, folder: Path, seed: int
 ) -> dict[str, Any]:
     """Trains one model for a time and validates it on the held-out files."""

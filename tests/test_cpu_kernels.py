@@ -152,7 +152,7 @@ def test_lengths_of_time_and_widths(T, D):
 
 
 # Rows; few rows of many steps, in parts of time; several steps in a vector, with steps left over.
-LAYOUTS = [(5, 40, 33), (2, 16_450, 3), (2, 16_450, 2)]
+LAYOUTS = [(5, 40, 33), (2, 16_450, 3), (1, 16_450, 4), (3, 6_001, 2), (1, 16_450, 1)]
 
 
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
@@ -164,10 +164,10 @@ def test_layouts(shape):
 
 def test_every_layout_is_planned():
     first = [
-        _numba._plan(torch.empty(1).expand(shape), True, False, True, shape[1])[0][0]
+        _numba.plan(torch.empty(1).expand(shape), True, False, True, shape[1])[0][0]
         for shape in LAYOUTS
     ]
-    assert first == [_numba.Layout.ROWS, _numba.Layout.ROWS, _numba.Layout.FOLDED]
+    assert first == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize("T", [16_384, 16_385, 16_640])

@@ -30,6 +30,8 @@ EXPRESSED = ("GILR", "GILRLSTM", "QRNN")
 CASES = [(name, options) for name, options in CASES if name in EXPRESSED]
 cases = pytest.mark.parametrize("name, options", CASES, ids=str)
 DTYPES = {F64: 1e-11, torch.float32: 2e-5}
+OF_CUDNN = 3e-4
+"""In float32, also without TF32: its sigmoid and tanh are coarser."""
 
 
 @pytest.fixture(params=devices())
@@ -70,7 +72,8 @@ def test_layers(name, options, dtype, device):
     state = random_state(rnn, x, grad=True)
     lengths, reset = torch.tensor([T, 0, 3, 1]), torch.rand(4, T) < 0.3
     leaves = [x, *flat(state), *rnn.parameters()]
-    tolerance = {"rtol": DTYPES[dtype], "atol": DTYPES[dtype]}
+    limit = OF_CUDNN if (device, dtype) == ("cuda", torch.float32) else DTYPES[dtype]
+    tolerance = {"rtol": limit, "atol": limit}
     for given in ({}, {"lengths": lengths}, {"reset": reset}, {"lengths": lengths, "reset": reset}):
         close(*both(rnn, x, state, leaves=leaves, **given), **tolerance)
 

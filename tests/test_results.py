@@ -1,4 +1,4 @@
-"""The figures in docs/results.md are those of the committed results, as benchmarks print them."""
+"""The figures in docs are those of the committed results, as benchmarks print them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "results.md").read_text()
-BLOCKS = re.findall(r"^```\n\$ python (.*)\n([\s\S]*?)^```$", TEXT, re.M)
+TEXTS = {name: (ROOT / "docs" / name).read_text() for name in ("results.md", "performance.md")}
+BLOCKS = {
+    name: re.findall(r"^```\n\$ python (.*)\n([\s\S]*?)^```$", text, re.M)
+    for name, text in TEXTS.items()
+}
+PRINTED = {
+    "results.md": {"long_memory", "memory", "paper", "long_context", "tasks"},
+    "performance.md": {"layer_times", "equal_time"},
+}
 
 
-def test_there_is_a_block_for_every_section() -> None:
-    commands = {shlex.split(command)[0] for command, _ in BLOCKS}
-    names = ("long_memory", "memory", "paper", "long_context", "tasks")
-    assert commands == {f"benchmarks/{name}.py" for name in names}
-    for figure in re.findall(r"\]\(\.\./(benchmarks/results/[^)]*)\)", TEXT):
-        assert (ROOT / figure).is_file(), figure
+@pytest.mark.parametrize("name", TEXTS)
+def test_there_is_a_block_for_every_section(name: str) -> None:
+    commands = {shlex.split(command)[0] for command, _ in BLOCKS[name]}
+    assert commands == {f"benchmarks/{script}.py" for script in PRINTED[name]}
+    for figure in re.findall(r"\]\(\.\./(benchmarks/results/[^)]*)\)", TEXTS[name]):
+        assert (ROOT / figure).exists(), figure
 
 
-@pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=[command for command, _ in BLOCKS])
+@pytest.mark.parametrize(("command", "shown"), [b for blocks in BLOCKS.values() for b in blocks])
 def test_a_block_is_what_its_command_prints(command: str, shown: str, tmp_path: Path) -> None:
     # They draw, too.
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")

@@ -30,6 +30,7 @@ from lightning_lrnn.backends._cpu_steps import NAME, PAIR, PARTS, SIZE, WALK, Pl
 
 __all__ = ["Fold", "address"]
 
+
 class Fold(NamedTuple):
     """What a function is made of."""
 
@@ -64,14 +65,16 @@ class _Folded:
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
-        names: tuple[tuple[str, ...], ...] = (("a", "b"), ("y",))
+        inputs, outputs = ["a", "b"], ["y"]
         if fold.backward:
-            names = ("a", "dy", "before each"), ("da", "db")
-        places = iter(range(sum(map(len, names))))
-        inputs, outputs = ({name: Place(fold.storage, next(places)) for name in n} for n in names)
+            inputs, outputs = ["a", "dy", "before each"], ["da", "db"]
+        places: dict[int | str, Place] = {
+            name: Place(fold.storage, i) for i, name in enumerate(inputs + outputs)
+        }
+        written: dict[int | str, Place] = {name: places.pop(name) for name in outputs}
         self.width = fold.columns
         bits = 8 * SIZE[PARTS.get(fold.storage, fold.storage)]
-        self.writer = Writer(bits, fold.storage in PARTS, inputs, outputs, self.width)
+        self.writer = Writer(bits, fold.storage in PARTS, places, written, self.width)
         self.math = self.writer.math
 
     def text(self) -> str:

@@ -7,8 +7,9 @@ for (`_cpu_gate.uncompiled`), PyTorch evaluates gate and readout around the plai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import backward_around, forward_around, sequence
 from lightning_lrnn.backends import _cpu_rows, _numba
 from lightning_lrnn.backends._cpu_rows import place, spread
-from lightning_lrnn.backends._numba import Layout
+from lightning_lrnn.backends._memory import empty, in_large_pages, resolved
 
-__all__ = ["gated_backward", "gated_forward"]
+__all__ = ["gated_backward", "gated_forward", "prepared"]
 
 
 def gated_forward(
@@ -46,14 +47,46 @@ def gated_forward(
     if code is None:
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
-    pre = list(map(_numba._detached, pre))
-    emitted = _numba._empty(x, code.state)
-    y = _numba._empty(x, code.output) if readout else emitted
+    pre = list(map(resolved, pre))
+    emitted = empty(x, code.state)
+    y = empty(x, code.output) if readout else emitted
     h = _state(emitted) if h0 is None else h0.clone()
-    places = [*map(place, pre), place(y), place(emitted)]
-    outputs = {len(pre): y, len(pre) + 1: emitted} if readout else {len(pre) + 1: emitted}
-    _cpu_rows.walk(code, False, places, outputs, h, masks, reverse, True, pieces)
+    _cpu_rows.walk(code, False, *_written(pre, y, emitted), h, masks, reverse, True, pieces)
     return y, emitted, h
+
+
+def prepared(
+    gate: str, readout: str, pre: Sequence[Tensor], y: Tensor, emitted: Tensor, h: Tensor,
+    *, reverse: bool, exclusive: bool,
+) -> Callable[[], None] | None:  # fmt: skip
+    """A forward pass any number of times over the same memory, or None without vector code for it.
+
+    Args:
+        gate: program.
+        readout: program, or "".
+        pre: sequences and parameters.
+        y: where the output goes.
+        emitted: where the states go; `y` itself without a readout.
+        h: the state (B, D) before; replaced by that after it.
+        reverse: direction of the walk.
+        exclusive: whether states before their steps are emitted.
+    """
+    pieces = _cpu_rows.pieces(sequence(pre), _cpu_rows.operations(gate, readout, False), True)
+    code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
+    if code is None:
+        return None
+    places, outputs = _written(pre, y, emitted)
+    masks = None, None
+    return _cpu_rows.prepared(code, False, places, outputs, h, masks, reverse, True, pieces)
+
+
+def _written(
+    pre: Sequence[Tensor], y: Tensor, emitted: Tensor
+) -> tuple[list[tuple[int, int, int, int]], dict[int, Tensor]]:
+    """The places of a forward pass, and what is written, by its index among them."""
+    n = len(pre)
+    outputs = {n + 1: emitted} if y is emitted else {n: y, n + 1: emitted}
+    return [*map(place, (*pre, y, emitted))], outputs
 
 
 def gated_backward(
@@ -81,12 +114,14 @@ def gated_backward(
         code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
+        if into is not None and any(map(is_, into, pre)):
+            into = None  # autograd would see PyTorch write there
         return backward_around(
             run, gate, readout, pre, emitted, h0, dy, dh_final, *masks, into=into
         )
     B, T, D = x.shape
-    pre = list(map(_numba._detached, pre))
-    emitted, dy = _numba._detached(emitted), spread(_numba._detached(dy))
+    pre = list(map(resolved, pre))
+    emitted, dy = resolved(emitted), spread(resolved(dy))
     c = _state(emitted) if dh_final is None else dh_final.clone()
     # Rounded as the states after it are.
     first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
@@ -98,9 +133,9 @@ def gated_backward(
             sums = np.complex128 if p.is_complex() else np.float64
             gradients.append(np.zeros((-(-T // chunk), B, room), sums))
         else:
-            gradients.append(_numba._empty(x) if given is None else given)
+            gradients.append(empty(x) if given is None else given)
     if into is not None:
-        _numba._in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
+        in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
     places = [*map(place, pre), place(dy), place(emitted), place(first)]
     outputs = {}
     for g in gradients:
@@ -118,7 +153,7 @@ def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], parallel: bool) -> boo
     """Whether the walk is row by row."""
     lengths, reset = masks
     plain = lengths is None and reset is None
-    return _numba._plan(x, plain, False, parallel, x.shape[1])[0][0] is Layout.ROWS
+    return not _numba.plan(x, plain, False, parallel, x.shape[1])[0][0]
 
 
 def _state(x: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """Rows walked by compiled steps on a CPU: plans the pieces, compiles, runs them on threads.
 
-Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads, and
-with too few rows for those strips of columns; no result depends on how. Only where there are too
-few columns to keep all cores busy is time divided too, into parts that depend on the shape alone,
-taken in order by whoever is free (see the kernels). So the bits of a result depend neither on the
-number of threads nor on their timing.
+Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads,
+and with too few rows for those strips of columns; no result depends on how. Only where there are
+too few columns to keep all cores busy is time divided too, into parts that depend on the shape
+alone, taken in order by whoever is free (see the kernels). So the bits of a result depend neither
+on the number of threads nor on their timing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from lightning_lrnn.backends import _threads
 from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.gates import parse
 
-__all__ = ["Code", "code", "kernels", "operations", "pieces", "place", "spread", "walk"]
+__all__ = ["Code", "code", "kernels", "operations", "pieces", "place", "prepared", "spread", "walk"]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
@@ -31,7 +31,7 @@ WIDE = 1 << 13
 COSTLY = frozenset("exp sigmoid tanh silu softplus log sin cos erf gelu pow".split())
 """Operations that are counted as eight."""
 WORTH = 1 << 20
-"""Operations for each thread, some 50 microseconds, below which waking it costs more than it saves."""
+"""Operations for each thread, some 50 us, below which waking it costs more than it saves."""
 STRIPS = 4
 """Threads for each row from which the plain recurrence is divided into strips of columns: what is
 read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
@@ -47,7 +47,7 @@ PART = 1 << 17
 LARGE = 1 << 22
 """Bytes of an output from which it is stored past the caches."""
 NARROW = 64
-"""Columns of a block up to which some steps are taken at once: faster while they are few vectors."""
+"""Columns of a block up to which some steps are taken at once: faster while vectors are few."""
 NOTHING = np.empty(0, np.uint8)
 NO_LENGTHS = np.empty(0, np.int64)
 NUMPY = {
@@ -104,7 +104,12 @@ def kernels() -> ModuleType:
     return _numba_kernels
 
 
-def walk(
+def walk(*work: Any) -> None:
+    """The compiled steps over all of the work; arguments as for `prepared`."""
+    prepared(*work)()
+
+
+def prepared(
     code: Code,
     backward: bool,
     places: list[tuple[int, int, int, int]],
@@ -114,8 +119,8 @@ def walk(
     reverse: bool,
     inside: bool,
     pieces: tuple[int, int, int, int],
-) -> None:
-    """The compiled steps over all of the work.
+) -> Callable[[], None]:
+    """The walk, any number of times over the same memory, which is to be kept alive.
 
     Args:
         code: of the steps.
@@ -143,7 +148,16 @@ def walk(
         _restarts(lengths, reset, reverse),
         _past(*outputs.values(), alignment=code.alignment),
     )  # fmt: skip
-    _threads.run_all(kernels().rows, [arguments] * workers)
+    rows, work = kernels().rows, [arguments] * workers
+
+    def run() -> None:
+        flags.fill(0)
+        if workers == 1:
+            rows(*arguments)
+        else:
+            _threads.run_all(rows, work)
+
+    return run
 
 
 def place(x: Tensor) -> tuple[int, int, int, int]:

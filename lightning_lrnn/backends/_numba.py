@@ -8,9 +8,6 @@ threads nor on their timing.
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,10 +17,11 @@ from torch import Tensor
 
 from lightning_lrnn.backends import _cpu_rows
 from lightning_lrnn.backends._cpu_rows import Code, place, spread
+from lightning_lrnn.backends._memory import empty, resolved
 from lightning_lrnn.backends._operands import STORAGE
 from lightning_lrnn.gates import IDENTITY
 
-__all__ = ["backward", "forward", "missing"]
+__all__ = ["backward", "forward", "missing", "plan"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 LONG = 1 << 14
@@ -33,21 +31,9 @@ FOLD = 32
 has, so that bits do not depend on those."""
 OF_FOLDED = 3
 """Times the operations of a step that is alone."""
-LARGE_PAGE = 1 << 21
-"""Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
-MADV_HUGEPAGE = 14
 ALL = slice(None)
 NOWHERE = 0, 0, 0, 0
 """The place of a tensor that is not read."""
-
-
-class Layout(Enum):
-    """What a vector holds."""
-
-    ROWS = auto()
-    """Features of a row, which stand side by side in memory too; row after row."""
-    FOLDED = auto()
-    """All features of some steps of a row."""
 
 
 @cache
@@ -87,17 +73,17 @@ def forward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return y.to(b.dtype), h_final
-    a, b = _detached(a), _detached(b)
-    y = _empty(b)
+    a, b = resolved(a), resolved(b)
+    y = empty(b)
     h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
-    for layout, steps in _plan(b, plain, reverse, parallel, b.shape[1]):
-        x = _cut(a, steps), _cut(b, steps), _cut(y, steps), h
-        if layout is Layout.FOLDED:
-            _forward_folded(*x, reverse, exclusive)
+    for fold, steps in plan(b, plain, reverse, parallel, b.shape[1]):
+        x, output = (_cut(a, steps), _cut(b, steps)), _cut(y, steps)
+        if fold:
+            _folded([*x], [output], h, False, reverse, exclusive)
         else:
-            _forward_rows(*x, (lengths, reset), reverse, exclusive, parallel)
+            _forward_rows(*x, output, h, (lengths, reset), reverse, exclusive, parallel)
     return y, h
 
 
@@ -121,30 +107,29 @@ def backward(
             reverse=reverse, exclusive=exclusive, parallel=parallel,
         )  # fmt: skip
         return da.to(y.dtype), db.to(y.dtype), dh0
-    a, y, dy = _detached(a), _detached(y), spread(_detached(dy))
-    da, db = _empty(y), _empty(y)
+    a, y, dy = resolved(a), resolved(y), spread(resolved(dy))
+    da, db = empty(y), empty(y)
     c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
     first = y.new_zeros(c.shape) if h0 is None else h0
     reverse, exclusive = bool(reverse), bool(exclusive)
     plain = lengths is None and reset is None
     # The first step of the forward walk finds the state before it in h0, no other does.
-    for layout, steps in _plan(y, plain, not reverse, parallel, y.shape[1] - 1):
-        x = _cut(a, steps), _cut(dy, steps)
-        outputs = _cut(da, steps), _cut(db, steps), c
-        if layout is Layout.FOLDED:
+    for fold, steps in plan(y, plain, not reverse, parallel, y.shape[1] - 1):
+        x, outputs = (_cut(a, steps), _cut(dy, steps)), (_cut(da, steps), _cut(db, steps))
+        if fold:
             shift = 0 if exclusive else 1 if reverse else -1
             before = y[:, steps.start + shift : steps.stop + shift]
-            _backward_folded(*x, before, *outputs, not reverse, exclusive)
+            _folded([*x, before], [*outputs], c, True, not reverse, exclusive)
         else:
             inputs = *x, _cut(y, steps), first
-            _backward_rows(*inputs, *outputs, (lengths, reset), reverse, exclusive, parallel)
+            _backward_rows(*inputs, *outputs, c, (lengths, reset), reverse, exclusive, parallel)
     return da, db, c
 
 
-def _plan(
+def plan(
     x: Tensor, plain: bool, backwards: bool, parallel: bool, most: int
-) -> list[tuple[Layout, slice]]:
-    """Parts of the work, in order: layout, steps.
+) -> list[tuple[bool, slice]]:
+    """Parts of the work, in order: whether a vector holds several steps, and which steps.
 
     Args:
         x: of the shape of the work.
@@ -154,15 +139,17 @@ def _plan(
         most: steps, from the first one of the walk, that may be folded.
     """
     B, T, D = x.shape
-    several = _columns(x) // D
-    if not plain or not parallel or B * T < LONG or several < 2 or _columns(x) % D or most < several:
-        return [(Layout.ROWS, ALL)]
+    columns = _columns(x)
+    several = columns // D
+    possible = plain and parallel and several > 1 and columns % D == 0
+    if not possible or B * T < LONG or most < several:
+        return [(False, ALL)]
     end = most // several * several
 
     def steps(begin: int, end: int) -> slice:
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
-    return [(Layout.FOLDED, steps(0, end))] + [(Layout.ROWS, steps(end, T))] * (end < T)
+    return [(True, steps(0, end))] + [(False, steps(end, T))] * (end < T)
 
 
 def _cut(x: Tensor, steps: slice) -> Tensor:
@@ -209,21 +196,6 @@ def _backward_rows(
     _cpu_rows.walk(code, True, places, {5: da, 6: db}, c, masks, reverse, exclusive, pieces)
 
 
-def _forward_folded(
-    a: Tensor, b: Tensor, y: Tensor, h: Tensor, reverse: bool, exclusive: bool
-) -> None:
-    """Computes y and h in place, the steps of a vector at once."""
-    _folded([a, b], [y], h, False, reverse, exclusive)
-
-
-def _backward_folded(
-    a: Tensor, dy: Tensor, before: Tensor, da: Tensor, db: Tensor, c: Tensor, backwards: bool,
-    exclusive: bool,
-) -> None:  # fmt: skip
-    """The same for the adjoint; `before` holds the state before each step."""
-    _folded([a, dy, before], [da, db], c, True, backwards, exclusive)
-
-
 def _columns(x: Tensor) -> int:
     """Of a vector that holds several steps."""
     return FOLD // (x.itemsize // 2 if x.is_complex() else x.itemsize)
@@ -245,7 +217,16 @@ def _folded(
     backwards: bool,
     exclusive: bool,
 ) -> None:
-    """All steps (B, T, D) as steps of W columns; `backwards`: from the last one to the first."""
+    """All steps (B, T, D) as steps of W columns.
+
+    Args:
+        inputs: in the order of `_cpu_fold`.
+        outputs: likewise; written.
+        h: state (B, D) before the walk; replaced by that after it.
+        backward: whether the steps are those of the adjoint.
+        backwards: whether the walk is from the last step to the first.
+        exclusive: of the forward walk.
+    """
     B, T, D = outputs[0].shape
     W = _columns(h)
 
@@ -265,36 +246,3 @@ def _folded(
     reverse = backwards is not backward
     _cpu_rows.walk(code, backward, places, written, state, (None, None), reverse, True, pieces)
     h.copy_(state[:, :D])
-
-
-def _empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A contiguous tensor; a large one in large pages.
-
-    For gradients: y, da and db of a training step are freed together, which is enough for the
-    allocator to return them to the system, so each step gets its pages anew. Large ones are 512
-    times fewer. (The y of a forward pass alone is mostly memory that is still there.)
-    """
-    return _in_large_pages(like.new_empty(like.shape, dtype=dtype or like.dtype))
-
-
-def _in_large_pages(x: Tensor) -> Tensor:
-    """The same, its memory in large pages if it is large and new."""
-    storage = x.untyped_storage()
-    if storage.nbytes() >= 2 * LARGE_PAGE and sys.platform == "linux":
-        begin = -(-storage.data_ptr() // LARGE_PAGE) * LARGE_PAGE
-        end = (storage.data_ptr() + storage.nbytes()) // LARGE_PAGE * LARGE_PAGE
-        # Advice: where it cannot be followed, nothing happens.
-        _madvise()(begin, end - begin, MADV_HUGEPAGE)
-    return x
-
-
-@cache
-def _madvise() -> Any:
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-def _detached(x: Tensor) -> Tensor:
-    """In memory what it stands for: a conjugate is made."""
-    return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x

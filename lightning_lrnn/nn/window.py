@@ -36,15 +36,20 @@ def windowed(
     past = size - 1
     # Zeros after the last step let the same sum give what was begun: in reverse, before step 0.
     ends = [(past - j, j) if walk.reverse else (j, past - j) for j in range(size)]
-    taps = [F.pad(x, (0, 0, *end)) for end in ends]
     document = None
     if walk.reset is not None:
         document = _documents(walk.reset, walk.lengths, past, walk.reverse)
-        of_steps = document[:, past:] if walk.reverse else document[:, :T]
-        for j, end in enumerate(ends):
-            other = F.pad(of_steps, end, value=-1) != document
-            taps[j] = taps[j].masked_fill(other[..., None], 0)
-    total: Tensor = F.linear(torch.cat(taps, -1), weight, bias)
+    total: Tensor
+    if T == 1:
+        total = _of_one_step(x[:, 0], weight, bias, size, walk.reverse)
+    else:
+        taps = [F.pad(x, (0, 0, *end)) for end in ends]
+        if document is not None:
+            of_steps = document[:, past:] if walk.reverse else document[:, :T]
+            for j, end in enumerate(ends):
+                other = F.pad(of_steps, end, value=-1) != document
+                taps[j] = taps[j].masked_fill(other[..., None], 0)
+        total = F.linear(torch.cat(taps, -1), weight, bias)
 
     # Where, in `total`, the first steps are that a window's predecessor has begun, and those that
     # it begins itself.
@@ -63,6 +68,22 @@ def windowed(
     if bias is not None:
         begun = begun - bias
     return (total[:, past:] if walk.reverse else total[:, :T]), begun.flatten(1)
+
+
+def _of_one_step(
+    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse: bool
+) -> Tensor:
+    """p of one step x (B, input_size) and of the zeros around it, (B, size, N).
+
+    Those are not multiplied: a step reads every weight once.
+    """
+    weights = torch.unflatten(weight, -1, (size, -1)).permute(1, 2, 0)
+    inputs = x.expand(size, *x.shape)
+    if bias is None:
+        total = torch.bmm(inputs, weights)
+    else:
+        total = torch.baddbmm(bias, inputs, weights)
+    return (total.flip(0) if reverse else total).transpose(0, 1)
 
 
 def _documents(reset: Tensor, lengths: Tensor | None, past: int, reverse: bool) -> Tensor:
