@@ -6,6 +6,7 @@ registers allotted, which takes tens of milliseconds.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -23,6 +24,11 @@ SCHEME = b"1"
 """Of this file: changes when the same IR shall become other code."""
 
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child that is forked while a thread compiles would wait for that thread forever.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _engines: list[Any] = []
 """Own the code in memory, which is never given back."""
 
