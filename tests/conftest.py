@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -9,6 +11,13 @@ from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import Request, _cuda
 from lightning_lrnn.backends._cuda_gate import Fused, fused
 from lightning_lrnn.backends._operands import Operand
+
+# They need the command line interface, which a machine for the GPU's tests need not have.
+collect_ignore = (
+    []
+    if find_spec("jsonargparse")
+    else ["test_cli.py", "test_compare.py", "test_configs.py", "test_sweeps.py"]
+)
 
 DTYPES = (
     torch.float16,

@@ -152,7 +152,7 @@ def test_lengths_of_time_and_widths(T, D):
 
 
 # Rows; few rows of many steps, in parts of time; several steps in a vector, with steps left over.
-LAYOUTS = [(5, 40, 33), (2, 16_450, 3), (1, 16_450, 4), (3, 6_001, 2), (1, 16_450, 1)]
+LAYOUTS = [(5, 40, 33), (2, 16_450, 3), (1, 33_000, 4), (3, 11_001, 2), (1, 33_000, 1)]
 
 
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
@@ -167,10 +167,10 @@ def test_every_layout_is_planned():
         _numba.plan(torch.empty(1).expand(shape), True, False, True, shape[1])[0][0]
         for shape in LAYOUTS
     ]
-    assert first == [False, False, True, True, True]
+    assert first == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize("T", [16_384, 16_385, 16_640])
+@pytest.mark.parametrize("T", [32_768, 32_769, 33_040])
 def test_edges_of_divided_time(T):
     check(*make(1, T, 1, torch.float64))
 
@@ -209,7 +209,7 @@ HOW = (
 def test_strides_are_read_in_place(how, masks):
     shapes = [(3, 29, 37), (9, 29, 2)]
     if how in HOW[:2] and not masks:
-        shapes += [(1, 16_450, 1)]
+        shapes += [(1, 33_000, 1)]
     for shape in shapes:
         inputs, dy, dh = make(*shape, torch.float64, masks=masks)
         check([strided(inputs[0], how) * 1, *inputs[1:]], dy, dh)
@@ -286,7 +286,7 @@ def test_a_restart_is_exact(reverse, exclusive):
     assert (ours[2][:, step] == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 16_450, 1), (1, 9000, 9), (2, 700, 200)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 33_000, 1), (1, 9000, 9), (2, 700, 200)], ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
     inputs, dy, _ = make(*shape, torch.float32, edges=False)

@@ -1,4 +1,4 @@
-"""The plain recurrence of one, two or four features: a vector holds several steps of time.
+"""The plain recurrence of one or two features: a vector holds several steps of time.
 
 Rows of so few features would leave most of a vector empty, and each step would wait for the one
 before. Here `W / D` steps of D features, which follow each other in memory, are one step of W

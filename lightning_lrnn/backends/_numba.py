@@ -1,7 +1,7 @@
 """The plain recurrence on a CPU: chooses what is walked side by side, allocates.
 
 Rows are walked by the compiled steps of the gate that hands on what it is given (`_cpu_rows`). With
-one, two or four features several steps of time are combined in one vector (`_cpu_fold`). What is
+one or two features four steps of time, or eight, are combined in one vector (`_cpu_fold`). What is
 divided, and how, depends on the shape alone: the bits of a result depend neither on the number of
 threads nor on their timing.
 """
@@ -24,7 +24,7 @@ from lightning_lrnn.gates import IDENTITY
 __all__ = ["backward", "forward", "missing", "plan"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-LONG = 1 << 14
+LONG = 1 << 15
 """Steps of all rows from which a vector of several pays for one more call."""
 FOLD = 32
 """Bytes of the real parts of a vector that holds several steps: whatever registers the processor
@@ -141,7 +141,7 @@ def plan(
     B, T, D = x.shape
     columns = _columns(x)
     several = columns // D
-    possible = plain and parallel and several > 1 and columns % D == 0
+    possible = plain and parallel and several > 2 and columns % D == 0
     if not possible or B * T < LONG or most < several:
         return [(False, ALL)]
     end = most // several * several
