@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from timing import environment
+from timing import about, environment
 
 from lightning_lrnn import demo
 from lightning_lrnn._quiet import quiet_lightning
@@ -44,10 +44,7 @@ def measure(seeds: list[int], seconds: float) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(
-        f"{report['device']}, {report['threads']} threads, PyTorch {report['torch']}, "
-        f"{report['commit']}, {report['date']}; {report['seconds']:g} s of training each"
-    )
+    print(f"{about(report)}; {report['seconds']:g} s of training each")
     print(f"{'':14}{'parameters':>12}{'steps':>8}{'bits per byte':>15}   by seed")
     for name in dict.fromkeys(run["model"] for run in report["runs"]):
         runs = [run for run in report["runs"] if run["model"] == name]

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from goals import Goal, Samples, at_least, at_most, medians, void
 from paper import registered
-from timing import Clock, Run, environment, in_turn
+from timing import Clock, Run, about, environment, in_turn
 from torch import Tensor
 
 from lightning_lrnn import nn
@@ -232,10 +232,7 @@ def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(
-        f"{report['device']}, {report['threads']} threads, PyTorch {report['torch']}, "
-        f"{report['commit']}, {report['date']}"
-    )
+    print(about(report))
     reached: list[Goal] = []
     for found in report["shapes"]:
         shape = Shape(*found["shape"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import goals
+from timing import about
 
 FEATURES = (4, 32, 128)
 TABLE_1 = {
@@ -97,11 +98,7 @@ def of_table(reports: Reports, table: str) -> dict[str, Any]:
         if kind not in found:
             print(f"  {name}: no {name} result is committed")
             continue
-        about = found[kind]
-        print(
-            f"  {name}: {about['device']}, {about['threads']} threads, PyTorch {about['torch']}, "
-            f"{about['commit']}, {about['date']}"
-        )
+        print(f"  {name}: {about(found[kind])}")
     return found
 
 
@@ -147,8 +144,8 @@ def show_ratios(table: str, head: str, reports: Reports, unit: float) -> None:
     rounds = sorted(len(s) for c in keys.values() for s in c.get("samples_in_seconds", {}).values())
     if rounds:
         print(f"  Medians of {rounds[0]} to {rounds[-1]} rounds.")
-    for kind, about in found.items():
-        show_goal(table, kind, about["cells"])
+    for kind, record in found.items():
+        show_goal(table, kind, record["cells"])
 
 
 def times(cell: Cell | None, unit: float) -> str:
@@ -254,8 +251,8 @@ def show_heat(reports: Reports) -> None:
         f"\nHeat map: GILR-LSTM (scan), {network(reports, 'heat')}, forward + backward, "
         f"thousand steps/s and, in brackets, times those of {LSTM}"
     )
-    for kind, about in of_table(reports, "heat").items():
-        by_place = {(cell["steps"], cell["batch"]): cell for cell in about["cells"]}
+    for kind, record in of_table(reports, "heat").items():
+        by_place = {(cell["steps"], cell["batch"]): cell for cell in record["cells"]}
         batches = sorted({batch for _, batch in by_place})
         print(f"  {KINDS[kind]:>9}" + "".join(f"{f'batch {b}':>15}" for b in batches))
         for steps in sorted({steps for steps, _ in by_place}):

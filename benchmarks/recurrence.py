@@ -39,7 +39,7 @@ import goals
 import torch
 from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
 from goals import PASSES, Case, Samples, step_of
-from timing import Clock, Run, as_many, environment, host_seconds, in_turn, replayed
+from timing import Clock, Run, about, as_many, environment, host_seconds, in_turn, replayed
 
 from lightning_lrnn.backends import load
 
@@ -238,13 +238,6 @@ def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contende
             contenders.left_out(name, f"{type(error).__name__}: {error}")
             del found[name]
     return found
-
-
-def about(report: dict[str, Any]) -> str:
-    return (
-        f"{report['device']}, {report['threads']} threads, PyTorch {report['torch']}, "
-        f"{report['commit']}, {report['date']}"
-    )
 
 
 def write_csv(path: Path, report: dict[str, Any]) -> None:

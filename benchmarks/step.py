@@ -1,6 +1,6 @@
 """One token through four layers, against the time that their matrices alone take.
 
-    python benchmarks/step.py [--seconds 20] [--json PATH]
+    python benchmarks/step.py [--seconds 20] [--json PATH] [--draw]
 
 Batch 1, 512 inputs and units, float32, on a CPU, with 1 and 2 threads. For every layer
 
@@ -10,7 +10,8 @@ Batch 1, 512 inputs and units, float32, on a CPU, with 1 and 2 threads. For ever
     forward     a sequence of one step, in inference mode
 
 and, of the same sizes, a step of `torch.nn.LSTM`. Steps are compared with `forward` over a sequence
-before they are timed; all are timed in turn. Writes benchmarks/results/step.json.
+before they are timed; all are timed in turn. Writes benchmarks/results/step.json; --draw prints
+what is there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Clock, Run, as_many, environment
+from timing import Clock, Run, about, as_many, environment
 from torch import Tensor
 
 import lightning_lrnn as lrnn
@@ -139,21 +140,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each layer and threads")
     parser.add_argument("--size", type=int, default=SIZE, help="inputs and units")
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     options = parser.parse_args(arguments)
-    rows = []
-    for threads in THREADS:
-        for name in (*CELLS, LSTM):
-            rows.append(measure(name, threads, options.seconds, options.size))
-    record = {
-        "size": options.size,
-        "layers": LAYERS,
-        "batch": 1,
-        "dtype": "float32",
-        "environment": environment("cpu"),
-        "steps": rows,
-    }
-    options.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(rows))
+    if not options.draw:
+        rows = [
+            measure(name, threads, options.seconds, options.size)
+            for threads in THREADS
+            for name in (*CELLS, LSTM)
+        ]
+        record = {
+            "size": options.size,
+            "layers": LAYERS,
+            "batch": 1,
+            "dtype": "float32",
+            "environment": environment("cpu"),
+            "steps": rows,
+        }
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(options.json.read_text())
+    print(f"{about(record['environment'])}\n{table(record['steps'])}")
 
 
 if __name__ == "__main__":

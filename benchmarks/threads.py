@@ -1,6 +1,6 @@
 """Two threads against one, from problems that are too small to share to the largest.
 
-    python benchmarks/threads.py [--seconds 1] [--json PATH] [--show]
+    python benchmarks/threads.py [--seconds 1] [--json PATH] [--draw]
 
 Plain recurrence and the gates of a GILR-LSTM with their readout, forward and backward, float32, by
 the backend `scan`, with `torch.set_num_threads` of 1 and 2 in turn in one process. That both give
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from contenders import WORKLOADS, recurrence
-from timing import Clock, Run, as_many, environment
+from timing import Clock, Run, about, as_many, environment
 from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "threads.json"
@@ -122,14 +122,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=1.0, help="of each series (%(default)s)")
     parser.add_argument("--json", type=Path, default=RESULTS)
-    parser.add_argument("--show", action="store_true", help="what is there, without measuring")
+    parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     options = parser.parse_args()
+    old = json.loads(options.json.read_text()) if options.draw else {}
+    machine = old.get("environment") or environment("cpu")
+    print(about(machine))
     print(f"{'microseconds':33}{'1: median':>11}{'min':>10}{'2: median':>11}{'min':>10}   2/1")
-    if options.show:
-        for row in json.loads(options.json.read_text())["rows"]:
+    if options.draw:
+        for row in old["rows"]:
             print(line(row))
         return
-    record = {"environment": environment("cpu"), "rows": measure(options.seconds)}
+    record = {"environment": machine, "rows": measure(options.seconds)}
     options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

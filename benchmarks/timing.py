@@ -167,3 +167,11 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "numba": version("numba"),
     }
+
+
+def about(record: dict[str, Any]) -> str:
+    """The first line of what is shown of a record."""
+    return (
+        f"{record['device']}, {record['threads']} threads, PyTorch {record['torch']}, "
+        f"{record['commit']}, {record['date']}"
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn.backends import Request, _cuda
+from lightning_lrnn.backends import Request, _cpu_rows, _cuda
 from lightning_lrnn.backends._cuda_gate import Fused, fused
 from lightning_lrnn.backends._operands import Operand
 
@@ -80,3 +81,22 @@ def backend(request: pytest.FixtureRequest, device: str) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@contextlib.contextmanager
+def in_parts_of_time():
+    """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
+    before = _cpu_rows.PART, _cpu_rows.DIVIDED
+    _cpu_rows.PART, _cpu_rows.DIVIDED = 1, 0
+    try:
+        assert _cpu_rows.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
+        yield
+    finally:
+        _cpu_rows.PART, _cpu_rows.DIVIDED = before
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["whole", "in parts of time"])
+def parts(request):
+    """Whole rows, or parts of them."""
+    with in_parts_of_time() if request.param else contextlib.nullcontext():
+        yield

@@ -156,6 +156,7 @@ def operands(B, T, D, dtype=torch.float32):
     return [torch.randn(size).to(dtype) for size in sizes]
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 700, 70), (1, 5000, 40), (2, 40, 1100)], ids=str)
 def test_bits_depend_neither_on_threads_nor_on_chance(shape, dtype):

@@ -155,6 +155,7 @@ def test_lengths_of_time_and_widths(T, D):
 LAYOUTS = [(5, 40, 33), (2, 16_450, 3), (1, 33_000, 4), (3, 11_001, 2), (1, 33_000, 1)]
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 def test_layouts(shape):
     for reverse, exclusive in FLAGS:
@@ -170,6 +171,7 @@ def test_every_layout_is_planned():
     assert first == [False, False, False, True, True]
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("T", [32_768, 32_769, 33_040])
 def test_edges_of_divided_time(T):
     check(*make(1, T, 1, torch.float64))
@@ -215,14 +217,6 @@ def test_strides_are_read_in_place(how, masks):
         check([strided(inputs[0], how) * 1, *inputs[1:]], dy, dh)
         inputs[:2] = (strided(x, how) for x in inputs[:2])
         check(inputs, strided(dy, how), dh, reverse=True)
-
-
-@pytest.fixture(scope="module", params=[1 << 17, 1], ids=["whole", "in parts of time"])
-def parts(request):
-    """Parts of at least 32 steps, the fewest."""
-    before, _cpu_rows.PART = _cpu_rows.PART, request.param
-    yield
-    _cpu_rows.PART = before
 
 
 @pytest.mark.usefixtures("parts")
@@ -286,6 +280,7 @@ def test_a_restart_is_exact(reverse, exclusive):
     assert (ours[2][:, step] == 0).all()
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("shape", [(1, 33_000, 1), (1, 9000, 9), (2, 700, 200)], ids=str)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
@@ -308,6 +303,7 @@ def test_pairs_that_overflow_do_no_harm(shape, reverse, exclusive):
     assert y[:, touched, 0].isnan().all()
 
 
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("shape", [*LAYOUTS, (1, 500, 200), (3, 7000, 100)], ids=str)
 def test_bits_depend_neither_on_threads_nor_on_chance(shape, dtype):

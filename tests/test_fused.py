@@ -7,12 +7,14 @@ parameter's stride of time not 0; padding read; pre-activations copied.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import emulated
 import layers
 import pytest
 import torch
+from conftest import in_parts_of_time
 from host_kernel import needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -33,6 +35,7 @@ FLAGS = list(itertools.product([False, True], repeat=2))
 PLACES = [
     pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
     *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
+    pytest.param(("scan", "cpu", in_parts_of_time), id="scan on a CPU in parts of time"),
     *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
 ]
 
@@ -58,13 +61,15 @@ def place(request, monkeypatch):
     for cached in (backends.load, backends._resolved, backends._fuses_here):
         cached.cache_clear()
     emulated.launches.clear()
-    yield request.param
+    name, device, *parts = request.param
+    with parts[0]() if parts else contextlib.nullcontext():
+        yield name, device
     for cached in (backends.load, backends._resolved, backends._fuses_here):
         cached.cache_clear()
 
 
 only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-without_a_gpu = pytest.mark.parametrize("place", PLACES[:3], indirect=True)
+without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)
 
 
 # Every rounding of the kernel, and of the gate in float32.

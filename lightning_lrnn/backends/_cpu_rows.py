@@ -42,7 +42,7 @@ PLAIN = 8
 FEW = 8
 """Columns (rows times features) for each operation on an element up to which time is divided. The
 pairs are two operations more: with more columns they take as long as what another thread saves."""
-PART = 1 << 17
+PART = 1 << 18
 """Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
 LARGE = 1 << 22
 """Bytes of an output from which it is stored past the caches."""
@@ -199,7 +199,7 @@ def pieces(x: Tensor, operations: int, parallel: bool) -> tuple[int, int, int, i
     if work >= DIVIDED and B * D <= FEW * operations:
         # A multiple of the steps taken at once.
         chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
-        if chunk < T:
+        if T > 3 * chunk:  # with fewer parts a thread waits too long for its last
             return chunk, 1, D, max(1, min(B * -(-T // chunk), threads))
     strips = STRIPS if operations <= PLAIN else 2
     blocks, width = _blocks(D, threads // B if threads >= strips * B else 1)
@@ -222,11 +222,11 @@ def _past(*outputs: Tensor, alignment: int) -> bool:
     """Whether outputs are stored past the caches, which for that need not read them first.
 
     That is a quarter of the traffic, and what is large is not there any more when it is needed. The
-    instruction wants aligned vectors, and lines that are filled at once: not those of narrow rows.
+    instruction wants aligned vectors, and cache lines, of 64 bytes, that are filled at once.
     """
     return all(
         x.nbytes >= LARGE
-        and x.shape[2] > 2 * LINE
+        and x.shape[2] * x.itemsize >= 64
         and not any(
             n % alignment for n in (x.data_ptr(), *(x.itemsize * s for s in x.stride()[:2]))
         )
