@@ -95,7 +95,7 @@ def in_parts_of_time():
         _cpu_rows.PART, _cpu_rows.DIVIDED = before
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["whole", "in parts of time"])
+@pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])
 def parts(request):
     """Whole rows, or parts of them."""
     with in_parts_of_time() if request.param else contextlib.nullcontext():

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DTYPES, TOLERANCE
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -220,7 +220,9 @@ def test_strides_are_read_in_place(how, masks):
 
 
 @pytest.mark.usefixtures("parts")
-@settings(max_examples=40, deadline=None)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     shape=st.tuples(st.integers(1, 9), st.integers(1, 150), st.integers(1, 70)),
     how=st.tuples(*[st.sampled_from(HOW)] * 3),
