@@ -258,7 +258,7 @@ def show_heat(reports: Reports) -> None:
         for steps in sorted({steps for steps, _ in by_place}):
             words = [in_heat(by_place.get((steps, batch))) for batch in batches]
             print(f"  {steps:9,}" + "".join(f"{word:>15}" for word in words))
-        reasons = {cell["left_out"] for cell in about["cells"] if "left_out" in cell}
+        reasons = {cell["left_out"] for cell in record["cells"] if "left_out" in cell}
         if reasons:
             print(f"  {NOTHING}: left out: {'; '.join(sorted(reasons))}")
     best, batch, steps = POSTER_BEST
