@@ -39,7 +39,7 @@ DIVIDED = 1 << 23
 """Operations below which time is not divided."""
 PLAIN = 8
 """Operations on an element of the plain recurrence, backward."""
-FEW = 8
+FEW = 4
 """Columns (rows times features) for each operation on an element up to which time is divided. The
 pairs are two operations more: with more columns they take as long as what another thread saves."""
 PART = 1 << 18
