@@ -2,9 +2,9 @@
 
     python benchmarks/equal_time.py [--seeds 0 1 2] [--seconds 90] [--json PATH] [--draw]
 
-What `lightning-lrnn demo text` trains: a GILR-LSTM and a torch.nn.LSTM, two residual layers of 256
-each, for the same seconds, one after the other. Writes benchmarks/results/equal_time.json with
-every step's loss; --draw prints what is there.
+What `lightning-lrnn demo text` trains: a GILR-LSTM and a torch.nn.LSTM, two residual layers of 1.2
+million parameters each, for the same seconds, one after the other. Writes
+benchmarks/results/equal_time.json with every step's loss; --draw prints what is there.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def measure(seeds: list[int], seconds: float) -> dict[str, Any]:
     runs = []
     for seed in seeds:
         data = ByteText(batch_size=demo.BATCH_SIZE, window=demo.WINDOW, seed=seed)
-        for name, rnn in demo.MODELS.items():
+        for name, options in demo.MODELS.items():
             print(f"{name}, seed {seed}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                found = demo.train(rnn, data, seconds, Path(folder), seed)
+                found = demo.train(options, data, seconds, Path(folder), seed)
             del found["horizons"]
             runs.append({"model": name, "seed": seed, **found})
     return {**environment("cpu"), "seconds": seconds, "runs": runs}

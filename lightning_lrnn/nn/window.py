@@ -32,7 +32,7 @@ def windowed(
     Returns:
         p (B, T, N) and `begun` for the next window.
     """
-    B, T, _ = x.shape
+    T = x.shape[1]
     past = size - 1
     # Zeros after the last step let the same sum give what was begun: in reverse, before step 0.
     ends = [(past - j, j) if walk.reverse else (j, past - j) for j in range(size)]
@@ -51,22 +51,18 @@ def windowed(
                 taps[j] = taps[j].masked_fill(other[..., None], 0)
         total = F.linear(torch.cat(taps, -1), weight, bias)
 
-    # Where, in `total`, the first steps are that a window's predecessor has begun, and those that
-    # it begins itself.
-    last = T if walk.lengths is None else walk.lengths.long().clamp(0, T)[:, None]
-    steps = torch.arange(past, device=x.device).expand(B, past)
-    first, after = (
-        (last + past - 1 - steps, past - 1 - steps) if walk.reverse else (steps, last + steps)
-    )
     if begun is not None:
-        begun = torch.unflatten(begun, -1, (past, -1))
-        if document is not None:
-            source = document[:, -1:] if walk.reverse else torch.zeros_like(document[:, :1])
-            begun = begun.masked_fill((document.gather(1, first) != source)[..., None], 0)
-        total.scatter_add_(1, _rows(first, total), begun.to(total.dtype))
-    begun = total.gather(1, _rows(after, total))
-    if bias is not None:
-        begun = begun - bias
+        begun = torch.unflatten(begun, -1, (past, -1)).to(total.dtype)
+    if walk.lengths is None and document is None:
+        first, after = slice(past), slice(T, None)
+        if walk.reverse:
+            first, after = after, first
+        if begun is not None:
+            total[:, first] += begun.flip(1) if walk.reverse else begun
+        begun = total[:, after].flip(1) if walk.reverse else total[:, after]
+    else:
+        begun = _of_each_row(total, begun, past, document, walk)
+    begun = begun.clone() if bias is None else begun - bias
     return (total[:, past:] if walk.reverse else total[:, :T]), begun.flatten(1)
 
 
@@ -83,6 +79,24 @@ def _of_one_step(
     if bias is not None:
         total = total + bias
     return total.flip(1) if reverse else total.contiguous()
+
+
+def _of_each_row(
+    total: Tensor, begun: Tensor | None, past: int, document: Tensor | None, walk: Walk
+) -> Tensor:
+    """Adds what was begun, where it is of the same document, and takes what begins."""
+    B, T = total.shape[0], total.shape[1] - past
+    last = T if walk.lengths is None else walk.lengths.long().clamp(0, T)[:, None]
+    steps = torch.arange(past, device=total.device).expand(B, past)
+    first, after = (
+        (last + past - 1 - steps, past - 1 - steps) if walk.reverse else (steps, last + steps)
+    )
+    if begun is not None:
+        if document is not None:
+            source = document[:, -1:] if walk.reverse else torch.zeros_like(document[:, :1])
+            begun = begun.masked_fill((document.gather(1, first) != source)[..., None], 0)
+        total.scatter_add_(1, _rows(first, total), begun)
+    return total.gather(1, _rows(after, total))
 
 
 def _documents(reset: Tensor, lengths: Tensor | None, past: int, reverse: bool) -> Tensor:
