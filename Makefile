@@ -19,11 +19,13 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What docs/performance.md shows; on two cores some 25 minutes.
+# What docs/performance.md shows; on two cores some 30 minutes.
 bench: $(VENV)/.ready
-	$(RUN) benchmarks/recurrence.py
+	$(RUN) benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
 	$(RUN) benchmarks/layer_times.py
 	$(RUN) benchmarks/equal_time.py
+	$(RUN) benchmarks/threads.py
+	$(RUN) benchmarks/step.py
 
 # The paper's tables, ours beside the published; on two cores some 12 minutes.
 paper: $(VENV)/.ready

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ BLOCKS = {
 }
 PRINTED = {
     "results.md": {"long_memory", "memory", "paper", "long_context", "tasks"},
-    "performance.md": {"layer_times", "equal_time"},
+    "performance.md": {"layer_times", "equal_time", "recurrence", "threads", "step"},
 }
 
 
@@ -42,3 +44,16 @@ def test_a_block_is_what_its_command_prints(command: str, shown: str, tmp_path: 
         cwd=tmp_path, env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert printed.stdout == shown
+
+
+def test_the_gpus_table_is_of_the_committed_samples() -> None:
+    path = ROOT / "benchmarks" / "results" / "nvidia-h200" / "bench.json"
+    samples = json.loads(path.read_text())["samples_in_seconds"]
+    row = r"^\| (float32|bfloat16), (forward|backward) \| (\d+) \| (\d+) \| (\d+) \|$"
+    rows = re.findall(row, TEXTS["performance.md"], re.M)
+    assert len(rows) == 4
+    for dtype, step, *shown in rows:
+        case = samples["(8, 4096, 2048)" + (", bfloat16" if dtype == "bfloat16" else "")]
+        names = f"scan {step}", f"copy for {step}"
+        ours, copy = (1e6 * statistics.median(case[name]) for name in names)
+        assert [f"{x:.0f}" for x in (ours, copy, 100 * copy / ours)] == shown
