@@ -42,7 +42,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_lrnn as lrnn
@@ -207,9 +207,8 @@ def test_a_step_of_16_bit(name):
     y, after = rnn.step(x[0], state)
     expected, end = rnn(x, state)
     assert y.dtype == torch.bfloat16
-    # A product of two sums that are rounded differently may cancel in the next sum.
-    for found, wanted in zip(tree_leaves([y, after]), tree_leaves([expected[0], end]), strict=True):
-        close(found, wanted, rtol=0, atol=4e-2 * wanted.abs().max().item())
+    close(y, expected[0], rtol=2e-2, atol=2e-2)
+    close(after, end, rtol=2e-2, atol=2e-2)
 
 
 @every_cell

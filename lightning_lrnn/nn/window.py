@@ -73,12 +73,13 @@ def _of_one_step(
 
     Those are not multiplied: a step reads every weight once.
     """
-    # A row of `weight` holds that of every tap: as rows of their own they are one matrix.
-    total = F.linear(x, torch.unflatten(weight, -1, (size, -1)).flatten(0, 1))
-    total = torch.unflatten(total, -1, (-1, size)).transpose(1, 2)
-    if bias is not None:
-        total = total + bias
-    return total.flip(1) if reverse else total.contiguous()
+    weights = torch.unflatten(weight, -1, (size, -1)).permute(1, 2, 0)
+    inputs = x.expand(size, *x.shape)
+    if bias is None:
+        total = torch.bmm(inputs, weights)
+    else:
+        total = torch.baddbmm(bias, inputs, weights)
+    return (total.flip(0) if reverse else total).transpose(0, 1)
 
 
 def _of_each_row(
