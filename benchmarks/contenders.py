@@ -22,8 +22,8 @@ from lightning_lrnn import backends, reference
 from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.gilr import gilr
-from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 from lightning_lrnn.nn.min_gru import min_gru
+from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
 Contender = Callable[..., Tensor]
 ASSOCIATIVE = "associative_scan, compiled"

@@ -46,7 +46,7 @@ def _paper(kind: type[Stack]) -> str:
 
 
 def _state(layer: Stack) -> str:
-    if layer.cell_type.remembers_output:
+    cell = layer._cells()[0]
+    if cell.remembers_output:
         return "(h, c)"
-    cell = layer.cells[0]
     return "complex" if cell.carry_dtype.is_complex else "h"

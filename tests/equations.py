@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from lightning_lrnn.nn.surrogate import FUNCTIONS
+
 sigmoid, tanh = torch.sigmoid, torch.tanh
 
 
@@ -47,27 +49,51 @@ def gilr(cell, x_t, h):
     return h, h, sigmoid(g)
 
 
-def gilr_lstm(cell, x, carry):
-    n, s_size = cell.hidden_size, cell.output_size
-    sizes = [s_size] * 2 + [n] * 4
-    V = cell.weight_ih.split(sizes)
-    b = cell.bias.split(sizes) if cell.bias is not None else [0] * 6
-    U_f, U_i, U_o, U_z = cell.weight_hh.chunk(4)
-    tau = {"tanh": tanh, "identity": lambda c: c}[cell.output_activation]
-    c, s = carry[:, :n], carry[:, n:]
-    ys, of_s, of_c = [], [], []
-    for x_t in x.unbind(1):
-        g, j, f, i, o, z = (x_t @ V_k.T + b_k for V_k, b_k in zip(V, b, strict=True))
-        f, i, o = sigmoid(s @ U_f.T + f), sigmoid(s @ U_i.T + i), sigmoid(s @ U_o.T + o)
-        z = tanh(s @ U_z.T + z)
-        s = sigmoid(g) * s + (1 - sigmoid(g)) * tanh(j)  # after the gates have seen s_{t-1}
-        c = f * c + i * z
-        y = o * tau(c)
-        ys.append(y if cell.weight_hr is None else y @ cell.weight_hr.T)
-        of_s.append(sigmoid(g))
-        of_c.append(f)
-    decays = {"surrogate": torch.stack(of_s, 1), "cell": torch.stack(of_c, 1)}
-    return Result(torch.stack(ys, 1), torch.cat([c, s], -1), decays)
+def surrogate_rnn(cell, x, carry):
+    """The surrogate first, then the cells, which see its output of the step before."""
+    function = next(name for name, f in FUNCTIONS.items() if f is cell.function)
+    n = {"LSTM": 4, "LSTM_IDENTITY": 4, "GRU": 3, "GRU_WITHOUT_RESET": 2}.get(function, 1)
+    before, outputs, after, decays = x, [], [], {}
+    h, state = carry[:, : cell.cells], carry[:, cell.cells :]
+    for k, layer in enumerate(cell.surrogate):
+        name = type(layer).__name__.removesuffix("Cell")
+        loop = lru_state if name == "LRUState" else EQUATIONS[name]
+        start, state = state[:, : layer.state_size], state[:, layer.state_size :]
+        y, s_n, of_layer = loop(layer, outputs[-1] if outputs else x, start)
+        before = torch.cat([start[:, None, : layer.hidden_size], y[:, :-1]], 1)
+        outputs.append(y)
+        after.append(s_n)
+        decays["surrogate" if len(cell.surrogate) == 1 else f"surrogate{k}"] = of_layer["state"]
+    W, U = cell.weight_ih.chunk(n), cell.weight_hh.chunk(n)
+    b_x, b_s = (b.chunk(n) if b is not None else [0] * n for b in (cell.bias_ih, cell.bias_hh))
+    ys, of_cell = [], []
+    for x_t, s in zip(x.unbind(1), before.unbind(1), strict=True):
+        of_x = [x_t @ W_k.T + b for W_k, b in zip(W, b_x, strict=True)]
+        of_s = [s @ U_k.T + b for U_k, b in zip(U, b_s, strict=True)]
+        if function == "GRU":
+            r, z = sigmoid(of_x[0] + of_s[0]), sigmoid(of_x[1] + of_s[1])
+            h = z * h + (1 - z) * tanh(of_x[2] + r * of_s[2])
+            y, decay = h, z
+        elif n == 2:
+            z, n_t = sigmoid(of_x[0] + of_s[0]), tanh(of_x[1] + of_s[1])
+            y = h = z * h + (1 - z) * n_t
+            decay = z
+        elif n == 4:
+            i, f, g, o = (p + q for p, q in zip(of_x, of_s, strict=True))
+            h = sigmoid(f) * h + sigmoid(i) * tanh(g)
+            y, decay = sigmoid(o) * (tanh(h) if function == "LSTM" else h), sigmoid(f)
+        else:
+            p = of_x[0] + of_s[0]
+            y = h = tanh(p) if function == "RNN_TANH" else torch.relu(p)
+            decay = torch.zeros_like(h)
+        ys.append(y)
+        of_cell.append(decay)
+    decays["cell"] = torch.stack(of_cell, 1)
+    y = torch.stack(ys, 1)
+    if cell.shares:
+        y = torch.cat([y, *outputs], -1)
+    y = y if cell.weight_hr is None else y @ cell.weight_hr.T
+    return Result(y, torch.cat([h, *after], -1), decays)
 
 
 @one_state
@@ -212,9 +238,28 @@ def s5(cell):
     return a, (a - 1) / eigenvalue
 
 
+@one_state
+def lru_state(cell, x_t, h):
+    """Columns 2 k and 2 k + 1 turn and shrink together; a last single one shrinks."""
+    radius, scale = torch.exp(-torch.exp(cell.nu)), torch.exp(cell.gamma)
+    phase = torch.cat([torch.exp(cell.theta), torch.zeros(cell.hidden_size % 2).to(cell.theta)])
+    u = x_t @ cell.B.T
+    columns = []
+    for k, (r, p, g) in enumerate(zip(radius, phase, scale, strict=True)):
+        real, imaginary = h[:, 2 * k], h[:, 2 * k + 1 : 2 * k + 2].sum(-1)
+        columns.append(r * (torch.cos(p) * real - torch.sin(p) * imaginary) + g * u[:, 2 * k])
+        if 2 * k + 1 < cell.hidden_size:
+            turned = r * (torch.sin(p) * real + torch.cos(p) * imaginary)
+            columns.append(turned + g * u[:, 2 * k + 1])
+    h = torch.stack(columns, -1)
+    return h, h, radius.expand(len(x_t), -1)
+
+
 EQUATIONS = {
     "GILR": gilr,
-    "GILRLSTM": gilr_lstm,
+    "GILRGRU": surrogate_rnn,
+    "GILRLSTM": surrogate_rnn,
+    "GILRRNN": surrogate_rnn,
     "HGRN": hgrn,
     "LRU": lru,
     "MinGRU": min_gru,
@@ -223,6 +268,7 @@ EQUATIONS = {
     "RGLRU": rg_lru,
     "S5": s5,
     "SRU": sru,
+    "SurrogateRNN": surrogate_rnn,
     "TGRU": t_gru,
     "TLSTM": t_lstm,
     "TRNN": t_rnn,

@@ -13,7 +13,13 @@ F64 = torch.float64
 B, T, M, H = 3, 6, 4, 5
 
 OPTIONS = {
-    "GILRLSTM": [{"proj_size": 3}, {"output_activation": "identity"}],
+    "GILRGRU": [{"surrogate_size": 2}],
+    "GILRLSTM": [
+        {"proj_size": 3},
+        {"output_activation": "identity"},
+        {"surrogate_size": 0.4, "proj_size": 3},
+    ],
+    "GILRRNN": [{"nonlinearity": "relu", "surrogate_size": 3}],
     "QRNN": [
         {"pooling": "f", "window": 1},
         {"pooling": "f", "window": 3},
@@ -21,6 +27,13 @@ OPTIONS = {
         {"window": 8},
     ],
     "RGLRU": [{"blocks": 5}],
+    "SurrogateRNN": [
+        {"cell": "GRU", "surrogate": "TRNN", "surrogate_layers": 2},
+        {"cell": "GRU", "surrogate": "MinLSTM", "surrogate_size": 2, "surrogate_layers": 2},
+        {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU"},
+        {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 2},
+        {"surrogate": "QRNN", "surrogate_options": {"window": 3, "pooling": "f"}},
+    ],
 }
 ALONE = [(name, o) for name in CELLS for o in [{}, *OPTIONS.get(name, [])]]
 """Every cell with each of its options, in one layer."""
@@ -72,7 +85,7 @@ def recurrences(name, options, dtype=torch.float32):
 
 
 def is_pair(rnn):
-    return rnn.cell_type.remembers_output
+    return rnn.cells[0].remembers_output
 
 
 def flat(results):

@@ -20,7 +20,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import _kernel_cache, gates
 from lightning_lrnn.backends import _cpu_gate, _cpu_gated, _cpu_rows, _llvm
 from lightning_lrnn.backends._operands import Operand
-from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
+from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 INF, NAN = math.inf, math.nan

@@ -25,7 +25,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import _nvrtc, reference
 from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.backends import _cuda
-from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
+from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product((False, True), repeat=3))
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from lightning_lrnn import derivative, gates
 from lightning_lrnn.nn.gilr import gilr
-from lightning_lrnn.nn.gilr_lstm import lstm, output_identity, output_tanh
 from lightning_lrnn.nn.min_gru import min_gru
 from lightning_lrnn.nn.min_lstm import min_lstm
 from lightning_lrnn.nn.rg_lru import rg_lru as clipped_rg_lru
 from lightning_lrnn.nn.sru import highway, sru
+from lightning_lrnn.nn.surrogate import lstm, output_identity, output_tanh
 from lightning_lrnn.nn.t_rnn import t_rnn
 
 NAN, INF = float("nan"), float("inf")

@@ -27,7 +27,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import _chunks, backends, gates, nn, reference
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.backends import _cpu_gate, _cpu_rows
-from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
+from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 

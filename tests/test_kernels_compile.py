@@ -32,8 +32,8 @@ from lightning_lrnn import _nvrtc, gates
 from lightning_lrnn.backends import _cuda
 from lightning_lrnn.backends._cuda_gate import fused
 from lightning_lrnn.backends._operands import Operand
-from lightning_lrnn.nn.gilr_lstm import lstm, output_tanh
 from lightning_lrnn.nn.sru import highway, sru
+from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")

@@ -79,7 +79,7 @@ def test_equations(name, options, backend):
 def test_gates_see_the_surrogate_of_the_step_before(reverse):
     rnn = make("GILRLSTM", bidirectional=True, batch_first=True, dtype=F64)
     for cell in rnn.cells:  # gates that see x through the surrogate alone
-        cell.weight_ih.data[2 * H :] = 0
+        cell.weight_ih.data[:] = 0
     x = torch.randn(1, 3, M, dtype=F64)
     jacobian = torch.autograd.functional.jacobian(lambda x: rnn(x)[0][0], x)[:, :, 0]
     first, second = (2, 1) if reverse else (0, 1)
@@ -170,7 +170,7 @@ def test_number_of_parameters(proj):
         return sum(p.numel() for p in module.parameters())
 
     s = proj or H
-    extra = 2 * s * M + 2 * s - 4 * H  # the surrogate, and one bias in place of two
+    extra = 2 * s * M + 2 * s  # the surrogate
     ours = CELLS["GILRLSTM"](M, H, proj_size=proj)
     assert count(ours) == count(torch.nn.LSTM(M, H, proj_size=proj)) + extra
     assert count(CELLS["GILR"](M, H)) == 2 * H * M + 2 * H
@@ -327,6 +327,9 @@ OF_THE_PAPER = {
 }
 """Distribution functions of the first decays, where a paper gives one."""
 
+AS_TORCH = ("GILRGRU", "GILRLSTM", "GILRRNN", "SurrogateRNN")
+"""Layers whose biases are drawn as those of `torch.nn`, where no memory is asked for."""
+
 
 @every_cell
 @pytest.mark.parametrize("memory", [(20.0, 500.0), None])
@@ -338,8 +341,15 @@ def test_memory_of_a_new_layer(name, memory):
     with torch.no_grad():
         for p in rnn.parameters():
             p.mul_(p.ndim == 1)
-    for decay in rnn.decays(torch.zeros(1, 1, 1)).values():
+    for place, decay in rnn.decays(torch.zeros(1, 1, 1)).items():
+        if name == "GILRRNN" and place.endswith("cell"):
+            assert (decay == 0).all()
+            continue
         u = decay[0, 0] / (1 - decay[0, 0])
+        if memory is None and name in AS_TORCH:
+            of_bias = u.log().abs() * N**0.5
+            assert 0.9 < of_bias.max() <= 2 and of_bias.mean() > 0.4
+            continue
         if memory:
             close(-1 / decay[0, 0].log(), u + 0.5, rtol=2e-3, atol=0)
             uniform = kolmogorov_smirnov(u, lambda u: (u - 20) / 480)
@@ -364,11 +374,12 @@ def test_min_lstm_shares_tiny_gates():
 
 def test_input_gate_of_a_memory():
     rnn = CELLS["GILRLSTM"](M, H, memory=(5, 50))
-    _, _, f, i, o, _ = rnn.cells[0].bias.chunk(6)
-    assert torch.equal(i, -f / 2) and (o == 0).all()
+    i, f, _, o = rnn.cells[0].bias_ih.chunk(4)
+    assert torch.equal(i, -f / 2) and (o == 0).all() and (rnn.cells[0].bias_hh == 0).all()
     before = copy.deepcopy(rnn.state_dict())
     rnn.reset_parameters()
-    assert all((before[k] != v).any() for k, v in rnn.state_dict().items())
+    # Biases of what has no memory stay 0.
+    assert all((before[k] != v).any() or (v == 0).all() for k, v in rnn.state_dict().items())
 
 
 @every_cell

@@ -36,11 +36,11 @@ class SwitchRNN(Callback):
     loads where this callback, or `load_switched`, makes the same switch.
 
     Args:
-        rnn: the name of a layer, which replaces what it can; or names by what they replace:
-            {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
+        rnn: "auto" for the layer that is recommended; the name of a layer, which replaces what it
+            can; or names by what they replace: {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
         backend: how the recurrences are computed.
         options: of the new layers, such as {"window": 1}.
-        state: "carried", or "strict" for exactly the shapes of `torch.nn`'s states.
+        state: "strict" for exactly the shapes and dtypes of `torch.nn`'s states, or "carried".
         where: patterns of paths, one of which must match; None for all.
 
     Attributes:
@@ -53,10 +53,10 @@ class SwitchRNN(Callback):
 
     def __init__(
         self,
-        rnn: str | dict[str, str] = "GILRLSTM",
+        rnn: str | dict[str, str] = "auto",
         backend: str = "auto",
         options: dict[str, bool | int | float | str | list[float] | None] | None = None,
-        state: str = "carried",
+        state: str = "strict",
         where: str | list[str] | None = None,
     ) -> None:
         self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}

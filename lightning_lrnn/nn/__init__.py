@@ -1,7 +1,14 @@
 """Recurrent layers with the interface of `torch.nn.LSTM` and `torch.nn.GRU`, parallel over time."""
 
 from lightning_lrnn.nn.gilr import GILR, GILRCell
-from lightning_lrnn.nn.gilr_lstm import GILRLSTM, GILRLSTMCell
+from lightning_lrnn.nn.gilr_lstm import (
+    GILRGRU,
+    GILRLSTM,
+    GILRRNN,
+    GILRGRUCell,
+    GILRLSTMCell,
+    GILRRNNCell,
+)
 from lightning_lrnn.nn.hgrn import HGRN, HGRNCell
 from lightning_lrnn.nn.lru import LRU, LRUCell
 from lightning_lrnn.nn.min_gru import MinGRU, MinGRUCell
@@ -11,11 +18,15 @@ from lightning_lrnn.nn.rg_lru import RGLRU, RGLRUCell
 from lightning_lrnn.nn.s5 import S5, S5Cell
 from lightning_lrnn.nn.sru import SRU, SRUCell
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.surrogate import SurrogateRNN, SurrogateRNNCell
 from lightning_lrnn.nn.t_gru import TGRU, TGRUCell
 from lightning_lrnn.nn.t_lstm import TLSTM, TLSTMCell
 from lightning_lrnn.nn.t_rnn import TRNN, TRNNCell
 
-_LAYERS = (GILR, GILRLSTM, HGRN, LRU, MinGRU, MinLSTM, QRNN, RGLRU, S5, SRU, TGRU, TLSTM, TRNN)
+_LAYERS = (
+    *(GILR, GILRGRU, GILRLSTM, GILRRNN, HGRN, LRU, MinGRU, MinLSTM, QRNN, RGLRU, S5, SRU),
+    *(SurrogateRNN, TGRU, TLSTM, TRNN),
+)
 
 CELLS: dict[str, type[Stack]] = {layer.__name__: layer for layer in _LAYERS}
 """Every layer by the name that a config uses."""
@@ -23,7 +34,9 @@ CELLS: dict[str, type[Stack]] = {layer.__name__: layer for layer in _LAYERS}
 __all__ = [
     "CELLS",
     "GILR",
+    "GILRGRU",
     "GILRLSTM",
+    "GILRRNN",
     "HGRN",
     "LRU",
     "QRNN",
@@ -34,7 +47,9 @@ __all__ = [
     "TLSTM",
     "TRNN",
     "GILRCell",
+    "GILRGRUCell",
     "GILRLSTMCell",
+    "GILRRNNCell",
     "HGRNCell",
     "LRUCell",
     "MinGRU",
@@ -45,6 +60,8 @@ __all__ = [
     "RGLRUCell",
     "S5Cell",
     "SRUCell",
+    "SurrogateRNN",
+    "SurrogateRNNCell",
     "TGRUCell",
     "TLSTMCell",
     "TRNNCell",

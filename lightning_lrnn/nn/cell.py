@@ -85,6 +85,11 @@ class Cell(nn.Module):
         return self.hidden_size
 
     @property
+    def packed_size(self) -> int:
+        """Features of the user's state, beside the last output."""
+        return self.state_size
+
+    @property
     def carry_dtype(self) -> torch.dtype:
         """Dtype of the carried state: float32 for 16-bit parameters, else theirs."""
         return state_dtype(self.sample.dtype)
@@ -116,7 +121,7 @@ class Cell(nn.Module):
         if hx is None:
             return None, None
         dtype = self.carry_dtype
-        sizes = (self.state_size, self.hidden_size)
+        sizes = (self.packed_size, self.hidden_size)
         h, c, name = None, hx, "h_0"
         if self.remembers_output:
             if not isinstance(hx, tuple | list) or len(hx) != 2:
@@ -127,6 +132,10 @@ class Cell(nn.Module):
             c, name = hx[1], "c_0"
         carry = check_state(name, c, rows, sizes, device, dtype)
         return h, carry if carry.shape[-1] == self.state_size else self.carry(h, carry)
+
+    def pack(self, carry: Tensor) -> Tensor:
+        """The part of what is carried that the user's state has beside the last output."""
+        return carry
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter of the cell's device and dtype."""
@@ -184,6 +193,7 @@ class Cell(nn.Module):
         if not batched:
             input, carry = input[None], None if carry is None else carry[None]
         y, carry = self.layer(input[:, None], carry, Step())
+        carry = self.pack(carry)
         y, carry = (y[:, 0], carry) if batched else (y[0, 0], carry[0])
         return carry if self.output_is_state else (y, carry)
 

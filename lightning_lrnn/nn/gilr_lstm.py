@@ -1,55 +1,24 @@
-"""GILR-LSTM: an LSTM whose gates see a linear surrogate (Martin & Cundy, ICLR 2018)."""
+"""GILR-LSTM, GILR-GRU and GILR-RNN: the layers of `torch.nn` with GILR as linear surrogate."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn.gates import gate
-from lightning_lrnn.nn.cell import Cell, chunks, linear, linear_sum
-from lightning_lrnn.nn.gilr import gilr
-from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.walk import Walk
+from lightning_lrnn.nn.surrogate import SurrogateRNNCell
 
-__all__ = ["GILRLSTM", "GILRLSTMCell", "lstm"]
+__all__ = ["GILRGRU", "GILRLSTM", "GILRRNN", "GILRGRUCell", "GILRLSTMCell", "GILRRNNCell"]
 
-
-@gate
-def lstm(f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay f and impulse i * z of the cell, from pre-activations; o is for the readout."""
-    return torch.sigmoid(f), torch.sigmoid(i) * torch.tanh(z)
+OUTPUTS = {"tanh": "LSTM", "identity": "LSTM_IDENTITY"}
+NONLINEARITIES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
-@gate
-def output_tanh(c: Tensor, f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """The readout of `torch.nn.LSTM`."""
-    return torch.sigmoid(o) * torch.tanh(c)
+class GILRLSTMCell(SurrogateRNNCell):
+    """One layer of `GILRLSTM` in one direction."""
 
-
-@gate
-def output_identity(c: Tensor, f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """The readout of the paper."""
-    return torch.sigmoid(o) * c
-
-
-READOUTS = {"tanh": output_tanh, "identity": output_identity}
-
-
-class GILRLSTMCell(Cell):
-    """One layer of `GILRLSTM` in one direction. H = hidden_size, S = proj_size or H.
-
-    Attributes:
-        weight_ih: V_g, V_j, V_f, V_i, V_o, V_z: (2 * S + 4 * H, input_size).
-        weight_hh: U_f, U_i, U_o, U_z: (4 * H, S).
-        bias: in the order of `weight_ih`: (2 * S + 4 * H), or None.
-        weight_hr: the projection (S, H), or None.
-    """
-
-    projects = True
     remembers_output = True
 
     def __init__(
@@ -61,60 +30,31 @@ class GILRLSTMCell(Cell):
         output_activation: str = "tanh",
         **options: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, **options)
-        if output_activation not in READOUTS:
-            raise ValueError(
-                f"`output_activation` must be one of {', '.join(READOUTS)}, "
-                f"got {output_activation!r}"
-            )
+        cell = _one_of("output_activation", output_activation, OUTPUTS)
         self.output_activation = output_activation
-        H, S = hidden_size, self.output_size
-        self.weight_ih = self.parameter(2 * S + 4 * H, input_size)
-        self.weight_hh = self.parameter(4 * H, S)
-        self.bias = self.parameter(2 * S + 4 * H) if bias else None
-        self.weight_hr = self.parameter(S, H) if S != H else None
-        self.reset_parameters()
+        super().__init__(input_size, hidden_size, bias, cell=cell, **options)
 
-    @property
-    def state_size(self) -> int:
-        """Cell and surrogate, side by side."""
-        return self.hidden_size + self.output_size
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *others: Any, **options: Any
+    ) -> None:
+        """Reads a checkpoint of version 0.1 too.
 
-    def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
-        """The cell starts at c, the surrogate at h."""
-        assert h is not None
-        return torch.cat([c, h], -1)
-
-    def reset_parameters(self) -> None:
-        """As every cell, and the biases of g and f by expected memory.
-
-        Where a memory of m steps is asked for, b_i = -b_f / 2: an input gate near 1 / sqrt(m), with
-        which a sum of independent impulses keeps its variance however long the memory. Chrono
-        initialisation has b_i = -b_f, for impulses that add up.
+        There one matrix was V_g, V_j, V_f, V_i, V_o, V_z, and there was one bias in this order.
         """
-        super().reset_parameters()
-        if self.bias is not None:
-            H, S = self.hidden_size, self.output_size
-            g, _, f, i, _, _ = self.bias.detach().split([S, S, H, H, H, H])
-            memory_bias_(g, self.memory)
-            memory_bias_(f, self.memory)
-            if self.memory is not None:
-                i.copy_(-f / 2)
-
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
-        """The layer's equations."""
         H, S = self.hidden_size, self.output_size
-        c, s = (None, None) if carry is None else carry.split([H, S], -1)
-        for_surrogate, for_gates = self.weight_ih.split([2 * S, 4 * H])
-        biases = (None, None) if self.bias is None else self.bias.split([2 * S, 4 * H])
-        # The gates see the surrogate before their step: s_{t-1}.
-        pre = chunks(linear(x, for_surrogate, biases[0]), 2)
-        s, s_n = walk.scan("surrogate", gilr, *pre, h0=s, exclusive=True)
-        pre = chunks(linear_sum(x, for_gates, s, self.weight_hh, biases[1]), 4)
-        y, c_n = walk.scan("cell", lstm, *pre, h0=c, readout=READOUTS[self.output_activation])
-        if self.weight_hr is not None:
-            y = F.linear(y, self.weight_hr)
-        return y, torch.cat([c_n, s_n], -1)
+        whole = state_dict.get(prefix + "weight_ih")
+        if not self.shares and whole is not None and len(whole) == 2 * S + 4 * H:
+            sizes = [2 * S, 4 * H]
+            of_surrogate, of_gates = whole.split(sizes)
+            state_dict[prefix + "surrogate.0.weight_ih"] = of_surrogate
+            state_dict[prefix + "weight_ih"] = _in_order_of_torch(of_gates)
+            state_dict[prefix + "weight_hh"] = _in_order_of_torch(state_dict[prefix + "weight_hh"])
+            if (bias := state_dict.pop(prefix + "bias", None)) is not None:
+                of_surrogate, of_gates = bias.split(sizes)
+                state_dict[prefix + "surrogate.0.bias"] = of_surrogate
+                state_dict[prefix + "bias_ih"] = _in_order_of_torch(of_gates)
+                state_dict[prefix + "bias_hh"] = torch.zeros_like(of_gates)
+        super()._load_from_state_dict(state_dict, prefix, *others, **options)
 
 
 class GILRLSTM(Stack):
@@ -123,25 +63,25 @@ class GILRLSTM(Stack):
         g_t = sigmoid(V_g x_t + b_g)
         j_t = tanh(V_j x_t + b_j)
         s_t = g_t * s_{t-1} + (1 - g_t) * j_t                        the surrogate
-        f_t, i_t, o_t = sigmoid(U_{f,i,o} s_{t-1} + V_{f,i,o} x_t + b_{f,i,o})
-        z_t = tanh(U_z s_{t-1} + V_z x_t + b_z)
+        i_t, f_t, o_t = sigmoid(W_{i,f,o} x_t + b_{i,f,o} + U_{i,f,o} s_{t-1} + b'_{i,f,o})
+        z_t = tanh(W_z x_t + b_z + U_z s_{t-1} + b'_z)
         c_t = f_t * c_{t-1} + i_t * z_t
         y_t = o_t * tanh(c_t), or o_t * c_t
 
     Two linear recurrences, one after the other. The gates see the surrogate of the step before.
     Source: Martin & Cundy, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length", ICLR
-    2018 (arXiv 1709.04057), section 3.2. It has the parameters of an LSTM, 4 H (H + input_size + 1)
-    (one bias, not two), and 2 H (input_size + 1) for the surrogate.
+    2018 (arXiv 1709.04057), section 3.2. It is `SurrogateRNN` with an LSTM and GILR.
 
     `output, (h_n, c_n) = rnn(input, (h_0, c_0))`, see `Stack.forward`:
 
     - h_n (num_layers * directions, B, H or proj_size) is the last output of each layer.
     - c_n (num_layers * directions, B, H + surrogate) is the cell and the surrogate, side by side:
-      all that the next window needs. It is float32 in 16-bit modules.
+      all that the next window needs; with a `surrogate_size` it is exactly H wide. It is float32 in
+      16-bit modules.
     - c_0 as wide as c_n continues from there; h_0 is then not used, except as the h_n of rows
       without a step. c_0 H wide, with any values: the cell starts at c_0, the surrogate at h_0.
 
-    Args: see `Stack`, and
+    Args: see `Stack`, for `surrogate_size` and `surrogate_layers` `SurrogateRNN`, and
         output_activation: "tanh" reads out o * tanh(c) as `torch.nn.LSTM` does, "identity" o * c,
             as the paper.
 
@@ -156,9 +96,115 @@ class GILRLSTM(Stack):
         hidden_size: int,
         *args: Any,
         output_activation: str = "tanh",
+        surrogate_size: float | None = None,
+        surrogate_layers: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            input_size, hidden_size, *args, output_activation=output_activation, **kwargs
-        )
+        kwargs |= {"output_activation": output_activation}
+        kwargs |= {"surrogate_size": surrogate_size, "surrogate_layers": surrogate_layers}
+        super().__init__(input_size, hidden_size, *args, **kwargs)
         self.output_activation = output_activation
+
+
+class GILRGRUCell(SurrogateRNNCell):
+    """One layer of `GILRGRU` in one direction."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, **options: Any
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, cell="GRU", **options)
+
+
+class GILRGRU(Stack):
+    """GRU layers that are parallel over time, called as `torch.nn.GRU`.
+
+        s_t = g_t * s_{t-1} + (1 - g_t) * j_t                        as in `GILRLSTM`
+        r_t, z_t = sigmoid(W_{r,z} x_t + b_{r,z} + U_{r,z} s_{t-1} + b'_{r,z})
+        n_t = tanh(W_n x_t + b_n + r_t * (U_n s_{t-1} + b'_n))
+        h_t = z_t * h_{t-1} + (1 - z_t) * n_t
+
+    The gate z multiplies the old state: z -> 1 remembers. Source: Martin & Cundy, ICLR 2018 (arXiv
+    1709.04057), section 3.2. It is `SurrogateRNN` with a GRU and GILR.
+
+    `output, h_n = rnn(input, h_0)`, see `Stack.forward`. h_n (num_layers * directions, B, H +
+    surrogate) is the state and the surrogate, side by side; with a `surrogate_size` it is the last
+    output, exactly H wide. h_0 H wide is taken too: the surrogate starts at it.
+
+    Args: see `Stack`, and for `surrogate_size` and `surrogate_layers` `SurrogateRNN`.
+    """
+
+    cell_type = GILRGRUCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        surrogate_size: float | None = None,
+        surrogate_layers: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {"surrogate_size": surrogate_size, "surrogate_layers": surrogate_layers}
+        super().__init__(input_size, hidden_size, *args, **kwargs)
+
+
+class GILRRNNCell(SurrogateRNNCell):
+    """One layer of `GILRRNN` in one direction."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        nonlinearity: str = "tanh",
+        **options: Any,
+    ) -> None:
+        cell = _one_of("nonlinearity", nonlinearity, NONLINEARITIES)
+        super().__init__(input_size, hidden_size, bias, cell=cell, **options)
+
+
+class GILRRNN(Stack):
+    """RNN layers that are parallel over time, called as `torch.nn.RNN`.
+
+        s_t = g_t * s_{t-1} + (1 - g_t) * j_t                        as in `GILRLSTM`
+        h_t = tanh(W x_t + b + U s_{t-1} + b'), or relu(...)
+
+    Source: Martin & Cundy, ICLR 2018 (arXiv 1709.04057), section 3.2. It is `SurrogateRNN` with an
+    RNN and GILR. All memory is in the surrogate.
+
+    `output, h_n = rnn(input, h_0)`, see `Stack.forward`. h_n (num_layers * directions, B, H +
+    surrogate) is the last output and the surrogate, side by side; with a `surrogate_size` it is the
+    last output, exactly H wide. h_0 H wide is taken too: the surrogate starts at it.
+
+    Args: see `Stack`, for `surrogate_size` and `surrogate_layers` `SurrogateRNN`, and
+        nonlinearity: "tanh" or "relu".
+    """
+
+    cell_type = GILRRNNCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        nonlinearity: str = "tanh",
+        surrogate_size: float | None = None,
+        surrogate_layers: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {"nonlinearity": nonlinearity}
+        kwargs |= {"surrogate_size": surrogate_size, "surrogate_layers": surrogate_layers}
+        super().__init__(input_size, hidden_size, *args, **kwargs)
+
+
+def _one_of(name: str, value: str, known: dict[str, str]) -> str:
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
+    return known[value]
+
+
+def _in_order_of_torch(rows: Tensor) -> Tensor:
+    """Rows of f, i, o, z as i, f, z, o."""
+    f, i, o, z = rows.chunk(4)
+    return torch.cat([i, f, z, o])

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.gilr_lstm import lstm, output_identity
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 
@@ -34,10 +33,22 @@ def output_gate(c: Tensor, f: Tensor, o: Tensor, z: Tensor) -> Tensor:
     return torch.sigmoid(o) * c
 
 
+@gate
+def ifo_pooling(f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay f and impulse i * z; o is for the readout."""
+    return torch.sigmoid(f), torch.sigmoid(i) * torch.tanh(z)
+
+
+@gate
+def ifo_output(c: Tensor, f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> Tensor:
+    """o * c."""
+    return torch.sigmoid(o) * c
+
+
 POOLINGS = {
     "f": (2, f_pooling, None),
     "fo": (3, fo_pooling, output_gate),
-    "ifo": (4, lstm, output_identity),
+    "ifo": (4, ifo_pooling, ifo_output),
 }
 """Projections, gate and readout. The forget gate comes first, in "ifo" the input gate second."""
 

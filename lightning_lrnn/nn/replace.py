@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,16 +12,21 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn.nn.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.recommended import recommended
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.stand_in import SwitchError, stand_in, standing_in
+from lightning_lrnn.nn.surrogate import SurrogateRNNCell
 from lightning_lrnn.nn.switch_marker import mark, marked
 
 __all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn", "restore"]
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-STATES = ("carried", "strict")
+STATES = ("strict", "carried")
+SHARE = 0.5
+"""Of the state's columns that a surrogate gets, where it cannot have its own."""
 
 KEPT = {
     name: (None, "it is that of the layer that is replaced; leave it out")
@@ -79,11 +85,11 @@ class Report(tuple[Replacement, ...]):
 
 def replace_rnn(
     module: nn.Module,
-    rnn: Any,
+    rnn: Any = "auto",
     *,
     options: Mapping[str, Any] | None = None,
     backend: str = "auto",
-    state: str = "carried",
+    state: str = "strict",
     where: str | Sequence[str] | None = None,
 ) -> Report:
     """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` in a module, in place.
@@ -99,15 +105,17 @@ def replace_rnn(
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
-        rnn: the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
+        rnn: "auto" takes what `lightning_lrnn.nn.recommended` has for each layer. Or
+            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
             `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
             reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
             named must be possible.
         options: of the new layers, such as {"window": 1}.
         backend: of the new layers.
-        state: "carried": any layer; a state may be wider than `torch.nn`'s, since all that the next
-            window needs is in it. "strict": only layers whose state has exactly the shapes of
-            `torch.nn`'s, for code that does more with it than hand it on.
+        state: "strict": the state has exactly the shapes and dtypes of `torch.nn`'s. A surrogate
+            then has a share of its columns; a layer that needs more is not taken. "carried": any
+            layer; a state may be wider, since all that the next window needs is in it, and is
+            float32 in 16-bit modules.
         where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
             all.
 
@@ -139,8 +147,8 @@ def replace_rnn(
         entry = Replacement(path, _line(old), "", before, before)
         try:
             layer = _choose(old, by_kind)
-            new = _make(old, layer, backend)
-            notes = _differences(old, new, state)
+            new = _make(old, layer, backend, state)
+            notes = _differences(old, new)
             made[id(old)] = stand_in(old, new)
         except SwitchError as error:
             if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
@@ -184,7 +192,8 @@ def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "au
                 f"are {', '.join(there) or 'none'}"
             )
         old = there[path]
-        made[id(old)] = stand_in(old, _make(old, Layer.of(plain), backend))
+        new = _make(old, Layer.of(plain), backend, plain.get("state", "carried"))
+        made[id(old)] = stand_in(old, new)
     _swap(module, made)
 
 
@@ -198,16 +207,21 @@ def _line(layer: nn.Module) -> str:
     return f"{type(layer).__name__}({layer.extra_repr()})"
 
 
-def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer]:
-    """By the name of what is replaced, the layer that replaces it."""
+def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | None]:
+    """By the name of what is replaced, the layer that replaces it; None for the recommended one."""
     chosen = rnn
     if not isinstance(rnn, Mapping) or "class_path" in rnn:
         chosen = dict.fromkeys(KINDS, rnn)
-    layers = {}
+    layers: dict[str, Layer | None] = {}
     for name, value in chosen.items():
         kind = str(name).removeprefix("torch.nn.").removeprefix("nn.")
         if kind not in KINDS:
             raise ValueError(f"`rnn` replaces {', '.join(KINDS)}; there is no {name!r} among them")
+        if value == "auto":
+            if options:
+                raise ValueError(f"`options` are of a layer that is named, and `rnn` is {value!r}")
+            layers[kind] = None
+            continue
         layer = Layer.of(value, KEPT)
         if kept := KEPT.keys() & (options or {}).keys():
             raise ValueError(
@@ -237,16 +251,16 @@ def _kind(old: nn.Module) -> str:
     return next((name for name, kind in KINDS.items() if isinstance(old, kind)), "")
 
 
-def _choose(old: nn.Module, by_kind: Mapping[str, Layer]) -> Layer:
+def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None]) -> Layer:
     kind = _kind(old)
     if not kind:
         raise SwitchError("a single cell, which is called step by step, is not replaced")
     if kind not in by_kind:
         raise SwitchError(f"`rnn` names nothing for {kind}")
-    return by_kind[kind]
+    return by_kind[kind] or recommended(old)
 
 
-def _make(old: nn.RNNBase, layer: Layer, backend: str) -> Stack:
+def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
     """A layer with the sizes of the old one, its state in the old one's form."""
     kind: Any = layer.kind
     name, pair = kind.__name__, isinstance(old, nn.LSTM)
@@ -254,54 +268,74 @@ def _make(old: nn.RNNBase, layer: Layer, backend: str) -> Stack:
         raise SwitchError("parametrizations or hooks recompute its weights; remove them first")
     if old.proj_size and not kind.cell_type.projects:
         raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
-    if kind.cell_type.remembers_output and not pair:
-        raise SwitchError(
-            f"the state of {name} is a pair (h, c), that of {_kind(old)} one tensor; layers for it "
-            f"are GILR, MinGRU, QRNN, ..."
-        )
     weight = next(old.parameters())
+    make = functools.partial(
+        kind,
+        old.input_size,
+        old.hidden_size,
+        old.num_layers,
+        old.bias,
+        old.batch_first,
+        # Without layers to act between dropout only warns.
+        old.dropout if old.num_layers > 1 else 0.0,
+        old.bidirectional,
+        old.proj_size,
+        backend,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    options = dict(layer.options)
+    if issubclass(kind, GILRRNN) and isinstance(old, nn.RNN):
+        options.setdefault("nonlinearity", old.nonlinearity)
     try:
-        new: Stack = kind(
-            old.input_size,
-            old.hidden_size,
-            old.num_layers,
-            old.bias,
-            old.batch_first,
-            # Without layers to act between dropout only warns.
-            old.dropout if old.num_layers > 1 else 0.0,
-            old.bidirectional,
-            old.proj_size,
-            backend,
-            device=weight.device,
-            dtype=weight.dtype,
-            **layer.options,
-        )
+        new: Stack = _with_pairs(make(**options), pair)
+        if state == "strict" and new._cells()[0].packed_size != old.hidden_size:
+            new = _strict(new, lambda: _with_pairs(make(**options, surrogate_size=SHARE), pair))
+    except SwitchError:
+        raise
     except (TypeError, ValueError) as error:
         raise SwitchError(f"{name} cannot be made: {error}") from error
-    new.dropout = old.dropout
-    for cell in new._cells():
-        cell.remembers_output = pair
+    new.dropout, new.strict_state = old.dropout, state == "strict"
     return new.train(old.training)
 
 
-def _differences(old: nn.RNNBase, new: Stack, state: str) -> list[str]:
+def _with_pairs(new: Stack, pair: bool) -> Stack:
+    """With the state in the form of an LSTM's, or of a GRU's."""
+    for cell in new._cells():
+        cell.remembers_output = pair
+    return new
+
+
+def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
+    """In place of a layer with a wider state, one whose surrogate has a share of the columns."""
+    cell, name = new._cells()[0], type(new).__name__
+    if isinstance(cell, SurrogateRNNCell) and not cell.shares:
+        return sharing()
+    part = "c_n" if cell.remembers_output else "h_n"
+    raise SwitchError(
+        f"{part} of {name} has {cell.packed_size} features, not {cell.hidden_size}: all that the "
+        f"next window needs; `state`: carried takes it so"
+    )
+
+
+def _differences(old: nn.RNNBase, new: Stack) -> list[str]:
     """What code that uses the layer may notice. Raises where that is not allowed."""
     cell = new._cells()[0]
     name = type(new).__name__
     part = "c_n" if cell.remembers_output else "h_n"
     notes = []
-    if cell.state_size != old.hidden_size:
+    if cell.packed_size != old.hidden_size:
         notes.append(
-            f"{part} of {name} has {cell.state_size} features, not {old.hidden_size}: all that the "
-            f"next window needs"
+            f"{part} of {name} has {cell.packed_size} features, not {old.hidden_size}: all that "
+            f"the next window needs"
         )
     if cell.carry_dtype.is_complex:
+        if new.strict_state:
+            raise SwitchError(f"{part} of {name} is complex; `state`: carried takes it so")
         notes.append(f"{part} of {name} is complex")
-    if notes and state == "strict":
-        raise SwitchError(f"{notes[0]}, and `state` is strict")
     if not cell.remembers_output and not cell.output_is_state:
         notes.append(f"h_n of {name} is its state, not its last output")
-    if getattr(old, "nonlinearity", "tanh") != "tanh":
+    if getattr(old, "nonlinearity", "tanh") not in ("tanh", new.options.get("nonlinearity")):
         notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
     if not any(p.requires_grad for p in old.parameters()):
         notes.append("the old parameters were frozen; the new ones have learned nothing yet")

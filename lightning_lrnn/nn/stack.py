@@ -59,12 +59,15 @@ class Stack(nn.Module):
     Attributes:
         cells: the layers, that of layer l and direction d at l * directions + d.
         options: what only this cell has, as given.
+        strict_state: whether the state has the dtype of the output, as that of `torch.nn`; else it
+            is float32 in 16-bit modules.
 
     Raises:
         ValueError: for arguments that cannot be, with their value.
     """
 
     cell_type: ClassVar[type[Cell]]
+    strict_state: bool = False
 
     def __init__(
         self,
@@ -362,10 +365,11 @@ class Stack(nn.Module):
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
             if layer < self.num_layers - 1 and walk.drops:
                 x = F.dropout(x, self.dropout, self.training)
-        if not batched:
-            h_n, carry_n = [h[0] for h in h_n], [carry[0] for carry in carry_n]
-        state = torch.stack(carry_n)
-        return x, (torch.stack(h_n), state) if h_n else state
+        parts = [h_n, [cell.pack(carry) for cell, carry in zip(cells, carry_n, strict=True)]]
+        state = [torch.stack(part) if batched else torch.cat(part) for part in parts if part]
+        if self.strict_state:
+            state = [part.to(x.dtype) for part in state]
+        return x, (state[0], state[1]) if h_n else state[0]
 
     def __prepare_scriptable__(self) -> NoReturn:
         """See `refuse_script`."""

@@ -34,7 +34,10 @@ def marked(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def _plan(module: nn.Module) -> str:
     """What stands in where, in JSON: by path what `Layer.of` reads."""
     plan = {
-        path: Layer(stand_in_class(m), m.options).plain()
+        path: {
+            **Layer(stand_in_class(m), m.options).plain(),
+            "state": "strict" if m.strict_state else "carried",
+        }
         for path, m in module.named_modules()
         if standing_in(m)
     }

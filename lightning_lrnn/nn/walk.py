@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
@@ -29,6 +30,8 @@ class Walk:
         backend: "auto" or a name.
         prefix: place of the cell in its stack, such as "layer0.forward".
         decays: where to note the decays of every scan; None to note nothing.
+        called: the name of every scan, in place of the one that the cell gives it; "" for that one.
+        exclusive: whether every scan hands out the states before its steps.
     """
 
     reverse: bool = False
@@ -37,6 +40,8 @@ class Walk:
     backend: str = "auto"
     prefix: str = ""
     decays: dict[str, Tensor] | None = None
+    called: str = ""
+    exclusive: bool = False
 
     @property
     def drops(self) -> bool:
@@ -50,26 +55,46 @@ class Walk:
         *pre: Tensor,
         h0: Tensor | None,
         readout: Callable[..., Tensor] | None = None,
-        exclusive: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """`gated_recurrence` along this walk; `name` says whose decays these are."""
         if self.decays is not None:
             # In the dtype of the state: a bfloat16 close to 1 knows nothing of -1 / log a.
             a, b = gate(*(broadcastable(p.to(state_dtype(p.dtype))) for p in pre))
-            self.decays[f"{self.prefix}.{name}"] = (a.abs() if a.is_complex() else a).expand(
-                b.shape
-            )
+            place = f"{self.prefix}.{self.called or name}"
+            self.decays[place] = (a.abs() if a.is_complex() else a).expand(b.shape)
         return gated_recurrence(
             gate,
             *pre,
             h0=h0,
             readout=readout,
             reverse=self.reverse,
-            exclusive=exclusive,
+            exclusive=self.exclusive,
             lengths=self.lengths,
             reset=self.reset,
             backend=self.backend,
         )
+
+    def previous(self, s: Tensor, before: Tensor | None) -> Tensor:
+        """The output of the step before each: 0 where a document starts, and `before` at the first.
+
+        Args:
+            s: all outputs, (B, T, ·).
+            before: the output before the first step, (B, ·); zeros if None.
+        """
+        B, T, D = s.shape
+        if T == 0:
+            return s
+        first = s.new_zeros(B, 1, D) if before is None else before[:, None].to(s.dtype)
+        parts = [s[:, 1:], first] if self.reverse else [first, s[:, :-1]]
+        previous = torch.cat(parts, 1)
+        if self.reset is not None:
+            starts = F.pad(self.reset[:, 1:], (0, 1)) if self.reverse else self.reset
+            previous = previous.masked_fill(starts[..., None], 0)
+        if self.reverse and self.lengths is not None and before is not None:
+            steps = torch.arange(T, device=s.device)
+            is_first = steps == self.lengths[:, None] - 1
+            previous = torch.where(is_first[..., None], first, previous)
+        return previous
 
     def last(self, y: Tensor, before: Tensor | None) -> Tensor:
         """The output (B, ·) at the last step of the walk; in a row without steps that before it.
@@ -101,7 +126,6 @@ class Step(Walk):
         *pre: Tensor,
         h0: Tensor | None,
         readout: Callable[..., Tensor] | None = None,
-        exclusive: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
         operands = [broadcastable(p) for p in pre]
@@ -112,7 +136,7 @@ class Step(Walk):
         after = b.to(state_dtype(dtype))
         before = torch.zeros_like(after) if h0 is None else h0[:, None]
         after = a.to(after.dtype) * before + after
-        y = (before if exclusive else after).to(dtype)
+        y = (before if self.exclusive else after).to(dtype)
         return (y if readout is None else readout(y, *operands)), after[:, 0]
 
 

@@ -1,0 +1,411 @@
+"""Linear surrogate RNNs: gates see a linear recurrence in the place of the state (ICLR 2018)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_lrnn.gates import Gate, gate, parse
+from lightning_lrnn.nn.cell import Cell, chunks, linear, linear_sum
+from lightning_lrnn.nn.gilr import GILRCell
+from lightning_lrnn.nn.hgrn import HGRNCell
+from lightning_lrnn.nn.lru import LRUStateCell
+from lightning_lrnn.nn.memory import memory_bias_
+from lightning_lrnn.nn.min_gru import MinGRUCell
+from lightning_lrnn.nn.min_lstm import MinLSTMCell
+from lightning_lrnn.nn.qrnn import QRNNCell
+from lightning_lrnn.nn.rg_lru import RGLRUCell
+from lightning_lrnn.nn.s5 import S5Cell
+from lightning_lrnn.nn.sru import SRUCell
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.t_gru import TGRUCell
+from lightning_lrnn.nn.t_lstm import TLSTMCell
+from lightning_lrnn.nn.t_rnn import TRNNCell
+from lightning_lrnn.nn.walk import Walk
+
+__all__ = ["FUNCTIONS", "SURROGATES", "Function", "SurrogateRNN", "SurrogateRNNCell"]
+
+
+@gate
+def lstm(i: Tensor, f: Tensor, g: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay f and impulse i * g of the cell, from pre-activations; o is for the readout."""
+    return torch.sigmoid(f), torch.sigmoid(i) * torch.tanh(g)
+
+
+@gate
+def output_tanh(c: Tensor, i: Tensor, f: Tensor, g: Tensor, o: Tensor) -> Tensor:
+    """The readout of `torch.nn.LSTM`."""
+    return torch.sigmoid(o) * torch.tanh(c)
+
+
+@gate
+def output_identity(c: Tensor, i: Tensor, f: Tensor, g: Tensor, o: Tensor) -> Tensor:
+    """The readout of the paper."""
+    return torch.sigmoid(o) * c
+
+
+@gate
+def gru(r: Tensor, z: Tensor, n: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay z and impulse (1 - z) * tanh(n + r * u), u what the surrogate puts into n."""
+    return torch.sigmoid(z), torch.sigmoid(-z) * torch.tanh(n + torch.sigmoid(r) * u)
+
+
+@gate
+def gru_without_reset(z: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay z and impulse (1 - z) * tanh(n)."""
+    return torch.sigmoid(z), torch.sigmoid(-z) * torch.tanh(n)
+
+
+@gate
+def rnn_tanh(n: Tensor) -> tuple[Tensor, Tensor]:
+    """Impulse tanh(n), and nothing of the state before."""
+    return 0 * torch.sigmoid(n), torch.tanh(n)
+
+
+@gate
+def rnn_relu(n: Tensor) -> tuple[Tensor, Tensor]:
+    """Impulse relu(n), and nothing of the state before."""
+    return 0 * torch.sigmoid(n), torch.relu(n)
+
+
+class Function(NamedTuple):
+    """f of s_t = f(s~_{t-1}, x_t): a gate and a readout of pre-activations W x + b + U s~ + b'.
+
+    Attributes:
+        gate: from the pre-activations to decay and impulse.
+        readout: from the state and the pre-activations to the output; None for the state.
+        matrices: W has, and U.
+        apart: how many of them, the last ones, give the gate W x + b and U s~ + b' one by one.
+        forget: the matrix of the forget gate, whose bias is by expected memory; None without.
+        input: that of an input gate of its own; None without.
+        pair: whether the state is (h, c), as that of `torch.nn.LSTM`.
+    """
+
+    gate: Gate
+    readout: Gate | None = None
+    matrices: int = 1
+    apart: int = 0
+    forget: int | None = None
+    input: int | None = None
+    pair: bool = False
+
+
+FUNCTIONS = {
+    "LSTM": Function(lstm, output_tanh, 4, forget=1, input=0, pair=True),
+    "LSTM_IDENTITY": Function(lstm, output_identity, 4, forget=1, input=0, pair=True),
+    "GRU": Function(gru, None, 3, apart=1, forget=1),
+    "GRU_WITHOUT_RESET": Function(gru_without_reset, None, 2, forget=0),
+    "RNN_TANH": Function(rnn_tanh),
+    "RNN_RELU": Function(rnn_relu),
+}
+"""The recurrent layers of PyTorch, with their matrices in its order, and two variants."""
+
+SURROGATES: dict[str, type[Cell]] = {
+    kind.__name__.removesuffix("Cell"): kind
+    for kind in (
+        *(GILRCell, HGRNCell, MinGRUCell, MinLSTMCell, QRNNCell, RGLRUCell, S5Cell, SRUCell),
+        *(TGRUCell, TLSTMCell, TRNNCell),
+    )
+} | {"LRU": LRUStateCell}
+"""What may be a surrogate, by the name of the layer; of an LRU the state, which U reads out."""
+
+
+class SurrogateRNNCell(Cell):
+    """One layer of `SurrogateRNN` in one direction.
+
+    C units are cells, S are the surrogate's. With a surrogate beside the cells C = H = hidden_size;
+    where it has a share of the H columns of the state, C + S = H.
+
+    Attributes:
+        weight_ih: W (matrices * C, input_size), as in `torch.nn.LSTMCell` and its like.
+        weight_hh: U (matrices * C, S).
+        bias_ih: b (matrices * C), or None.
+        bias_hh: b' (matrices * C), or None.
+        weight_hr: the projection (proj_size, H), or None.
+        surrogate: the surrogate's layers, one after the other.
+        function: f.
+        shares: whether the surrogate's units are among the H columns of the state.
+    """
+
+    projects = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        cell: str | Gate = "LSTM",
+        surrogate: str = "GILR",
+        surrogate_size: float | None = None,
+        surrogate_layers: int = 1,
+        surrogate_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, **options)
+        self.function = _function(cell)
+        self.remembers_output = self.function.pair
+        self.shares = surrogate_size is not None
+        S = _units(surrogate_size, hidden_size, self.output_size, surrogate_layers)
+        self.surrogate = nn.ModuleList()
+        for layer in range(surrogate_layers):
+            size = S if layer else input_size
+            make = functools.partial(_surrogate(surrogate), size, S, bias, **self._factory)
+            made = make(**(surrogate_options or {}))
+            self.surrogate.append(made)
+        if self.shares and not made.output_is_state:
+            raise ValueError(
+                f"the state of {surrogate} is not its output, and cannot be among the "
+                f"hidden_size={hidden_size} columns of the layer's: leave `surrogate_size` out"
+            )
+        self.cells = hidden_size - S * surrogate_layers if self.shares else hidden_size
+        rows = self.function.matrices * self.cells
+        self.weight_ih = self.parameter(rows, input_size)
+        self.weight_hh = self.parameter(rows, S)
+        self.bias_ih = self.parameter(rows) if bias else None
+        self.bias_hh = self.parameter(rows) if bias else None
+        projected = self.output_size != hidden_size
+        self.weight_hr = self.parameter(self.output_size, hidden_size) if projected else None
+        self.reset_parameters()
+
+    @property
+    def parts(self) -> list[int]:
+        """Columns of the carried state: of the cells, and of each layer of the surrogate."""
+        return [self.cells, *(_columns(layer) for layer in self._surrogates())]
+
+    @property
+    def state_size(self) -> int:
+        """Cells and surrogate, side by side."""
+        return sum(self.parts)
+
+    @property
+    def splits(self) -> bool:
+        """Whether h of the user's pair (h, c) is the state of the cells, and c the surrogate's."""
+        plain = self.function.readout is None and self.weight_hr is None
+        return plain and self.remembers_output and not self.shares
+
+    @property
+    def packed_size(self) -> int:
+        """Without the cells, where the last output is their state."""
+        return self.state_size - (self.cells if self.splits else 0)
+
+    @property
+    def output_is_state(self) -> bool:
+        """Where the surrogate's units are among the output's, and nothing is read out."""
+        return self.shares and self.function.readout is None and self.weight_hr is None
+
+    def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
+        """The cells start at c, and the surrogate at the last output where that is as wide.
+
+        Of a pair whose h is the state of the cells, c is the surrogate.
+        """
+        if self.splits:
+            assert h is not None
+            return F.pad(torch.cat([h, c], -1), (0, self.packed_size - c.shape[-1]))
+        if h is not None and self.parts[1:] == [h.shape[-1]]:
+            return torch.cat([c, h], -1)
+        return F.pad(c, (0, self.state_size - c.shape[-1]))
+
+    def pack(self, carry: Tensor) -> Tensor:
+        """Without the cells, where the last output is their state."""
+        return carry[..., self.cells :] if self.splits else carry
+
+    def reset_parameters(self) -> None:
+        """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`, the surrogate's too.
+
+        Where a memory of m steps is asked for, the biases of the forget gates are by it, and
+        b_i = -b_f / 2: an input gate near 1 / sqrt(m), with which a sum of independent impulses
+        keeps its variance however long the memory. Chrono initialisation has b_i = -b_f, for
+        impulses that add up.
+        """
+        bound = 1 / math.sqrt(self.hidden_size)
+        for layer in self._surrogates():
+            layer.memory = self.memory
+            layer.reset_parameters()
+        of_surrogate = {id(p) for p in self.surrogate.parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in of_surrogate or (self.memory is None and parameter.ndim == 1):
+                nn.init.uniform_(parameter, -bound, bound)
+        forget = self.function.forget
+        if self.memory is None or self.bias_ih is None or self.bias_hh is None or forget is None:
+            return
+        of_x, of_s = (
+            b.detach().chunk(self.function.matrices) for b in (self.bias_ih, self.bias_hh)
+        )
+        for bias in (*of_x, *of_s):
+            bias.zero_()
+        memory_bias_(of_x[forget], self.memory)
+        if self.function.input is not None:
+            of_x[self.function.input].copy_(-of_x[forget] / 2)
+
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """The layer's equations."""
+        c, *states = [None] * len(self.parts) if carry is None else carry.split(self.parts, -1)
+        before, outputs, after = self.surrogate_before(x, states, walk)
+        y, c_n = walk.scan(
+            "cell",
+            self.function.gate,
+            *self.pre_activations(x, before),
+            h0=c,
+            readout=self.function.readout,
+        )
+        if self.shares:
+            y = torch.cat([y, *outputs], -1)
+        if self.weight_hr is not None:
+            y = F.linear(y, self.weight_hr)
+        return y, torch.cat([c_n, *after], -1)
+
+    def surrogate_before(
+        self, x: Tensor, states: list[Any], walk: Walk
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """s~_{t-1} for every t, the outputs of the surrogate's layers and their states."""
+        walk = replace(walk, called="surrogate")
+        outputs, after = [], []
+        s = x
+        for k, (layer, state) in enumerate(zip(self._surrogates(), states, strict=True)):
+            last = k == len(states) - 1
+            there = replace(walk, exclusive=last and not self.shares)
+            if len(states) > 1:
+                there = replace(there, called=f"surrogate{k}")
+            s, s_n = layer.layer(s, _of_columns(layer, state), there)
+            outputs.append(s)
+            after.append(_to_columns(s_n))
+        if self.shares:
+            s = walk.previous(s, states[-1])
+        return s, outputs, after
+
+    def pre_activations(self, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        """W x + b + U s + b', and one by one where the function asks for it."""
+        n, apart = self.function.matrices, self.function.apart
+        parts = [(n - apart) * self.cells, apart * self.cells]
+        W, W_n = self.weight_ih.split(parts)
+        U, U_n = self.weight_hh.split(parts)
+        b_x: Any = (None, None) if self.bias_ih is None else self.bias_ih.split(parts)
+        b_s: Any = (None, None) if self.bias_hh is None else self.bias_hh.split(parts)
+        bias = None if b_x[0] is None else b_x[0] + b_s[0]
+        pre = chunks(linear_sum(x, W, s, U, bias), n - apart)
+        if not apart:
+            return pre
+        return (
+            *pre,
+            *chunks(linear(x, W_n, b_x[1]), apart),
+            *chunks(linear(s, U_n, b_s[1]), apart),
+        )
+
+    def _surrogates(self) -> list[Cell]:
+        return list(self.surrogate)  # type: ignore[arg-type]
+
+
+class SurrogateRNN(Stack):
+    """Layers of a linear surrogate RNN, called as the layer of `torch.nn` whose function they have.
+
+    An RNN s_t = f(s_{t-1}, x_t) uses its state twice: f remembers by it, and its gates look at it.
+    With a *linear surrogate* s~ of the state for the gates to look at,
+
+        s~_t = A_t s~_{t-1} + B_t                  any linear recurrence of this package
+        s_t  = f(s~_{t-1}, x_t)                    pre-activations W x_t + b + U s~_{t-1} + b'
+
+    both are parallel over time. Source: Martin & Cundy, "Parallelizing Linear Recurrent Neural Nets
+    Over Sequence Length", ICLR 2018 (arXiv 1709.04057), section 3.2. f is, by its name in `cell`,
+
+        "LSTM":     i, f, o = sigmoid(...), g = tanh(...)
+                    c_t = f * c_{t-1} + i * g,  y_t = o * tanh(c_t)
+        "GRU":      r, z = sigmoid(...), n = tanh(W_n x_t + b_n + r * (U_n s~_{t-1} + b'_n))
+                    h_t = z * h_{t-1} + (1 - z) * n
+        "GRU_WITHOUT_RESET": the same with r = 1 and one bias in n
+        "RNN_TANH": h_t = tanh(...)
+        "RNN_RELU": h_t = relu(...)
+
+    or a gate of your own, `f(*pre_activations) -> (decay, impulse)`.
+
+    Parameters: W, U, b and b' of each layer are those of the layer of `torch.nn`, by name and
+    shape, where the surrogate is beside the cells; the surrogate's come in addition.
+
+    State, see `Stack.forward`: as (h, c) for an LSTM, else one tensor. Its columns are
+
+    - with `surrogate_size=None`: the cells, H wide, and beside them the surrogate. A state that is
+      H wide is taken too: the surrogate starts at the last output.
+    - with a `surrogate_size`: exactly H. The units of the layer are cells and surrogate units, and
+      so are the columns of its output: y_t = [y of the cells, s~_t]. In the place of a GRU or RNN
+      the state is the last output.
+
+    Args: see `Stack`, and
+        cell: f, by its name, or a gate.
+        surrogate: the layer that is the surrogate, by its name: "GILR", "TRNN", "QRNN", ...
+        surrogate_size: None: beside the cells, as wide as the output. Or how many of the
+            hidden_size units are the surrogate's in each of its layers: a number, or a share of
+            hidden_size below 1. Only for a surrogate whose output is its state.
+        surrogate_layers: layers of the surrogate on top of each other.
+        surrogate_options: options of the surrogate, such as {"window": 3} of a QRNN.
+
+    `proj_size` projects the output, as in `torch.nn.LSTM`.
+    """
+
+    cell_type = SurrogateRNNCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        cell: str | Gate = "LSTM",
+        surrogate: str = "GILR",
+        surrogate_size: float | None = None,
+        surrogate_layers: int = 1,
+        surrogate_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs |= {"cell": cell, "surrogate": surrogate, "surrogate_size": surrogate_size}
+        kwargs |= {"surrogate_layers": surrogate_layers, "surrogate_options": surrogate_options}
+        super().__init__(input_size, hidden_size, *args, **kwargs)
+
+
+def _function(cell: str | Gate) -> Function:
+    if isinstance(cell, Gate):
+        return Function(cell, matrices=parse(cell.program).inputs)
+    if cell not in FUNCTIONS:
+        raise ValueError(f"`cell` must be one of {', '.join(FUNCTIONS)}, or a gate, got {cell!r}")
+    return FUNCTIONS[cell]
+
+
+def _surrogate(name: str) -> type[Cell]:
+    if name not in SURROGATES:
+        raise ValueError(f"`surrogate` must be one of {', '.join(SURROGATES)}, got {name!r}")
+    return SURROGATES[name]
+
+
+def _units(size: float | None, hidden_size: int, output_size: int, layers: int) -> int:
+    """How many units each layer of the surrogate has."""
+    if layers < 1:
+        raise ValueError(f"`surrogate_layers` must be at least 1, got {layers}")
+    if size is None:
+        return output_size
+    units = max(1, round(size * hidden_size)) if 0 < size < 1 else size
+    if units != int(units) or not 0 < units * layers < hidden_size:
+        raise ValueError(
+            f"`surrogate_size` must leave at least one of hidden_size={hidden_size} units to the "
+            f"cells, with surrogate_layers={layers}, got {size}"
+        )
+    return int(units)
+
+
+def _columns(layer: Cell) -> int:
+    """Columns of a surrogate's state, two for a complex number."""
+    return layer.state_size * (2 if layer.carry_dtype.is_complex else 1)
+
+
+def _to_columns(state: Tensor) -> Tensor:
+    return torch.view_as_real(state).flatten(-2) if state.is_complex() else state
+
+
+def _of_columns(layer: Cell, columns: Tensor | None) -> Tensor | None:
+    if columns is None or not layer.carry_dtype.is_complex:
+        return columns
+    return torch.view_as_complex(columns.unflatten(-1, (-1, 2)).contiguous())
