@@ -226,13 +226,13 @@ class SurrogateRNNCell(Cell):
         impulses that add up.
         """
         bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
         for layer in self._surrogates():
             layer.memory = self.memory
             layer.reset_parameters()
-        of_surrogate = {id(p) for p in self.surrogate.parameters()}
-        for parameter in self.parameters():
-            if id(parameter) not in of_surrogate or (self.memory is None and parameter.ndim == 1):
-                nn.init.uniform_(parameter, -bound, bound)
+            if self.memory is None and isinstance(bias := getattr(layer, "bias", None), Tensor):
+                nn.init.uniform_(bias, -bound, bound)
         forget = self.function.forget
         if self.memory is None or self.bias_ih is None or self.bias_hh is None or forget is None:
             return
