@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.recommended import recommended
@@ -25,6 +26,8 @@ __all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn", "re
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 STATES = ("strict", "carried")
+WEIGHTS = ("new", "carried")
+LEARNS = "it learns from the old layer first"
 SHARE = 0.5
 """Of the state's columns that a surrogate gets, where it cannot have its own."""
 
@@ -78,7 +81,7 @@ class Report(tuple[Replacement, ...]):
             else:
                 lines.append(f"{r.path}: {r.old}\n  left as it is")
             lines += [f"     {note}" for note in r.notes]
-        if self.replaced:
+        if any(r.new and LEARNS not in r.notes for r in self):
             lines.append("The parameters of what was replaced start anew.")
         return "\n".join(lines) or "no torch.nn.LSTM, GRU or RNN"
 
@@ -90,16 +93,18 @@ def replace_rnn(
     options: Mapping[str, Any] | None = None,
     backend: str = "auto",
     state: str = "strict",
+    weights: str = "new",
     where: str | Sequence[str] | None = None,
 ) -> Report:
     """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` in a module, in place.
 
     Sizes, layers, directions, projection, dropout, `bias`, `batch_first`, device, dtype and hooks
-    are kept. **The parameters start anew.** The new layer is still an instance of the class that it
-    replaces; a subclass keeps the methods and attributes that it has brought. The state keeps its
-    form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h, and
-    a tensor in the place of a GRU or RNN. Layers that are shared stay shared. The module's
-    `state_dict` gets a key that names the replacement, see `lightning_lrnn.nn.switch_marker`.
+    are kept. **The parameters start anew**, but for `weights`. The new layer is still an instance
+    of the class that it replaces; a subclass keeps the methods and attributes that it has brought.
+    The state keeps its form: (h, c) in the place of an LSTM, where a layer with one state has its
+    last output as h, and a tensor in the place of a GRU or RNN. Layers that are shared stay shared.
+    The module's `state_dict` gets a key that names the replacement, see
+    `lightning_lrnn.nn.switch_marker`.
 
     Nothing is changed if an error is raised.
 
@@ -116,6 +121,9 @@ def replace_rnn(
             then has a share of its columns; a layer that needs more is not taken. "carried": any
             layer; a state may be wider, since all that the next window needs is in it, and is
             float32 in 16-bit modules.
+        weights: "new": parameters start anew. "carried": the layer learns from the one that it
+            replaces, in `lightning_lrnn.fit_surrogate` or, of a `SwitchRNN`, in the first steps of
+            fit; what both have by name and shape is copied.
         where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
             all.
 
@@ -131,6 +139,8 @@ def replace_rnn(
     backends.check_name(backend)
     if state not in STATES:
         raise ValueError(f"`state` must be one of {', '.join(STATES)}, got {state!r}")
+    if weights not in WEIGHTS:
+        raise ValueError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if isinstance(module, nn.RNNBase):
         raise SwitchError(
             f"the module is itself a {type(module).__name__}: make the new layer in its place, or "
@@ -148,7 +158,7 @@ def replace_rnn(
         try:
             layer = _choose(old, by_kind)
             new = _make(old, layer, backend, state)
-            notes = _differences(old, new)
+            notes = _differences(old, new, weights)
             made[id(old)] = stand_in(old, new)
         except SwitchError as error:
             if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
@@ -160,6 +170,10 @@ def replace_rnn(
     if report and not made and not any(standing_in(m) for m in module.modules()):
         reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
         raise SwitchError(f"nothing could be replaced: {reasons}")
+    if weights == "carried":
+        for _, old in _recurrent(module):
+            if id(old) in made:
+                carry_weights(old, made[id(old)])
     _swap(module, made)
     return Report(report)
 
@@ -318,7 +332,7 @@ def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
     )
 
 
-def _differences(old: nn.RNNBase, new: Stack) -> list[str]:
+def _differences(old: nn.RNNBase, new: Stack, weights: str) -> list[str]:
     """What code that uses the layer may notice. Raises where that is not allowed."""
     cell = new._cells()[0]
     name = type(new).__name__
@@ -337,8 +351,10 @@ def _differences(old: nn.RNNBase, new: Stack) -> list[str]:
         notes.append(f"h_n of {name} is its state, not its last output")
     if getattr(old, "nonlinearity", "tanh") not in ("tanh", new.options.get("nonlinearity")):
         notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
-    if not any(p.requires_grad for p in old.parameters()):
-        notes.append("the old parameters were frozen; the new ones have learned nothing yet")
+    if weights == "carried":
+        notes.append(LEARNS)
+    elif not any(p.requires_grad for p in old.parameters()):
+        notes.append("the old parameters were frozen, and the new ones start anew")
     return notes
 
 

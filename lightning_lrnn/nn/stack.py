@@ -381,6 +381,6 @@ class Stack(nn.Module):
         defaults |= {"dropout": 0.0, "bidirectional": False, "proj_size": 0, "memory": None}
         defaults |= {"checkpoint_time": None}
         shown = [f"{k}={getattr(self, k)}" for k, v in defaults.items() if getattr(self, k) != v]
-        shown += [f"{k}={v!r}" for k, v in self.options.items()]
+        shown += [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
         shown += [f"backend={self.backend!r}"]
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])

@@ -185,6 +185,10 @@ class SurrogateRNNCell(Cell):
         """Cells and surrogate, side by side."""
         return sum(self.parts)
 
+    def is_surrogate_of(self, old: nn.RNNBase) -> bool:
+        """Whether it has the function of a layer of `torch.nn`."""
+        return FUNCTIONS.get(old.mode) is self.function
+
     @property
     def splits(self) -> bool:
         """Whether h of the user's pair (h, c) is the state of the cells, and c the surrogate's."""

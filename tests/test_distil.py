@@ -1,0 +1,137 @@
+"""Layers that learn from those that they replaced.
+
+Each test was seen to fail when the code was broken: the copy or one of its conditions left out, the
+old layer's outputs not handed on, states not known again, the error of padding counted, dropout
+left on, the rest of the module trained, the old layer kept.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from lightning_lrnn import fit_surrogate, replace_rnn
+from lightning_lrnn.nn.distil import Distillation
+
+B, T, M, H = 4, 9, 3, 6
+close = torch.testing.assert_close
+KINDS = {"LSTM": "GILRLSTM", "GRU": "GILRGRU", "RNN": "GILRRNN"}
+
+
+class Model(nn.Module):
+    def __init__(self, kind="LSTM", **options):
+        super().__init__()
+        self.rnn = getattr(nn, kind)(M, H, batch_first=True, **options)
+        self.head = nn.Linear(H, 2)
+
+    def forward(self, x, hx=None):
+        y, hx = self.rnn(x, hx)
+        return self.head(y), hx
+
+
+def batches(n=3):
+    return [torch.randn(B, T, M) for _ in range(n)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_both_layers_have_is_copied(kind, bidirectional):
+    model = nn.ModuleDict({"rnn": getattr(nn, kind)(M, H, 2, bidirectional=bidirectional)})
+    old = copy.deepcopy(model["rnn"])
+    replace_rnn(model, {kind: KINDS[kind]}, state="carried", weights="carried")
+    ends = ["_l0", "_l0_reverse", "_l1", "_l1_reverse"] if bidirectional else ["_l0", "_l1"]
+    for cell, end in zip(model["rnn"].cells, ends, strict=True):
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            close(getattr(cell, name).detach(), getattr(old, name + end).detach())
+
+
+def test_of_another_function_nothing_is_copied():
+    model = Model("LSTM")
+    replace_rnn(model, {"LSTM": "GILRGRU"}, state="carried", weights="carried")
+    old = vars(model.rnn)["_teacher"][0]
+    assert model.rnn.cells[0].weight_ih.shape != old.weight_ih_l0.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_computes_as_before_while_its_layers_learn(kind):
+    model = Model(kind)
+    x = torch.randn(B, T, M)
+    expected, _ = model(x)
+    replace_rnn(model, "auto", weights="carried")
+    assert not torch.allclose(model(x)[0], expected)
+    learning = Distillation(model, 10)
+    close(model(x)[0], expected)
+    learning.finish()
+    assert not torch.allclose(model(x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_error_falls_and_nothing_else_is_trained(kind):
+    torch.manual_seed(0)
+    model = Model(kind, num_layers=2, dropout=0.5)
+    replace_rnn(model, "auto", weights="carried")
+    head = copy.deepcopy(model.head.state_dict())
+    errors = fit_surrogate(model, batches(), steps=60, call=lambda x: model(x))
+    assert len(errors) == 60 and sum(errors[-5:]) < 0.5 * sum(errors[:5])
+    close(dict(model.head.state_dict()), dict(head))
+    assert "_teacher" not in vars(model.rnn) and "forward" not in vars(model.rnn)
+    with pytest.raises(ValueError, match="no layer has an old one to learn from"):
+        fit_surrogate(model, batches())
+
+
+def test_the_error_is_that_of_outputs_without_dropout():
+    model = Model("LSTM", num_layers=2, dropout=0.5).train()
+    replace_rnn(model, "auto", weights="carried")
+    layer, (old,) = model.rnn, vars(model.rnn)["_teacher"]
+    x = torch.randn(B, T, M)
+    with torch.no_grad():
+        y, target = copy.deepcopy(layer).eval()(x)[0], copy.deepcopy(old).eval()(x)[0]
+    (error,) = fit_surrogate(model, [x], steps=1)
+    close(error, ((y - target).square().sum() / target.square().sum()).item(), rtol=1e-5, atol=0)
+    assert layer.training
+
+
+def test_windows_follow_each_other():
+    """The final state of the old layer, detached, stands for that of the new one."""
+    torch.manual_seed(0)
+    model = Model("LSTM")
+    replace_rnn(model, "auto", weights="carried")
+    layer = copy.deepcopy(model.rnn)
+    x = torch.randn(B, T, M)
+    learning = Distillation(model, 10)
+    _, hx = model(x[:, :4])
+    y_old, _ = model(x[:, 4:], tuple(part.detach() for part in hx))
+    learning.step()
+    _, state = layer(x[:, :4])
+    y, _ = layer(x[:, 4:], state)
+    with torch.no_grad():
+        (old,) = vars(model.rnn)["_teacher"]
+        target, _ = old(x)
+        first = (layer(x[:, :4])[0] - target[:, :4]).square().sum() / target[:, :4].square().sum()
+        second = (y - target[:, 4:]).square().sum() / target[:, 4:].square().sum()
+    close(y_old, model.head(target[:, 4:]))
+    close(learning.errors[0], ((first + second) / 2).item(), rtol=1e-4, atol=0)
+
+
+def test_packed_rows():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"rnn": nn.GRU(M, H, batch_first=True)})
+    replace_rnn(model, "auto", weights="carried")
+    packed = pack_padded_sequence(
+        torch.randn(3, 7, M), torch.tensor([2, 7, 4]), batch_first=True, enforce_sorted=False
+    )
+    errors = fit_surrogate(model, [packed], steps=80, call=lambda x: model["rnn"](x))
+    assert errors[-1] < 0.5 * errors[0]
+
+
+def test_nobody_calls_the_layer():
+    model = Model()
+    replace_rnn(model, "auto", weights="carried")
+    with pytest.raises(ValueError, match="no batch that reaches a layer"):
+        fit_surrogate(model, [1, 2], call=lambda batch: None)
+    with pytest.raises(ValueError, match="`weights` must be one of new, carried, got 'old'"):
+        replace_rnn(Model(), "auto", weights="old")
