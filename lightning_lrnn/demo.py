@@ -1,11 +1,12 @@
 """`lightning-lrnn demo text`: trains a byte language model on real text and shows what it learned.
 
-The text is the source of the running Python's standard library. A GILR-LSTM and a torch.nn.LSTM of
-the same size get the same time; both are validated on files that neither has seen.
+The text is the source of the running Python's standard library. A linear surrogate LSTM and a
+torch.nn.LSTM of the same size get the same time; both are validated on files that neither has seen.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import lzma
@@ -27,15 +28,16 @@ from lightning_lrnn._speed import speed_table
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
-from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn import SurrogateRNN
 
 __all__ = ["main"]
 
+OURS = "surrogate LSTM"
 MODELS: dict[str, dict[str, Any]] = {
-    "GILR-LSTM": {"rnn": GILRLSTM, "hidden_size": 232},
+    OURS: {"rnn": functools.partial(SurrogateRNN, surrogate="LRU"), "hidden_size": 242},
     "torch.nn.LSTM": {"rnn": torch.nn.LSTM, "hidden_size": 256},
 }
-"""Each with 1.2 million parameters: of equal width, the GILR-LSTM would have a quarter more."""
+"""Each with 1.2 million parameters: of equal width, the surrogate LSTM would have a tenth more."""
 LEARNING_RATE = 5e-3
 # Many short windows, so that a short training sees many files; the state is carried over them.
 BATCH_SIZE, WINDOW = 64, 32
@@ -47,12 +49,16 @@ class _TimeBudget(pl.Callback):
 
     So a slow machine and a busy one get a whole schedule too, of fewer steps.
 
+    Args:
+        seconds: of training.
+        steps: of training, in place of the time, where two models shall make as many.
+
     Attributes:
         curve: (seconds, bits per byte) of the training text, smoothed.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, steps: int | None = None) -> None:
+        self.seconds, self.steps = seconds, steps
         self.curve: list[tuple[float, float]] = []
         self._start: float | None = None
         self._next_line = 0.0
@@ -63,7 +69,7 @@ class _TimeBudget(pl.Callback):
         """Linear warm-up in 3 % of the time, then a cosine to 2 %."""
         now = time.perf_counter()
         self._start = self._start or now
-        done = min(1.0, (now - self._start) / self.seconds)
+        done = self._done(now - self._start)
         rate = min(1.0, done / 0.03 + 0.01) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = LEARNING_RATE * rate
@@ -83,13 +89,19 @@ class _TimeBudget(pl.Callback):
         if self.curve:
             bits = 0.95 * self.curve[-1][1] + 0.05 * bits
         self.curve.append((seconds, bits))
-        if seconds >= self._next_line or seconds >= self.seconds:
+        over = self._done(seconds) >= 1
+        if seconds >= self._next_line or over:
             # One line that is rewritten in a terminal, a line now and then in a file.
             self._next_line = seconds + (1 if sys.stdout.isatty() else 15)
             line = f"  {seconds:4.0f} s   step {len(self.curve):5,}   {bits:5.2f} bits per byte"
             print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        if seconds >= self.seconds:
+        if over:
             trainer.should_stop = True
+
+    def _done(self, seconds: float) -> float:
+        """How much of the training is over, up to 1."""
+        share = seconds / self.seconds if self.steps is None else len(self.curve) / self.steps
+        return min(1.0, share)
 
 
 class _DemoModel(LanguageModel):
@@ -128,8 +140,8 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     results["compressors"] = _compress(data.held_out())
     print("\n" + _comparison(results))
 
-    checkpoint = out / "GILR-LSTM" / "model.ckpt"
-    print(f"\nWhat the GILR-LSTM writes after {PROMPT.decode()!r}\n")
+    checkpoint = out / OURS / "model.ckpt"
+    print(f"\nWhat the {OURS} writes after {PROMPT.decode()!r}\n")
     print("    " + _sample(checkpoint, seed).replace("\n", "\n    "))
     figure = draw(results, out / "demo.png")
 
@@ -147,12 +159,20 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
 
 
 def train(
-    options: dict[str, Any], data: ByteText, seconds: float, folder: Path, seed: int
+    options: dict[str, Any],
+    data: ByteText,
+    seconds: float,
+    folder: Path,
+    seed: int,
+    steps: int | None = None,
 ) -> dict[str, Any]:
-    """Trains one model, of these options, for a time and validates it on the held-out files."""
+    """Trains one model, of these options, for a time and validates it on the held-out files.
+
+    Where `steps` are given they take the place of the time.
+    """
     pl.seed_everything(seed, verbose=False)
     model = _DemoModel(**options, lr=LEARNING_RATE)
-    budget, horizon = _TimeBudget(seconds), MemoryHorizon()
+    budget, horizon = _TimeBudget(seconds, steps), MemoryHorizon()
     loggers: list[Logger] = [CSVLogger(folder, name="csv")]
     if find_spec("wandb"):
         import wandb
