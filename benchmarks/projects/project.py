@@ -1,0 +1,101 @@
+"""What a project has to tell of itself, and what it is told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import lightning_lrnn as lrnn
+
+
+class Watch:
+    """Makes the switch, and takes down the loss and the seconds of every step.
+
+    Args:
+        rnn: what to switch to; None for the project as it is.
+        turn: called after every step, untimed.
+    """
+
+    def __init__(self, rnn: Any, turn: Callable[[], object] = lambda: None) -> None:
+        self.rnn, self._turn = rnn, turn
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.report = ""
+        self._since: float | None = None
+
+    def switch(self, model: nn.Module) -> None:
+        """For projects without Lightning; before their optimizer is made."""
+        if self.rnn is not None:
+            self.report = str(lrnn.replace_rnn(model, self.rnn))
+
+    def step(self, loss: Any) -> None:
+        now = time.perf_counter()
+        if self._since is not None:
+            self.seconds.append(now - self._since)
+        self.losses.append(float(loss))
+        self._turn()
+        self._since = time.perf_counter()
+
+    def callbacks(self, pl: Any) -> list[Any]:
+        """For a Trainer of the package `pl`: the switch and the losses."""
+        watch = self
+
+        class Steps(pl.Callback):
+            def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+                watch.step(outputs["loss"] if isinstance(outputs, dict) else outputs)
+
+        return [Steps()] if self.rnn is None else [lrnn.SwitchRNN(self.rnn), Steps()]
+
+
+class Project:
+    """A project in one run. It does what its users do, and seeds nothing.
+
+    Attributes:
+        package: on PyPI, whose version is noted.
+        cell: what stands in it before the switch.
+        steps: of a run.
+        validates: what `validation` returns.
+    """
+
+    package: str
+    cell: str
+    steps = 200
+    validates = "loss"
+
+    def __init__(self, watch: Watch, steps: int, seed: int, folder: Path) -> None:
+        self.watch, self.steps, self.seed, self.folder = watch, steps, seed, folder
+
+    def fit(self) -> None:
+        raise NotImplementedError
+
+    def validation(self) -> float | None:
+        """The loss on data that was not trained on; None where the project has none."""
+        return None
+
+    def output(self) -> torch.Tensor:
+        """Of the trained model, the same if asked again."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Saves into the folder, and puts what is loaded from there in the model's place."""
+        raise NotImplementedError
+
+
+def variants(base: type[Project], **by_name: dict[str, Any]) -> dict[str, type[Project]]:
+    """Classes of a project that differ in attributes, by name."""
+    return {
+        name.replace("_", "-"): type(base.__name__, (base,), attributes)
+        for name, attributes in by_name.items()
+    }
+
+
+def quiet(pl: Any, watch: Watch, **more: Any) -> dict[str, Any]:
+    """Options of a Trainer that only trains."""
+    off = ("logger", "enable_progress_bar", "enable_model_summary")
+    options = {"accelerator": "cpu", "callbacks": watch.callbacks(pl)}
+    return {**options, **dict.fromkeys(off, False), **more}
