@@ -14,8 +14,13 @@ __all__ = ["NAMES", "Project", "Watch", "find"]
 
 WHERE = {
     "lightning_demo": ["LightningLSTM"],
-    "of_pytorch_forecasting": ["DeepAR-LSTM", "DeepAR-GRU", "RecurrentNetwork-LSTM"]
-    + ["RecurrentNetwork-GRU", "TemporalFusionTransformer"],
+    "of_pytorch_forecasting": [
+        "DeepAR-LSTM",
+        "DeepAR-GRU",
+        "RecurrentNetwork-LSTM",
+        "RecurrentNetwork-GRU",
+        "TemporalFusionTransformer",
+    ],
     "of_neuralforecast": ["NeuralForecast-LSTM", "NeuralForecast-GRU", "NeuralForecast-RNN"],
     "of_darts": ["Darts-RNNModel-RNN", "Darts-RNNModel-LSTM", "Darts-BlockRNNModel-GRU"],
     "of_gluonts": ["GluonTS-DeepAR"],

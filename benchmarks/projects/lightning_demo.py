@@ -27,7 +27,7 @@ class Demo(Project):
         self.words = len(WikiText2().dictionary)
         self.model = LightningLSTM(vocab_size=self.words)
         more = {"max_steps": self.steps, "max_epochs": -1, "enable_checkpointing": False}
-        self.trainer = pl.Trainer(**quiet(pl, self.watch, **more), gradient_clip_val=0.25)
+        self.trainer = pl.Trainer(**quiet(self.watch, **more), gradient_clip_val=0.25)
         self.trainer.fit(self.model)
 
     def output(self) -> torch.Tensor:

@@ -16,7 +16,7 @@ from allosaurus.am.utils import torch_save
 
 from projects.project import Project
 
-PHONES = "z ɪ ɹ oʊ|w ʌ n|t u|θ ɹ i|f ɔ ɹ|f aɪ v|s ɪ k s|s ɛ v ə n|eɪ t|n aɪ n"
+PHONES = "Z IH R OW|W AH N|T UW|TH R IY|F AO R|F AY V|S IH K S|S EH V AH N|EY T|N AY N"
 
 
 class Batches:

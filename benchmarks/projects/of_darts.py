@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from darts import TimeSeries
 from darts.models import BlockRNNModel, RNNModel
@@ -28,19 +27,14 @@ class Forecasts(Project):
         waves = np.sin(2 * np.pi * t / 24) + 0.5 * np.sin(2 * np.pi * t / 7)
         series = TimeSeries.from_values((waves + 0.1 * noise)[:, None])
         self.series, held_out = series[:-HELD_OUT], series[-HELD_OUT:]
-        per_epoch = -(-self.samples() // 32)
         more: dict[str, Any] = {"max_steps": self.steps, "enable_checkpointing": False}
         self.model = self.make(
-            n_epochs=-(-self.steps // per_epoch),
+            n_epochs=self.steps,
             random_state=self.seed,
             work_dir=str(self.folder),
-            pl_trainer_kwargs=quiet(pl, self.watch, **more),
+            pl_trainer_kwargs=quiet(self.watch, **more),
         )
         self.model.fit(self.series, val_series=held_out, verbose=False)
-
-    def samples(self) -> int:
-        seen = 24 + 12 if self.block else 36
-        return len(self.series) - seen + 1
 
     def make(self, **more: Any) -> Any:
         if self.block:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 from gluonts.dataset.common import ListDataset
 from gluonts.torch import DeepAREstimator, PyTorchPredictor
@@ -30,9 +29,14 @@ class DeepAR(Project):
             ListDataset([{"target": row, "start": start} for row in rows], freq="D")
             for rows in (values[:, :-AHEAD], values)
         )
-        options = quiet(pl, self.watch, max_epochs=-(-self.steps // 50), max_steps=self.steps)
-        options["default_root_dir"] = str(self.folder)
-        estimator = DeepAREstimator(freq="D", prediction_length=AHEAD, trainer_kwargs=options)
+        batches = min(self.steps, 50)
+        options = quiet(self.watch, max_epochs=self.steps // batches)
+        estimator = DeepAREstimator(
+            freq="D",
+            prediction_length=AHEAD,
+            num_batches_per_epoch=batches,
+            trainer_kwargs=options | {"default_root_dir": str(self.folder)},
+        )
         trained = estimator.train_model(self.past, whole)
         self.predictor, self.trainer = trained.predictor, trained.trainer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from neuralforecast import NeuralForecast, models
 from neuralforecast.utils import generate_series
@@ -24,7 +23,7 @@ class Forecasts(Project):
             input_size=56,
             val_check_steps=self.steps,
             random_seed=self.seed,
-            **quiet(pl, self.watch, **more),
+            **quiet(self.watch, **more),
         )
         self.forecast = NeuralForecast([model], freq="D")
         self.forecast.fit(self.table, val_size=14)

@@ -47,12 +47,12 @@ class Forecaster(Project):
         self.model = make.from_dataset(self.training, learning_rate=1e-2, **sizes)
         more = {"max_steps": self.steps, "max_epochs": -1, "limit_val_batches": 0}
         self.trainer = pl.Trainer(
-            **quiet(pl, self.watch, **more), gradient_clip_val=0.1, default_root_dir=self.folder
+            **quiet(self.watch, **more), gradient_clip_val=0.1, default_root_dir=self.folder
         )
         self.trainer.fit(self.model, self.loaders[0])
 
     def validation(self) -> float:
-        plain = pl.Trainer(**quiet(pl, self.watch), enable_checkpointing=False)
+        plain = pl.Trainer(**quiet(self.watch), enable_checkpointing=False)
         return plain.validate(self.model, self.loaders[1], verbose=False)[0]["val_loss"]
 
     def output(self) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import lightning_lrnn as lrnn
+from lightning_lrnn.callbacks.callback import Callback
 
 
 class Watch:
@@ -21,7 +22,7 @@ class Watch:
         turn: called after every step, untimed.
     """
 
-    def __init__(self, rnn: Any, turn: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, rnn: Any, turn: Callable[[], object] | None = None) -> None:
         self.rnn, self._turn = rnn, turn
         self.losses: list[float] = []
         self.seconds: list[float] = []
@@ -38,18 +39,25 @@ class Watch:
         if self._since is not None:
             self.seconds.append(now - self._since)
         self.losses.append(float(loss))
-        self._turn()
+        if self._turn is not None:
+            self._turn()
         self._since = time.perf_counter()
 
-    def callbacks(self, pl: Any) -> list[Any]:
-        """For a Trainer of the package `pl`: the switch and the losses."""
-        watch = self
+    def callbacks(self) -> list[Any]:
+        """For a Trainer: the switch and the losses."""
+        return [Steps(self)] if self.rnn is None else [lrnn.SwitchRNN(self.rnn), Steps(self)]
 
-        class Steps(pl.Callback):
-            def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-                watch.step(outputs["loss"] if isinstance(outputs, dict) else outputs)
 
-        return [Steps()] if self.rnn is None else [lrnn.SwitchRNN(self.rnn), Steps()]
+class Steps(Callback):
+    """Of both packages of Lightning, and can be pickled: projects save their callbacks too."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.watch.step(outputs["loss"] if isinstance(outputs, dict) else outputs)
 
 
 class Project:
@@ -94,8 +102,8 @@ def variants(base: type[Project], **by_name: dict[str, Any]) -> dict[str, type[P
     }
 
 
-def quiet(pl: Any, watch: Watch, **more: Any) -> dict[str, Any]:
+def quiet(watch: Watch, **more: Any) -> dict[str, Any]:
     """Options of a Trainer that only trains."""
     off = ("logger", "enable_progress_bar", "enable_model_summary")
-    options = {"accelerator": "cpu", "callbacks": watch.callbacks(pl)}
+    options = {"accelerator": "cpu", "callbacks": watch.callbacks()}
     return {**options, **dict.fromkeys(off, False), **more}

@@ -26,8 +26,15 @@ def sentences(shortest: int = 4, longest: int = 25) -> Iterator[list[tuple[str, 
                 line.append(token)
             elif token.type in ENDS:
                 if shortest <= len(line) <= longest:
-                    yield [(one.string[:20].replace(" ", "_"), _tag(line, i)) for i, one in enumerate(line)]
+                    yield [
+                        (one.string[:20].replace(" ", "_"), _tag(line, i))
+                        for i, one in enumerate(line)
+                    ]
                 line = []
+
+
+def _word(token: tokenize.TokenInfo) -> str:
+    return token.string[:20].replace(" ", "_")
 
 
 def _tag(line: list[tokenize.TokenInfo], index: int) -> str:
