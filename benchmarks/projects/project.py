@@ -29,6 +29,10 @@ class Watch:
         self.report = ""
         self._since: float | None = None
 
+    def __deepcopy__(self, memo: object) -> Watch:
+        """Itself: projects copy their models, with the callbacks that they were given."""
+        return self
+
     def switch(self, model: nn.Module) -> None:
         """For projects without Lightning; before their optimizer is made."""
         if self.rnn is not None:
@@ -53,6 +57,11 @@ class Steps(Callback):
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, lrnn.SwitchRNN):
+                self.watch.report = str(callback.report)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

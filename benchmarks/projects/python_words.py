@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
+import doctest
 import inspect
 import io
 import keyword
+import optparse
 import subprocess
+import tarfile
 import tokenize
 import typing
 from collections.abc import Iterator
 
-SOURCES = (argparse, inspect, typing, subprocess, ast, tokenize)
+SOURCES = (argparse, inspect, typing, subprocess, ast, optparse, tarfile, doctest, difflib)
 PLAIN = {tokenize.NUMBER: "NUMBER", tokenize.STRING: "STRING", tokenize.OP: "SIGN"}
 ENDS = (tokenize.NEWLINE, tokenize.ENDMARKER)
 
