@@ -42,7 +42,7 @@ class Forecasts(Project):
         return RNNModel(24, model=self.cell, training_length=36, **more)
 
     def validation(self) -> float:
-        return float(self.model.trainer.callback_metrics["val_loss"])
+        return float(self.model.trainer.callback_metrics.get("val_loss", "nan"))
 
     def output(self) -> torch.Tensor:
         return torch.from_numpy(self.model.predict(30, self.series, verbose=False).values())

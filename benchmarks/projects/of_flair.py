@@ -65,7 +65,13 @@ class Tagger(Project):
         trainer, self.held_out = ModelTrainer(self.tagger, corpus), data[1]
         epochs = -(-32 * self.steps // len(data[0]))
         off = {"save_final_model": False, "create_file_logs": False, "create_loss_file": False}
-        trainer.train(self.folder, max_epochs=epochs, plugins=[Steps(self.watch)], **off)
+        trainer.train(
+            self.folder,
+            max_epochs=epochs,
+            plugins=[Steps(self.watch)],
+            use_final_model_for_eval=True,
+            **off,
+        )
 
     def validation(self) -> float:
         return float(self.tagger.evaluate(self.held_out, gold_label_type="part").loss)
@@ -74,7 +80,7 @@ class Tagger(Project):
         words = [word for sentence in itertools.islice(sentences(), 5) for word, _ in sentence]
         with torch.no_grad():
             self.tagger.eval()
-            return self.tagger.forward(*self.tagger._prepare_tensors([Sentence(words)]))
+            return self.tagger(*self.tagger._prepare_tensors([Sentence(words)]))[0]
 
     def reload(self) -> None:
         path = self.folder / "tagger.pt"

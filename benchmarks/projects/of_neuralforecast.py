@@ -11,12 +11,12 @@ from projects.project import Project, quiet, variants
 
 
 class Forecasts(Project):
-    """50 daily series with a trend; 14 days from 56, the last 14 for validation."""
+    """50 daily series with a weekly season; 14 days from 56, the last 14 for validation."""
 
     package = "neuralforecast"
 
     def fit(self) -> None:
-        self.table = generate_series(50, freq="D", min_length=150, max_length=300, with_trend=True)
+        self.table = generate_series(50, freq="D", min_length=150, max_length=300)
         more = {"max_steps": self.steps, "enable_checkpointing": False}
         model = getattr(models, self.cell)(
             h=14,

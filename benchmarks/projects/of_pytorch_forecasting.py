@@ -45,10 +45,8 @@ class Forecaster(Project):
             sizes |= {"rnn_layers": 2, "cell_type": self.cell}
         make = getattr(pytorch_forecasting, self.kind)
         self.model = make.from_dataset(self.training, learning_rate=1e-2, **sizes)
-        more = {"max_steps": self.steps, "max_epochs": -1, "limit_val_batches": 0}
-        self.trainer = pl.Trainer(
-            **quiet(self.watch, **more), gradient_clip_val=0.1, default_root_dir=self.folder
-        )
+        more = {"max_steps": self.steps, "max_epochs": -1, "enable_checkpointing": False}
+        self.trainer = pl.Trainer(**quiet(self.watch, **more), gradient_clip_val=0.1)
         self.trainer.fit(self.model, self.loaders[0])
 
     def validation(self) -> float:

@@ -34,13 +34,14 @@ class Letters(Project):
         criterion = torch.nn.CrossEntropyLoss()
         self.trainer = CharacterLanguageModelTrainer(model, params, optimizer, criterion, None)
         letters = charlm.batchify(self.read("train"), self.args["batch_size"], "cpu")
+        model.train()
         hidden, start = None, 0
         for _ in range(self.steps):
             if start + 101 > letters.size(1):
                 hidden, start = None, 0
             data, target = charlm.get_batch(letters, start, 100)
             optimizer.zero_grad()
-            _, hidden, decoded = model.train() or model(data, [data.size(1)] * len(data), hidden)
+            _, hidden, decoded = model(data, [data.size(1)] * len(data), hidden)
             loss = criterion(decoded.view(-1, decoded.size(-1)), target)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(params, self.args["max_grad_norm"])
