@@ -160,9 +160,9 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         cells = [
             f"{first:.3g}",
             *pair(losses, "{:.4g}"),
-            " -> ".join(pair(unseen, "{:.4g}")[:2]),
+            " -> ".join(filter(None, pair(unseen, "{:.4g}")[:2])),
             pair(unseen, "{:.4g}")[2],
-            " -> ".join(pair(milliseconds, "{:.1f}")[:2]),
+            " -> ".join(filter(None, pair(milliseconds, "{:.1f}")[:2])),
             pair(milliseconds, "{:.1f}")[2],
             f"NO: {'; '.join(other)[:200]}" if other else "same",
         ]
