@@ -18,7 +18,6 @@ import contextlib
 import json
 import logging
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -31,9 +30,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from projects import NAMES, Watch, find
+from projects import NAMES, Watch, find, sow
 from timing import environment
 
 import lightning_lrnn as lrnn
@@ -46,9 +44,7 @@ TIMED_STEPS = 40
 @contextlib.contextmanager
 def alone(seed: int) -> Iterator[Path]:
     """An empty folder to work in, and every generator at the start that belongs to the seed."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    sow(seed)
     here = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -70,7 +66,7 @@ def losses_of(name: str, rnn: Any, seed: int, steps: int | None) -> dict[str, An
     """A run: what it has lost at every step, on unseen data, and whether it loads again."""
     found: dict[str, Any] = {"project": name, "rnn": rnn, "seed": seed}
     kind = find(name)
-    watch = Watch(rnn)
+    watch = Watch(rnn, seed)
     with alone(seed) as folder:
         project = kind(watch, steps or kind.steps, seed, folder)
         try:
@@ -112,7 +108,7 @@ def times_of(name: str, rnn: Any) -> dict[str, list[float]]:
         watches, runs = [], []
         for label, layer in {"stock": None, "switched": rnn}.items():
             (folder / label).mkdir()
-            watches.append(Watch(layer, here.switch))
+            watches.append(Watch(layer, 0, here.switch))
             project = kind(watches[-1], min(kind.steps, TIMED_STEPS), 0, folder / label)
             runs.append(greenlet(project.fit))
         while not all(run.dead for run in runs):

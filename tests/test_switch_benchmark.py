@@ -36,7 +36,7 @@ def small(benchmark, monkeypatch):
     from projects.project import Project
 
     class Small(Project):
-        package, cell, steps, loads = "torch", "LSTM", 30, "its own"
+        package, cell, steps, loads, drawn = "torch", "LSTM", 30, "its own", ()
 
         def fit(self):
             self.model = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(3, 3)})
@@ -44,6 +44,7 @@ def small(benchmark, monkeypatch):
             optimizer = torch.optim.Adam(self.model.parameters(), 0.03)
             for _ in range(self.steps):
                 x = torch.rand(5, 4, 3)
+                Small.drawn += (float(x.sum()),)
                 loss = (self.model["rnn"](x)[0] - x).square().mean()
                 optimizer.zero_grad()
                 loss.backward()
@@ -75,6 +76,7 @@ def test_a_run_has_the_losses_of_the_project_and_of_the_switched_one(benchmark, 
     assert len(other["losses"]) == 5 and other["losses"][0] != stock["losses"][0]
     switched = benchmark.losses_of("Small", RNN, 3, 5)
     assert "MinLSTM" in switched["report"] and switched["losses"] != stock["losses"][:5]
+    assert small.drawn[-5:] == small.drawn[:5]
 
 
 def test_what_goes_wrong_is_taken_down(benchmark, small):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from projects.project import Project, Watch
+from projects.project import Project, Watch, sow
 
-__all__ = ["NAMES", "Project", "Watch", "find"]
+__all__ = ["NAMES", "Project", "Watch", "find", "sow"]
 
 WHERE = {
     "lightning_demo": ["LightningLSTM"],

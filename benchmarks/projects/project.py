@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,16 +16,25 @@ import lightning_lrnn as lrnn
 from lightning_lrnn.callbacks.callback import Callback
 
 
+def sow(seed: int) -> None:
+    """Every generator at the start that belongs to the seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 class Watch:
     """Makes the switch, and takes down the loss and the seconds of every step.
 
     Args:
         rnn: what to switch to; None for the project as it is.
+        seed: of what is drawn after the switch, which itself draws parameters: so that the data
+            come in the same order with and without it.
         turn: called after every step, untimed.
     """
 
-    def __init__(self, rnn: Any, turn: Callable[[], object] | None = None) -> None:
-        self.rnn, self._turn = rnn, turn
+    def __init__(self, rnn: Any, seed: int, turn: Callable[[], object] | None = None) -> None:
+        self.rnn, self.seed, self._turn = rnn, seed, turn
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.report = ""
@@ -37,6 +48,7 @@ class Watch:
         """For projects without Lightning; before their optimizer is made."""
         if self.rnn is not None:
             self.report = str(lrnn.replace_rnn(model, self.rnn))
+        sow(self.seed)
 
     def step(self, loss: Any) -> None:
         now = time.perf_counter()
@@ -57,6 +69,13 @@ class Steps(Callback):
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        sow(self.watch.seed)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        # Dropout between layers may draw differently.
+        sow(self.watch.seed + 1_000 * (1 + trainer.current_epoch))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         for callback in trainer.callbacks:
