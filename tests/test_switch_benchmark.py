@@ -1,8 +1,4 @@
-"""`benchmarks/switch.py`: what it takes down of a project, and what it makes of that.
-
-Seen to fail: the switch left out; a project that loads another model taken for one that loads its
-own; the ratio of losses below 0 the wrong way round; an error in one seed left out of the table.
-"""
+"""`benchmarks/switch.py`: what it takes down of a project, and what it makes of that."""
 
 from __future__ import annotations
 
