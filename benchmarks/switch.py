@@ -1,10 +1,14 @@
-"""Projects of others before and after the switch: the same data, seeds, clipping and learning rate.
+"""Projects of others, as they are and with SwitchRNN: losses at equal steps, time, reloading.
 
-    python benchmarks/switch.py [--project NAME ...] [--seeds 3] [--steps 200]
+    python benchmarks/switch.py [--projects NAME ...] [--rnn auto] [--seeds 5] [--jobs 2]
+    python benchmarks/switch.py --table
 
-Needs pytorch-forecasting. The projects are used as they are installed; only a callback is added.
-The loss of a run is the mean over its last 20 steps. Writes benchmarks/results/switch.json, with
-every loss of every run; of the projects that are not named it keeps what it has.
+Needs the dependency group `projects` of pyproject.toml. Each project keeps its learning rate and
+its data, in the same order. Final loss: the mean of the training losses over the last tenth of the
+steps. First the losses, `--jobs` runs at once; then, one project at a time and with all threads,
+the time of a step: a step of the project as it is and one of the switched in turn. Each run ends
+with saving and loading by the project's own means. Writes benchmarks/results/switch.json; of
+projects that are not named it keeps what it has.
 """
 
 from __future__ import annotations
@@ -14,179 +18,230 @@ import contextlib
 import json
 import logging
 import os
-import platform
-import pydoc_data.topics
 import statistics
+import sys
 import tempfile
-import time
+import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from projects import NAMES, Watch, find, sow
+from timing import environment
 
-from lightning_lrnn import SwitchRNN
+import lightning_lrnn as lrnn
 
 RESULTS = Path(__file__).parent / "results" / "switch.json"
-LAST = 20
-LR = 1e-2
-"""Of the forecasters; LightningLSTM has its own, 20, in its code."""
-
-GILRLSTM: dict[str, Any] = {"rnn": "GILRLSTM"}
-MINGRU: dict[str, Any] = {"rnn": "MinGRU"}
-QRNN: dict[str, Any] = {"rnn": "QRNN", "options": {"window": 5}}
-# Biases of the gates 0, as those of torch.nn nearly are: a start with little memory.
-SHORT: dict[str, Any] = {"rnn": "GILRLSTM", "options": {"memory": [1, 1]}}
-
-PROJECTS: dict[str, tuple[str, float, list[tuple[dict[str, Any], float]]]] = {
-    "LightningLSTM": ("LSTM", 0.25, [(GILRLSTM, LR), (SHORT, LR)]),
-    "DeepAR": ("LSTM", 0.1, [(GILRLSTM, LR), (GILRLSTM, 2 * LR), (QRNN, LR)]),
-    "DeepAR GRU": ("GRU", 0.1, [(MINGRU, LR), (QRNN, LR)]),
-    "RecurrentNetwork": ("LSTM", 0.1, [(GILRLSTM, LR), (QRNN, LR)]),
-    "RecurrentNetwork GRU": ("GRU", 0.1, [(MINGRU, LR), (QRNN, LR)]),
-    "TemporalFusionTransformer": ("LSTM", 0.1, [(GILRLSTM, LR)]),
-}
-"""Project -> its cell, the norm that gradients are clipped at, what it is switched to, and the
-learning rate then; before it is `LR`."""
-
-
-class Losses(pl.Callback):
-    """Every loss, and the time of every step."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-        self.losses.append(float(outputs["loss"]))
-        self.times.append(time.perf_counter())
+GOAL = 1.03
+TIMED_STEPS = 40
 
 
 @contextlib.contextmanager
-def inside(folder: str) -> Iterator[None]:
+def alone(seed: int) -> Iterator[Path]:
+    """An empty folder to work in, and every generator at the start that belongs to the seed."""
+    sow(seed)
     here = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(here)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
+        finally:
+            os.chdir(here)
 
 
-def language_model() -> tuple[pl.LightningModule, Any]:
-    """Lightning's demo, on the topics of Python's help; it looks for its text in ./data."""
-    from lightning.pytorch.demos.lstm import LightningLSTM
-    from lightning.pytorch.demos.transformer import WikiText2
-
-    Path("data").mkdir(exist_ok=True)
-    text = "\n".join(pydoc_data.topics.topics.values())
-    Path("data", "wikitext-2.txt").write_text(text, encoding="utf-8")
-    return LightningLSTM(vocab_size=len(WikiText2().dictionary)), None
+def quiet(threads: int | None = None) -> None:
+    os.environ["TQDM_DISABLE"] = "1"
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
-def forecaster(kind: str, cell: str, lr: float) -> tuple[pl.LightningModule, Any]:
-    """A model of pytorch-forecasting on its own generator of autoregressive series."""
-    import pytorch_forecasting
-    from pytorch_forecasting import TimeSeriesDataSet
-    from pytorch_forecasting.data.examples import generate_ar_data
-
-    table = generate_ar_data(seasonality=10.0, timesteps=120, n_series=20, seed=42)
-    table["static"] = "2"
-    columns: dict[str, Any] = {"time_idx": "time_idx", "target": "value", "group_ids": ["series"]}
-    columns |= {"time_varying_unknown_reals": ["value"], "max_encoder_length": 30}
-    columns |= {"max_prediction_length": 10}
-    sizes: dict[str, Any] = {"hidden_size": 30, "dropout": 0.1}
-    if kind == "TemporalFusionTransformer":
-        columns |= {"min_encoder_length": 0, "add_relative_time_idx": True}
-        columns |= {"static_categoricals": ["static"]}
-        sizes |= {"hidden_continuous_size": 8, "attention_head_size": 1, "lstm_layers": 2}
-    else:
-        columns |= {"min_encoder_length": 10}
-        sizes |= {"rnn_layers": 2, "cell_type": cell}
-    data = TimeSeriesDataSet(table, **columns)
-    make = getattr(pytorch_forecasting, kind)
-    model = make.from_dataset(data, learning_rate=lr, **sizes)
-    return model, data.to_dataloader(train=True, batch_size=64)
+def losses_of(name: str, rnn: Any, seed: int, steps: int | None) -> dict[str, Any]:
+    """A run: what it has lost at every step, on unseen data, and whether it loads again."""
+    found: dict[str, Any] = {"project": name, "rnn": rnn, "seed": seed}
+    kind = find(name)
+    watch = Watch(rnn, seed)
+    with alone(seed) as folder:
+        project = kind(watch, steps or kind.steps, seed, folder)
+        try:
+            project.fit()
+            found |= {"losses": [round(loss, 5) for loss in watch.losses]}
+            found |= {"validation": project.validation(), "report": watch.report}
+        except Exception as error:
+            return found | {"error": said(error)}
+        try:
+            found["reloaded"] = reloaded(project)
+        except Exception as error:
+            found["reloaded"] = said(error)
+    return found
 
 
-def train(
-    project: str, switch: dict[str, Any] | None, lr: float, seed: int, steps: int
-) -> dict[str, Any]:
-    cell, clip, _ = PROJECTS[project]
-    pl.seed_everything(seed, verbose=False)
-    kind = project.split()[0]
-    model, data = language_model() if kind == "LightningLSTM" else forecaster(kind, cell, lr)
-    losses = Losses()
-    pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        gradient_clip_val=clip,
-        callbacks=[losses, *([SwitchRNN(**switch)] if switch else [])],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(model, data)
-    seconds = [b - a for a, b in zip(losses.times, losses.times[1:], strict=False)]
+def reloaded(project: Any) -> str:
+    before = project.output()
+    project.watch.rnn, rnn = None, project.watch.rnn
+    with contextlib.nullcontext() if rnn is None else lrnn.switched():
+        project.reload()
+    after = project.output()
+    if before.shape == after.shape and torch.equal(before, after):
+        return "same"
+    return f"other output: {before.flatten()[:3].tolist()}, then {after.flatten()[:3].tolist()}"
+
+
+def said(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"[:600]
+
+
+def times_of(name: str, rnn: Any) -> dict[str, list[float]]:
+    """Seconds of the steps of both, one of each in turn on one thread."""
+    from greenlet import greenlet
+
+    here = greenlet.getcurrent()
+    kind = find(name)
+    with alone(0) as folder:
+        watches, runs = [], []
+        for label, layer in {"stock": None, "switched": rnn}.items():
+            (folder / label).mkdir()
+            watches.append(Watch(layer, 0, here.switch))
+            project = kind(watches[-1], min(kind.steps, TIMED_STEPS), 0, folder / label)
+            runs.append(greenlet(project.fit))
+        while not all(run.dead for run in runs):
+            for run in runs:
+                if not run.dead:
+                    run.switch()
     return {
-        "project": project,
-        "switch": switch,
-        "lr": None if kind == "LightningLSTM" else lr,
-        "seed": seed,
-        "loss": statistics.fmean(losses.losses[-LAST:]),
-        "ms_per_step": 1e3 * statistics.median(seconds),
-        "losses": [round(loss, 4) for loss in losses.losses],
+        label: watch.seconds[1:]
+        for label, watch in zip(("stock", "switched"), watches, strict=True)
     }
+
+
+def last(losses: list[float]) -> float:
+    return statistics.fmean(losses[-max(1, len(losses) // 10) :])
+
+
+def ratio(before: list[float], after: list[float]) -> float:
+    """Of the means; where losses may be negative, 1 + the change over their size."""
+    old, new = statistics.fmean(before), statistics.fmean(after)
+    return 1 + (new - old) / abs(old)
+
+
+def table(report: dict[str, Any]) -> Iterator[str]:
+    """In Markdown; means over the seeds. A loss below 0 is a likelihood's, see `ratio`."""
+    yield (
+        "| project | in it | first loss | as it is | switched | ratio | unseen data | ratio "
+        "| ms/step | ratio | loaded again |"
+    )
+    yield "|---" * 11 + "|"
+    missed = []
+    for name, about in report["projects"].items():
+        runs = [run for run in report["runs"] if run["project"] == name]
+        head = f"| {name} | {about['cell']} |"
+        if errors := sorted({run["error"] for run in runs if "error" in run}):
+            yield f"{head} {'; '.join(errors)} |" + " |" * 8
+            missed.append(name)
+            continue
+        arms = [[run for run in runs if (run["rnn"] is None) == old] for old in (True, False)]
+        losses = [[last(run["losses"]) for run in arm] for arm in arms]
+        unseen = [[run["validation"] for run in arm] for arm in arms]
+        seconds = report["seconds_per_step"].get(name, {}).values()
+        milliseconds = [[1e3 * statistics.median(samples)] for samples in seconds]
+        first = statistics.fmean(run["losses"][0] for run in arms[0])
+        other = sorted({run["reloaded"] for run in runs} - {"same"})
+        cells = [
+            f"{first:.3g}",
+            *pair(losses, "{:.4g}"),
+            " -> ".join(filter(None, pair(unseen, "{:.4g}")[:2])),
+            pair(unseen, "{:.4g}")[2],
+            " -> ".join(filter(None, pair(milliseconds, "{:.1f}")[:2])),
+            pair(milliseconds, "{:.1f}")[2],
+            f"NO: {'; '.join(other)[:200]}" if other else "same",
+        ]
+        if losses[1] and ratio(*losses) > GOAL:
+            missed.append(name)
+        yield f"{head} {' | '.join(cells)} |"
+    yield ""
+    yield f"Above {GOAL} times the training loss, or failed: {', '.join(missed) or 'none'}."
+
+
+def pair(arms: list[list[float]], form: str) -> list[str]:
+    """The means of both, and their ratio; "" for what was not measured."""
+    means = [form.format(statistics.fmean(arm)) if arm else "" for arm in arms] or ["", ""]
+    return [*means, f"{ratio(*arms):.3f}" if len(arms) == 2 and all(arms) else ""]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    rnn = json.loads(options.rnn) if options.rnn.startswith("{") else options.rnn
+    report = json.loads(options.json.read_text()) if options.json.is_file() else {}
+    if "seconds_per_step" not in report:
+        report = {"runs": [], "seconds_per_step": {}, "projects": {}}
+    kept = [run for run in report["runs"] if run["project"] not in options.projects]
+    arms = [None] if options.stock else [None, rnn]
+    tasks = [
+        (name, arm, seed, options.steps)
+        for name in options.projects
+        for seed in range(options.seeds)
+        for arm in arms
+    ]
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with ProcessPoolExecutor(
+        options.jobs, get_context("spawn"), initializer=quiet, initargs=(threads,)
+    ) as pool:
+        runs = []
+        for run in pool.map(losses_of, *zip(*tasks, strict=True)):
+            runs.append(run)
+            print(line(run), file=sys.stderr, flush=True)
+    quiet()
+    times = dict(report["seconds_per_step"])
+    for name in options.projects:
+        times.pop(name, None)
+        if not options.stock and not any("error" in r for r in runs if r["project"] == name):
+            times[name] = times_of(name, rnn)
+    about = report["projects"]
+    for name in options.projects:
+        kind = find(name)
+        about[name] = {"package": kind.package, "version": version(kind.package)}
+        about[name] |= {"cell": kind.cell, "validates": kind.validates}
+    return {
+        **environment("cpu"),
+        "projects": about,
+        "runs": kept + runs,
+        "seconds_per_step": times,
+    }
+
+
+def line(run: dict[str, Any]) -> str:
+    head = f"{run['project']}, {run['rnn'] or 'as it is'}, seed {run['seed']}: "
+    if "error" in run:
+        return head + run["error"]
+    losses = run["losses"]
+    return head + (
+        f"{len(losses)} steps, {losses[0]:.4g} -> {last(losses):.4g}, "
+        f"{run['validation']:.4g} on unseen data; loaded again: {run['reloaded']}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--project", nargs="+", choices=PROJECTS, default=list(PROJECTS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--projects", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--rnn", default="auto", help="a layer, or JSON as {'LSTM': layer, ...}")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of every run; each project's own if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, for the losses")
+    parser.add_argument("--stock", action="store_true", help="only the projects as they are")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="of what is there, without measuring")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    for package in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(package).setLevel(logging.ERROR)
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": []}
-    runs = [run for run in results["runs"] if run["project"] not in options.project]
-    print("| project | switched to | loss before | loss after, per seed | change | ms/step |")
-    print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, inside(folder):
-        for project in options.project:
-            switches = PROJECTS[project][2]
-            seeds = range(options.seeds)
-            before = [train(project, None, LR, seed, options.steps) for seed in seeds]
-            runs += before
-            for switch, lr in switches:
-                after = [train(project, switch, lr, seed, options.steps) for seed in seeds]
-                runs += after
-                print(row(before, after), flush=True)
-    packages = ("torch", "lightning", "pytorch-forecasting", "lightning-lrnn")
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    versions = {package: version(package) for package in packages}
-    result = {"steps": options.steps, "last": LAST, **machine, "versions": versions, "runs": runs}
-    RESULTS.write_text(json.dumps(result) + "\n")
-
-
-def row(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> str:
-    """Of the table: the worst change of a seed, as a part of what it was."""
-    project, switch, lr = (after[0][key] for key in ("project", "switch", "lr"))
-    name, _, cell = project.partition(" ")
-    options = switch.get("options", {})
-    layer = " ".join([switch["rnn"], *(f"{key} {value}" for key, value in options.items())])
-    layer += f", lr {lr}" if lr != before[0]["lr"] else ""
-    losses = [" ".join(f"{run['loss']:.3f}" for run in runs) for runs in (before, after)]
-    speed = [statistics.median(run["ms_per_step"] for run in runs) for runs in (before, after)]
-    pairs = zip(before, after, strict=True)
-    worst = max((a["loss"] - b["loss"]) / abs(b["loss"]) for b, a in pairs)
-    return (
-        f"| {name}, {cell or 'LSTM'} | {layer} | {losses[0]} | {losses[1]} | {worst:+.0%} "
-        f"| {speed[0]:.0f} -> {speed[1]:.0f} |"
-    )
+    if not options.table:
+        report = measure(options)
+        options.json.write_text(json.dumps(report) + "\n")
+    for row in table(json.loads(options.json.read_text())):
+        print(row)
 
 
 if __name__ == "__main__":
