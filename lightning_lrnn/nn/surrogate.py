@@ -266,14 +266,12 @@ class SurrogateRNNCell(Cell):
         self, x: Tensor, states: list[Any], walk: Walk
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """s~_{t-1} for every t, the outputs of the surrogate's layers and their states."""
-        walk = replace(walk, called="surrogate")
         outputs, after = [], []
         s = x
         for k, (layer, state) in enumerate(zip(self._surrogates(), states, strict=True)):
+            called = f"surrogate{k}" if len(states) > 1 else "surrogate"
             last = k == len(states) - 1
-            there = replace(walk, exclusive=last and not self.shares)
-            if len(states) > 1:
-                there = replace(there, called=f"surrogate{k}")
+            there = replace(walk, called=called, exclusive=last and not self.shares)
             s, s_n = layer.layer(s, _of_columns(layer, state), there)
             outputs.append(s)
             after.append(_to_columns(s_n))
@@ -284,19 +282,20 @@ class SurrogateRNNCell(Cell):
     def pre_activations(self, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
         """W x + b + U s + b', and one by one where the function asks for it."""
         n, apart = self.function.matrices, self.function.apart
-        parts = [(n - apart) * self.cells, apart * self.cells]
-        W, W_n = self.weight_ih.split(parts)
-        U, U_n = self.weight_hh.split(parts)
-        b_x: Any = (None, None) if self.bias_ih is None else self.bias_ih.split(parts)
-        b_s: Any = (None, None) if self.bias_hh is None else self.bias_hh.split(parts)
-        bias = None if b_x[0] is None else b_x[0] + b_s[0]
-        pre = chunks(linear_sum(x, W, s, U, bias), n - apart)
+        W, U, b_x, b_s = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         if not apart:
-            return pre
+            bias = None if b_x is None or b_s is None else b_x + b_s
+            return chunks(linear_sum(x, W, s, U, bias), n)
+        parts = [(n - apart) * self.cells, apart * self.cells]
+        (W, W_n), (U, U_n) = W.split(parts), U.split(parts)
+        bias = bias_x = bias_s = None
+        if b_x is not None and b_s is not None:
+            (b_x, bias_x), (b_s, bias_s) = b_x.split(parts), b_s.split(parts)
+            bias = b_x + b_s
         return (
-            *pre,
-            *chunks(linear(x, W_n, b_x[1]), apart),
-            *chunks(linear(s, U_n, b_s[1]), apart),
+            *chunks(linear_sum(x, W, s, U, bias), n - apart),
+            *chunks(linear(x, W_n, bias_x), apart),
+            *chunks(linear(s, U_n, bias_s), apart),
         )
 
     def _surrogates(self) -> list[Cell]:
