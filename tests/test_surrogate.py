@@ -15,6 +15,7 @@ import torch
 import lightning_lrnn as lrnn
 from lightning_lrnn.nn import GILRLSTM, SurrogateRNN
 from lightning_lrnn.nn.lru import LRUStateCell
+from lightning_lrnn.nn.surrogate import SURROGATES
 from lightning_lrnn.nn.walk import Step, Walk
 
 F64 = torch.float64
@@ -73,6 +74,22 @@ def test_a_gate_of_ones_own(options, backend):
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SurrogateRNN(4, 5, **options)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_any_surrogate_continues_in_steps(surrogate, layers):
+    rnn = SurrogateRNN(4, 5, cell="GRU", surrogate=surrogate, surrogate_layers=layers, dtype=F64)
+    x = torch.randn(6, 3, 4, dtype=F64)
+    state, steps = None, []
+    for x_t in x:
+        y_t, state = rnn.step(x_t, state)
+        steps.append(y_t)
+    close(rnn(x), (torch.stack(steps), state))
+    assert set(rnn.decays(x)) == {
+        "layer0.forward.cell",
+        *(f"layer0.forward.surrogate{k if layers > 1 else ''}" for k in range(layers)),
+    }
 
 
 def test_a_whole_number_may_be_a_float():
