@@ -114,7 +114,7 @@ def test_every_layer_trains_by_its_name_and_comes_back(
 def test_every_own_option_is_taken(
     name: str, option: str, default: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value = default
+    value = {"surrogate_size": 0.5, "surrogate_options": {}}.get(option, default)
     if isinstance(default, int):
         value = not default if isinstance(default, bool) else default + 1
     word = value if isinstance(value, str) else json.dumps(value)
