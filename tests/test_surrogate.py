@@ -1,8 +1,9 @@
 """Surrogate RNNs: a gate of one's own, what is refused, old checkpoints, the outputs before.
 
-Seen to fail: rows of a gate in another order; a size of 0, 1.5 or infinity taken; the order f, i, o,
-z of an old checkpoint kept; both biases of one filled; a border in the walk's direction ignored;
-the initial state at the last step of padded rows forgotten; its gradient detached.
+Seen to fail: rows of a gate in another order; a size of 1.5 or infinity taken; a readout as a gate;
+the rows f, i, o, z of an old checkpoint kept; both biases of one filled; a border in the direction
+of the walk ignored; the initial state at the last step of padded rows forgotten, or its gradient
+lost; a phase of a single last column; a gradient at an odd place seen as complex numbers.
 """
 
 from __future__ import annotations
