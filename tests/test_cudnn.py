@@ -26,8 +26,8 @@ from lightning_lrnn.nn import CELLS
 
 close = torch.testing.assert_close
 T = 9
-EXPRESSED = ("GILR", "GILRLSTM", "QRNN")
-CASES = [(name, options) for name, options in CASES if name in EXPRESSED]
+EXPRESSED = ("GILR", "GILRLSTM", "QRNN", "SurrogateRNN")
+CASES = [(n, o) for n, o in CASES if n in EXPRESSED and "cell" not in o]
 cases = pytest.mark.parametrize("name, options", CASES, ids=str)
 DTYPES = {F64: 1e-11, torch.float32: 2e-5}
 OF_CUDNN = 3e-4

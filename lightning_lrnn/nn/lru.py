@@ -119,7 +119,9 @@ class LRUStateCell(Cell):
         u = linear(x, self.B)
         dtype = state_dtype(u.dtype)
         nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
-        phase = F.pad(torch.exp(theta), (0, S % 2))
+        phase = torch.exp(theta)
+        if S % 2:
+            phase = F.pad(phase, (0, 1))
         a = torch.polar(torch.exp(-torch.exp(nu)), phase)
         h_0 = None if carry is None else _complex(carry.to(dtype).clone())
         h, h_n = walk.scan("state", diagonal, _complex(u.to(dtype)), a, torch.exp(gamma), h0=h_0)

@@ -155,7 +155,7 @@ class SurrogateRNNCell(Cell):
         self.shares = surrogate_size is not None
         S = _units(surrogate_size, hidden_size, self.output_size, surrogate_layers)
         self.surrogate = nn.ModuleList()
-        for layer in range(surrogate_layers):
+        for layer in range(int(surrogate_layers)):
             size = S if layer else input_size
             make = functools.partial(_surrogate(surrogate), size, S, bias, **self._factory)
             made = make(**(surrogate_options or {}))
@@ -165,7 +165,7 @@ class SurrogateRNNCell(Cell):
                 f"the state of {surrogate} is not its output, and cannot be among the "
                 f"hidden_size={hidden_size} columns of the layer's: leave `surrogate_size` out"
             )
-        self.cells = hidden_size - S * surrogate_layers if self.shares else hidden_size
+        self.cells = hidden_size - S * len(self.surrogate) if self.shares else hidden_size
         rows = self.function.matrices * self.cells
         self.weight_ih = self.parameter(rows, input_size)
         self.weight_hh = self.parameter(rows, S)
@@ -270,14 +270,12 @@ class SurrogateRNNCell(Cell):
         self, x: Tensor, states: list[Any], walk: Walk
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """s~_{t-1} for every t, the outputs of the surrogate's layers and their states."""
-        walk = replace(walk, called="surrogate")
         outputs, after = [], []
         s = x
         for k, (layer, state) in enumerate(zip(self._surrogates(), states, strict=True)):
+            called = f"surrogate{k}" if len(states) > 1 else "surrogate"
             last = k == len(states) - 1
-            there = replace(walk, exclusive=last and not self.shares)
-            if len(states) > 1:
-                there = replace(there, called=f"surrogate{k}")
+            there = replace(walk, called=called, exclusive=last and not self.shares)
             s, s_n = layer.layer(s, _of_columns(layer, state), there)
             outputs.append(s)
             after.append(_to_columns(s_n))
@@ -288,19 +286,20 @@ class SurrogateRNNCell(Cell):
     def pre_activations(self, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
         """W x + b + U s + b', and one by one where the function asks for it."""
         n, apart = self.function.matrices, self.function.apart
-        parts = [(n - apart) * self.cells, apart * self.cells]
-        W, W_n = self.weight_ih.split(parts)
-        U, U_n = self.weight_hh.split(parts)
-        b_x: Any = (None, None) if self.bias_ih is None else self.bias_ih.split(parts)
-        b_s: Any = (None, None) if self.bias_hh is None else self.bias_hh.split(parts)
-        bias = None if b_x[0] is None else b_x[0] + b_s[0]
-        pre = chunks(linear_sum(x, W, s, U, bias), n - apart)
+        W, U, b_x, b_s = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         if not apart:
-            return pre
+            bias = None if b_x is None or b_s is None else b_x + b_s
+            return chunks(linear_sum(x, W, s, U, bias), n)
+        parts = [(n - apart) * self.cells, apart * self.cells]
+        (W, W_n), (U, U_n) = W.split(parts), U.split(parts)
+        bias = bias_x = bias_s = None
+        if b_x is not None and b_s is not None:
+            (b_x, bias_x), (b_s, bias_s) = b_x.split(parts), b_s.split(parts)
+            bias = b_x + b_s
         return (
-            *pre,
-            *chunks(linear(x, W_n, b_x[1]), apart),
-            *chunks(linear(s, U_n, b_s[1]), apart),
+            *chunks(linear_sum(x, W, s, U, bias), n - apart),
+            *chunks(linear(x, W_n, bias_x), apart),
+            *chunks(linear(s, U_n, bias_s), apart),
         )
 
     def _surrogates(self) -> list[Cell]:
@@ -371,33 +370,45 @@ class SurrogateRNN(Stack):
         super().__init__(input_size, hidden_size, *args, **kwargs)
 
 
-def _function(cell: str | Gate) -> Function:
+def _function(cell: Any) -> Function:
     if isinstance(cell, Gate):
-        return Function(cell, matrices=parse(cell.program).inputs)
-    if cell not in FUNCTIONS:
+        program = parse(cell.program)
+        if len(program.outputs) != 2 or not program.inputs:
+            raise ValueError(f"`cell` must map pre-activations to decay and impulse, got {cell!r}")
+        return Function(cell, matrices=program.inputs)
+    if not isinstance(cell, str) or cell not in FUNCTIONS:
         raise ValueError(f"`cell` must be one of {', '.join(FUNCTIONS)}, or a gate, got {cell!r}")
     return FUNCTIONS[cell]
 
 
-def _surrogate(name: str) -> type[Cell]:
-    if name not in SURROGATES:
+def _surrogate(name: Any) -> type[Cell]:
+    if not isinstance(name, str) or name not in SURROGATES:
         raise ValueError(f"`surrogate` must be one of {', '.join(SURROGATES)}, got {name!r}")
     return SURROGATES[name]
 
 
-def _units(size: float | None, hidden_size: int, output_size: int, layers: int) -> int:
+def _units(size: Any, hidden_size: int, output_size: int, layers: Any) -> int:
     """How many units each layer of the surrogate has."""
-    if layers < 1:
-        raise ValueError(f"`surrogate_layers` must be at least 1, got {layers}")
+    if not _is_count(layers):
+        raise ValueError(f"`surrogate_layers` must be a whole number of at least 1, got {layers!r}")
     if size is None:
         return output_size
-    units = max(1, round(size * hidden_size)) if 0 < size < 1 else size
-    if units != int(units) or not 0 < units * layers < hidden_size:
+    units = size
+    if isinstance(size, float) and 0 < size < 1:
+        units = max(1, round(size * hidden_size))
+    if not _is_count(units) or units * layers >= hidden_size:
         raise ValueError(
-            f"`surrogate_size` must leave at least one of hidden_size={hidden_size} units to the "
-            f"cells, with surrogate_layers={layers}, got {size}"
+            f"`surrogate_size` must be a whole number, or a share below 1, that leaves at least "
+            f"one of hidden_size={hidden_size} units to the cells, with surrogate_layers={layers}, "
+            f"got {size!r}"
         )
     return int(units)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1; a config may have it as a float."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value >= 1 and value % 1 == 0
 
 
 def _columns(layer: Cell) -> int:
