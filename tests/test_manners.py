@@ -275,6 +275,8 @@ def test_torch_compile(kind):
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_one_unit_cannot_be_shared(kind, name):
     holder = nn.ModuleDict({"rnn": getattr(nn, kind)(3, 1)})
-    with pytest.raises(SwitchError, match=f"{name} cannot be made .*hidden_size=1 .*`state`: carried"):
+    with pytest.raises(
+        SwitchError, match=f"{name} cannot be made .*hidden_size=1 .*`state`: carried"
+    ):
         replace_rnn(holder, name)
     assert replace_rnn(holder, name, state="carried").replaced
