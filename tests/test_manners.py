@@ -262,7 +262,7 @@ def test_parameters_take_the_initialisation_of_a_project(kind, name, size, hidde
 
 @by_kind
 def test_torch_compile(kind):
-    old, new = both(kind, "auto", 3, 5, {"batch_first": True, "num_layers": 2})
+    _, new = both(kind, "auto", 3, 5, {"batch_first": True, "num_layers": 2})
     x, state = batch(new), some_state(new)
     with warnings.catch_warnings():
         # A graph breaks at a layer of torch.nn, and PyTorch warns of what it traces inside.
