@@ -137,14 +137,14 @@ def test_whole_is_in_pieces_with_gradients(kind, name, size, hidden, options):
         x, state = batch(rnn).requires_grad_(), some_state(rnn, requires_grad=True)
         leaves = [x, *tree_leaves(state), *rnn.parameters()]
         whole, last = rnn(x, state)
-        gradients = torch.autograd.grad(loss(whole, last), leaves, allow_unused=True)
+        gradients = torch.autograd.grad(loss(whole, last), leaves, materialize_grads=True)
         pieces, hx = [], state
         for piece in x.split([1, 3, 2], time(rnn)):
             y, hx = rnn(piece, hx)
             pieces.append(y)
         y = torch.cat(pieces, time(rnn))
         close((y, hx), (whole, last))
-        close(torch.autograd.grad(loss(y, hx), leaves, allow_unused=True), gradients)
+        close(torch.autograd.grad(loss(y, hx), leaves, materialize_grads=True), gradients)
         h = hx[0] if kind == "LSTM" else hx
         close(h[-1], y.select(time(rnn), -1))
 
@@ -160,7 +160,7 @@ def test_a_packed_batch_is_its_rows(kind, name, size, hidden, options):
         y, last = rnn(packed, state)
         y, _ = pad_packed_sequence(y, rnn.batch_first)
         rows = y if rnn.batch_first else y.transpose(0, 1)
-        gradients = torch.autograd.grad(loss(rows, last), leaves, allow_unused=True)
+        gradients = torch.autograd.grad(loss(rows, last), leaves, materialize_grads=True)
         alone, ends = torch.zeros_like(rows), []
         for row, length in enumerate(lengths):
             steps = (x if rnn.batch_first else x.transpose(0, 1))[row, :length]
@@ -169,7 +169,7 @@ def test_a_packed_batch_is_its_rows(kind, name, size, hidden, options):
             ends.append(end)
         end = tree_map(lambda *parts: torch.stack(parts, 1), *ends)
         close((rows, last), (alone, end))
-        close(torch.autograd.grad(loss(alone, end), leaves, allow_unused=True), gradients)
+        close(torch.autograd.grad(loss(alone, end), leaves, materialize_grads=True), gradients)
 
 
 @places
@@ -221,6 +221,8 @@ def test_rows_without_a_step_keep_their_state(kind, name, size, hidden, options)
 
 @places
 def test_copies_files_and_training(kind, name, size, hidden, options):
+    # Units of a relu may be dead, and learn nothing.
+    options = {key: value for key, value in options.items() if key != "nonlinearity"}
     old, new = both(kind, name, size, hidden, {**options, "num_layers": 2, "dropout": 0.5})
     x = batch(new, rows=32)
     for rnn in (old, new):
@@ -241,8 +243,7 @@ def test_copies_files_and_training(kind, name, size, hidden, options):
         rnn(x)[0].square().sum().backward()
         optimizer.step()
         for key, parameter in rnn.named_parameters():
-            dead = "relu" in str(options)
-            assert dead or not torch.equal(parameter, before[key]), key
+            assert not parameter.numel() or not torch.equal(parameter, before[key]), key
 
 
 @places
@@ -271,8 +272,11 @@ def test_torch_compile(kind):
     close(compiled, new(x, state))
 
 
-@by_kind
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize(
+    "kind, name",
+    # In the place of an LSTM the cells of a GRU or RNN are h, and the surrogate is c.
+    [(k, n) for k in KINDS for n in NAMES[1:] if k != "LSTM" or n in ("GILRLSTM", "SurrogateRNN")],
+)
 def test_one_unit_cannot_be_shared(kind, name):
     holder = nn.ModuleDict({"rnn": getattr(nn, kind)(3, 1)})
     with pytest.raises(
