@@ -1,9 +1,7 @@
 """The layers that a switch takes by default behave as those of `torch.nn` that they replace.
 
 What code does with a layer and its states is done to both, the stock layer and the one in its
-place: those that `rnn: auto` chooses, and the surrogate layers by name. Seen to fail: states in
-float32 or beside the cells; a surrogate that starts at zero; a last output for the state of a row
-without a step; a matrix named as a bias.
+place: those that `rnn: auto` chooses, and the surrogate layers by name.
 """
 
 from __future__ import annotations
