@@ -42,19 +42,15 @@ class Holder(nn.Module):
         self.rnn = getattr(nn, kind)(M, H, **options)
 
 
-def fits(name, kind):
-    """Whether a layer can stand in for PyTorch's: a pair for a pair, one state for either."""
-    return kind == "LSTM" or not CELLS[name].cell_type.remembers_output
+WIDER = {name: "features, not 6" for name in ("QRNN", "TGRU", "TLSTM")}
+WIDER |= {"LRU": "is complex", "S5": "is complex"}
+"""Layers whose state is not that of `torch.nn`, and why."""
+pairs = pytest.mark.parametrize("name, kind", [(name, kind) for name in CELLS for kind in KINDS])
 
 
-pairs = pytest.mark.parametrize(
-    "name, kind", [(name, kind) for name in CELLS for kind in KINDS if fits(name, kind)]
-)
-
-
-def switched(name, kind="LSTM", **options):
+def switched(name, kind="LSTM", state=None, **options):
     holder = Holder(kind, **options)
-    replace_rnn(holder, name)
+    replace_rnn(holder, name, state=state or ("carried" if name in WIDER else "strict"))
     return holder
 
 
@@ -118,8 +114,14 @@ def test_initial_states_may_be_learned(name):
     assert not torch.equal(y, rnn(x)[0])
     y.square().sum().backward()
     assert c_0.grad.abs().amin(-1).count_nonzero() == c_0.grad[..., 0].numel()
-    # With one state there is nothing in a layer that begins at h_0.
-    assert (h_0.grad is not None) == (name == "GILRLSTM")
+
+
+@pytest.mark.parametrize("name", ["GILRLSTM", "GILRGRU", "SurrogateRNN"])
+def test_h_0_reaches_a_layer_with_a_surrogate_beside_its_cells(name):
+    h_0 = torch.randn(LAYERS, B, H, requires_grad=True)
+    y, _ = switched(name, state="carried").rnn(torch.randn(B, T, M), (h_0, torch.zeros(h_0.shape)))
+    y.square().sum().backward()
+    assert h_0.grad.abs().amin(-1).all()
 
 
 @every_cell
@@ -142,39 +144,41 @@ def test_packed_sequences_with_unsorted_lengths(name):
 def test_strict_states_have_the_shapes_of_torch(name, kind):
     holder = Holder(kind)
     expected = states(holder.rnn(torch.randn(B, T, M))[1])
-    try:
-        replace_rnn(holder, name, state="strict")
-    except SwitchError as error:
+    if name in WIDER:
+        with pytest.raises(SwitchError, match=f"{WIDER[name]}.*`state`: carried"):
+            replace_rnn(holder, name)
         assert not isinstance(holder.rnn, Stack)
-        wide = "features, not 6" in str(error)
-        assert wide or "complex" in str(error) or not fits(name, kind)
+        assert replace_rnn(holder, name, state="carried").replaced
         return
+    replace_rnn(holder, name)
     for part, like in zip(states(holder.rnn(torch.randn(B, T, M))[1]), expected, strict=True):
         assert part.shape == like.shape and part.dtype == like.dtype
         nn.Linear(H, 2)(part[-1])
 
 
-def test_strict_leaves_layers_to_choose_from():
+def test_options_that_keep_the_state_narrow_are_strict():
     holder = Holder()
-    for name in ("MinLSTM", "MinGRU", "SRU", "GILR", "HGRN", "RGLRU", "TRNN"):
-        assert replace_rnn(copy.deepcopy(holder), name, state="strict").replaced
-    with pytest.raises(SwitchError, match=r"c_n of GILRLSTM has 12 features, not 6.*strict"):
-        replace_rnn(holder, {"LSTM": "GILRLSTM"}, state="strict")
-    assert replace_rnn(holder, partial(QRNN, window=1), state="strict").replaced
+    with pytest.raises(SwitchError, match=r"rnn: c_n of QRNN has 24 features, not 6.*carried"):
+        replace_rnn(holder, {"LSTM": "QRNN"})
+    assert replace_rnn(holder, partial(QRNN, window=1)).replaced
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_projection_keeps_its_size():
     holder = Holder(proj_size=3)
     expected = [part.shape for part in tree_leaves(holder.rnn(torch.randn(B, T, M)))]
-    (report,) = replace_rnn(holder, "GILRLSTM")
+    narrow = copy.deepcopy(holder)
+    (report,) = replace_rnn(narrow, "GILRLSTM")
+    assert [part.shape for part in tree_leaves(narrow.rnn(torch.randn(B, T, M)))] == expected
+    assert not report.notes
+    (report,) = replace_rnn(holder, "GILRLSTM", state="carried")
     y, (h, c) = holder.rnn(torch.randn(B, T, M))
     assert [y.shape, h.shape] == expected[:2] and c.shape == (LAYERS, B, H + 3)
     zeros = torch.zeros(LAYERS, B, 3), torch.zeros(LAYERS, B, H)
     close(holder.rnn(torch.ones(B, T, M), zeros)[0], holder.rnn(torch.ones(B, T, M))[0])
     assert "9 features" in report.notes[0]
     with pytest.raises(SwitchError, match=r"QRNN has no projection.*proj_size=3"):
-        replace_rnn(Holder(proj_size=3), "QRNN")
+        replace_rnn(Holder(proj_size=3), "QRNN", state="carried")
 
 
 # What is replaced, and what is said about it.
@@ -224,15 +228,17 @@ def test_by_name_by_path_and_shared():
 
 def test_a_bare_name_takes_what_fits_and_reports_the_rest():
     project = Project()
+    project.single = nn.GRU(H, 1)
     report = replace_rnn(project, "GILRLSTM", backend="serial")
-    assert [r.path for r in report.replaced] == ["encoder.text", "blocks.0.0", "decoder"]
-    assert "pair (h, c)" in next(r for r in report if r.path == "encoder.tags").notes[0]
+    paths = ["encoder.text", "encoder.tags", "blocks.0.0", "decoder", "rnn"]
+    assert [r.path for r in report.replaced] == paths
+    assert "hidden_size=1" in next(r for r in report if r.path == "single").notes[0]
     assert {m.backend for m in project.modules() if isinstance(m, Stack)} == {"serial"}
     text = str(report)
-    assert "LSTM(5, 6)\n  -> GILRLSTM(5, 6, output_activation='tanh', backend='serial')" in text
+    assert "LSTM(5, 6)\n  -> GILRLSTM(5, 6, output_activation='tanh', surrogate_size=0.5" in text
     assert "start anew" in text and "left as it is" in text
     parameters = sum(p.numel() for p in project.decoder.parameters())
-    last = report.replaced[-1]
+    last = next(r for r in report if r.path == "decoder")
     assert (last.before, last.after) == (4 * H * (2 * H + 2), parameters)
     assert f"{last.before:,} -> {last.after:,} parameters" in text
 
@@ -243,13 +249,13 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed():
 
     for rnn, options, message in [
         (
-            {"LSTM": "MinGRU", "GRU": "GILRLSTM"},
+            {"LSTM": "MinGRU", "GRU": "QRNN"},
             {},
-            r"encoder.tags: the state of GILRLSTM is a p",
+            r"encoder.tags: h_n of QRNN has 24 features, not 6",
         ),
         ({"RNN": "QRNN"}, {"options": {"window": 0}}, "rnn: QRNN cannot be made: .*window"),
         ({"RNN": "QRNN"}, {"options": {"wide": 3}}, "rnn: QRNN cannot be made: .*wide"),
-        ("GILRLSTM", {"where": "rnn"}, "nothing could be replaced: rnn: the state of GILRLSTM is"),
+        ("S5", {"where": "rnn"}, "nothing could be replaced: rnn: h_n of S5 is complex"),
     ]:
         project = Project()
         before = state(project)
@@ -349,7 +355,7 @@ def test_a_subclass_keeps_what_it_brings(kind):
     x = torch.randn(B, T, M)
     y, hx = rnn(x)
     assert rnn.calls == 1 and old.calls == 0
-    plain = GILRLSTM(M, H, batch_first=True)
+    plain = GILRLSTM(M, H, batch_first=True, surrogate_size=0.5)
     plain.cells.load_state_dict(rnn.cells.state_dict())
     expected, _ = plain(old.norm(x), rnn.zeros(B))
     close(y, 2 * expected + 1)
@@ -445,7 +451,7 @@ def test_a_state_dict_names_the_switch():
 
 def test_restore_makes_the_same_switch():
     project = Project()
-    replace_rnn(project, partial(QRNN, window=3), where="encoder.*")
+    replace_rnn(project, partial(QRNN, window=3), where="encoder.*", state="carried")
     replace_rnn(project, "GILRLSTM", where="decoder")
     other = Project()
     restore(other, project.state_dict(), backend="serial")

@@ -213,7 +213,7 @@ def test_load_switched_unpickles_nothing(tmp_path):
 @both_packages
 def test_load_switched_makes_layers_that_configure_model_makes(tmp_path, package):
     pl, Project = project(package, "configure_model")
-    run = trainer(pl, tmp_path, SwitchRNN("QRNN", options={"window": 3}))
+    run = trainer(pl, tmp_path, SwitchRNN("QRNN", options={"window": 3}, state="carried"))
     model = Project()
     run.fit(model)
     run.save_checkpoint(tmp_path / "last.ckpt")

@@ -330,7 +330,14 @@ def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
     """In place of a layer with a wider state, one whose surrogate has a share of the columns."""
     cell, name = new._cells()[0], type(new).__name__
     if isinstance(cell, SurrogateRNNCell) and not cell.shares:
-        return sharing()
+        try:
+            return sharing()
+        except ValueError as error:
+            # Of a size that only this switch has chosen.
+            raise SwitchError(
+                f"{name} cannot be made with a state of hidden_size={cell.hidden_size} columns: "
+                f"{error}; or take a wider state, `state`: carried"
+            ) from error
     part = "c_n" if cell.remembers_output else "h_n"
     raise SwitchError(
         f"{part} of {name} has {cell.packed_size} features, not {cell.hidden_size}: all that the "
