@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn.nn import made_before
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.stand_in import SwitchError, stand_in, standing_in
-from lightning_lrnn.nn.switch_marker import mark, marked
 
-__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn", "restore"]
+__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn"]
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -92,10 +92,11 @@ def replace_rnn(
     are kept. **The parameters start anew.** The new layer is still an instance of the class that it
     replaces; a subclass keeps the methods and attributes that it has brought. The state keeps its
     form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h, and
-    a tensor in the place of a GRU or RNN. Layers that are shared stay shared. The module's
-    `state_dict` gets a key that names the replacement, see `lightning_lrnn.nn.switch_marker`.
+    a tensor in the place of a GRU or RNN. Layers that are shared stay shared. In a `state_dict`
+    each says what it is, so that it can be loaded, see `lightning_lrnn.nn.switch_loading`.
 
-    Nothing is changed if an error is raised.
+    Nothing is changed if an error is raised. Optimizers that are there already get the new
+    parameters in the places of the old ones; see `lightning_lrnn.nn.made_before`.
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
@@ -153,39 +154,10 @@ def replace_rnn(
         reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
         raise SwitchError(f"nothing could be replaced: {reasons}")
     _swap(module, made)
+    # What nobody else holds is gone then, and needs no search.
+    old = None
+    made_before.exchange_all()
     return Report(report)
-
-
-def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "auto") -> None:
-    """Replaces in a module what was replaced in the one that a `state_dict` is of.
-
-    Args:
-        module: without replacements.
-        state_dict: with the marker of a switch.
-        backend: of the new layers.
-
-    Raises:
-        SwitchError: without a marker, or if the module does not have those layers.
-    """
-    plan = marked(state_dict)
-    if not plan:
-        raise SwitchError(
-            "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
-        )
-    there = dict(_recurrent(module))
-    done = {path for path, m in module.named_modules() if standing_in(m)}
-    made = {}
-    for path, plain in plan.items():
-        if path in done:
-            continue
-        if path not in there:
-            raise SwitchError(
-                f"the checkpoint has replaced {path!r}, which is no recurrent layer here; there "
-                f"are {', '.join(there) or 'none'}"
-            )
-        old = there[path]
-        made[id(old)] = stand_in(old, _make(old, Layer.of(plain), backend))
-    _swap(module, made)
 
 
 def matches(path: str, where: str | Sequence[str] | None) -> bool:
@@ -309,10 +281,9 @@ def _differences(old: nn.RNNBase, new: Stack, state: str) -> list[str]:
 
 
 def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
-    """Puts new layers in the places of old ones, wherever those are, and marks the module."""
+    """Puts new layers in the places of old ones, wherever those are."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
-            if id(child) in made:
+            if child is not None and id(child) in made:
                 parent._modules[name] = made[id(child)]
-    if made:
-        mark(module)
+                made_before.replaced(dict(child.named_parameters()), made[id(child)])
