@@ -140,6 +140,7 @@ def replace_rnn(
         entry = Replacement(path, _line(old), "", before, before)
         try:
             layer = _choose(old, by_kind)
+            _check_tied(module, old)
             new = _make(old, layer, backend)
             notes = _differences(old, new, state)
             made[id(old)] = stand_in(old, new)
@@ -218,12 +219,30 @@ def _choose(old: nn.Module, by_kind: Mapping[str, Layer]) -> Layer:
     return by_kind[kind]
 
 
+def _check_tied(module: nn.Module, old: nn.Module) -> None:
+    """Raises if a layer has a weight that is another module's too."""
+    own = {id(p): name for name, p in old.named_parameters()}
+    inside = set(old.modules())
+    for path, other in module.named_modules():
+        for name, p in () if other in inside else other._parameters.items():
+            if id(p) in own:
+                raise SwitchError(
+                    f"its {own[id(p)]} is also {path + '.' if path else ''}{name}, and a new layer "
+                    f"would have one of its own; untie them first"
+                )
+
+
 def _make(old: nn.RNNBase, layer: Layer, backend: str) -> Stack:
     """A layer with the sizes of the old one, its state in the old one's form."""
     kind: Any = layer.kind
     name, pair = kind.__name__, isinstance(old, nn.LSTM)
-    if torch.nn.utils.parametrize.is_parametrized(old) or old._forward_pre_hooks:
-        raise SwitchError("parametrizations or hooks recompute its weights; remove them first")
+    made_anew = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
+    if made_anew or torch.nn.utils.parametrize.is_parametrized(old):
+        raise SwitchError(
+            f"its weights ({', '.join(made_anew) or 'parametrized'}) are made of other parameters "
+            f"before each call, by a parametrization, weight_norm, prune, or a module around it, "
+            f"which would act on nothing; undo that first"
+        )
     if old.proj_size and not kind.cell_type.projects:
         raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
     if kind.cell_type.remembers_output and not pair:
