@@ -7,10 +7,11 @@ import types
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.callbacks.watched import watch_again
 from lightning_lrnn.nn import made_before
 from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn
 from lightning_lrnn.nn.stand_in import standing_in
@@ -127,6 +128,7 @@ class SwitchRNN(Callback):
         if report.replaced:
             rank_zero_info(f"SwitchRNN\n{report}")
             self.report = Report(self.report + report)
+            watch_again(module, [r.path for r in report.replaced])
         return report
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,6 +138,14 @@ class SwitchRNN(Callback):
             lightning_lrnn.SwitchError: if they will not.
         """
         self._tell(trainer, pl_module)
+        for logger in trainer.loggers:
+            # That of TensorBoard draws the graph, by `torch.jit.trace`, when training starts.
+            if getattr(logger, "_log_graph", False):
+                logger._log_graph = False  # type: ignore[attr-defined]
+                rank_zero_warn(
+                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
+                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
+                )
         # `configure_optimizers` may have made them of a list that is older than the switch.
         made_before.exchange(trainer.optimizers)
         trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
