@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -146,6 +147,39 @@ def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
     assert "rnn: LSTM(3, 5, num_layers=2, batch_first=True)\n  -> MinLSTM(3, 5," in said
     hparams = (Path(logger.log_dir) / "hparams.yaml").read_text()
     assert "switch/rnn: LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
+
+
+def test_what_wandb_watches_is_what_there_is_now(tmp_path):
+    import wandb
+
+    pl, Project = project()
+    model = Project()
+    logger = pl.loggers.WandbLogger(save_dir=tmp_path, offline=True)
+    logger.watch(model, log="all", log_freq=1)
+    trainer(pl, tmp_path, SwitchRNN("GILR"), logger=logger).fit(model)
+    logged = dict(logger.experiment.summary)
+    wandb.finish()
+    for kind in ("gradients", "parameters"):
+        found = (re.fullmatch(rf"{kind}/(graph_\d+)?(.*)", key) for key in logged)
+        names = {match[2] for match in found if match}
+        assert names == {name for name, _ in model.named_parameters()}
+
+
+@both_packages
+def test_a_logger_that_draws_the_graph_goes_without(tmp_path, package):
+    pl, Project = project(package)
+
+    class Draws(importlib.import_module(f"{package}.loggers").CSVLogger):
+        _log_graph = True
+
+        def log_graph(self, model, input_array=None):
+            if self._log_graph:
+                torch.jit.trace(model, torch.randn(2, T, M))
+
+    for stage in ("fit", "test"):
+        run = trainer(pl, tmp_path, SwitchRNN("GILR"), logger=Draws(tmp_path))
+        with pytest.warns(UserWarning, match="no graph is logged"):
+            getattr(run, stage)(Project())
 
 
 @both_packages

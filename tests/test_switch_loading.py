@@ -205,7 +205,11 @@ def test_never_silently_another_forecast():
     saved = switched()
     state = file_of(saved)
     # Sorted out by the names of the stock model.
-    fails(Project(), {k: v for k, v in state.items() if k in Project().state_dict()}, "the rest of")
+    fails(
+        Project(),
+        {k: v for k, v in state.items() if k in Project().state_dict()},
+        "does not say as what",
+    )
     fails(switched("GILR"), state, r"is of MinLSTM with .*\n?.*the layer is GILR")
     fails(switched("QRNN"), file_of(switched("QRNN", options={"window": 1})), "'window': 1")
     other = nn.ModuleDict({"rnn": nn.LSTM(M, H)})
@@ -222,6 +226,9 @@ def test_never_silently_another_forecast():
         ),
     }
     fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), unknown, "there is no layer 'os.abort'")
+    broken = {**unknown, "rnn." + MARKER: torch.tensor([7.0, float("nan")])}
+    fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), broken, "does not say as what")
+    fails(other, broken, "a layer that is not named")
     linear = {
         **unknown,
         "rnn." + MARKER: torch.frombuffer(

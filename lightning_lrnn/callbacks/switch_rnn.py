@@ -87,6 +87,14 @@ class SwitchRNN(Callback):
         Raises:
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
+        for logger in trainer.loggers:
+            # That of TensorBoard draws the graph, by `torch.jit.trace`, when a run starts.
+            if getattr(logger, "_log_graph", False):
+                logger._log_graph = False  # type: ignore[attr-defined]
+                rank_zero_warn(
+                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
+                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
+                )
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -138,14 +146,6 @@ class SwitchRNN(Callback):
             lightning_lrnn.SwitchError: if they will not.
         """
         self._tell(trainer, pl_module)
-        for logger in trainer.loggers:
-            # That of TensorBoard draws the graph, by `torch.jit.trace`, when training starts.
-            if getattr(logger, "_log_graph", False):
-                logger._log_graph = False  # type: ignore[attr-defined]
-                rank_zero_warn(
-                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
-                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
-                )
         # `configure_optimizers` may have made them of a list that is older than the switch.
         made_before.exchange(trainer.optimizers)
         trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}

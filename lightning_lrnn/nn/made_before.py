@@ -111,7 +111,7 @@ def _exchange(optimizer: Any, layer: nn.Module, names: tuple[str, ...]) -> None:
         return
     found = dict(layer.named_parameters())
     news: dict[int, list[tuple[str, Tensor]]] = {}
-    for name in names:
+    for name in (name for name in names if name in found):
         matrix = found[name].ndim >= 2
         (k,) = homes[matrix] or homes[not matrix]
         if id(found[name]) not in there:

@@ -43,7 +43,7 @@ def _load(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> Non
 def _become(old: Any, plan: Mapping[str, Any]) -> None:
     """Makes a layer of PyTorch the one that a mark names."""
     if not plan:
-        raise SwitchError("the rest of its keys is not in this state_dict")
+        raise SwitchError("this state_dict does not say as what, or has lost most of its keys")
     if (kind := plan.get("replaces")) != kind_of(old):
         raise SwitchError(f"in the place of torch.nn.{kind}, here is a torch.nn.{kind_of(old)}")
     if any(type(p) is not nn.Parameter for p in old.parameters()):

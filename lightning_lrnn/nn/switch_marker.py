@@ -44,18 +44,18 @@ def marked(state_dict: Mapping[str, Any], prefix: str) -> bool:
 
 
 def read(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What the mark of a layer says; {} if its text is not there.
+    """What the mark of a layer says; {} if its text is not there or cannot be read.
 
     Numbers that were averaged or made 16 bits wide meanwhile are the same still.
-
-    Raises:
-        ValueError: if it cannot be read.
     """
     marker = state_dict.get(prefix + MARKER)
-    if marker is None:
+    if not isinstance(marker, Tensor) or marker.is_meta:
         return {}
-    plan: dict[str, Any] = json.loads(bytes(round(value) for value in marker.tolist()))
-    return plan
+    try:
+        plan = json.loads(bytes(round(value) for value in marker.flatten().tolist()))
+    except (TypeError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def take(state_dict: dict[str, Any], prefix: str) -> None:
