@@ -21,7 +21,7 @@ from lightning_lrnn import replace_rnn
 from lightning_lrnn.nn import MinLSTM
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.stand_in import standing_in
-from lightning_lrnn.nn.switch_marker import GUARD, MARKER
+from lightning_lrnn.nn.switch_marker import GUARD, MARKER, write
 
 close = torch.testing.assert_close
 B, T, M, H = 3, 5, 4, 6
@@ -43,9 +43,9 @@ class Project(nn.Module):
     def __init__(self, kind=nn.LSTM):
         super().__init__()
         self.encoder = nn.ModuleDict({"rnn": kind(M, H, 2, batch_first=True, bidirectional=True)})
-        self.decoder = nn.GRU(2 * H, H, batch_first=True)
+        self.decoder = nn.GRU(2 * H, 2 * H, batch_first=True)
         self.again = self.decoder
-        self.head = nn.Linear(H, 1)
+        self.head = nn.Linear(2 * H, 1)
 
     def forward(self, x):
         return self.head(self.again(self.decoder(self.encoder["rnn"](x)[0])[0])[0])
@@ -219,23 +219,14 @@ def test_never_silently_another_forecast():
     normed = nn.ModuleDict({"rnn": nn.LSTM(M, H)})
     nn.utils.parametrizations.weight_norm(normed["rnn"], "weight_hh_l0")
     fails(normed, file_of(other), "rnn was switched by lightning_lrnn where it was saved: ")
-    unknown = {
-        **file_of(other),
-        "rnn." + MARKER: torch.frombuffer(
-            b'{"class_path": "os.abort", "replaces": "LSTM"}', dtype=torch.uint8
-        ),
-    }
+    unknown = file_of(other)
+    write(unknown, "rnn.", {"class_path": "os.abort", "replaces": "LSTM"})
     fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), unknown, "there is no layer 'os.abort'")
     broken = {**unknown, "rnn." + MARKER: torch.tensor([7.0, float("nan")])}
     fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), broken, "does not say as what")
     fails(other, broken, "a layer that is not named")
-    linear = {
-        **unknown,
-        "rnn." + MARKER: torch.frombuffer(
-            b'{"class_path": "torch.nn.modules.linear.Linear", "replaces": "LSTM"}',
-            dtype=torch.uint8,
-        ),
-    }
+    linear = file_of(other)
+    write(linear, "rnn.", {"class_path": "torch.nn.modules.linear.Linear", "replaces": "LSTM"})
     fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), linear, "is no layer of lightning_lrnn.nn")
 
 

@@ -53,7 +53,7 @@ def read(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         return {}
     try:
         plan = json.loads(bytes(round(value) for value in marker.flatten().tolist()))
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return {}
     return plan if isinstance(plan, dict) else {}
 
