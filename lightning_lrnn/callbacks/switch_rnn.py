@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.callbacks.watched import watch_again
+from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.nn import made_before
 from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn
 from lightning_lrnn.nn.stand_in import standing_in
@@ -128,6 +128,7 @@ class SwitchRNN(Callback):
         return then
 
     def _replace(self, module: nn.Module) -> Report:
+        watched = watched_parameters(module)
         report = replace_rnn(module, **self._how)
         for path, layer in module.named_modules():
             # Of those that loading has switched nobody has said it yet.
@@ -137,6 +138,7 @@ class SwitchRNN(Callback):
             rank_zero_info(f"SwitchRNN\n{report}")
             self.report = Report(self.report + report)
             watch_again(module, [r.path for r in report.replaced])
+            watched.clear()
         return report
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
-__all__ = ["watch_again"]
+__all__ = ["watch_again", "watched_parameters"]
 
 
 def watch_again(module: nn.Module, paths: Iterable[str]) -> None:
@@ -36,6 +36,14 @@ def watch_again(module: nn.Module, paths: Iterable[str]) -> None:
                     f"version of it keeps them otherwise ({error}): call `watch` after the switch, "
                     f"in the module's `on_fit_start` for instance"
                 )
+
+
+def watched_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that wandb watches: whoever replaces them keeps them until `watch_again`.
+
+    With a parameter its hook is gone, which alone knows how often to log.
+    """
+    return [p for m in module.modules() if "_wandb_hook_names" in vars(m) for p in m.parameters()]
 
 
 def _move(watched: Any, paths: list[str]) -> None:
