@@ -8,6 +8,7 @@ from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.backends._cuda import warmup
 from lightning_lrnn.gates import GateError, gate
+from lightning_lrnn.nn import switch_loading as switch_loading  # hooks into loading
 from lightning_lrnn.nn.distil import fit_surrogate
 from lightning_lrnn.nn.replace import SwitchError, replace_rnn
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence

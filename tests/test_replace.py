@@ -1,7 +1,7 @@
 """Layers of this package in the places of PyTorch's, in any module.
 
 Seen to fail: the state in the cell's own form; evaluation mode forgotten; only the first child of
-a module looked at; `strict` ignored; no mark in the `state_dict`; a second `restore` refused; hooks
+a module looked at; `strict` ignored; weights that are made anew, or tied, not looked at; hooks
 of the new layer; buffers, or the old weights, in the wrong hands; no `__reduce_ex__`; methods of
 `torch.nn.RNNBase`; a complex h_0.
 """
@@ -9,7 +9,6 @@ of the new layer; buffers, or the old weights, in the wrong hands; no `__reduce_
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import warnings
 from functools import partial
@@ -18,14 +17,13 @@ import pytest
 import torch
 from layers import every_cell
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lrnn import BackendError, SwitchError, replace_rnn
 from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU
-from lightning_lrnn.nn.replace import restore
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.switch_marker import MARKER
 
 close = torch.testing.assert_close
 B, T, M, H, LAYERS = 4, 7, 5, 6, 2
@@ -261,7 +259,7 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed():
         before = state(project)
         with pytest.raises(SwitchError, match=message):
             replace_rnn(project, rnn, **options)
-        assert state(project) == before and MARKER not in project.state_dict()
+        assert state(project) == before
     for rnn, options, error, message in [
         ("GILRLSMT", {}, ValueError, "there is no layer 'GILRLSMT'; known are .*GILRLSTM"),
         ("torch.nn.LSTM", {}, ValueError, "must name layers of lightning_lrnn.nn, got torch.nn.LS"),
@@ -279,15 +277,58 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed():
     assert str(replace_rnn(nn.Linear(2, 2), "GILR")) == "no torch.nn.LSTM, GRU or RNN"
 
 
-def test_weights_that_something_recomputes():
-    holder = Holder()
-    nn.utils.parametrizations.weight_norm(holder.rnn, "weight_hh_l0")
-    with pytest.raises(SwitchError, match="parametrizations"):
+class Dropped(nn.Module):
+    """Keeps a weight of its layer itself, and puts a changed copy in its place."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn, self.raw = rnn, rnn._parameters.pop("weight_hh_l0")
+        self.rnn.weight_hh_l0 = self.raw * 0.5
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda rnn: nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0"),
+        lambda rnn: prune.l1_unstructured(rnn, "weight_hh_l0", 0.3),
+        lambda rnn: nn.utils.spectral_norm(rnn, "weight_hh_l0"),
+        Dropped,
+    ],
+    ids=["parametrization", "prune", "spectral_norm", "a module around it"],
+)
+def test_weights_that_something_recomputes(how):
+    rnn = nn.LSTM(M, H)
+    made = how(rnn)
+    holder = made if isinstance(made, Dropped) else nn.ModuleDict({"rnn": rnn})
+    with pytest.raises(SwitchError, match=r"rnn: its weights \(weight_hh_l0\) are made of other"):
         replace_rnn(holder, {"LSTM": "GILR"})
-    holder = Holder()
-    holder.rnn.register_forward_pre_hook(lambda rnn, args: None)
-    with pytest.raises(SwitchError, match="hooks"):
-        replace_rnn(holder, {"LSTM": "GILR"})
+    assert not any(isinstance(m, Stack) for m in holder.modules())
+
+
+def test_weights_that_another_module_has_too():
+    model = nn.ModuleDict({"a": nn.LSTM(M, H), "b": nn.LSTM(M, H), "c": nn.GRU(M, H)})
+    model["b"].weight_hh_l0 = model["a"].weight_hh_l0
+    report = replace_rnn(model, "GILR")
+    assert [r.path for r in report.replaced] == ["c"]
+    assert report.left[0].notes[0].startswith("its weight_hh_l0 is also b.weight_hh_l0")
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_hooks_before_a_call_are_kept(keywords):
+    holder, seen = Holder(), []
+
+    def hook(rnn, args, *more):
+        rnn.flatten_parameters()
+        seen.append(rnn)
+        return (((2 * args[0], *args[1:]), *more)) if keywords else (2 * args[0], *args[1:])
+
+    holder.rnn.register_forward_pre_hook(hook, with_kwargs=keywords)
+    replace_rnn(holder, "GILR")
+    x = torch.randn(B, T, M)
+    y, _ = holder.rnn(x)
+    assert seen == [holder.rnn]
+    holder.rnn._forward_pre_hooks.clear()
+    close(y, holder.rnn(2 * x)[0])
 
 
 def test_mode_dtype_device_hooks_and_frozen_layers():
@@ -423,44 +464,3 @@ def test_torch_compile_runs_it():
         warnings.simplefilter("ignore")
         compiled = torch.compile(run, backend="eager")(x)
     close(compiled, run(x))
-
-
-# The mark in a state_dict.
-
-
-def test_a_state_dict_names_the_switch():
-    holder = switched("QRNN")
-    marker = holder.state_dict(prefix="module.")["module." + MARKER]
-    assert json.loads(bytes(marker.tolist()))["rnn"]["class_path"] == "lightning_lrnn.nn.QRNN"
-    assert list(holder.state_dict())[-1] == MARKER
-
-    with pytest.raises(RuntimeError, match=r"load it with lightning_lrnn.load_switched"):
-        Holder().load_state_dict(holder.state_dict())
-    message = r"switched to nothing, as in the checkpoint, not to QRNN \(rnn\)"
-    with pytest.raises(RuntimeError, match=message):
-        holder.load_state_dict(Holder().state_dict())
-    message = r"switched to GILR \(rnn\), as in the checkpoint, not to QRNN \(rnn\)"
-    with pytest.raises(RuntimeError, match=message):
-        holder.load_state_dict(switched("GILR").state_dict())
-    assert holder.load_state_dict(Holder().state_dict(), strict=False).unexpected_keys
-
-    wrapped = nn.Sequential(switched("QRNN"))
-    wrapped.load_state_dict(nn.Sequential(holder).state_dict())
-    close(wrapped[0].state_dict(), holder.state_dict())
-
-
-def test_restore_makes_the_same_switch():
-    project = Project()
-    replace_rnn(project, partial(QRNN, window=3), where="encoder.*", state="carried")
-    replace_rnn(project, "GILRLSTM", where="decoder")
-    other = Project()
-    restore(other, project.state_dict(), backend="serial")
-    other.load_state_dict(project.state_dict())
-    close(other.state_dict(), project.state_dict())
-    assert other.same is other.decoder and other.decoder.backend == "serial"
-    assert type(other.blocks[0][0]) is nn.LSTM
-    restore(other, project.state_dict())
-    with pytest.raises(SwitchError, match="not of a switched model"):
-        restore(Project(), Project().state_dict())
-    with pytest.raises(SwitchError, match=r"'decoder', which is no recurrent layer here.*rnn"):
-        restore(Holder(), project.state_dict())

@@ -1,14 +1,16 @@
 """SwitchRNN, SwitchBackend and load_switched in runs of Lightning, under both of its names.
 
 Seen to fail: no switch when `log` is handed out; none after `setup` or `configure_model`; no error
-when it is too late; methods left on the module; told twice; `load_state_dict` left on the class; a
-pickle read; an optimizer of old parameters unnoticed.
+when it is too late; methods left on the module; told twice; a pickle read; no switch after
+`on_load_checkpoint`; the layers of a process that was started lost.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -147,6 +149,39 @@ def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
     assert "switch/rnn: LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
 
 
+def test_what_wandb_watches_is_what_there_is_now(tmp_path):
+    import wandb
+
+    pl, Project = project()
+    model = Project()
+    logger = pl.loggers.WandbLogger(save_dir=tmp_path, offline=True)
+    logger.watch(model, log="all", log_freq=1)
+    trainer(pl, tmp_path, SwitchRNN("GILR"), logger=logger).fit(model)
+    logged = dict(logger.experiment.summary)
+    wandb.finish()
+    for kind in ("gradients", "parameters"):
+        found = (re.fullmatch(rf"{kind}/(graph_\d+)?(.*)", key) for key in logged)
+        names = {match[2] for match in found if match}
+        assert names == {name for name, _ in model.named_parameters()}
+
+
+@both_packages
+def test_a_logger_that_draws_the_graph_goes_without(tmp_path, package):
+    pl, Project = project(package)
+
+    class Draws(importlib.import_module(f"{package}.loggers").CSVLogger):
+        _log_graph = True
+
+        def log_graph(self, model, input_array=None):
+            if self._log_graph:
+                torch.jit.trace(model, torch.randn(2, T, M))
+
+    for stage in ("fit", "test"):
+        run = trainer(pl, tmp_path, SwitchRNN("GILR"), logger=Draws(tmp_path))
+        with pytest.warns(UserWarning, match="no graph is logged"):
+            getattr(run, stage)(Project())
+
+
 @both_packages
 def test_checkpoints_resume_and_load(tmp_path, package):
     pl, Project = project(package)
@@ -165,22 +200,36 @@ def test_checkpoints_resume_and_load(tmp_path, package):
     resumed, _ = fit(4, ckpt_path=path, weights_only=True)
     assert half.losses + resumed.losses == whole.losses
 
-    with pytest.raises(RuntimeError, match=r"lightning_lrnn.SwitchRNN \(load it with"):
-        Project.load_from_checkpoint(path, weights_only=True)
-    with pytest.raises(RuntimeError, match=r"lightning_lrnn.SwitchRNN \(load it with"):
-        trainer(pl, tmp_path).test(Project(size=7), ckpt_path=path, weights_only=True)
-    with pytest.raises(RuntimeError, match=r"switched to GILRLSTM \(rnn\), as in the checkpoint"):
+    # By the project's own means, and by trainers that know nothing of the switch.
+    own = Project.load_from_checkpoint(path, weights_only=True)
+    torch.testing.assert_close(own.state_dict(), half.state_dict(), rtol=0, atol=0)
+    for strict in (True, False):
+        model = Project(size=7)
+        model.strict_loading = strict
+        (tested,) = trainer(pl, tmp_path).test(model, ckpt_path=path, weights_only=True)
+        (expected,) = trainer(pl, tmp_path).test(half)
+        assert tested == expected and isinstance(model.rnn, GILRLSTM)
+    whole_again = Project(size=7)
+    run = trainer(pl, tmp_path, max_epochs=4)
+    run.fit(whole_again, ckpt_path=path, weights_only=True)
+    assert whole_again.losses == resumed.losses
+    predicted = trainer(pl, tmp_path).predict(copy.deepcopy(own))
+    expected = trainer(pl, tmp_path).predict(half)
+    torch.testing.assert_close(predicted, expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match=r"rnn: the state_dict is of GILRLSTM with"):
         trainer(pl, tmp_path, SwitchRNN("GILR")).test(
             Project(size=7), ckpt_path=path, weights_only=True
         )
-    trainer(pl, tmp_path, SwitchRNN("GILRLSTM")).test(
-        Project(size=7), ckpt_path=path, weights_only=True
-    )
+    chosen = Project(size=7)
+    switch = SwitchRNN("GILRLSTM", backend="serial")
+    trainer(pl, tmp_path, switch).test(chosen, ckpt_path=path, weights_only=True)
+    assert chosen.rnn.backend == "serial"
+    switch.setup(run, whole_again, "fit")
+    assert whole_again.rnn.backend == "serial"
 
     loaded = load_switched(Project, path, backend="serial")
     assert type(loaded) is Project and loaded.rnn.backend == "serial" and loaded.size == 7
     torch.testing.assert_close(loaded.state_dict(), half.state_dict(), rtol=0, atol=0)
-    assert "load_state_dict" not in vars(Project)
     x = torch.randn(2, T, M)
     torch.testing.assert_close(loaded(x), half(x))
     trainer(pl, tmp_path, max_epochs=1).fit(loaded)
@@ -190,7 +239,38 @@ def test_checkpoints_resume_and_load(tmp_path, package):
     trainer_of_none.save_checkpoint(path)
     with pytest.raises(SwitchError, match="not of a switched model"):
         load_switched(Project, path)
-    assert "load_state_dict" not in vars(Project)
+
+
+@both_packages
+@pytest.mark.parametrize("loads", [False, True])
+def test_a_module_that_makes_its_layers_again_when_it_is_loaded(tmp_path, package, loads):
+    pl, Project = project(package)
+
+    class Again(Project):
+        def on_load_checkpoint(self, checkpoint):
+            self.make()
+            if loads:
+                self.load_state_dict(checkpoint["state_dict"])
+
+    def fit(epochs, *callbacks, **options):
+        torch.manual_seed(5)
+        model = Again()
+        run = trainer(pl, tmp_path, *callbacks, max_epochs=epochs)
+        run.fit(model, **options)
+        assert isinstance(model.rnn, GILRLSTM)
+        assert not {"setup", "configure_model", "on_load_checkpoint"} & vars(model).keys()
+        return model, run
+
+    path = tmp_path / "middle.ckpt"
+    whole, _ = fit(4, SwitchRNN("GILRLSTM"))
+    half, run = fit(2, SwitchRNN("GILRLSTM"))
+    run.save_checkpoint(path)
+    for callbacks in ([SwitchRNN("GILRLSTM", backend="serial")], []):
+        resumed, _ = fit(4, *callbacks, ckpt_path=path, weights_only=True)
+        assert len(resumed.losses) == 2 * STEPS
+        torch.testing.assert_close(half.losses + resumed.losses, whole.losses)
+    for loaded in (load_switched(Again, path), Again.load_from_checkpoint(path, weights_only=True)):
+        torch.testing.assert_close(loaded.state_dict(), half.state_dict(), rtol=0, atol=0)
 
 
 class Harmful:
@@ -296,21 +376,6 @@ def test_tuner_and_a_module_switched_by_hand(tmp_path):
 # What is wrong is said.
 
 
-def test_an_optimizer_that_was_made_too_early(tmp_path):
-    pl, Project = project()
-
-    class Early(Project):
-        def __init__(self):
-            super().__init__()
-            self.optimizer = torch.optim.Adam(self.parameters())
-
-        def configure_optimizers(self):
-            return self.optimizer
-
-    with pytest.warns(UserWarning, match="parameters of rnn are new, and no optimizer has them"):
-        trainer(pl, tmp_path, SwitchRNN("GILR")).fit(Early())
-
-
 def test_nothing_to_switch(tmp_path):
     pl, Project = project(rnn=lambda: nn.Identity())
     for stage in ("fit", "validate", "test", "predict"):
@@ -393,3 +458,54 @@ def test_by_yaml_alone(tmp_path, package, processes):
     for rank in range(processes):
         assert f"{rank} GILRLSTM serial" in done.stdout
     assert (done.stdout + done.stderr).count("start anew") == 1
+
+
+STARTED = """
+import sys, warnings
+import torch
+sys.path.insert(0, {tests!r})
+from test_switch import project, trainer
+from lightning_lrnn import SwitchRNN
+from lightning_lrnn.nn import MinLSTM
+pl, _ = project({package!r})
+
+
+class Model(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(3, 5, batch_first=True)
+
+    def training_step(self, batch, index):
+        return self.rnn(batch)[0].square().mean()
+
+    def on_train_end(self):
+        if self.global_rank == 0:
+            torch.save(self.state_dict(), "trained.pt")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    data = torch.utils.data.DataLoader(torch.randn(8, 4, 3), batch_size=2)
+    model = Model()
+    options = dict(devices=2, strategy={strategy!r})
+    trainer(pl, ".", SwitchRNN("MinLSTM"), **options).fit(model, data)
+    assert isinstance(model.rnn, MinLSTM)
+    torch.testing.assert_close(model.state_dict(), torch.load("trained.pt"), rtol=0, atol=0)
+"""
+
+
+@pytest.mark.parametrize(
+    "package, strategy",
+    [(PACKAGES[0], "ddp_spawn"), (PACKAGES[1], "ddp_notebook"), (PACKAGES[0], "ddp_fork")],
+)
+def test_strategies_that_start_processes_give_the_trained_layers_back(tmp_path, package, strategy):
+    script = tmp_path / "script.py"
+    values = {"tests": str(Path(__file__).parent), "package": package, "strategy": strategy}
+    script.write_text(STARTED.format(**values))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn, restore
+from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
+from lightning_lrnn.nn import made_before
+from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn
 from lightning_lrnn.nn.stand_in import standing_in
 
 __all__ = ["SwitchRNN", "load_switched"]
 
-MAKES_LAYERS = ("setup", "configure_model")
+MAKES_LAYERS = ("setup", "configure_model", "on_load_checkpoint")
 """Methods of a LightningModule that may make layers, beside its constructor."""
 
 Module = TypeVar("Module")
@@ -28,12 +29,12 @@ class SwitchRNN(Callback):
 
     It acts before the `setup` of any callback, wherever it stands among them, hence before
     optimizers are made, the model is wrapped or copied and a checkpoint is read; and once more
-    after the module's own `setup` and `configure_model`, which may make layers. It acts in fit,
-    validate, test and predict, and finds nothing to do the second time. What it did is printed,
-    and the loggers get it as hyperparameters "switch/...".
+    after the module's own `setup`, `configure_model` and `on_load_checkpoint`, which may make
+    layers. It acts in fit, validate, test and predict, and finds nothing to do the second time.
+    What it did is printed, and the loggers get it as hyperparameters "switch/...".
 
     **Parameters start anew.** A checkpoint of a switched model says so in its `state_dict`, and
-    loads where this callback, or `load_switched`, makes the same switch.
+    loads into the project's own model too, see `lightning_lrnn.nn.switch_loading`.
 
     Args:
         rnn: "auto" for the layer that is recommended; the name of a layer, which replaces what it
@@ -86,6 +87,14 @@ class SwitchRNN(Callback):
         Raises:
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
+        for logger in trainer.loggers:
+            # That of TensorBoard draws the graph, by `torch.jit.trace`, when a run starts.
+            if getattr(logger, "_log_graph", False):
+                logger._log_graph = False  # type: ignore[attr-defined]
+                rank_zero_warn(
+                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
+                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
+                )
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -119,23 +128,37 @@ class SwitchRNN(Callback):
         return then
 
     def _replace(self, module: nn.Module) -> Report:
+        watched = watched_parameters(module)
         report = replace_rnn(module, **self._how)
+        for path, layer in module.named_modules():
+            # Of those that loading has switched nobody has said it yet.
+            if standing_in(layer) and matches(path, self._how["where"]) and layer.backend == "auto":
+                layer.backend = self._how["backend"]
         if report.replaced:
             rank_zero_info(f"SwitchRNN\n{report}")
             self.report = Report(self.report + report)
+            watch_again(module, [r.path for r in report.replaced])
+            watched.clear()
         return report
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, and looks whether the new parameters will be trained."""
+        """Tells the loggers, and makes sure that the new parameters will be trained.
+
+        Raises:
+            lightning_lrnn.SwitchError: if they will not.
+        """
         self._tell(trainer, pl_module)
+        # `configure_optimizers` may have made them of a list that is older than the switch.
+        made_before.exchange(trainer.optimizers)
         trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         own = {id(p) for p in pl_module.parameters()}
         for path, layer in pl_module.named_modules():
-            ids = {id(p) for p in layer.parameters()}
-            if standing_in(layer) and trained & own and not ids & trained:
-                rank_zero_warn(
+            ids = {id(p) for p in layer.parameters() if p.requires_grad}
+            if standing_in(layer) and trained & own and ids and not ids & trained:
+                raise SwitchError(
                     f"the parameters of {path} are new, and no optimizer has them: make optimizers "
-                    f"in `configure_optimizers`, from the parameters that the module has then"
+                    f"in `configure_optimizers`, from the parameters that the module has then; "
+                    f"or freeze them by `requires_grad_(False)`"
                 )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -187,7 +210,7 @@ class SwitchRNN(Callback):
 def load_switched(
     module_class: type[Module], checkpoint_path: Any, *, backend: str = "auto", **kwargs: Any
 ) -> Module:
-    """Loads a checkpoint of a switched model without a Trainer.
+    """Loads a checkpoint of a switched model by `load_from_checkpoint`, with a backend.
 
     Args:
         module_class: the LightningModule that was switched.
@@ -202,22 +225,12 @@ def load_switched(
         lightning_lrnn.SwitchError: if the checkpoint is not of a switched model, or of another.
     """
     cls: Any = module_class
-    load = cls.load_state_dict
-
-    def restored(self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        restore(self, state_dict, backend)
-        return load(self, state_dict, *args, **options)
-
-    # The last that `load_from_checkpoint` calls, when all layers have been made.
-    had = "load_state_dict" in vars(cls)
-    cls.load_state_dict = restored
-    try:
-        model: Module = cls.load_from_checkpoint(
-            checkpoint_path, **{"weights_only": True, **kwargs}
+    model: Module = cls.load_from_checkpoint(checkpoint_path, **{"weights_only": True, **kwargs})
+    layers = [m for m in cast("nn.Module", model).modules() if standing_in(m)]
+    if not layers:
+        raise SwitchError(
+            "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
         )
-    finally:
-        if had:
-            cls.load_state_dict = load
-        else:
-            del cls.load_state_dict
+    for layer in layers:
+        layer.backend = backend
     return model

@@ -49,6 +49,7 @@ class Cell(nn.Module):
             `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`. Where a
             layer stands in for one of PyTorch, it is set for the cells.
         memory_in_bias: whether `memory` is the bias of a gate.
+        sampled: the name of one of its weights.
 
     Raises:
         ValueError: for arguments that cannot be, with their value.
@@ -57,6 +58,7 @@ class Cell(nn.Module):
     projects: ClassVar[bool] = False
     remembers_output: bool = False
     memory_in_bias: ClassVar[bool] = True
+    sampled: ClassVar[str] = "weight_ih"
     weight_ih: Tensor
 
     def __init__(
@@ -97,7 +99,11 @@ class Cell(nn.Module):
     @property
     def sample(self) -> Tensor:
         """One of the parameters, for its device and dtype; replicas have no `parameters()`."""
-        return self.weight_ih
+        weight: Tensor = getattr(self, self.sampled)
+        if isinstance(weight, nn.Parameter) or not self._parameters:
+            return weight
+        # Made of parameters before each call of the cell, and perhaps not since they were cast.
+        return next((p for p in self._parameters.values() if p is not None), weight)
 
     @property
     def output_is_state(self) -> bool:

@@ -43,11 +43,7 @@ class DiagonalCell(Cell):
         self.D = self.parameter(hidden_size, input_size)
 
     memory_in_bias = False
-
-    @property
-    def sample(self) -> Tensor:
-        """One of the parameters."""
-        return self.B
+    sampled = "B"
 
     @property
     def carry_dtype(self) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn.nn import made_before
 from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.layer import Layer
@@ -20,9 +21,8 @@ from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.stand_in import SwitchError, stand_in, standing_in
 from lightning_lrnn.nn.step_time import SIZES, step_times
 from lightning_lrnn.nn.surrogate import SurrogateRNNCell
-from lightning_lrnn.nn.switch_marker import mark, marked
 
-__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn", "restore"]
+__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn"]
 
 KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -105,10 +105,11 @@ def replace_rnn(
     of the class that it replaces; a subclass keeps the methods and attributes that it has brought.
     The state keeps its form: (h, c) in the place of an LSTM, where a layer with one state has its
     last output as h, and a tensor in the place of a GRU or RNN. Layers that are shared stay shared.
-    The module's `state_dict` gets a key that names the replacement, see
-    `lightning_lrnn.nn.switch_marker`.
+    In a `state_dict` each says what it is, so that it can be loaded, see
+    `lightning_lrnn.nn.switch_loading`.
 
-    Nothing is changed if an error is raised.
+    Nothing is changed if an error is raised. Optimizers that are there already get the new
+    parameters in the places of the old ones; see `lightning_lrnn.nn.made_before`.
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
@@ -161,6 +162,7 @@ def replace_rnn(
         entry = Replacement(path, _line(old), "", before, before)
         try:
             layer = _choose(old, by_kind)
+            _check_tied(module, old)
             new = _make(old, layer, backend, state)
             notes = _differences(old, new, weights)
             made[id(old)] = stand_in(old, new)
@@ -181,40 +183,10 @@ def replace_rnn(
             if id(old) in made:
                 carry_weights(old, made[id(old)])
     _swap(module, made)
+    # What nobody else holds is gone then, and needs no search.
+    old = None
+    made_before.exchange_all()
     return Report(report)
-
-
-def restore(module: nn.Module, state_dict: Mapping[str, Any], backend: str = "auto") -> None:
-    """Replaces in a module what was replaced in the one that a `state_dict` is of.
-
-    Args:
-        module: without replacements.
-        state_dict: with the marker of a switch.
-        backend: of the new layers.
-
-    Raises:
-        SwitchError: without a marker, or if the module does not have those layers.
-    """
-    plan = marked(state_dict)
-    if not plan:
-        raise SwitchError(
-            "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
-        )
-    there = dict(_recurrent(module))
-    done = {path for path, m in module.named_modules() if standing_in(m)}
-    made = {}
-    for path, plain in plan.items():
-        if path in done:
-            continue
-        if path not in there:
-            raise SwitchError(
-                f"the checkpoint has replaced {path!r}, which is no recurrent layer here; there "
-                f"are {', '.join(there) or 'none'}"
-            )
-        old = there[path]
-        new = _make(old, Layer.of(plain), backend, plain.get("state", "carried"))
-        made[id(old)] = stand_in(old, new)
-    _swap(module, made)
 
 
 def matches(path: str, where: str | Sequence[str] | None) -> bool:
@@ -280,12 +252,30 @@ def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None]) -> Layer:
     return by_kind[kind] or recommended(old)
 
 
+def _check_tied(module: nn.Module, old: nn.Module) -> None:
+    """Raises if a layer has a weight that is another module's too."""
+    own = {id(p): name for name, p in old.named_parameters()}
+    inside = set(old.modules())
+    for path, other in module.named_modules():
+        for name, p in () if other in inside else other._parameters.items():
+            if id(p) in own:
+                raise SwitchError(
+                    f"its {own[id(p)]} is also {path + '.' if path else ''}{name}, and a new layer "
+                    f"would have one of its own; untie them first"
+                )
+
+
 def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
     """A layer with the sizes of the old one, its state in the old one's form."""
     kind: Any = layer.kind
     name, pair = kind.__name__, isinstance(old, nn.LSTM)
-    if torch.nn.utils.parametrize.is_parametrized(old) or old._forward_pre_hooks:
-        raise SwitchError("parametrizations or hooks recompute its weights; remove them first")
+    made_anew = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
+    if made_anew or torch.nn.utils.parametrize.is_parametrized(old):
+        raise SwitchError(
+            f"its weights ({', '.join(made_anew) or 'parametrized'}) are made of other parameters "
+            f"before each call, by a parametrization, weight_norm, prune, or a module around it, "
+            f"which would act on nothing; undo that first"
+        )
     if old.proj_size and not kind.cell_type.projects:
         raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
     weight = next(old.parameters())
@@ -381,10 +371,9 @@ def _speed(old: nn.RNNBase, new: Stack) -> str:
 
 
 def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
-    """Puts new layers in the places of old ones, wherever those are, and marks the module."""
+    """Puts new layers in the places of old ones, wherever those are."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
-            if id(child) in made:
+            if child is not None and id(child) in made:
                 parent._modules[name] = made[id(child)]
-    if made:
-        mark(module)
+                made_before.replaced(dict(child.named_parameters()), made[id(child)])

@@ -73,16 +73,12 @@ class RGLRUCell(Cell):
         self.reset_parameters()
 
     memory_in_bias = False
+    sampled = "weight"
 
     @property
     def output_is_state(self) -> bool:
         """Nothing is read out."""
         return True
-
-    @property
-    def sample(self) -> Tensor:
-        """One of the parameters."""
-        return self.weight
 
     def reset_parameters(self) -> None:
         """`rate` as in the paper, or by expected memory; blocks normal, by their own width.

@@ -1,4 +1,7 @@
-"""The mark of a switch in a `state_dict`: which layers stand in where, for those who load it."""
+"""The mark of a layer that stands in, in the `state_dict` of every module that it is in.
+
+It is that layer's own, under its prefix: so it comes along in whatever part or whole is saved.
+"""
 
 from __future__ import annotations
 
@@ -7,71 +10,60 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_lrnn.nn.layer import Layer
-from lightning_lrnn.nn.stand_in import stand_in_class, standing_in
+__all__ = ["GUARD", "MARKER", "marked", "read", "take", "write"]
 
-__all__ = ["MARKER", "mark", "marked"]
+MARKER = "made by lightning_lrnn (import lightning_lrnn before loading)"
+"""The key. Where the package is not imported strict loading fails on it, and shows it."""
 
-MARKER = "lightning_lrnn.SwitchRNN (load it with lightning_lrnn.load_switched)"
-"""The key. Loading where nothing was switched fails on it, and shows it."""
+GUARD = "weight_ih_l0"
+"""A second key, of an empty tensor: a weight that every recurrent layer of PyTorch has.
 
-
-def mark(module: nn.Module) -> None:
-    """Lets the `state_dict` of a module name its switch, and loading compare it."""
-    if _add not in module._state_dict_hooks.values():
-        module.register_state_dict_post_hook(_add)
-        module.register_load_state_dict_pre_hook(_compare)
+Where the package is not imported, loading that is not strict fails too, on the size of this weight;
+and where somebody has sorted keys out by name, what is left still says whose it was.
+"""
 
 
-def marked(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The switch that a `state_dict` names: by path what `Layer.of` reads."""
-    plan: dict[str, Any] = json.loads(_read(state_dict.get(MARKER)))
-    return plan
+def write(state_dict: dict[str, Any], prefix: str, plan: Mapping[str, Any]) -> None:
+    """Adds the mark to a `state_dict`.
 
-
-def _plan(module: nn.Module) -> str:
-    """What stands in where, in JSON: by path what `Layer.of` reads."""
-    plan = {
-        path: {
-            **Layer(stand_in_class(m), m.options).plain(),
-            "state": "strict" if m.strict_state else "carried",
-        }
-        for path, m in module.named_modules()
-        if standing_in(m)
-    }
-    return json.dumps(plan, sort_keys=True)
-
-
-def _add(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-    text = _plan(module).encode()
+    Args:
+        state_dict: of the layer, or of a module that it is in.
+        prefix: of the layer's keys.
+        plan: what `Layer.of` reads, and more of plain data.
+    """
+    text = json.dumps(plan, sort_keys=True).encode()
     state_dict[prefix + MARKER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    state_dict[prefix + GUARD] = torch.empty(0, dtype=torch.uint8)
 
 
-def _read(marker: Tensor | None) -> str:
-    return "{}" if marker is None else bytes(marker.tolist()).decode()
+def marked(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether a `state_dict` has the mark of a layer, or a part of it."""
+    return prefix + MARKER in state_dict or _guards(state_dict.get(prefix + GUARD))
 
 
-def _compare(
-    module: nn.Module,
-    state_dict: dict[str, Any],
-    prefix: str,
-    metadata: Any,
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    there, here = _read(state_dict.pop(prefix + MARKER, None)), _plan(module)
-    if here != there:
-        # Not among `errors`, which count where loading is not strict too.
-        missing.append(
-            f"recurrent layers switched to {_names(there)}, as in the checkpoint, not to "
-            f"{_names(here)}; lightning_lrnn.load_switched makes the switch"
-        )
+def read(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What the mark of a layer says; {} if its text is not there or cannot be read.
+
+    Numbers that were averaged or made 16 bits wide meanwhile are the same still.
+    """
+    marker = state_dict.get(prefix + MARKER)
+    if not isinstance(marker, Tensor) or marker.is_meta:
+        return {}
+    try:
+        plan = json.loads(bytes(round(value) for value in marker.flatten().tolist()))
+    except (OverflowError, TypeError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
-def _names(plan: str) -> str:
-    names = {path: at["class_path"].rpartition(".")[2] for path, at in json.loads(plan).items()}
-    return ", ".join(f"{name} ({path})" for path, name in names.items()) or "nothing"
+def take(state_dict: dict[str, Any], prefix: str) -> None:
+    """Removes the mark of a layer."""
+    state_dict.pop(prefix + MARKER, None)
+    if _guards(state_dict.get(prefix + GUARD)):
+        del state_dict[prefix + GUARD]
+
+
+def _guards(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == (0,)
