@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
 __all__ = ["CheckpointError", "CheckpointFiles", "check", "read"]
@@ -80,7 +80,7 @@ def read(path: str, weights_only: bool = True, map_location: Any = "cpu") -> dic
     """What is in a checkpoint.
 
     Args:
-        path: a file, or a URL of a kind that fsspec knows.
+        path: a file, or a URL that fsspec knows.
         weights_only: tensors and plain data only; False runs whatever code the file names.
         map_location: of `torch.load`.
 
@@ -94,7 +94,8 @@ def read(path: str, weights_only: bool = True, map_location: Any = "cpu") -> dic
                 f"there is no checkpoint {path}, it {kind}; `lightning-lrnn fit` writes them into "
                 f"the folder `checkpoints` beside its logs"
             )
-        with fsspec.open(path, "rb") if REMOTE.match(path) else open(path, "rb") as file:
+        opened = get_filesystem(path).open if REMOTE.match(path) else open
+        with opened(path, "rb") as file:
             found = torch.load(file, map_location=map_location, weights_only=weights_only)
     except CheckpointError:
         raise

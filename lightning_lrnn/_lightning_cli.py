@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn._checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn._resume import Said, configs_in, last_checkpoint, loaded, options_of
@@ -83,7 +84,9 @@ class _LogConfig(SaveConfigCallback):
     """Saves the resolved config beside the logs, and logs it to every logger."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **options: Any) -> None:
-        super().__init__(_Written(parser.dump(config, skip_none=False)), None, **options)
+        written: Any = _Written(parser.dump(config, skip_none=False))
+        nothing: Any = None
+        super().__init__(written, nothing, **options)
         self._logged = json.loads(parser.dump(config, skip_none=False, format="json"))
         self._logged.pop("config", None)
         self._logged = _without_secrets(self._logged)

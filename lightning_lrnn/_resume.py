@@ -119,7 +119,7 @@ def options_of(
             f"{path} is of the model {named!r}, not of {model.class_path}, which is configured; "
             f"give a checkpoint of {model.class_path}, or name the class with --model"
         )
-    mine = model.get("init_args") or Namespace()
+    mine = model.get("init_args") or {}
     taken, overruled, told = {}, {}, []
     for name, value in found.items():
         config = _plain(mine.get(name))

@@ -32,13 +32,14 @@ class Stop(pl.Callback):
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer, self._asked = trainer, False
         self._children: list[subprocess.Popen[bytes]] = []
-        trainer._signal_connector._sigterm_notifier_fn = self._note  # type: ignore[method-assign]
+        signals: Any = trainer._signal_connector
+        signals._sigterm_notifier_fn = self._note
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = (  # type: ignore[method-assign]
             self._agree
         )
 
     def _note(self, signum: Any, frame: Any) -> None:
-        launcher = self._trainer.strategy.launcher
+        launcher: Any = self._trainer.strategy.launcher
         if not self._asked and hasattr(launcher, "kill"):
             launcher.kill(signum)
         self._asked = True

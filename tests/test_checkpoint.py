@@ -26,7 +26,15 @@ from lightning_lrnn._checkpoint import CheckpointError, CheckpointFiles, check, 
 from lightning_lrnn.cli import main
 from lightning_lrnn.modules import LanguageModel
 
-pytestmark = [*of_the_command, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [
+    *of_the_command,
+    # fsspec keeps its connections.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # The default logger.
+    pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`"),
+    # Runs without a logger share a folder.
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 
 FIT = ("--data.path=text", *OPTIONS, "--trainer.max_epochs=-1")
 

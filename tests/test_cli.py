@@ -12,6 +12,7 @@ logged.
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 import lightning_lrnn
-from lightning_lrnn import _kernel_cache, cli
+from lightning_lrnn import _kernel_cache, _lightning_cli, cli
 from lightning_lrnn._lightning_cli import _without_secrets, parse
 from lightning_lrnn.cli import main
 from lightning_lrnn.modules import Forecaster, LanguageModel
@@ -279,6 +280,16 @@ def test_secrets_are_not_logged() -> None:
         "trainer": {"logger": [{"class_path": "CometLogger"}]},
         "data": {"init_args": {"hub_token": "***", "url": "s3://***@host/a", "tokens": 8}},
     }
+
+
+def test_what_is_made_can_be_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lightning_cli._CLI, "_run_subcommand", lambda self, name: None)
+    words = ["fit", *OPTIONS, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp_spawn"]
+    cli = _lightning_cli.run([*words, "--data.path=text"])
+    trainer, _, _ = pickle.loads(pickle.dumps((cli.trainer, cli.model, cli.datamodule)))
+    (saved,) = (c for c in trainer.callbacks if isinstance(c, _lightning_cli._LogConfig))
+    saved.parser.save(saved.config, "config.yaml")
+    assert parse(["fit", "--config=config.yaml"]).fit.model.init_args.hidden_size == 8
 
 
 def test_what_fit_logs_has_no_options_of_loggers() -> None:
