@@ -147,14 +147,25 @@ class _Restored(pl.Callback):
 class _Monitors(pl.Callback):
     """Refuses a monitored metric that nothing logs: Lightning warns, and keeps no best model."""
 
+    def __init__(self) -> None:
+        self._validated = False
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks, once validation has logged what it logs."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._validated = True
+            self._look(trainer, "val")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks, when no more can come."""
+        if self._validated:
+            self._look(trainer, "")
+
+    def _look(self, trainer: pl.Trainer, prefix: str) -> None:
         there = trainer.callback_metrics
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             name = getattr(callback, "monitor", None)
-            if isinstance(name, str) and name.startswith("val") and name not in there:
+            if isinstance(name, str) and name.startswith(prefix) and name not in there:
                 raise CommandLineError(
                     f"{type(callback).__name__} monitors {name!r}, which nothing logs; there are "
                     f"{', '.join(sorted(there))}"
@@ -163,8 +174,8 @@ class _Monitors(pl.Callback):
 
 class _CLI(LightningCLI):
     def __init__(self, args: list[str], **options: Any) -> None:
-        for config in configs_in(args):
-            _check_size(config)
+        for given in (*configs_in(args), *(loaded(arg.partition("=")[2] or arg) for arg in args)):
+            _check_size(given)
         self._args = args
         self._options_of: str | None = None
         self._overruled: dict[str, Any] = {}

@@ -113,7 +113,7 @@ def test_module_is_the_command() -> None:
         ([], "COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
         (["generate", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (["generate", "text"], "text is not a checkpoint of a LanguageModel"),
+        (["generate", "text"], "text cannot be read as a checkpoint"),
         (["generate", "text", "--backend", "fast"], "there is no backend 'fast'; known are"),
         (["generate", "text", "--length", "0"], "0 is not a positive number"),
         (["generate", "text", "--temperature", "warm"], "invalid float value: 'warm'"),
@@ -253,21 +253,34 @@ BOMB = "[&a [x, x, x, x, x, x, x, x, x, x]" + "".join(
 
 
 @pytest.mark.parametrize("text", [SELF, BOMB + "]"], ids=["itself", "others"])
-@pytest.mark.parametrize("command", ["fit", "compare"])
+@pytest.mark.parametrize("command", ["fit", "fit by words", "compare"])
 def test_an_anchor_without_end(command: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("endless.yaml").write_text(text)
-    words = ["--config=endless.yaml"] if command == "fit" else ["endless.yaml", "--rnn=QRNN"]
-    assert "or an anchor (&) that contains itself" in complaint(capsys, command, *words)
+    words = {
+        "fit": ["--config=endless.yaml"],
+        "fit by words": [f"--model={text}"],
+        "compare": ["endless.yaml", "--rnn=QRNN"],
+    }[command]
+    told = complaint(capsys, command.partition(" ")[0], *words)
+    assert "or an anchor (&) that contains itself" in told
 
 
-@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
-def test_a_monitor_that_is_not_there(callback: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"--trainer.callbacks+={callback}", "--trainer.callbacks.monitor=val/no_such"]
+@pytest.mark.parametrize(
+    ("callback", "name"),
+    [
+        ("EarlyStopping", "val/no_such"),
+        ("ModelCheckpoint", "val/no_such"),
+        ("ModelCheckpoint", "x"),
+    ],
+)
+def test_a_monitor_that_is_not_there(
+    callback: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--trainer.callbacks+={callback}", f"--trainer.callbacks.monitor={name}"]
     words += ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.path=text"]
     assert main(["fit", *OPTIONS, *TINY, *words]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert f"{callback} monitors 'val/no_such', which nothing logs; there are " in told
-    assert "val/bits_per_byte" in told
+    assert callback in told and repr(name) in told and "val/bits_per_byte" in told
 
 
 def test_secrets_are_not_logged() -> None:
