@@ -358,6 +358,8 @@ class RecurrentModule(pl.LightningModule):
             self._checked.add(stage)
         state = self._states.get(stage) if self.carry_state else None
         state = tree_map(self._here, state)
+        if stage == "train" and self._taken_up:
+            state = tree_map(self._as_wide, state)
         try:
             output, state = self.run(batch, state)
         except Exception as error:
@@ -379,6 +381,15 @@ class RecurrentModule(pl.LightningModule):
         except Exception:
             return False
         return True
+
+    def _as_wide(self, value: Any) -> Any:
+        """A state of a run in another precision, in that of this run's states."""
+        if not isinstance(value, Tensor):
+            return value
+        wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters())
+        narrow = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+        other = {after: before for before, after in narrow.items()} if wide else narrow
+        return value.to(other.get(value.dtype, value.dtype))
 
     def _here(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
