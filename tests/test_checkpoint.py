@@ -398,7 +398,7 @@ def test_a_broken_file_is_a_sentence(
                 fine = fine or status == 0
             if not fine:
                 wrong.append((command[0], name, status, told))
-    assert not wrong
+    assert not wrong, wrong
 
 
 def test_what_is_no_file_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
