@@ -100,18 +100,29 @@ class _Restored(pl.Callback):
     """Looks after what a checkpoint restores in optimizers.
 
     Gives them the figures that were typed, and refuses states that are not of their parameters:
-    PyTorch takes whatever has the right number of groups.
+    Lightning takes any number of them, PyTorch whatever has the right number of groups.
     """
 
     def __init__(self, path: str, before: dict[str, Any]) -> None:
         self._path, self._before = path, before
+        self._numbers: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compares shapes.
+        """Compares numbers and shapes.
 
         Raises:
-            CheckpointError: for a state of another shape.
+            CheckpointError: for states of other optimizers or parameters.
         """
+        there = {
+            "optimizer_states": trainer.optimizers,
+            "lr_schedulers": trainer.lr_scheduler_configs,
+        }
+        for name, number in self._numbers.items():
+            if number != len(there[name]):
+                raise CheckpointError(
+                    f"{self._path} has {number} `{name}` for {len(there[name])} of this run; give "
+                    f"a checkpoint of this model"
+                )
         for optimizer in trainer.optimizers:
             for parameter, state in optimizer.state.items():
                 for name in MOMENTS:
@@ -127,6 +138,9 @@ class _Restored(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Changes what the optimizers and their schedules are about to be restored from."""
+        self._numbers = {
+            name: len(checkpoint[name]) for name in ("optimizer_states", "lr_schedulers")
+        }
         if not isinstance(pl_module, RecurrentModule):
             return
         groups = [g for state in checkpoint["optimizer_states"] for g in state["param_groups"]]
