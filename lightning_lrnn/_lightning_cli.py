@@ -295,7 +295,8 @@ class _CLI(LightningCLI):
         except ValueError as error:
             # jsonargparse's own has the whole config in it; what a class said about its arguments
             # is the cause.
-            if isinstance(error.__cause__, (ValueError, BackendError)):
+            known = (ValueError, BackendError, *([TypeError] if self._options_of else []))
+            if isinstance(error.__cause__, known):
                 whose = f"{self._options_of} has options that do not fit: "
                 told = f"{whose if self._options_of else ''}{error.__cause__}"
                 raise CommandLineError(_plain(told)) from error
