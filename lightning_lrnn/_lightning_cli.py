@@ -113,7 +113,7 @@ class _Restored(pl.Callback):
         Raises:
             CheckpointError: for states of other optimizers or parameters.
         """
-        there = {
+        there: dict[str, Sequence[Any]] = {
             "optimizer_states": trainer.optimizers,
             "lr_schedulers": trainer.lr_scheduler_configs,
         }
