@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
+from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
 from lightning_lrnn.nn.stack import Stack
@@ -439,9 +440,13 @@ def check_counts(least: int = 1, **options: int) -> None:
 def _synchronised(metrics: Any, over_processes: bool) -> None:
     """Whether metrics are computed over all processes or of the own."""
     for metric in metrics.values(copy_state=False):
-        metric.sync_on_compute = over_processes
+        metric.distributed_available_fn = jit_distributed_available if over_processes else _alone
         # The other value may be there already.
         metric.compute_with_cache = False
+
+
+def _alone() -> bool:
+    return False
 
 
 def _detached(value: Any) -> Any:
