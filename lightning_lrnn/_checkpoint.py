@@ -41,8 +41,9 @@ class CheckpointFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See `read`."""
-        return read(str(path), weights_only is not False, map_location)
+        """See `read`; a strategy that spawns processes keeps weights alone in a file, too."""
+        found: dict[str, Any] = _contents(str(path), weights_only is not False, map_location)
+        return found
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -76,17 +77,23 @@ class CheckpointFiles(TorchCheckpointIO):
             ) from error
 
 
-def read(path: str, weights_only: bool = True, map_location: Any = "cpu") -> dict[str, Any]:
+def read(path: str, weights_only: bool = True) -> dict[str, Any]:
     """What is in a checkpoint.
 
     Args:
         path: a file, or a URL that fsspec knows.
         weights_only: tensors and plain data only; False runs whatever code the file names.
-        map_location: of `torch.load`.
 
     Raises:
         CheckpointError: if it is not there or is not a checkpoint.
     """
+    found = _contents(path, weights_only, "cpu")
+    check(found, path)
+    assert isinstance(found, dict)
+    return found
+
+
+def _contents(path: str, weights_only: bool, map_location: Any) -> Any:
     try:
         if not REMOTE.match(path) and not Path(path).is_file():
             kind = "is not a file" if os.path.exists(path) else "is not there"
@@ -102,8 +109,6 @@ def read(path: str, weights_only: bool = True, map_location: Any = "cpu") -> dic
     # The reader of a damaged file raises what it likes.
     except Exception as error:
         raise CheckpointError(_told(path, error)) from error
-    check(found, path)
-    assert isinstance(found, dict)
     return found
 
 

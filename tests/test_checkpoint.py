@@ -408,3 +408,9 @@ def test_what_is_no_file_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> No
     for path in ("folder.ckpt", "pipe.ckpt", "none.ckpt", "a" * 5000, "http://127.0.0.1:9/x.ckpt"):
         for words in (["test", "--ckpt_path", path, *FIT], ["generate", path]):
             assert path in complaint(capsys, *words)
+
+
+def test_weights_alone_are_read_back_as_spawned_processes_do() -> None:
+    files = CheckpointFiles()
+    files.save_checkpoint({"weight": torch.ones(3)}, Path("weights.ckpt"))
+    assert files.load_checkpoint("weights.ckpt")["weight"].sum() == 3
