@@ -84,13 +84,15 @@ def read(file: Path) -> dict[str, Curve]:
     """
     curves: dict[str, Curve] = {}
     try:
-        with file.open(newline="") as lines:
+        with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 step = int(float(row["step"]))
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
                         curves.setdefault(name, []).append((step, float(value)))
-    except (KeyError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise PlotError(f"{file} cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise PlotError(f"{file} is not a file of a CSVLogger ({error!r})") from error
     if not curves:
         raise PlotError(f"{file} has no figures yet; the run may have ended before it logged")
@@ -129,10 +131,17 @@ def main(folders: list[Path], metric: str | None = None, output: str | None = No
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     if alone:
-        figure.suptitle(runs[0].name, fontsize=10)
+        figure.suptitle(_text(runs[0].name), fontsize=10)
     handles, names = axes[-1 if alone else 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    return save(figure, path)
+    if path.is_dir():
+        raise PlotError(f"the figure cannot be written to {path}, a folder; name a file in it")
+    try:
+        return save(figure, path)
+    except OSError as error:
+        raise PlotError(f"{path} cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        raise PlotError(f"the figure cannot be made: {error}") from error
 
 
 def _chosen(runs: list[Run], metric: str | None) -> str:
@@ -172,14 +181,14 @@ def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
         )
         few = "." if len(training) < FEW else ""
         axis.plot(*_columns(training), marker=few, **style, alpha=0.45, linewidth=1)
-        axis.plot(*_columns(validated), **style, marker="o", markersize=4, label=run.name)
+        axis.plot(*_columns(validated), **style, marker="o", markersize=4, label=_text(run.name))
         ends += [value for curve in (training, validated) for _, value in curve[len(curve) // 10 :]]
     finite = [value for value in ends if math.isfinite(value)]
     if finite and max(finite) > min(finite):
         # Not to the first steps, which would leave the rest no room.
         margin = 0.05 * (max(finite) - min(finite))
         axis.set_ylim(min(finite) - margin, max(finite) + margin)
-    axis.set_ylabel(metric.replace("_", " "))
+    axis.set_ylabel(_text(metric.replace("_", " ")))
     axis.set_title("Thin: training; dots: validation", fontsize=10)
 
 
@@ -197,7 +206,7 @@ def _draw_horizons(axis: Any, runs: list[Run]) -> None:
                 style["linestyle"] = "-"
                 for q in ("p10", "p90"):
                     axis.plot(*curves[q], color=style["color"], linestyle=":", linewidth=1)
-            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=layer)
+            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=_text(layer))
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(_sparse)
@@ -212,4 +221,11 @@ def _sparse(value: float, _: int) -> str:
 
 
 def _columns(curve: Curve) -> tuple[list[int], list[float]]:
-    return [step for step, _ in curve], [value for _, value in curve]
+    """Steps and values; an infinite value is a gap."""
+    values = [value if math.isfinite(value) else math.nan for _, value in curve]
+    return [step for step, _ in curve], values
+
+
+def _text(name: str) -> str:
+    """A name as it stands: between two $ matplotlib would read mathematics."""
+    return name.replace("$", r"\$")

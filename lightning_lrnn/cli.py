@@ -15,6 +15,10 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_lrnn.modules import LanguageModel
 
 __all__ = ["main"]
 
@@ -26,6 +30,9 @@ LIGHTNING = {
 }
 OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 """Optional package -> the extra that brings it."""
+
+INTERRUPTED = 130
+"""What a shell says of a process that Ctrl-C ended."""
 
 EXAMPLES = """\
 examples:
@@ -52,7 +59,8 @@ def main(args: list[str] | None = None) -> int:
         args: its words; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 for a user's mistake, told in one sentence on stderr.
+        The exit status: 0, 2 for a user's mistake, told in one sentence on stderr, or 130 after
+        Ctrl-C.
     """
     args = sys.argv[1:] if args is None else args
     from lightning_lrnn.backends import BackendError
@@ -78,6 +86,9 @@ def main(args: list[str] | None = None) -> int:
             f"the optional package {missing[0]} is not installed; "
             f'`pip install "lightning-lrnn[{OPTIONAL[missing[0]]}]"` brings it'
         )
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader, `head` perhaps, has enough; closing stdout must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -291,33 +302,20 @@ def _versions() -> str:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    import pickle
-
     import torch
 
+    from lightning_lrnn._checkpoint import CheckpointError, read
     from lightning_lrnn.backends import Request, resolve
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(options.backend, Request(device, torch.float32))
-    if not Path(options.checkpoint).is_file():
-        raise UserError(
-            f"there is no checkpoint {options.checkpoint}; `lightning-lrnn fit` writes them into "
-            f"the folder `checkpoints` beside its logs"
-        )
     if not options.prompt:
         raise UserError("the prompt is empty; give at least one character, a newline perhaps")
-    from lightning_lrnn.modules import LanguageModel
-
     try:
-        model = LanguageModel.load_from_checkpoint(
-            options.checkpoint, map_location=device, weights_only=True, backend=options.backend
-        )
-    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{options.checkpoint} is not a checkpoint of a LanguageModel "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-            f"give a file that `lightning-lrnn fit` wrote"
-        ) from error
+        checkpoint = read(options.checkpoint)
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
+    model = _language_model(options.checkpoint, checkpoint, options.backend).to(device)
     # Sampled bytes may stop in the middle of a character, or be none at all; consoles differ in
     # what they can show.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -330,6 +328,37 @@ def _generate(options: argparse.Namespace) -> None:
     ):
         print(decoder.decode(piece), end="", flush=True)
     print(decoder.decode(b"", final=True))
+
+
+def _language_model(path: str, checkpoint: dict[str, Any], backend: str) -> LanguageModel:
+    """Made of what a file contains, which may be anything.
+
+    Raises:
+        UserError: if it is not one.
+    """
+    import inspect
+
+    from lightning_lrnn.modules import LanguageModel
+
+    options = checkpoint.get("hyper_parameters", {})
+    # A subclass may have had more.
+    known = {
+        name: options[name]
+        for name in inspect.signature(LanguageModel).parameters
+        if name in options
+    }
+    try:
+        model = LanguageModel(**{**known, "backend": backend})
+        model.load_state_dict(checkpoint["state_dict"])
+        return model
+    # Whatever a wrong option or weight raises.
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what = options.get("_class_path", "another model")
+        raise UserError(
+            f"{path} is not a checkpoint of a LanguageModel but of {what} "
+            f"({(lines or [type(error).__name__])[-1]}); give one that `lightning-lrnn fit` wrote"
+        ) from error
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -448,7 +477,15 @@ def _copy_config(options: argparse.Namespace) -> None:
         raise UserError(f"{target} exists; --force overwrites it")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it first")
-    target.write_text(configs[name], encoding="utf-8")
+    # Beside it first: what stands there goes only when all of it is written.
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.write_text(configs[name], encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"{target} cannot be written ({error.strerror})") from error
     if "/" in name:
         print(f"{target}\nits second line says how to start it")
     else:

@@ -5,22 +5,25 @@ tests of another backend), `resolve` left out of `generate`, `--force` ignored, 
 `except Exception` in `main`, `add_arguments_to_parser` without the default model, or
 with it whatever is named, or no default beside a config; jsonargparse's
 own words for a layer that is not found, no list of options, no value of a wrong one, no
-`decided`.
+`decided`; a config written in place, no `_check_size`, no `_Monitors`, nothing taken out of what is
+logged.
 """
 
 from __future__ import annotations
 
 import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lightning_lrnn
-from lightning_lrnn import _kernel_cache, cli
-from lightning_lrnn._lightning_cli import parse
+from lightning_lrnn import _kernel_cache, _lightning_cli, cli
+from lightning_lrnn._lightning_cli import _without_secrets, parse
 from lightning_lrnn.cli import main
 from lightning_lrnn.modules import Forecaster, LanguageModel
 from lightning_lrnn.nn import CELLS
@@ -110,7 +113,7 @@ def test_module_is_the_command() -> None:
         ([], "COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
         (["generate", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (["generate", "text"], "text is not a checkpoint of a LanguageModel"),
+        (["generate", "text"], "text cannot be read as a checkpoint"),
         (["generate", "text", "--backend", "fast"], "there is no backend 'fast'; known are"),
         (["generate", "text", "--length", "0"], "0 is not a positive number"),
         (["generate", "text", "--temperature", "warm"], "invalid float value: 'warm'"),
@@ -137,6 +140,20 @@ def test_module_is_the_command() -> None:
         (
             ["fit", "--model.rnn=torch.nn.GRU", "--model.rnn.bidirectional=true", *OPTIONS],
             "`rnn.bidirectional` must be False here, got True: the model may not see",
+        ),
+        (["fit", "--model.num_layers=-3", *OPTIONS], "`num_layers` must be an integer of at least"),
+        (
+            ["fit", "--model.hidden_size=0", *OPTIONS],
+            "`hidden_size` must be an integer of at least",
+        ),
+        (
+            ["fit", "--model.weight_decay=-1", *OPTIONS],
+            "`weight_decay` must be a number of at leas",
+        ),
+        (["fit", "--model.lr=.nan", *OPTIONS], "`lr` must be a number of at least 0, got nan"),
+        (
+            ["fit", "--model.total_steps=0", *OPTIONS],
+            "`total_steps` must be an integer of at least",
         ),
         (
             ["fit", "--model.rnn.proj_size=4", *OPTIONS],
@@ -200,6 +217,104 @@ def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("byte_lm.yaml").read_text() == "mine"
     assert main(["configs", "copy", "byte_lm", "byte_lm.yaml", "--force"]) == 0
     assert Path("byte_lm.yaml").read_text() == original
+
+
+def test_a_config_is_copied_whole_or_not_at_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.yaml").write_text("mine")
+    write = Path.write_text
+
+    def half(self: Path, text: str, *args: Any, **kwargs: Any) -> int:
+        write(self, text[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    told = complaint(capsys, "configs", "copy", "byte_lm", "mine.yaml", "--force")
+    assert "mine.yaml cannot be written (No space left on device)" in told
+    complaint(capsys, "configs", "copy", "byte_lm", "new.yaml")
+    assert Path("mine.yaml").read_text() == "mine"
+    assert {path.name for path in Path().iterdir()} == {"text", "mine.yaml"}
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_generate", interrupt)
+    assert main(["generate", "any.ckpt"]) == 130
+    assert capsys.readouterr() == ("", "\n")
+
+
+SELF = "&a {trainer: {max_steps: 1}, model: {init_args: *a}}"
+BOMB = "[&a [x, x, x, x, x, x, x, x, x, x]" + "".join(
+    f", &{'abcdefg'[i + 1]} [{', '.join([f'*{chr(97 + i)}'] * 10)}]" for i in range(6)
+)
+
+
+@pytest.mark.parametrize("text", [SELF, BOMB + "]"], ids=["itself", "others"])
+@pytest.mark.parametrize("command", ["fit", "fit by words", "compare"])
+def test_an_anchor_without_end(command: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("endless.yaml").write_text(text)
+    words = {
+        "fit": ["--config=endless.yaml"],
+        "fit by words": [f"--model={text}"],
+        "compare": ["endless.yaml", "--rnn=QRNN"],
+    }[command]
+    assert main([command.partition(" ")[0], *words]) == 2
+    assert "or an anchor (&) that contains itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("callback", "name"),
+    [
+        ("EarlyStopping", "val/no_such"),
+        ("ModelCheckpoint", "val/no_such"),
+        ("ModelCheckpoint", "x"),
+    ],
+)
+def test_a_monitor_that_is_not_there(
+    callback: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--trainer.callbacks+={callback}", f"--trainer.callbacks.monitor={name}"]
+    words += ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.path=text"]
+    assert main(["fit", *OPTIONS, *TINY, *words]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert callback in told and repr(name) in told and "val/bits_per_byte" in told
+
+
+def test_secrets_are_not_logged() -> None:
+    keys = {"api_key": "SECRET", "name": "run", "password": "SECRET"}
+    config = {
+        "trainer": {"logger": [{"class_path": "CometLogger", "init_args": dict(keys)}]},
+        "data": {"init_args": {"hub_token": "SECRET", "url": "s3://me:SECRET@host/a", "tokens": 8}},
+    }
+    assert _without_secrets(config) == {
+        "trainer": {"logger": [{"class_path": "CometLogger"}]},
+        "data": {"init_args": {"hub_token": "***", "url": "s3://***@host/a", "tokens": 8}},
+    }
+
+
+def test_what_is_made_can_be_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lightning_cli._CLI, "_run_subcommand", lambda self, name: None)
+    words = ["fit", *OPTIONS, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp_spawn"]
+    cli = _lightning_cli.run([*words, "--data.path=text"])
+    trainer, _, _ = pickle.loads(pickle.dumps((cli.trainer, cli.model, cli.datamodule)))
+    (saved,) = (c for c in trainer.callbacks if isinstance(c, _lightning_cli._LogConfig))
+    saved.parser.save(saved.config, "config.yaml")
+    assert parse(["fit", "--config=config.yaml"]).fit.model.init_args.hidden_size == 8
+
+
+def test_what_fit_logs_has_no_options_of_loggers() -> None:
+    Path("own.yaml").write_text(
+        "trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: r, name: SECRET}}}"
+    )
+    words = [word for word in OPTIONS if "logger" not in word]
+    words = [*words, *TINY, "--data.path=text", "--trainer.max_steps=1"]
+    assert main(["fit", "--config=own.yaml", *words]) == 0
+    (file,) = Path("r/SECRET").glob("*/hparams.yaml")
+    assert "CSVLogger" in file.read_text()
+    assert "SECRET" not in file.read_text()
 
 
 def test_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,6 +346,30 @@ def test_curves_and_horizons_are_read() -> None:
         read(Path("empty/metrics.csv"))
 
 
+def test_what_cannot_be_drawn_is_a_gap_or_a_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [{"step": k, "train/loss": v, "val/$a$^{": v} for k, v in enumerate((1, inf, nan, -inf))]
+    write(Path("odd/$x$_{"), *rows)
+    write(Path("odd/none"), {"step": 1, "train/loss": inf, "val/$a$^{": inf})
+    assert main(["plot", "odd"]) == 0
+    assert size(Path("odd/plot.png"))[0] == WIDTH
+    capsys.readouterr()
+    write(Path("steps"), {"step": inf, "train/loss": 1})
+    write(Path("long"), {"step": 1, "train/loss": 1})
+    Path("long/metrics.csv").write_text("step,train/loss\n1," + "1" * 200_000)
+    write(Path("good"), {"step": 1, "train/loss": 1})
+    for words, answer in {
+        ("steps",): "steps/metrics.csv is not a file of a CSVLogger",
+        ("long",): "long/metrics.csv is not a file of a CSVLogger",
+        ("good", "--output", "odd"): "cannot be written to odd, a folder",
+        ("good", "--output", "good/metrics.csv/a.png"): "good/metrics.csv/a.png cannot be written",
+        ("good", "--output", "a.doc"): "the figure cannot be made: Format 'doc' is not supported",
+    }.items():
+        assert answer in complaint(capsys, "plot", *words)
+
+
 def test_the_metric_that_is_drawn() -> None:
     def run(*names: str) -> Run:
         return Run("", {name: [(0, 0.0)] for name in names})

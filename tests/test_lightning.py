@@ -4,7 +4,8 @@ Proved against: the carried state, the random state or the position left out of 
 state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
 `reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
 the hyperparameters; the loss of padding counted; `_continue` with an empty state; the state of
-`TorchRNN` kept at a reset; `decided` empty.
+`TorchRNN` kept at a reset; `decided` empty; training's metrics computed over all processes in every
+step, or never.
 """
 
 from __future__ import annotations
@@ -152,6 +153,50 @@ def test_two_processes_resume_with_their_own_streams(folder) -> None:
         assert rest == whole[3:]
         wholes.append(whole)
     assert wholes[0] != wholes[1]
+
+
+MEASURING = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import json, torch
+import pytorch_lightning as pl
+from test_lightning import make_data, make_model, make_trainer
+
+calls, in_steps = [], []
+for name in ("barrier", "all_gather"):
+    def counted(*args, call=getattr(torch.distributed, name), name=name, **kwargs):
+        calls.append(name)
+        return call(*args, **kwargs)
+    setattr(torch.distributed, name, counted)
+
+class Count(pl.Callback):
+    def on_train_batch_start(self, *args):
+        self.before = len(calls)
+
+    def on_train_batch_end(self, trainer, module, *args):
+        in_steps.extend(calls[self.before:])
+        self.own = float(trainer.callback_metrics["train/bits_per_byte"])
+
+count, folder = Count(), Path({folder!r})
+trainer = make_trainer(folder, devices=2, strategy="ddp", callbacks=[count], max_steps=-1,
+                       max_epochs=1, limit_train_batches=3)
+trainer.fit(make_model(), make_data(folder))
+rank = torch.distributed.get_rank()
+found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byte"])]
+(folder / f"{{rank}}.json").write_text(json.dumps(found))
+"""
+
+
+def test_processes_measure_training_together_at_the_end_of_an_epoch_only(folder) -> None:
+    script = folder / "measuring.py"
+    script.write_text(MEASURING.format(tests=str(Path(__file__).parent), folder=str(folder)))
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=600)
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [steps for steps, _, _ in found] == [[], []]
+    own, together = ([row[i] for row in found] for i in (1, 2))
+    assert own[0] != own[1]
+    assert together == pytest.approx([sum(own) / 2] * 2, rel=1e-5)
 
 
 def test_validation_does_not_touch_training(folder) -> None:

@@ -2,7 +2,8 @@
 
 Proved against: the carried state dropped when an epoch cut by `max_steps` goes on (`by`), a
 position taken as over because Lightning counts that epoch as over (`by`), a position kept when the
-epoch is over (`epoch` with `limit_train_batches`), the random numbers not restored (`5`).
+epoch is over (`epoch` with `limit_train_batches`), the random numbers not restored (`5`), a state
+that keeps the precision it was saved in (`64-true`), what does not fit not looked at.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.base import ResumeError
 
 pytestmark = [
     # Lightning 2.6 under torch 2.13.
@@ -113,3 +115,28 @@ def test_run_that_max_steps_ended_goes_on(text: Path, by: str) -> None:
         trainer.save_checkpoint(folder / "last.ckpt")
     _, rest = fit(text, resume=folder / "last.ckpt", max_steps=9)
     assert first | rest == whole
+
+
+@pytest.mark.parametrize(("first", "then"), [("32-true", "64-true"), ("64-true", "bf16-true")])
+def test_a_run_goes_on_in_another_precision(text: Path, first: str, then: str) -> None:
+    trainer, _ = fit(text, max_steps=6, precision=first)
+    trainer.save_checkpoint(text.parent / "last.ckpt")
+    _, rest = fit(text, resume=text.parent / "last.ckpt", max_steps=8, precision=then)
+    assert list(rest) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "answer"),
+    [
+        ("carried_state", [[torch.zeros(7, 7, 7)]], "the state that it carries over does not fit"),
+        ("carried_state", 3, "`carried_state` is no list"),
+        ("random_state", [{"cpu": torch.zeros(3).byte()}], "`random_state` is none of random"),
+    ],
+)
+def test_what_does_not_fit_is_told(text: Path, name: str, value: Any, answer: str) -> None:
+    trainer, _ = fit(text, max_steps=2)
+    path = text.parent / "last.ckpt"
+    trainer.save_checkpoint(path)
+    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+    with pytest.raises(ResumeError, match=answer):
+        fit(text, resume=path, max_steps=4)

@@ -13,14 +13,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
+from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
 from lightning_lrnn.nn.stack import Stack
 
-__all__ = ["RecurrentModule"]
+__all__ = ["RecurrentModule", "ResumeError"]
 
 STAGES = ("train", "val", "test")
 CARRIED, RANDOM = "carried_state", "random_state"
+
+
+class ResumeError(ValueError):
+    """What a checkpoint keeps of a run does not fit the run that goes on."""
 
 
 class RecurrentModule(pl.LightningModule):
@@ -58,6 +63,7 @@ class RecurrentModule(pl.LightningModule):
 
     Raises:
         lightning_lrnn.BackendError: if there is no backend of that name.
+        ValueError: for figures that cannot be, such as a negative `weight_decay`.
     """
 
     decided: ClassVar[dict[str, tuple[Any, str]]] = {
@@ -77,11 +83,16 @@ class RecurrentModule(pl.LightningModule):
         final_lr: float = 0.05,
     ) -> None:
         super().__init__()
+        check_at_least(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
+        check_counts(0, warmup_steps=warmup_steps)
+        if total_steps is not None:
+            check_counts(1, total_steps=total_steps)
         self.backend = backend
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self._states: dict[str, Any] = {}
+        self._taken_up = False
         self._random: dict[str, Tensor] = {}
         self._checked: set[str] = set()
         self.metrics = nn.ModuleDict()
@@ -189,7 +200,7 @@ class RecurrentModule(pl.LightningModule):
         if len(metrics):
             if training:
                 # A step's own figure: what is summed up over an epoch of training was measured on
-                # as many different models.
+                # as many different models. And of this process: see `on_train_epoch_end`.
                 metrics.reset()
             self.measure(metrics, output, batch, loss.detach())
             self.log_dict(
@@ -270,6 +281,20 @@ class RecurrentModule(pl.LightningModule):
                 return
         self._start("train")
 
+    def on_train_epoch_end(self) -> None:
+        """The metrics of the last step over all processes, for whoever monitors one of them.
+
+        Of every step they would cost half of its time: logged are those of the first process.
+        """
+        metrics = self._metrics("train")
+        if not self._trainer or self.trainer.world_size == 1 or not len(metrics):
+            return
+        _synchronised(metrics, True)
+        try:
+            self.log_dict(metrics.compute(), on_epoch=True, logger=False, batch_size=1)
+        finally:
+            _synchronised(metrics, False)
+
     def on_validation_epoch_start(self) -> None:
         """Starts from zeros."""
         self._start("val")
@@ -294,11 +319,21 @@ class RecurrentModule(pl.LightningModule):
         """Takes the carried state up again."""
         rank = self.trainer.global_rank if self._trainer else 0
 
-        def mine(states: list[Any] | None) -> Any:
+        def mine(name: str) -> Any:
+            states = checkpoint.get(name)
+            if states is not None and not isinstance(states, list):
+                raise ResumeError(f"`{name}` is no list, one entry for each process")
             return states[rank] if states and rank < len(states) else None
 
-        self._states["train"] = mine(checkpoint.get(CARRIED))
-        self._random = mine(checkpoint.get(RANDOM)) or {}
+        self._states["train"] = mine(CARRIED)
+        self._taken_up = self._states["train"] is not None
+        self._random = mine(RANDOM) or {}
+        try:
+            for device, state in self._random.items():
+                if device == "cpu":
+                    torch.Generator().set_state(state.cpu())
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise ResumeError(f"`{RANDOM}` is none of random numbers ({error})") from error
 
     def on_train_start(self) -> None:
         """Continues the random numbers of a resumed run."""
@@ -310,6 +345,7 @@ class RecurrentModule(pl.LightningModule):
 
     def _start(self, stage: str) -> None:
         self._states.pop(stage, None)
+        self._taken_up = self._taken_up and stage != "train"
         self._checked.discard(stage)
         if stage in STAGES:
             # A sum that `Trainer.validate` began in inference mode could not be added to in `fit`.
@@ -322,10 +358,39 @@ class RecurrentModule(pl.LightningModule):
             self.check(batch)
             self._checked.add(stage)
         state = self._states.get(stage) if self.carry_state else None
-        output, state = self.run(batch, tree_map(self._here, state))
+        state = tree_map(self._here, state)
+        if stage == "train" and self._taken_up:
+            state = tree_map(self._as_wide, state)
+        try:
+            output, state = self.run(batch, state)
+        except Exception as error:
+            if stage == "train" and self._taken_up and self._runs(batch):
+                raise ResumeError(
+                    f"the state that it carries over does not fit ({error}); go on with the "
+                    f"`batch_size` and the layers that it had, or without: `carry_state` false"
+                ) from error
+            raise
+        self._taken_up = False
         if self.carry_state:
             self._states[stage] = tree_map(_detached, state)
         return output
+
+    def _runs(self, batch: Any) -> bool:
+        """Whether a batch runs from zeros."""
+        try:
+            self.run(batch, None)
+        except Exception:
+            return False
+        return True
+
+    def _as_wide(self, value: Any) -> Any:
+        """A state of a run in another precision, in that of this run's states."""
+        if not isinstance(value, Tensor):
+            return value
+        wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters())
+        narrow = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+        other = {after: before for before, after in narrow.items()} if wide else narrow
+        return value.to(other.get(value.dtype, value.dtype))
 
     def _here(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
@@ -338,6 +403,8 @@ class RecurrentModule(pl.LightningModule):
                 if name != "train":
                     made.add_metrics(dict(self.make_evaluation_metrics().items()))
                 self.metrics[f"of_{name}"] = made.clone(prefix=f"{name}/").to(self.device)
+                if name == "train":
+                    _synchronised(self.metrics[f"of_{name}"], False)
         metrics = self.metrics[f"of_{stage}"]
         assert isinstance(metrics, MetricCollection)
         return metrics
@@ -352,6 +419,34 @@ class RecurrentModule(pl.LightningModule):
             tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
             for i in range(world)
         ]
+
+
+def check_at_least(least: float, **options: float) -> None:
+    """Raises ValueError for options that are not numbers of at least so much."""
+    for name, value in options.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # NaN is not.
+        if not (number and least <= value < math.inf):
+            raise ValueError(f"`{name}` must be a number of at least {least}, got {value!r}")
+
+
+def check_counts(least: int = 1, **options: int) -> None:
+    """Raises ValueError for options that are not integers of at least so much."""
+    for name, value in options.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+
+
+def _synchronised(metrics: Any, over_processes: bool) -> None:
+    """Whether metrics are computed over all processes or of the own."""
+    for metric in metrics.values(copy_state=False):
+        metric.distributed_available_fn = jit_distributed_available if over_processes else _alone
+        # The other value may be there already.
+        metric.compute_with_cache = False
+
+
+def _alone() -> bool:
+    return False
 
 
 def _detached(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_lrnn.data.sequences import SequenceBatch
+from lightning_lrnn.modules.base import check_counts
 from lightning_lrnn.modules.class_loss import (
     check_classes,
     class_weights_of,
@@ -110,6 +111,7 @@ class SequenceClassifier(SequenceModule):
         check_checkpoint_time(checkpoint_time)
         self.checkpoint_time = checkpoint_time
         self.class_weights = class_weights_of(class_weights, num_classes)
+        check_counts(num_features=num_features, num_classes=num_classes)
         self.num_features, self.num_classes, self.pooling = num_features, num_classes, pooling
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
         if checkpoint_time and self.directions > 1:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
 from lightning_lrnn.data.sequences import SequenceBatch
+from lightning_lrnn.modules.base import check_counts
 from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
 from lightning_lrnn.modules.metrics import CRPS, PinballLoss
 from lightning_lrnn.modules.residual import State
@@ -90,6 +91,7 @@ class Forecaster(SequenceModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
+        check_counts(num_features=num_features, horizon=horizon, num_targets=num_targets)
         if head not in HEADS:
             raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {head!r}")
         levels = [float(level) for level in quantiles]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lrnn.modules.base import RecurrentModule
+from lightning_lrnn.modules.base import RecurrentModule, check_counts
 from lightning_lrnn.nn.layer import Layer
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class ResidualModule(RecurrentModule):
             dropout: on the output of each block.
 
         Raises:
-            ValueError: if there is no such layer, or for options of it that cannot be.
+            ValueError: if there is no such layer, or for options of it or sizes that cannot be.
         """
+        check_counts(hidden_size=hidden_size, num_layers=num_layers)
         layer = Layer.of(rnn, self.decided)
         self.save_hyperparameters(ignore=["backend"], frame=self._constructor())
         self.keep("rnn", layer.plain())
@@ -104,10 +105,13 @@ class ResidualModule(RecurrentModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, but makes the model of `cls` itself.
+        """As Lightning's, but makes the model of `cls` itself, and reads plain data only.
 
         What a checkpoint of the command line contains Lightning would give to jsonargparse, which
-        makes an object of any class that is named where an option's type is open.
+        makes an object of any class that is named where an option's type is open; and it would run
+        what stands at a URL. `weights_only=False` reads a file that may run code.
         """
         kwargs = {"_instantiator": None, **kwargs}
+        if kwargs.get("weights_only") is None and len(args) < 4:
+            kwargs["weights_only"] = True
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)

@@ -1,0 +1,197 @@
+"""Checkpoint files: read as data, never as code, and written so that no half of one ever stands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.utilities.cloud_io import get_filesystem
+from torch import Tensor
+
+__all__ = ["CheckpointError", "CheckpointFiles", "check", "read"]
+
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|[a-z0-9]+::", re.IGNORECASE)
+FOREIGN = re.compile(r"GLOBAL (\S+)")
+"""What torch says of a class or function that a file of plain data may not name."""
+SIZES = {
+    "": ("num_layers", "hidden_size", "num_features", "num_classes", "horizon", "num_targets"),
+    "rnn.": ("num_layers", "window", "blocks"),
+}
+"""Options of a model and of its layer of which each unit is at least one parameter."""
+REMEDY = "give a file that `lightning-lrnn fit` wrote"
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be read, used or written; the message is one sentence."""
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Reads and writes checkpoints in place of Lightning's own plugin.
+
+    Lightning's reads a URL as code; it writes into the folder of temporary files, and moves, which
+    between two file systems is a copy: a process that is killed in it leaves half a file.
+    """
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See `read`; a strategy that spawns processes keeps weights alone in a file, too."""
+        found: dict[str, Any] = _contents(str(path), weights_only is not False, map_location)
+        return found
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Writes beside the file, to the disk, and renames.
+
+        Raises:
+            CheckpointError: if that fails; a file that stood there still does.
+        """
+        if REMOTE.match(str(path)):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+            _sync_folder(target.parent)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if not isinstance(error, OSError):
+                raise
+            raise CheckpointError(
+                f"the checkpoint {target} cannot be written ({error.strerror or error}); make room "
+                f"or choose another folder, `trainer.default_root_dir` or the logger's `save_dir`"
+            ) from error
+
+
+def read(path: str, weights_only: bool = True) -> dict[str, Any]:
+    """What is in a checkpoint.
+
+    Args:
+        path: a file, or a URL that fsspec knows.
+        weights_only: tensors and plain data only; False runs whatever code the file names.
+
+    Raises:
+        CheckpointError: if it is not there or is not a checkpoint.
+    """
+    found = _contents(path, weights_only, "cpu")
+    check(found, path)
+    assert isinstance(found, dict)
+    return found
+
+
+def _contents(path: str, weights_only: bool, map_location: Any) -> Any:
+    try:
+        if not REMOTE.match(path) and not Path(path).is_file():
+            kind = "is not a file" if os.path.exists(path) else "is not there"
+            raise CheckpointError(
+                f"there is no checkpoint {path}, it {kind}; `lightning-lrnn fit` writes them into "
+                f"the folder `checkpoints` beside its logs"
+            )
+        opened = get_filesystem(path).open if REMOTE.match(path) else open
+        with opened(path, "rb") as file:
+            found = torch.load(file, map_location=map_location, weights_only=weights_only)
+    except CheckpointError:
+        raise
+    # The reader of a damaged file raises what it likes.
+    except Exception as error:
+        raise CheckpointError(_told(path, error)) from error
+    return found
+
+
+def check(found: Any, path: str, resumes: bool = False) -> None:
+    """Looks whether what a file contains has the form of a checkpoint.
+
+    Args:
+        found: what was read.
+        path: where it stood, for messages.
+        resumes: whether training is to go on from it, and not only the weights to be used.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a checkpoint but a {type(found).__name__}; {REMEDY}")
+    wrong = _wrong_part(found, resumes)
+    if wrong:
+        raise CheckpointError(f"{path} is not a checkpoint of Lightning: {wrong}; {REMEDY}")
+    if resumes and "optimizer_states" not in found:
+        raise CheckpointError(
+            f"{path} has weights only, from which training cannot go on; give one that was saved "
+            f"without `save_weights_only`, or evaluate it with `lightning-lrnn test`"
+        )
+
+
+def _wrong_part(found: dict[Any, Any], resumes: bool) -> str:
+    """What is missing or of the wrong kind; "" if nothing is."""
+    state = found.get("state_dict")
+    if not isinstance(state, Mapping):
+        return "it has no `state_dict`" if state is None else "its `state_dict` is no dict"
+    for name, value in state.items():
+        # A module may keep other data there under this name.
+        if not (isinstance(value, Tensor) or str(name).endswith("_extra_state")):
+            return f"`state_dict` has a {type(value).__name__} at {name!r}"
+    version = found.get("pytorch-lightning_version")
+    if not (isinstance(version, str) and re.match(r"\d+\.\d+", version)):
+        return f"its `pytorch-lightning_version` is {version!r}"
+    options = found.get("hyper_parameters", {})
+    if not (isinstance(options, Mapping) and all(isinstance(name, str) for name in options)):
+        return "its `hyper_parameters` are not options by name"
+    if size := _too_large(options, state):
+        return f"{size}, and the file has not as many numbers"
+    kinds: dict[str, type] = {"callbacks": dict, "loops": dict}
+    if resumes:
+        kinds |= {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list}
+    for name, kind in kinds.items():
+        if name in found and not isinstance(found[name], kind):
+            return f"its `{name}` is a {type(found[name]).__name__}"
+    return ""
+
+
+def _too_large(options: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """The size of a model that has more parameters than there are: making it could take forever."""
+    numbers = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+    rnn = options.get("rnn")
+    inner = rnn.get("init_args") if isinstance(rnn, Mapping) else None
+    for where, part in (("", options), ("rnn.", inner if isinstance(inner, Mapping) else {})):
+        for name in SIZES[where]:
+            value = part.get(name)
+            if isinstance(value, int) and value > max(numbers, 1):
+                return f"`{where}{name}` of its `hyper_parameters` is {value}"
+    return ""
+
+
+def _told(path: str, error: Exception) -> str:
+    words = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"the checkpoint {path} cannot be read ({error.strerror})"
+    if foreign := FOREIGN.search(words):
+        return (
+            f"{path} is not read: it names {foreign[1]}, and would run it; {REMEDY}, or, if you "
+            f"trust whoever made it with your machine, read it with `--weights_only=false`"
+        )
+    first = (words.strip().splitlines() or [type(error).__name__])[0]
+    return f"{path} cannot be read as a checkpoint ({first.split('. ')[0]}); {REMEDY}"
+
+
+def _sync_folder(folder: Path) -> None:
+    """A renamed file is on the disk when its folder is; some systems have no such call."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
