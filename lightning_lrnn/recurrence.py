@@ -71,6 +71,8 @@ def linear_recurrence(
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
+    if a.device != b.device:
+        raise TypeError(f"`a` and `b` must be on one device, got {a.device} and {b.device}")
     if a.ndim == 1:
         a = a.expand(b.shape)
     h, h_final = _apply(gates.IDENTITY, "", [a, b], h0, lengths, reset, reverse, exclusive, backend)

@@ -54,14 +54,14 @@ FIELDS = (
     "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside", "past",
     "places", "outputs",
 )  # fmt: skip
-"""Of a problem, 64-bit integers: what `_threads` writes; how many pieces are taken; how many other
-threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row, of `width`
-columns; addresses of the steps, of room for three states of a block in every slot, of the states
-between parts (parts - 1, B, D), of the state before the first part (B, D), which that after the
-last replaces, of lengths and of bytes (B, T) that say whether no state passes into a step of time,
-both 0 if there are none; sizes; the walk's direction (1 or -1) of time; whether it is backward,
-whether then all states before a step stand inside the emitted ones, and whether outputs are stored
-past the caches; how many places and outputs follow.
+"""Of a problem, 64-bit integers: what `_threads` writes; how many pieces are taken; how many
+other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
+of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
+the states between parts (parts - 1, B, D), of the state before the first part (B, D), which that
+after the last replaces, of lengths and of bytes (B, T) that say whether no state passes into a
+step of time, both 0 if there are none; sizes; the walk's direction (1 or -1) of time; whether it
+is backward, whether then all states before a step stand inside the emitted ones, and whether
+outputs are stored past the caches; how many places and outputs follow.
 
 There follow four integers of each place; the indices of those places that are 0 at padded steps;
 and a flag for each piece, and those of one more part, raised when the state before it is there."""
