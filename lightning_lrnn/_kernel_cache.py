@@ -29,6 +29,9 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _TEMPORARY = "unfinished-"
 _OURS = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}\.(cubin|o)|{_TEMPORARY}\w+")
 
+_LARGEST = 64 << 20
+"""Bytes of an entry at most; a sparse file may claim any size."""
+
 _warned = False
 
 
@@ -74,15 +77,15 @@ def read(name: str, suffix: str = "cubin") -> bytes | None:
         folder = cache_folder()
         _check_folder(folder)
         with open(folder / f"{name}.{suffix}", "rb", opener=_open_without_links) as file:
-            _check_owner(os.fstat(file.fileno()), file.name)
-            digest, content = file.read(_DIGEST_BYTES), file.read()
+            _check_entry(os.fstat(file.fileno()), file.name)
+            digest, content = file.read(_DIGEST_BYTES), file.read(_LARGEST)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, _UntrustedError) as reason:
         _warn(reason)
         return None
     if digest != _digest(name, content):
-        _warn(f"{folder / name}.cubin is corrupt")
+        _warn(f"{folder / name}.{suffix} is corrupt")
         return None
     return content
 
@@ -137,7 +140,16 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 def _open_without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    # A FIFO that nobody writes to is opened, too, and found not to be a file.
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_entry(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _UntrustedError(f"{path} is not a file")
+    _check_owner(status, path)
+    if status.st_size > _LARGEST:
+        raise _UntrustedError(f"{path} is corrupt: it has {status.st_size} bytes")
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Seen to fail: digest not compared, or without the name; owner or mode not checked; links followed;
 written in place (no rename); a warning each time; a temporary file left behind; clearing every
-file of the folder.
+file of the folder; a FIFO opened for good; all of a sparse file read.
 """
 
 from __future__ import annotations
@@ -81,6 +81,29 @@ def test_corrupt(folder, damage):
     refused("corrupt")
     cache.write(NAME, b"code")
     assert cache.read(NAME) == b"code"
+
+
+@posix
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir"])
+def test_not_a_file(folder, make):
+    cache.write(OTHER, b"code")
+    getattr(os, make)(entry(folder))
+    refused("")
+
+
+@posix
+def test_a_sparse_file_of_any_size(folder):
+    cache.write(NAME, b"code")
+    os.truncate(entry(folder), 4 << 40)
+    refused("bytes")
+
+
+@posix
+def test_a_fifo_in_place_of_the_folder(folder):
+    os.mkfifo(folder)
+    with pytest.warns(UserWarning, match="not kept"):
+        cache.write(NAME, b"code")
+    cache.read(NAME)
 
 
 def test_renamed(folder):
