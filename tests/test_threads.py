@@ -3,8 +3,8 @@
 Seen to fail: no renewal of the pool after a fork; the caller waiting for threads instead of working
 itself; a call that does not wait for the others; one that closes the work to nobody; work offered
 and done in two steps, between which a signal handler raises; two calls in one slot; the pool never
-growing; a fork while another thread compiles, with the compiler's lock held in the child; scratch
-memory of the walk shared between calls.
+growing; a fork while another thread compiles, with the compiler's lock held in the child; a lock of
+the compiler that is not reentrant; scratch memory of the walk shared between calls.
 """
 
 from __future__ import annotations
@@ -382,5 +382,51 @@ def test_threads_and_forked_children_compile_at_once(tmp_path):
         [sys.executable, "-c", COMPILED_AT_ONCE],
         env=os.environ | {_kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
         capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+HANDLED = """
+import os, signal
+import torch
+import lightning_lrnn as lrnn
+
+x, within, children = torch.ones(1, 2, 3), [], []
+
+def use(i):  # compiles
+    gate = lrnn.gates.gate(lambda f, x: (torch.sigmoid(f), i * x))
+    state = lrnn.gated_recurrence(gate, x, x, backend="scan")[1]
+    torch.testing.assert_close(state / i, expected)
+
+def handle(*_):
+    if len(within) > len(children) or len(within) == 6:
+        return
+    within.append(0)
+    use(100 + len(within))
+    child = os.fork()
+    if not child:
+        use(200 + len(within))
+        os._exit(0)
+    children.append(child)
+
+expected = torch.sigmoid(x[:, 0]) + 1
+use(1)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.02)
+i = 1000
+while len(children) < 6:
+    use(i)
+    i += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+def test_a_signal_handler_compiles_and_forks_within_a_compilation(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore:.*fork:DeprecationWarning", "-c", HANDLED],
+        env=os.environ | {_kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
+        capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
