@@ -21,7 +21,15 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["ENVIRONMENT_VARIABLE", "cache_folder", "clear_cache", "key", "read", "write"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "cache_folder",
+    "cache_size",
+    "clear_cache",
+    "key",
+    "read",
+    "write",
+]
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_CACHE"
 
@@ -122,16 +130,32 @@ def clear_cache() -> tuple[int, int]:
         OSError: if the folder or a file in it cannot be read or deleted.
     """
     files = size = 0
-    folder = cache_folder()
-    for entry in list(os.scandir(folder)) if folder.is_dir() else []:
-        if not _OURS.fullmatch(entry.name):
-            continue
+    for entry in _entries():
         # Another process may be clearing too.
         with contextlib.suppress(FileNotFoundError):
             entry_size = entry.stat(follow_symlinks=False).st_size
             os.unlink(entry.path)
             files, size = files + 1, size + entry_size
     return files, size
+
+
+def cache_size() -> tuple[int, int]:
+    """The number of files that `clear_cache` would delete, and their size in bytes.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    sizes = []
+    for entry in _entries():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(entry.stat(follow_symlinks=False).st_size)
+    return len(sizes), sum(sizes)
+
+
+def _entries() -> list[os.DirEntry[str]]:
+    folder = cache_folder()
+    entries = os.scandir(folder) if folder.is_dir() else []
+    return [entry for entry in entries if _OURS.fullmatch(entry.name)]
 
 
 def _digest(name: str, content: bytes) -> bytes:
