@@ -154,7 +154,7 @@ def cache_size() -> tuple[int, int]:
 
 def _entries() -> list[os.DirEntry[str]]:
     folder = cache_folder()
-    entries = os.scandir(folder) if folder.is_dir() else []
+    entries: Iterable[os.DirEntry[str]] = os.scandir(folder) if folder.is_dir() else ()
     return [entry for entry in entries if _OURS.fullmatch(entry.name)]
 
 

@@ -128,13 +128,15 @@ def _compute(
 def _forward(
     gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_forward(gate, readout, pre, *arguments[:3], arguments[-1])
+    h0, lengths, reset, _, _, backend = arguments
+    check_forward(gate, readout, pre, h0, lengths, reset, backend)
     y, h, h_final = _compute(gate, readout, pre, *arguments)
     return y, y.new_empty(0) if h is None else h, h_final
 
 
 def _called_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    check_backward(*arguments[:7], arguments[-1])
+    a, y, h0, dy, dh_final, lengths, reset, _, _, backend = arguments
+    check_backward(a, y, h0, dy, dh_final, lengths, reset, backend)
     gradients: tuple[Tensor, Tensor, Tensor] = _backward(*arguments)
     return gradients
 
@@ -142,8 +144,8 @@ def _called_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _called_gated_backward(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, h0: Tensor | None, *arguments: Any
 ) -> tuple[list[Tensor], Tensor]:
-    dh_final = arguments[1]
-    check_gated_backward(gate, readout, pre, h, h0, *arguments[:4], arguments[-1])
+    dy, dh_final, lengths, reset, _, _, backend = arguments
+    check_gated_backward(gate, readout, pre, h, h0, dy, dh_final, lengths, reset, backend)
     if h.numel() == 0:
         zero = h.new_zeros(h.shape[0], h.shape[2], dtype=state_dtype(h.dtype))
         return [torch.zeros_like(p) for p in pre], zero if dh_final is None else dh_final.clone()

@@ -55,26 +55,28 @@ def run(
         problem: what the function shares between its calls, which no other run has; 0 in the first
             words, `FIELDS`.
         threads: at most so many, the calling thread included.
-        kept: alive until the function returns in the last thread.
+        kept: alive until all is done.
     """
     address = problem.buffer_info()[0]
-    calls = [partial(function, address, 0)]
-    lock = 0
-    if threads > 1:
-        _pool.grow(threads - 1)
-        lock = _locks.pop() if _locks else _held_lock()
-        problem[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
-        offer = _pool.works.put
-        kept = problem, kept
-        calls[:0] = [partial(offer, (function, address, i, kept)) for i in range(1, threads)]
+    if threads == 1:
+        function(address, 0)
+        return
+    _pool.grow(threads - 1)
+    lock = _locks.pop() if _locks else _held_lock()
+    problem[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
+    offer, held = _pool.works.put, [kept]
+    calls = [
+        partial(offer, (function, address, slot, (problem, held))) for slot in range(1, threads)
+    ]
+    calls.append(partial(function, address, 0))
     try:
         deque(map(partial.__call__, calls), maxlen=0)
     except BaseException:
         function(address, 0)  # nothing is left, unless a thread could not be told of the work
         raise
     finally:
-        if lock:
-            _locks.append(lock)
+        _locks.append(lock)
+    held.clear()  # a thread that comes late keeps the problem alone
 
 
 def _address(name: str) -> int:
@@ -122,7 +124,7 @@ def _serve(works: SimpleQueue[Work]) -> None:
     while True:
         function, address, slot, kept = works.get()
         function(address, slot)
-        del kept  # not kept alive until the next one
+        del kept  # not alive until the next one
 
 
 _pool = _Pool()
