@@ -221,6 +221,8 @@ def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
         raise TypeError(f"`{name}` is on {p.device}, the first sequence on {x.device}")
     if p.ndim == 3 and p.dtype != x.dtype:
         raise TypeError(f"`{name}` is {p.dtype}, the first sequence {x.dtype}: they must agree")
+    if not (p.dtype.is_floating_point or p.dtype.is_complex):
+        raise TypeError(f"`{name}` must be floating or complex, got {p.dtype}")
 
 
 def _check_lengths(lengths: Tensor, x: Tensor) -> None:

@@ -173,6 +173,19 @@ def test_one_device(grad):
         lrnn.gated_recurrence(lambda f, z: (f, z), here, elsewhere)
 
 
+def test_a_tensor_without_storage():
+    for a, b in ((resized(B, T, D), x()), (x(), resized(B, T, D))):
+        with pytest.raises(ValueError, match="storage"):
+            lrnn.linear_recurrence(a, b, backend="scan")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_a_parameter_of_integers(dtype):
+    gate = lrnn.gates.gate(lambda f, z, w: (torch.sigmoid(f), z * w))
+    with pytest.raises(TypeError, match=r"pre\[2\].*floating"):
+        lrnn.gated_recurrence(gate, x(), x(), torch.ones(D, dtype=dtype))
+
+
 class Recurrence(torch.nn.Module):
     def forward(self, a, b, h0):
         return lrnn.linear_recurrence(a, b, h0, backend="scan")

@@ -166,12 +166,16 @@ def place(x: Any) -> tuple[int, int, int, int]:
     if isinstance(x, np.ndarray):
         by_part, by_row, by_column = x.strides
         return x.ctypes.data, by_row, by_part, by_column
-    size = x.itemsize
+    size, address = x.itemsize, x.data_ptr()
+    if not address:
+        raise ValueError(
+            "the storage of a tensor was freed: a sharded module has it in its forward pass only"
+        )
     if x.ndim == 3:
         sB, sT, sD = x.stride()
     else:
         sB, sT, sD = x.stride(0) if x.ndim == 2 else 0, 0, x.stride(-1)
-    return x.data_ptr(), size * sB, size * sT, size * sD
+    return address, size * sB, size * sT, size * sD
 
 
 def spread(dy: Tensor) -> Tensor:
