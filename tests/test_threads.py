@@ -122,6 +122,20 @@ def test_works_alone_where_no_thread_can_be_told(monkeypatch):
     assert len(pieces.done) == 100
 
 
+def test_the_walk_returns_when_all_is_written(monkeypatch):
+    missing, run_now = [], _threads.run
+
+    def spy(function, problem, threads, kept):
+        y = kept[0][3].fill_(float("nan"))
+        run_now(function, problem, threads, kept)
+        missing.append(y[:, -1, -1].tolist())
+
+    monkeypatch.setattr(_threads, "run", spy)
+    for _ in range(200):
+        recurrence()
+    assert len(missing) == 200 and missing == missing[:1] * 200
+
+
 def test_who_comes_late_touches_nothing(monkeypatch):
     walked, run_now = [], _threads.run
     monkeypatch.setattr(_threads, "run", lambda *work: walked.append(work) or run_now(*work))
