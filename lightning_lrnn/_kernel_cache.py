@@ -21,13 +21,24 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["ENVIRONMENT_VARIABLE", "cache_folder", "clear_cache", "key", "read", "write"]
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "cache_folder",
+    "cache_size",
+    "clear_cache",
+    "key",
+    "read",
+    "write",
+]
 
 ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_CACHE"
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _TEMPORARY = "unfinished-"
 _OURS = re.compile(rf"[0-9a-f]{{{2 * _DIGEST_BYTES}}}\.(cubin|o)|{_TEMPORARY}\w+")
+
+_LARGEST = 64 << 20
+"""Bytes of an entry at most; a sparse file may claim any size."""
 
 _warned = False
 
@@ -74,15 +85,15 @@ def read(name: str, suffix: str = "cubin") -> bytes | None:
         folder = cache_folder()
         _check_folder(folder)
         with open(folder / f"{name}.{suffix}", "rb", opener=_open_without_links) as file:
-            _check_owner(os.fstat(file.fileno()), file.name)
-            digest, content = file.read(_DIGEST_BYTES), file.read()
+            _check_entry(os.fstat(file.fileno()), file.name)
+            digest, content = file.read(_DIGEST_BYTES), file.read(_LARGEST)
     except FileNotFoundError:
         return None
     except (OSError, RuntimeError, _UntrustedError) as reason:
         _warn(reason)
         return None
     if digest != _digest(name, content):
-        _warn(f"{folder / name}.cubin is corrupt")
+        _warn(f"{folder / name}.{suffix} is corrupt")
         return None
     return content
 
@@ -119,10 +130,7 @@ def clear_cache() -> tuple[int, int]:
         OSError: if the folder or a file in it cannot be read or deleted.
     """
     files = size = 0
-    folder = cache_folder()
-    for entry in list(os.scandir(folder)) if folder.is_dir() else []:
-        if not _OURS.fullmatch(entry.name):
-            continue
+    for entry in _entries():
         # Another process may be clearing too.
         with contextlib.suppress(FileNotFoundError):
             entry_size = entry.stat(follow_symlinks=False).st_size
@@ -131,13 +139,41 @@ def clear_cache() -> tuple[int, int]:
     return files, size
 
 
+def cache_size() -> tuple[int, int]:
+    """The number of files that `clear_cache` would delete, and their size in bytes.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    sizes = []
+    for entry in _entries():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(entry.stat(follow_symlinks=False).st_size)
+    return len(sizes), sum(sizes)
+
+
+def _entries() -> list[os.DirEntry[str]]:
+    folder = cache_folder()
+    entries: Iterable[os.DirEntry[str]] = os.scandir(folder) if folder.is_dir() else ()
+    return [entry for entry in entries if _OURS.fullmatch(entry.name)]
+
+
 def _digest(name: str, content: bytes) -> bytes:
     # With the name, so that a renamed entry is not taken for another kernel.
     return hashlib.sha256(name.encode() + content).digest()
 
 
 def _open_without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    # A FIFO that nobody writes to is opened, too, and found not to be a file.
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_entry(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _UntrustedError(f"{path} is not a file")
+    _check_owner(status, path)
+    if status.st_size > _LARGEST:
+        raise _UntrustedError(f"{path} is corrupt: it has {status.st_size} bytes")
 
 
 def _check_folder(folder: Path) -> None:

@@ -49,7 +49,8 @@ Macros = tuple[tuple[str, str], ...]
 SOURCES = "lightning_lrnn.cuda_src"
 STANDARD = "c++17"
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Reentrant: a signal handler may need a kernel while its own thread compiles one."""
 _kernels: dict[tuple[str, Macros, tuple[int, int]], Any] = {}
 
 

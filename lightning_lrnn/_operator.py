@@ -12,6 +12,12 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lightning_lrnn import _chunks, backends, derivative, gates
+from lightning_lrnn._direct_calls import (
+    check_backward,
+    check_forward,
+    check_gated_backward,
+    check_one_device,
+)
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import (
     decays_and_impulses,
@@ -122,8 +128,29 @@ def _compute(
 def _forward(
     gate: str, readout: str, pre: Sequence[Tensor], *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    h0, lengths, reset, _, _, backend = arguments
+    check_forward(gate, readout, pre, h0, lengths, reset, backend)
     y, h, h_final = _compute(gate, readout, pre, *arguments)
     return y, y.new_empty(0) if h is None else h, h_final
+
+
+def _called_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a, y, h0, dy, dh_final, lengths, reset, _, _, backend = arguments
+    check_backward(a, y, h0, dy, dh_final, lengths, reset, backend)
+    gradients: tuple[Tensor, Tensor, Tensor] = _backward(*arguments)
+    return gradients
+
+
+def _called_gated_backward(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, h0: Tensor | None, *arguments: Any
+) -> tuple[list[Tensor], Tensor]:
+    dy, dh_final, lengths, reset, _, _, backend = arguments
+    check_gated_backward(gate, readout, pre, h, h0, dy, dh_final, lengths, reset, backend)
+    if h.numel() == 0:
+        zero = h.new_zeros(h.shape[0], h.shape[2], dtype=state_dtype(h.dtype))
+        return [torch.zeros_like(p) for p in pre], zero if dh_final is None else dh_final.clone()
+    gradients: tuple[list[Tensor], Tensor] = _gated_backward(gate, readout, pre, h, h0, *arguments)
+    return gradients
 
 
 def _fused(gate: str, readout: str, pre: Sequence[Tensor], backend: str) -> bool:
@@ -237,8 +264,9 @@ def _keep_graph() -> bool:
 
 
 def _gated_backward_fake(
-    gate: str, readout: str, pre: list[Tensor], h: Tensor, *_: Any
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, *rest: Any
 ) -> tuple[list[Tensor], Tensor]:
+    check_one_device(*pre, h, *rest[:5])
     dh0 = h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
     return [p.new_empty(p.shape) for p in pre], dh0
 
@@ -249,8 +277,9 @@ def _dense(x: Tensor | None) -> Tensor | None:
 
 
 def _forward_fake(
-    gate: str, readout: str, pre: list[Tensor], *_: Any
+    gate: str, readout: str, pre: list[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(*pre, *rest[:3])
     x = sequence(pre)
     b = decays_and_impulses(gate, pre)[1]
     h = b.new_empty(x.shape)
@@ -260,7 +289,8 @@ def _forward_fake(
     return torch.empty_like(read_out(readout, h, pre, None)).contiguous(), h, h_final
 
 
-def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(a: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(a, y, *rest[:5])
     dh0 = y.new_empty((y.shape[0], y.shape[2]), dtype=state_dtype(y.dtype))
     return y.new_empty(y.shape), y.new_empty(y.shape), dh0
 
@@ -468,8 +498,8 @@ def _unfolded(outputs: Sequence[Tensor], size: int) -> tuple[Any, Any]:
 
 
 _library.impl("gated_recurrence", _forward, "CompositeExplicitAutograd")
-_library.impl("recurrence_backward", _backward, "CompositeExplicitAutograd")
-_library.impl("gated_backward", _gated_backward, "CompositeExplicitAutograd")
+_library.impl("recurrence_backward", _called_backward, "CompositeExplicitAutograd")
+_library.impl("gated_backward", _called_gated_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("lightning_lrnn::gated_recurrence", _forward_fake, lib=_library)
 torch.library.register_fake("lightning_lrnn::recurrence_backward", _backward_fake, lib=_library)
 torch.library.register_fake("lightning_lrnn::gated_backward", _gated_backward_fake, lib=_library)

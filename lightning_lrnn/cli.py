@@ -495,22 +495,23 @@ def _copy_config(options: argparse.Namespace) -> None:
 def _cache_info(options: argparse.Namespace) -> None:
     from lightning_lrnn import _kernel_cache
 
-    folder = _kernel_cache.cache_folder()
-    sizes = [file.stat().st_size for file in folder.glob("*.cubin")] if folder.is_dir() else []
-    print(
-        f"{folder}: {len(sizes)} compiled kernels, {sum(sizes) / 1e6:.2f} MB "
-        f"({_kernel_cache.ENVIRONMENT_VARIABLE} moves it)"
-    )
+    try:
+        folder = _kernel_cache.cache_folder()
+        number, size = _kernel_cache.cache_size()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the folder of compiled kernels cannot be read: {error}") from error
+    moves = f"({_kernel_cache.ENVIRONMENT_VARIABLE} moves it)"
+    print(f"{folder}: {number} compiled kernels, {size / 1e6:.2f} MB {moves}")
 
 
 def _clear_cache(options: argparse.Namespace) -> None:
     from lightning_lrnn import _kernel_cache
 
-    folder = _kernel_cache.cache_folder()
     try:
+        folder = _kernel_cache.cache_folder()
         number, size = _kernel_cache.clear_cache()
-    except OSError as error:
-        raise UserError(f"{folder} cannot be cleared: {error}; delete it by hand") from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"compiled kernels cannot be deleted: {error}") from error
     print(f"{folder}: {number} files deleted, {size / 1e6:.2f} MB")
 
 

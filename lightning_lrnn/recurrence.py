@@ -71,6 +71,8 @@ def linear_recurrence(
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
+    if a.device != b.device:
+        raise TypeError(f"`a` and `b` must be on one device, got {a.device} and {b.device}")
     if a.ndim == 1:
         a = a.expand(b.shape)
     h, h_final = _apply(gates.IDENTITY, "", [a, b], h0, lengths, reset, reverse, exclusive, backend)
@@ -219,6 +221,8 @@ def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
         raise TypeError(f"`{name}` is on {p.device}, the first sequence on {x.device}")
     if p.ndim == 3 and p.dtype != x.dtype:
         raise TypeError(f"`{name}` is {p.dtype}, the first sequence {x.dtype}: they must agree")
+    if not (p.dtype.is_floating_point or p.dtype.is_complex):
+        raise TypeError(f"`{name}` must be floating or complex, got {p.dtype}")
 
 
 def _check_lengths(lengths: Tensor, x: Tensor) -> None:

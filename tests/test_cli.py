@@ -321,10 +321,11 @@ def test_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(Path("cache").absolute()))
     name = _kernel_cache.key([b"a kernel"])
     _kernel_cache.write(name, b"cubin" * 10_000)
+    _kernel_cache.write(name, b"object" * 10_000, "o")
     assert main(["cache", "info"]) == 0
-    assert ": 1 compiled kernels, 0.05 MB" in capsys.readouterr().out
+    assert ": 2 compiled kernels, 0.11 MB" in capsys.readouterr().out
     assert main(["cache", "clear"]) == 0
-    assert ": 1 files deleted, 0.05 MB" in capsys.readouterr().out
+    assert ": 2 files deleted, 0.11 MB" in capsys.readouterr().out
     assert _kernel_cache.read(name) is None
 
 

@@ -2,7 +2,7 @@
 
 Seen to fail: digest not compared, or without the name; owner or mode not checked; links followed;
 written in place (no rename); a warning each time; a temporary file left behind; clearing every
-file of the folder.
+file of the folder; a FIFO opened for good; all of a sparse file read.
 """
 
 from __future__ import annotations
@@ -81,6 +81,29 @@ def test_corrupt(folder, damage):
     refused("corrupt")
     cache.write(NAME, b"code")
     assert cache.read(NAME) == b"code"
+
+
+@posix
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir"])
+def test_not_a_file(folder, make):
+    cache.write(OTHER, b"code")
+    getattr(os, make)(entry(folder))
+    refused("")
+
+
+@posix
+def test_a_sparse_file_of_any_size(folder):
+    cache.write(NAME, b"code")
+    os.truncate(entry(folder), 4 << 40)
+    refused("bytes")
+
+
+@posix
+def test_a_fifo_in_place_of_the_folder(folder):
+    os.mkfifo(folder)
+    with pytest.warns(UserWarning, match="not kept"):
+        cache.write(NAME, b"code")
+    cache.read(NAME)
 
 
 def test_renamed(folder):
@@ -225,3 +248,47 @@ def test_processes_share_an_entry(folder):
     assert [child.returncode for child in children] == [0] * 4
     assert sum(map(int, seen)) > 0, "the processes did not overlap"
     assert os.listdir(folder) == [f"{cache.key([b'shared'])}.cubin"]
+
+
+CPU = """
+import sys, warnings
+import torch
+import lightning_lrnn as lrnn
+torch.manual_seed(0)
+layer = lrnn.nn.GILRLSTM(4, 8, backend="scan")
+x = torch.randn(2, 40_000, 1)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    y = layer(torch.ones(5, 3, 4))[0]
+    y.sum().backward()
+    z = lrnn.linear_recurrence(x.sigmoid(), x, backend="scan")[0]
+print(float(y.sum()), float(sum(p.grad.sum() for p in layer.parameters())), float(z.sum()))
+print(len(told), "numba" in sys.modules)
+"""
+
+
+def on_a_cpu(tmp_path):
+    environment = {cache.ENVIRONMENT_VARIABLE: str(tmp_path), "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", CPU], env=os.environ | environment,
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_damaged_code_of_a_cpu_is_told_once_and_compiled_anew(folder, tmp_path):
+    """All of it: the walk, the steps of gates, and of one feature."""
+    results, told = on_a_cpu(tmp_path)
+    assert told == "0 False"
+    entries = sorted(folder.iterdir())
+    assert len(entries) >= 4 and {entry.suffix for entry in entries} == {".o"}
+    for index, code in enumerate(entries):
+        content = code.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        code.write_bytes([b"", content[:-9], bytes(flipped)][index % 3])
+    assert on_a_cpu(tmp_path) == [results, "1 False"]
+    assert on_a_cpu(tmp_path) == [results, "0 False"]
+    assert cache.cache_size()[0] == len(entries)
+    assert cache.clear_cache()[0] == len(entries) and not list(folder.iterdir())

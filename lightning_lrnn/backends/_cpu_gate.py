@@ -1,7 +1,7 @@
 """A gate and a readout as LLVM IR: the steps of a recurrence on neighbouring columns of a row.
 
 Value and derivative come from the same programs (`gates`, `derivative`) as on a GPU. What is
-compiled is a function of some steps of some columns (`_cpu_steps`); `_numba_kernels.rows` calls it
+compiled is a function of some steps of some columns (`_cpu_steps`); `_cpu_walk` calls it
 for one part of a row after the other. It finds its tensors in a table of places, (address, stride
 of rows, of steps, of columns) in bytes for each:
 

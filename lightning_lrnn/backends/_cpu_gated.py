@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import backward_around, forward_around, sequence
 from lightning_lrnn.backends import _cpu_rows, _numba
-from lightning_lrnn.backends._cpu_rows import place, spread
+from lightning_lrnn.backends._cpu_rows import spread
 from lightning_lrnn.backends._memory import empty, in_large_pages, resolved
 
 __all__ = ["gated_backward", "gated_forward", "prepared"]
@@ -75,18 +75,18 @@ def prepared(
     code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
     if code is None:
         return None
-    places, outputs = _written(pre, y, emitted)
+    tensors, outputs = _written(pre, y, emitted)
     masks = None, None
-    return _cpu_rows.prepared(code, False, places, outputs, h, masks, reverse, True, pieces)
+    return _cpu_rows.prepared(code, False, tensors, outputs, h, masks, reverse, True, pieces)
 
 
 def _written(
     pre: Sequence[Tensor], y: Tensor, emitted: Tensor
-) -> tuple[list[tuple[int, int, int, int]], dict[int, Tensor]]:
-    """The places of a forward pass, and what is written, by its index among them."""
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    """The tensors of a forward pass, and those that are written, by their index among them."""
     n = len(pre)
     outputs = {n + 1: emitted} if y is emitted else {n: y, n + 1: emitted}
-    return [*map(place, (*pre, y, emitted))], outputs
+    return [*pre, y, emitted], outputs
 
 
 def gated_backward(
@@ -126,7 +126,7 @@ def gated_backward(
     # Rounded as the states after it are.
     first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
     chunk, blocks, width, _ = pieces
-    room = blocks * _rounded(width)
+    room = blocks * _cpu_rows.rounded(width)
     gradients: list[Any] = []
     for p, given in zip(pre, into or [None] * n, strict=True):
         if p.ndim < 3:
@@ -136,16 +136,9 @@ def gated_backward(
             gradients.append(empty(x) if given is None else given)
     if into is not None:
         in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
-    places = [*map(place, pre), place(dy), place(emitted), place(first)]
-    outputs = {}
-    for g in gradients:
-        if isinstance(g, Tensor):
-            outputs[len(places)] = g
-            places.append(place(g))
-        else:
-            by_part, by_row, size = g.strides
-            places.append((g.ctypes.data, by_row, by_part, size))
-    _cpu_rows.walk(code, True, places, outputs, c, masks, reverse, exclusive, pieces)
+    tensors = [*pre, dy, emitted, first, *gradients]
+    outputs = {i: g for i, g in enumerate(gradients, n + 3) if isinstance(g, Tensor)}
+    _cpu_rows.walk(code, True, tensors, outputs, c, masks, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
 
 
@@ -159,12 +152,6 @@ def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], parallel: bool) -> boo
 def _state(x: Tensor) -> Tensor:
     """Zeros."""
     return x.new_zeros((x.shape[0], x.shape[2]), dtype=state_dtype(x.dtype))
-
-
-def _rounded(width: int) -> int:
-    """Room for whole vectors."""
-    room = int(_cpu_rows.kernels().ROOM)
-    return -(-width // room) * room
 
 
 def _reduced(gradient: Any, p: Tensor, D: int) -> Tensor:

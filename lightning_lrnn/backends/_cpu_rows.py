@@ -3,7 +3,7 @@
 Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads,
 and with too few rows for those strips of columns; no result depends on how. Only where there are
 too few columns to keep all cores busy is time divided too, into parts that depend on the shape
-alone, taken in order by whoever is free (see the kernels). So the bits of a result depend neither
+alone, taken in order by whoever is free (`_cpu_walk`). So the bits of a result depend neither
 on the number of threads nor on their timing.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import _threads
-from lightning_lrnn.backends._operands import DTYPE, OPERAND, Operand
+from lightning_lrnn.backends._operands import DTYPE, OPERAND, STORAGE, Operand
 from lightning_lrnn.gates import parse
 
-__all__ = ["Code", "code", "kernels", "operations", "pieces", "place", "prepared", "spread", "walk"]
+__all__ = ["Code", "code", "operations", "pieces", "prepared", "rounded", "spread", "walk"]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
@@ -46,16 +45,10 @@ PART = 1 << 18
 """Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
 LARGE = 1 << 22
 """Bytes of an output from which it is stored past the caches."""
+ROOM = 32
+"""Columns that the states of a block are rounded up to: whole vectors of any dtype."""
 NARROW = 64
 """Columns of a block up to which some steps are taken at once: faster while vectors are few."""
-NOTHING = np.empty(0, np.uint8)
-NO_LENGTHS = np.empty(0, np.int64)
-NUMPY = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.complex64: np.complex64,
-    torch.complex128: np.complex128,
-}
 
 
 class Code(NamedTuple):
@@ -96,14 +89,6 @@ def _code(gate: str, readout: str, operands: tuple[Operand, ...], *how: bool) ->
     return Code(_cpu_gate.address(steps), _cpu_gate.alignment(), *dtypes)
 
 
-@cache
-def kernels() -> ModuleType:
-    """Imported at the first call: Numba takes half a second."""
-    from lightning_lrnn.backends import _numba_kernels
-
-    return _numba_kernels
-
-
 def walk(*work: Any) -> None:
     """The compiled steps over all of the work; arguments as for `prepared`."""
     prepared(*work)()
@@ -112,7 +97,7 @@ def walk(*work: Any) -> None:
 def prepared(
     code: Code,
     backward: bool,
-    places: list[tuple[int, int, int, int]],
+    tensors: Sequence[Any],
     outputs: dict[int, Tensor],
     h: Tensor,
     masks: tuple[Tensor | None, Tensor | None],
@@ -120,54 +105,77 @@ def prepared(
     inside: bool,
     pieces: tuple[int, int, int, int],
 ) -> Callable[[], None]:
-    """The walk, any number of times over the same memory, which is to be kept alive.
+    """The walk, any number of times over the same memory.
 
     Args:
         code: of the steps.
         backward: whether they are of the adjoint.
-        places: of all tensors, in the order of `_cpu_gate`.
-        outputs: those of shape (B, T, D) that are written, by their index among the places.
+        tensors: all of them, in the order of `_cpu_gate`; arrays for sums; None for what is not
+            there.
+        outputs: those of shape (B, T, D) that are written, by their index among the tensors.
         h: states (B, D) before the walk; replaced by those after it.
         masks: lengths and reset.
         reverse: of the forward walk.
-        inside: see `_numba_kernels.rows`.
+        inside: see `_cpu_walk.FIELDS`.
         pieces: what `pieces` says.
     """
+    from lightning_lrnn.backends import _cpu_walk  # llvmlite takes a while
+
     x = next(iter(outputs.values()))
     B, T, D = x.shape
     lengths, reset = masks
     chunk, blocks, width, workers = pieces
     parts = -(-T // chunk)
-    direction = 1 if reverse is backward else -1
-    flags = np.zeros(1 + (parts + 1) * B * blocks, np.int64)
-    states = np.empty((parts - 1) * h.numel(), NUMPY[h.dtype])
-    arguments = (
-        flags, states, h.data_ptr(), parts, chunk, blocks, width, code.address,
-        np.array(places, np.int64), np.array(list(outputs), np.int64),
-        _lengths(lengths, x), B, T, D, direction, backward, inside,
-        _restarts(lengths, reset, reverse),
-        _past(*outputs.values(), alignment=code.alignment),
+    steps, restarts = _steps(lengths, x), _restarts(lengths, reset, reverse)
+    between = (parts - 1) * h.numel()
+    scratch = h.new_empty(between + workers * 3 * rounded(width))
+    begin = scratch.data_ptr()
+    problem = _cpu_walk.problem(
+        (
+            parts, chunk, blocks, width, code.address, begin + between * h.itemsize, begin,
+            h.data_ptr(), 0 if steps is None else steps.data_ptr(),
+            0 if restarts is None else restarts.data_ptr(), B, T, D,
+            1 if reverse is backward else -1, backward, inside,
+            _past(*outputs.values(), alignment=code.alignment),
+        ),
+        [place(tensor) for tensor in tensors],
+        list(outputs),
+        (parts + 1) * B * blocks,
     )  # fmt: skip
-    rows, work = kernels().rows, [arguments] * workers
+    walker = _cpu_walk.walker(STORAGE[h.dtype])
+    kept = tensors, h, steps, restarts, scratch
 
     def run() -> None:
-        flags.fill(0)
-        if workers == 1:
-            rows(*arguments)
-        else:
-            _threads.run_all(rows, work)
+        _threads.run(walker, problem[:], workers, kept)
 
     return run
 
 
-def place(x: Tensor) -> tuple[int, int, int, int]:
-    """Address and strides of rows, steps and columns, in bytes; 0 where a parameter has none."""
-    size = x.itemsize
+def rounded(width: int) -> int:
+    """Columns of a block with room for whole vectors."""
+    return -(-width // ROOM) * ROOM
+
+
+def place(x: Any) -> tuple[int, int, int, int]:
+    """Address and strides of rows, steps and columns, in bytes; 0 where a parameter has none.
+
+    Of an array of sums, (parts of time, rows, columns), that of parts is in the place of steps.
+    """
+    if x is None:
+        return 0, 0, 0, 0
+    if isinstance(x, np.ndarray):
+        by_part, by_row, by_column = x.strides
+        return x.ctypes.data, by_row, by_part, by_column
+    size, address = x.itemsize, x.data_ptr()
+    if not address:
+        raise ValueError(
+            "the storage of a tensor was freed: a sharded module has it in its forward pass only"
+        )
     if x.ndim == 3:
         sB, sT, sD = x.stride()
     else:
         sB, sT, sD = x.stride(0) if x.ndim == 2 else 0, 0, x.stride(-1)
-    return x.data_ptr(), size * sB, size * sT, size * sD
+    return address, size * sB, size * sT, size * sD
 
 
 def spread(dy: Tensor) -> Tensor:
@@ -213,11 +221,6 @@ def _blocks(D: int, wanted: int) -> tuple[int, int]:
     return -(-D // width), width
 
 
-def array(x: Tensor) -> Any:
-    """A contiguous tensor as a flat array."""
-    return x.view(-1).numpy()
-
-
 def _past(*outputs: Tensor, alignment: int) -> bool:
     """Whether outputs are stored past the caches, which for that need not read them first.
 
@@ -234,20 +237,19 @@ def _past(*outputs: Tensor, alignment: int) -> bool:
     )
 
 
-def _lengths(lengths: Tensor | None, x: Tensor) -> Any:
-    return NO_LENGTHS if lengths is None else np.clip(lengths.numpy(), 0, x.shape[1])
+def _steps(lengths: Tensor | None, x: Tensor) -> Tensor | None:
+    """Lengths, none beyond the sequence."""
+    return None if lengths is None else lengths.clamp(0, x.shape[1])
 
 
-def _restarts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Any:
-    """By time, whether no state passes into a step of the forward walk; empty if it always does."""
-    if reset is None:
-        return NOTHING
-    if reverse:
-        # A document begins at t + 1: the walk enters it from its end, step t is outside.
-        starts = torch.zeros_like(reset)
-        starts[:, :-1] = reset[:, 1:]
-        if lengths is not None:
-            steps = torch.arange(1, reset.shape[1] + 1)
-            starts &= steps < lengths[:, None]
-        reset = starts
-    return array(reset.view(torch.uint8))
+def _restarts(lengths: Tensor | None, reset: Tensor | None, reverse: bool) -> Tensor | None:
+    """By time, whether no state passes into a step of the forward walk; None if it always does."""
+    if reset is None or not reverse:
+        return reset
+    # A document begins at t + 1: the walk enters it from its end, step t is outside.
+    starts = torch.zeros_like(reset)
+    starts[:, :-1] = reset[:, 1:]
+    if lengths is not None:
+        steps = torch.arange(1, reset.shape[1] + 1)
+        starts &= steps < lengths[:, None]
+    return starts

@@ -23,7 +23,8 @@ SUFFIX = "o"
 SCHEME = b"1"
 """Of this file: changes when the same IR shall become other code."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Reentrant: a signal handler may need code, or fork, while its own thread compiles."""
 if hasattr(os, "register_at_fork"):
     # A child that is forked while a thread compiles would wait for that thread forever.
     os.register_at_fork(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import _cpu_rows
-from lightning_lrnn.backends._cpu_rows import Code, place, spread
+from lightning_lrnn.backends._cpu_rows import Code, spread
 from lightning_lrnn.backends._memory import empty, resolved
 from lightning_lrnn.backends._operands import STORAGE
 from lightning_lrnn.gates import IDENTITY
@@ -32,15 +32,13 @@ has, so that bits do not depend on those."""
 OF_FOLDED = 3
 """Times the operations of a step that is alone."""
 ALL = slice(None)
-NOWHERE = 0, 0, 0, 0
-"""The place of a tensor that is not read."""
 
 
 @cache
 def missing() -> list[str]:
     """Why this cannot run here; [] = it can."""
-    if find_spec("numba") is None:
-        return ["numba is not installed: pip install numba"]
+    if find_spec("llvmlite") is None:
+        return ["llvmlite is not installed: pip install llvmlite"]
     return []
 
 
@@ -171,8 +169,7 @@ def _forward_rows(
     pieces = _cpu_rows.pieces(b, _cpu_rows.operations(IDENTITY, "", False), parallel)
     code = _cpu_rows.code(IDENTITY, "", [a, b], False, exclusive, pieces)
     assert code is not None
-    places = [place(a), place(b), NOWHERE, place(y)]
-    _cpu_rows.walk(code, False, places, {3: y}, h, masks, reverse, True, pieces)
+    _cpu_rows.walk(code, False, [a, b, None, y], {3: y}, h, masks, reverse, True, pieces)
 
 
 def _backward_rows(
@@ -192,8 +189,8 @@ def _backward_rows(
     pieces = _cpu_rows.pieces(y, _cpu_rows.operations(IDENTITY, "", True), parallel)
     code = _cpu_rows.code(IDENTITY, "", [a, a], True, exclusive, pieces)
     assert code is not None
-    places = [place(a), NOWHERE, place(dy), place(y), place(h0), place(da), place(db)]
-    _cpu_rows.walk(code, True, places, {5: da, 6: db}, c, masks, reverse, exclusive, pieces)
+    tensors = [a, None, dy, y, h0, da, db]
+    _cpu_rows.walk(code, True, tensors, {5: da, 6: db}, c, masks, reverse, exclusive, pieces)
 
 
 def _columns(x: Tensor) -> int:
@@ -240,9 +237,9 @@ def _folded(
     pieces = _cpu_rows.pieces(outputs[0], operations, True)
     divided = pieces[0] < T * D // W
     code = _fold(h.dtype, W, D, backward, exclusive, not backwards, divided)
-    places = [place(x) for x in (*inputs, *outputs)]
+    tensors = [*inputs, *outputs]
     written = dict(enumerate(outputs, len(inputs)))
     state = torch.cat([h] * (W // D), 1)
     reverse = backwards is not backward
-    _cpu_rows.walk(code, backward, places, written, state, (None, None), reverse, True, pieces)
+    _cpu_rows.walk(code, backward, tensors, written, state, (None, None), reverse, True, pieces)
     h.copy_(state[:, :D])

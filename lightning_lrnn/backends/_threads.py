@@ -1,22 +1,35 @@
 """A few threads for compiled code that runs without the interpreter's lock.
 
-Work comes in pieces. Whoever is free takes the next one, the calling thread included, which waits
-only for pieces that others have begun. So nothing can wait for a thread that will never come: not
-after a fork (the child starts threads of its own when it first needs them), not when many threads
-or nested calls share the pool, not while the interpreter shuts down.
+The code is called by all of them with the same arguments and hands out the work by itself; whoever
+is free takes the next piece, the calling thread included, which waits only for pieces that others
+have begun. So nothing can wait for a thread that will never come: not after a fork (the child
+starts threads of its own when it first needs them), not when many threads or nested calls share the
+pool, not while the interpreter shuts down.
 """
 
 from __future__ import annotations
 
+import _thread
+import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable
+from array import array
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 
-__all__ = ["count", "run_all"]
+__all__ = ["FIELDS", "count", "run"]
+
+FIELDS = "lock", "acquire", "release"
+"""The first words of every problem: a lock that is held, and the addresses of the interpreter's
+functions (lock, 1) that waits for it and (lock) that releases it."""
+
+Work = tuple[Callable[[int, int], None], int, int, Any]
+"""A function, its two arguments, and what is kept alive until it is done."""
 
 
 def count() -> int:
@@ -24,107 +37,94 @@ def count() -> int:
     return torch.get_num_threads()
 
 
-def run_all(function: Callable[..., Any], pieces: Iterable[tuple[Any, ...]]) -> None:
-    """Calls a function with each tuple of arguments, side by side; returns when all are done.
+def run(
+    function: Callable[[int, int], None], problem: array[int], threads: int, kept: Any = None
+) -> None:
+    """Calls a function side by side in some threads; returns when all is done.
 
-    At most `count()` pieces are worked on at a time, in order of their start, the first of them by
-    the calling thread. Any thread may call this at any time.
+    Nothing leaves earlier, whatever signal handlers raise: from the first thread that may begin to
+    the end of the work the calling thread runs no bytecode, and only between two of them a handler
+    is called. It is called, and what it raises is raised, before or after. Any thread may call this
+    at any time.
 
     Args:
-        function: should run without the interpreter's lock for most of its time.
-        pieces: the arguments of each call.
-
-    Raises:
-        BaseException: the first one that a call raised. Calls not begun by then are left out.
+        function: of the address of the problem and of a slot, 0 in the calling thread, 1, 2, ... in
+            others. Not made of bytecode. It takes pieces of the work until none is left; in slot 0
+            it returns when the pieces of all others are done, for which it may wait at the lock. In
+            others it may be called at any time later.
+        problem: what the function shares between its calls, which no other run has; 0 in the first
+            words, `FIELDS`.
+        threads: at most so many, the calling thread included.
+        kept: alive until all is done.
     """
-    job = _Job(function, pieces)
-    if len(job.pieces) == 1:
-        function(*job.pieces[0])
+    address = problem.buffer_info()[0]
+    if threads == 1:
+        function(address, 0)
         return
-    helpers = min(count(), len(job.pieces)) - 1
-    if helpers > 0:
-        _pool.offer(job, helpers)
-    job.work()
-    job.wait()
+    _pool.grow(threads - 1)
+    lock = _locks.pop() if _locks else _held_lock()
+    problem[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
+    offer, held = _pool.works.put, [kept]
+    calls = [
+        partial(offer, (function, address, slot, (problem, held))) for slot in range(1, threads)
+    ]
+    calls.append(partial(function, address, 0))
+    try:
+        deque(map(partial.__call__, calls), maxlen=0)
+    except BaseException:
+        function(address, 0)  # nothing is left, unless a thread could not be told of the work
+        raise
+    finally:
+        _locks.append(lock)
+    held.clear()  # a thread that comes late keeps the problem alone
 
 
-class _Job:
-    def __init__(self, function: Callable[..., Any], pieces: Iterable[tuple[Any, ...]]) -> None:
-        self.function = function
-        self.pieces = list(pieces)[::-1]
-        self.lock = threading.Lock()
-        self.begun = 0
-        self.error: BaseException | None = None
-        self.waiter: threading.Lock | None = None
+def _address(name: str) -> int:
+    return ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0
 
-    def work(self) -> None:
-        """Takes pieces until none is left."""
-        while True:
-            with self.lock:
-                if not self.pieces:
-                    return
-                piece = self.pieces.pop()
-                self.begun += 1
-            error = None
-            try:
-                self.function(*piece)
-            except BaseException as raised:  # handed to the caller, KeyboardInterrupt too
-                error = raised
-            with self.lock:
-                self.begun -= 1
-                if error is not None:
-                    self.error = self.error or error
-                    self.pieces.clear()
-                if self.waiter is not None and not self.begun:
-                    self.waiter.release()
 
-    def wait(self) -> None:
-        """Returns when the pieces that others have begun are done; raises what a call raised."""
-        with self.lock:
-            if self.begun:
-                self.waiter = threading.Lock()
-                self.waiter.acquire()
-        if self.waiter is not None:
-            self.waiter.acquire()
-        try:
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.error = None  # its traceback refers to this job
+_ACQUIRE, _RELEASE = _address("PyThread_acquire_lock"), _address("PyThread_release_lock")
+_locks: list[int] = []
+"""Those not in use, each held; used again: who has released one may still be busy with that."""
+
+
+def _held_lock() -> int:
+    allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p)(_address("PyThread_allocate_lock"))
+    acquire = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int)(_ACQUIRE)
+    lock: int | None = allocate()
+    if lock is None:
+        raise MemoryError("no lock for the threads of a recurrence")
+    acquire(lock, 1)
+    return lock
 
 
 class _Pool:
-    """Threads that wait for jobs; they are daemons: none is ever in the way of an exit."""
+    """Threads that wait for work; none is ever in the way of an exit."""
 
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        self.works: SimpleQueue[Work] = SimpleQueue()
         self.size = 0
-        self.lock = threading.Lock()
-
-    def offer(self, job: _Job, helpers: int) -> None:
-        if self.size < helpers:
-            self.grow(helpers)
-        for _ in range(helpers):
-            self.jobs.put(job)
+        # A signal handler may come here while its thread is here.
+        self.lock = threading.RLock()
 
     def grow(self, size: int) -> None:
+        if self.size >= size:
+            return
         with self.lock:
             while self.size < size:
-                thread = threading.Thread(
-                    target=_serve, args=(self.jobs,), name="lightning_lrnn", daemon=True
-                )
                 try:
-                    thread.start()
+                    # `threading` has locks of its own, which a signal handler would wait for.
+                    _thread.start_new_thread(_serve, (self.works,))
                 except RuntimeError:  # at exit, or at the limit of threads: the caller works alone
                     return
                 self.size += 1
 
 
-def _serve(jobs: SimpleQueue[_Job]) -> None:
+def _serve(works: SimpleQueue[Work]) -> None:
     while True:
-        job = jobs.get()
-        job.work()
-        del job  # not kept alive until the next one
+        function, address, slot, kept = works.get()
+        function(address, slot)
+        del kept  # not alive until the next one
 
 
 _pool = _Pool()

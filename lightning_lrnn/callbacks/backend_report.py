@@ -21,7 +21,7 @@ PACKAGES = (
     "torch",
     "pytorch-lightning",
     "lightning",
-    "numba",
+    "llvmlite",
     "cuda-core",
     "cuda-bindings",
 )
