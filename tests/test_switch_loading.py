@@ -53,7 +53,7 @@ class Project(nn.Module):
 
 def switched(rnn="MinLSTM", kind=nn.LSTM, **options):
     project = Project(kind)
-    replace_rnn(project, rnn, **options)
+    replace_rnn(project, rnn, state="carried", **options)
     return project
 
 

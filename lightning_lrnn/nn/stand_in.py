@@ -75,7 +75,7 @@ setattr(StandIn, GUARD, None)
 
 
 def _plan(module: Any) -> dict[str, Any]:
-    """What `Layer.of` reads, which kind of layer was there before, and of what form the state is."""
+    """What `Layer.of` reads, which kind of layer was there before, and the form of the state."""
     plain = Layer(stand_in_class(module), module.options).plain()
     state = "strict" if module.strict_state else "carried"
     return plain | {"replaces": kind_of(module), "state": state}
