@@ -48,7 +48,7 @@ def _values(column: Any) -> Column:
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
-    plain = types.is_floating(kind) or types.is_temporal(kind) and not types.is_time(kind)
+    plain = types.is_floating(kind) or (types.is_temporal(kind) and not types.is_time(kind))
     if plain or ((types.is_integer(kind) or types.is_boolean(kind)) and not column.null_count):
         return np.asarray(column.to_numpy())
     values = column.to_pylist()

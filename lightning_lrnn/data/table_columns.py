@@ -74,8 +74,8 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
     infinite = np.isinf(column)
     if infinite.any():
         raise DataError(
-            f"column {name!r} of {series.source} is infinite at {series.place(np.argmax(infinite))}: "
-            "make it a finite number or leave it empty"
+            f"column {name!r} of {series.source} is infinite at "
+            f"{series.place(int(np.argmax(infinite)))}: make it a finite number or leave it empty"
         )
     if values.dtype.kind in "iu" and len(values):
         low, high = int(values.min()), int(values.max())
@@ -83,8 +83,8 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
         if rounding > 1 and rounding > TOLD_APART * (high - low) > 0:
             raise DataError(
                 f"column {name!r} of {series.source} has integers from {low} to {high}, which are "
-                f"rounded to {rounding:.0f}: subtract what they have in common, or leave the column "
-                "out of `features`"
+                f"rounded to {rounding:.0f}: subtract what they have in common, or leave the "
+                "column out of `features`"
             )
     return column
 

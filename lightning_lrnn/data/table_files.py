@@ -127,7 +127,9 @@ def read_series(
     found = [part for one in whole for part in _grouped(_timed(one, time, time_format), group)]
     often = Counter(series.name for series in found)
     named = [
-        series if often[series.name] == 1 else replace(series, name=f"{series.name} {series.source}")
+        series
+        if often[series.name] == 1
+        else replace(series, name=f"{series.name} {series.source}")
         for series in found
     ]
     return sorted((_sorted(series, time) for series in named), key=lambda series: series.name)

@@ -135,10 +135,9 @@ def _reader(form: str) -> Callable[[str], _Time]:
 
 
 def _read(text: str) -> _Time:
-    for kind, pattern in PATTERNS.items():
-        if match := pattern.fullmatch(text):
-            break
-    else:
+    found = ((kind, pattern.fullmatch(text)) for kind, pattern in PATTERNS.items())
+    kind, match = next(((kind, match) for kind, match in found if match), ("", None))
+    if match is None:
         raise ValueError("which is in no known format (`time_format` names one for strptime)")
     part = match.groupdict()
     if "name" in part:

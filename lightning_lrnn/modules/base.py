@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
 
 from lightning_lrnn import backends
+from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["RecurrentModule"]
@@ -81,6 +82,8 @@ class RecurrentModule(pl.LightningModule):
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        # What the data module fitted to what the model was trained on; it takes it from here.
+        self.data_state: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
         self._random: dict[str, Tensor] = {}
         self._checked: set[str] = set()
@@ -299,6 +302,8 @@ class RecurrentModule(pl.LightningModule):
 
         self._states["train"] = mine(checkpoint.get(CARRIED))
         self._random = mine(checkpoint.get(RANDOM)) or {}
+        states = (state for state in checkpoint.values() if isinstance(state, Mapping))
+        self.data_state = next((dict(state) for state in states if FITTED in state), {})
 
     def on_train_start(self) -> None:
         """Continues the random numbers of a resumed run."""
