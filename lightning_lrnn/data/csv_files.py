@@ -60,9 +60,9 @@ def read_csv(file: Path, form: CsvFormat) -> tuple[list[str], list[Column], NDAr
     """The names of the columns, their cells as text, and the line in which each row ends.
 
     The first line has the names. Rows that end early have empty cells at the end; cells beyond the
-    header are refused unless they are empty, as where lines end in a separator. Blank lines are left
-    out, but inside a table of one column, where they are empty cells; so are rows of empty cells at
-    the end. Quotes are those of RFC 4180; NUL bytes are left out.
+    header are refused unless they are empty, as where lines end in a separator. Left out are NUL
+    bytes, rows of empty cells at the end, and blank lines, but inside a table of one column, where
+    they are empty cells. Quotes are those of RFC 4180.
 
     Raises:
         DataError: with the line, for what cannot be read so.
@@ -147,8 +147,8 @@ def _rows(file: Path, form: CsvFormat) -> Iterator[tuple[list[str], int]]:
         ) from error
     except UnicodeError as error:
         raise DataError(
-            f"{file} is not {form.encoding.upper()}, {_undecoded(raw, encoding)}: save it as UTF-8, "
-            "or give its `encoding`, such as cp1252 or latin-1"
+            f"{file} is not {form.encoding.upper()}, {_undecoded(raw, encoding)}: save it as "
+            "UTF-8, or give its `encoding`, such as cp1252 or latin-1"
         ) from error
 
 

@@ -13,7 +13,7 @@ class DataError(ValueError):
 
 
 def printable(text: str) -> str:
-    r"""Text without what no terminal takes: bytes of names of files that are not UTF-8, as \udcff."""
+    r"""Text that can be written: what is not UTF-8 in the name of a file, as \udcff."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -79,8 +79,8 @@ class SequenceTable(SequenceData):
         target: the column, for a forecast also several.
         features: columns of the inputs; None for all but those in `group` and `time`, and for a
             forecast with, else without, those in `target`; of a trained model, those it was trained
-            with. Columns without a name, as pandas writes its index, are none. What will be known of
-            the future is no input of a forecast.
+            with. Columns without a name, as pandas writes its index, are none. What will be known
+            of the future is no input of a forecast.
         group: column or columns that tell series apart; None if a file is a series.
         time: column to sort a series by, numbers or dates; None for the order of the file. Rows at
             the end whose targets are all empty are the future of a forecast, in no part.
@@ -96,8 +96,8 @@ class SequenceTable(SequenceData):
             training part there (0 after scaling).
         predict: what is predicted: the test part, or, of a forecast, the "future", what comes after
             the last known target of each series; see `forecast_table`.
-        checkpoint: a file of a trained model, whose scaling and classes are taken. With `ckpt_path`,
-            and for a model from `load_from_checkpoint`, they are taken without being named here.
+        checkpoint: a file of a trained model, whose scaling and classes are taken. By `ckpt_path`,
+            and of a model from `load_from_checkpoint`, they are taken without being named here.
         refit: fit scaling and classes to these data, whatever the model was trained with.
         separator: between the cells of a CSV table.
         decimal: "." or ",", of a CSV table.
