@@ -415,12 +415,13 @@ def test_paths_that_lead_nowhere(
 
 
 @tables
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     exec("".join(blocks), {"__name__": "data"})
     (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert SequenceTable(**yaml.safe_load(shown)["data"]["init_args"]).num_features == 2
