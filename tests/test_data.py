@@ -80,7 +80,7 @@ def test_single_file_is_cut_at_lines(tmp_path: Path) -> None:
     assert [round(len(part) / path.stat().st_size, 2) for part in parts] == [0.7, 0.1, 0.2]
 
 
-@pytest.mark.parametrize("text", ["no line ends " * 400, "line\n" * 900 + "é" * 3000])
+@pytest.mark.parametrize("text", ["no line ends " * 400, "line\n" * 900 + "é" * 3000 + "x"])
 def test_a_text_without_lines_is_cut_between_characters(tmp_path: Path, text: str) -> None:
     (tmp_path / "text").write_text(text, encoding="utf-8")
     data = make(tmp_path / "text", val_fraction=0.1, test_fraction=0.2)

@@ -270,7 +270,8 @@ def test_times_are_sorted(tmp_path: Path, write: Any) -> None:
         (["2024-01-01", ""], "has no time"),
         (["12/13/24"], "in no known format"),
         (["9999-12-31 00:00:00.000000001"], "has nanoseconds outside"),
-        (["1", "2024-01-01"], "has '1' for a time"),
+        (["1", "2024-01-01"], "has '2024-01-01' for a time, after numbers"),
+        (["", "2024-01-01"], "has no time"),
     ],
 )
 def test_times_that_cannot_be_told(stamps: list[str], told: str) -> None:

@@ -12,28 +12,28 @@ from lightning_lrnn.data.errors import DataError, why
 __all__ = ["check_path", "existing", "files_below", "read_bytes"]
 
 
-def check_path(path: str | None, error: type[DataError] = DataError) -> None:
+def check_path(path: str | None, error: type[DataError] = DataError, what: str = "path") -> None:
     """Raises for the empty path, which would be the working directory."""
     if path is not None and not str(path).strip():
-        raise error("`path` is empty: give a file or a folder")
+        raise error(f"`{what}` is empty: give a file or a folder")
 
 
-def existing(path: str | Path, error: type[DataError] = DataError) -> Path:
-    """A path with the home directory in the place of "~".
+def existing(path: str | Path, error: type[DataError] = DataError, what: str = "path") -> Path:
+    """A path, given as the argument `what`, with the home directory in the place of "~".
 
     Raises:
         DataError: (or `error`) if nothing is there, or it cannot be looked at.
     """
-    check_path(str(path), error)
+    check_path(str(path), error, what)
     try:
         found = Path(path).expanduser()
         there = found.exists()
     except (OSError, RuntimeError, ValueError) as problem:
-        raise error(f"`path`: {path} cannot be looked at: {why(problem)}") from problem
+        raise error(f"`{what}`: {path} cannot be looked at: {why(problem)}") from problem
     if not there:
-        raise error(f"`path`: there is no file or folder {str(path)!r}")
+        raise error(f"`{what}`: there is no file or folder {str(path)!r}")
     if not (found.is_file() or found.is_dir()):
-        raise error(f"`path`: {path} is neither a file nor a folder")
+        raise error(f"`{what}`: {path} is neither a file nor a folder")
     return found
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
-from lightning_lrnn.data.sequences import SequenceBatch, SequenceRows, collate
+from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
 from lightning_lrnn.data.windows import IGNORE
 
@@ -188,14 +188,6 @@ class SequenceData(pl.LightningDataModule):
         """Batches of the test part, in order."""
         return self._loader(self.part("test"), batch_size=self.batch_size)
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Offset and scale have twice the digits of the targets, which Apple's GPUs lack."""
-        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
-        if isinstance(batch, SequenceBatch) and device is not None and device.type == "mps":
-            fields = {name: getattr(batch, name) for name in ("offset", "scale")}
-            return batch._replace(**{k: v if v is None else v.float() for k, v in fields.items()})
-        return batch
-
     def describe(self) -> str:
         """One line: how many sequences and steps each part has."""
         told = []
@@ -208,9 +200,11 @@ class SequenceData(pl.LightningDataModule):
         return ", ".join(told)
 
     def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        single = getattr(device, "type", "cpu") == "mps"
         return DataLoader(
             cast(Dataset[Any], rows),
-            collate_fn=cast(Any, partial(collate, packed=self.packed)),
+            collate_fn=cast(Any, partial(collate, packed=self.packed, single=single)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             # Its own, so that loading leaves the model's random numbers alone.
@@ -225,7 +219,7 @@ def state_of(checkpoint: str) -> dict[str, Any]:
     Raises:
         DataError: if there is none in the file, or it cannot be read.
     """
-    path = existing(checkpoint)
+    path = existing(checkpoint, what="checkpoint")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -60,12 +60,12 @@ def forecast_table(
     """See `SequenceTable.forecast_table`; predictions are (rows, horizon, targets, levels)."""
     names = list(group) or (["series"] if len(known) > 1 else [])
 
-    times = [one.until(one.steps + rows.horizon) for one in known]
+    times = [_shown(one.until(one.steps + rows.horizon)) for one in known]
     columns: dict[str, list[Any]] = {name: [] for name in (*names, time or "step", "target")}
     for series, start in rows.starts:
         of = known[series].groups or (known[series].name,)
         middle = start + rows.window
-        for when in _shown(times[series][middle : middle + rows.horizon]):
+        for when in times[series][middle : middle + rows.horizon]:
             for target in targets:
                 for name, value in zip(names, of, strict=False):
                     columns[name].append(value)

@@ -76,10 +76,6 @@ class ColumnScaling(NamedTuple):
             }
         return cls(list(names), how, common, each)
 
-    def known(self, series: str) -> bool:
-        """Whether a series has the scaling that it should have."""
-        return self.how != "group" or series in self.each
-
     def of(self, series: str) -> Scaling:
         """That of a series; of one that was not there, that of all."""
         return Scaling.none(len(self.names)) if self.how == "none" else self._fitted(series)

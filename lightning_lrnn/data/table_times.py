@@ -80,8 +80,14 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
     if form is None:
         try:
             numbers = to_numbers(values, decimal)
-        except Unlike:
-            pass
+        except Unlike as error:
+            step, shown = error.args[0]
+            if step:
+                if label(values[0]) is None:
+                    raise TimeError(0, f"has no time: {WANTED}") from None
+                raise TimeError(
+                    step, f"has {shown!r} for a time, after numbers: {WANTED}"
+                ) from None
         else:
             if numbers.dtype.kind in "iuf":
                 return numbers
@@ -90,12 +96,14 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
     found: list[_Time] = []
     first = ""
     for step, cell in enumerate(values):
-        if cell in seen:
-            found.append(seen[cell])
-            continue
         value = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
         if label(value) is None:
             raise TimeError(step, f"has no time: {WANTED}")
+        if not isinstance(value, (str, date)):
+            raise TimeError(step, f"has {str(value)!r} for a time: {WANTED}")
+        if cell in seen:
+            found.append(seen[cell])
+            continue
         try:
             time = _of_object(value) if isinstance(value, date) else read(str(value).strip())
         except (ValueError, OverflowError) as error:
