@@ -117,7 +117,7 @@ def name_of(cell: str) -> str:
 def number_of(cell: str, decimal: str) -> float:
     """NaN for none; ValueError for what is no number."""
     cell = cell.strip()
-    if cell in ("", "NaN", "NA", "null"):
+    if cell.lower() in ("", "nan", "na", "null", "none"):
         return float("nan")
     if re.search(r"[^-+0-9eE" + re.escape(decimal) + "]", cell):
         raise ValueError(cell)
