@@ -214,7 +214,7 @@ def test_a_short_new_table_is_forecast(tmp_path: Path) -> None:
         DataError, match=r"no window of 8 steps with 3 to forecast .* the train part"
     ):
         new.part("train")
-    with pytest.raises(DataError, match="no window of 8 steps"):
+    with pytest.raises(DataError, match="no window of 58 steps"):
         sales(tmp_path, window=58).setup()
 
 
