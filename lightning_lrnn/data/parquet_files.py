@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,7 @@ def read_parquet(file: Path, install: str) -> tuple[list[str], list[Column]]:
 
 
 def _values(column: Any) -> Column:
-    import pyarrow
-
-    types = pyarrow.types
+    types: Any = import_module("pyarrow").types
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
