@@ -2,19 +2,20 @@
 
 Proved against: `complete` left out for validation; `starts` not shifted to where a document begins;
 `_resume` kept for the next epoch; `end` ignored; the split by list order in place of the hash;
-`rank` ignored.
+`rank` ignored; a cap that val takes whole; a cut inside a character.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_lrnn.data import IGNORE, ByteText, TextError, Windows
+from lightning_lrnn.data import IGNORE, ByteText, SourceTokens, TextError, Windows
 
 CONTENTS = [bytes(65 + (7 * i + j) % 26 for j in range(10 + 13 * i)) for i in range(12)]
 
@@ -77,6 +78,52 @@ def test_single_file_is_cut_at_lines(tmp_path: Path) -> None:
     assert b"".join(parts) == path.read_bytes()
     assert all(part.endswith(b"\n") for part in parts)
     assert [round(len(part) / path.stat().st_size, 2) for part in parts] == [0.7, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("text", ["no line ends " * 400, "line\n" * 900 + "é" * 3000 + "x"])
+def test_a_text_without_lines_is_cut_between_characters(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    data = make(tmp_path / "text", val_fraction=0.1, test_fraction=0.2)
+    parts = [data.held_out(split) for split in ("train", "val", "test")]
+    assert "".join(part.decode() for part in parts) == text
+    assert [round(len(part) / len(b"".join(parts)), 2) for part in parts] == [0.7, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cap_leaves_every_part_its_share(tmp_path: Path, seed: int) -> None:
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_bytes(b"line\n" * 1000)
+    data = make(tmp_path, max_bytes=6000, val_fraction=0.1, test_fraction=0.2, seed=seed)
+    assert [len(data.held_out(split)) for split in ("train", "val", "test")] == [4200, 600, 1200]
+    assert len({name for split in ("train", "val", "test") for name in data.files(split)}) == 3
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    for i in range(4):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff%d" % i)).write_bytes(b"line\n" * 99)
+    data = make(tmp_path)
+    assert all(name.startswith("\\udcff") for name in data.files("train"))
+
+
+@pytest.mark.parametrize("kind", [ByteText, SourceTokens])
+def test_an_empty_path_is_not_the_default(kind: type) -> None:
+    with pytest.raises(TextError, match="`path` is empty"):
+        kind(path="")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "folder"])
+def test_what_cannot_be_read_is_told(folder: Path, name: str, monkeypatch) -> None:
+    # A test may run as root, whom no permission stops.
+    def refuse(path: Path | str, *args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    if name == "folder":
+        scan = os.scandir
+        monkeypatch.setattr(os, "scandir", lambda p: refuse(p) if "part1" in str(p) else scan(p))
+    else:
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(TextError, match="cannot be read: Permission denied"):
+        make(folder)
 
 
 def test_standard_library_is_the_default() -> None:
@@ -174,6 +221,8 @@ def test_processes_share_the_streams_out() -> None:
         ({}, {"batch_size": 0}, "at least 1"),
         ({}, {"val_fraction": 0.6, "test_fraction": 0.5}, "leave something to train on"),
         ({}, {"max_bytes": 0}, "max_bytes"),
+        ({"a": b"a\n"}, {"pattern": "/a"}, "`pattern`: '/a' cannot be matched"),
+        ({}, {"path": "x" * 999}, "cannot be looked at: File name too long"),
     ],
 )
 def test_errors_say_what_is_wrong(tmp_path: Path, files, options, message) -> None:

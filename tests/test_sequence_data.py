@@ -325,8 +325,10 @@ def test_class_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"seed": -1}, "must be at least 0, got -1, 0 and 0"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"batch_size": True}, "`batch_size` .* got True"),
+        ({"bucket": 2.0}, "`bucket` .* got 2.0"),
+        ({"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "leave something to train on"),
     ],
 )
@@ -351,6 +353,10 @@ def test_scaling() -> None:
     np.testing.assert_array_equal(scaling(x)[:, :2], [[-1, 0], [1, 0]])
     # 0.1 cannot be written exactly: what is left is rounding, not a scale.
     assert Scaling.of([np.full((7, 1), 0.1)]).std == 1
+    # A kilohertz of nanoseconds is a scale, and so are values whose squares are too large.
+    for x in (1.7e18 + 1e6 * np.arange(3000.0), 1e200 * np.arange(9.0)):
+        scaled = Scaling.of([x[:, None]])(x[:, None])
+        assert 0.9 < scaled.std() < 1.1 and abs(scaled).max() < 3
 
 
 # What comes along.

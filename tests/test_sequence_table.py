@@ -26,8 +26,8 @@ from dealt_out import everything
 
 from lightning_lrnn import data
 from lightning_lrnn.data import IGNORE, DataError, SequenceRow, SequenceTable
+from lightning_lrnn.data.cells import label
 from lightning_lrnn.data.splits import PARTS
-from lightning_lrnn.data.table_files import label
 
 tables = pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="needs pandas")
 
@@ -61,7 +61,7 @@ def forecast(path: Path, **options: Any) -> SequenceTable:
 
 def in_units(row: SequenceRow) -> torch.Tensor:
     assert row.offset is not None and row.scale is not None
-    return row.offset + row.scale * row.targets
+    return (row.offset + row.scale * row.targets).float()
 
 
 @tables
@@ -84,7 +84,7 @@ def test_windows_of_a_forecast(weather: Path, scaling: str) -> None:
             torch.testing.assert_close(hours, first + torch.arange(3.0), rtol=0, atol=0.01)
             assert begins[part] <= first and first + 3 <= ends[part]
             # The inputs are the hours before, in the same scale.
-            past = row.offset + row.scale * row.inputs[:, :1]  # type: ignore[operator]
+            past = (row.offset + row.scale * row.inputs[:, :1]).float()  # type: ignore[operator]
             factor, shift = (10, 10000) if station == "b" else (1, 0)
             wanted = shift + factor * torch.arange(first - 5.0, first)[:, None]
             torch.testing.assert_close(past, wanted, rtol=1e-5, atol=0.05)
@@ -273,7 +273,7 @@ def wrong(message: str, **options: Any) -> Any:
     ("options", "told"),
     [
         wrong("needs `target`, `window` and `horizon`", window=None),
-        wrong("`horizon` must be at least 1, got -1", horizon=-1),
+        wrong("`horizon` must be an integer of at least 1, got -1", horizon=-1),
         wrong("`task` must be one of forecast, classify, tag, got 'guess'", task="guess"),
         wrong("`scaling` must be one of standard, group, none, got 'robust'", scaling="robust"),
         wrong("`scaling: group` needs `split_by: time`", scaling="group", split_by="group"),
@@ -349,25 +349,27 @@ def test_tables_that_do_not_fit(weather: Path, options: dict, told: str) -> None
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "cannot be read|is empty"),
+        ("", "is empty"),
         ("x,t\n", "is empty"),
-        ("x,t\n1,0\nmany,1\n", "column 'x' of .* has '1' where a number|has 'many' where a number"),
+        (
+            "x,t\n1,0\nmany,1\n",
+            "column 'x' of .* has 'many' where a number is wanted .step 2 of 2, line 3",
+        ),
         (
             "x,t\n1,monday\n2,2020-01-01\n",
-            "'t' of .* has dates in no known format, such as 'monday'",
+            "'t' of .*line 2. has 'monday' for a time, which is in no known format",
         ),
-        ("x,t\n1,2020-01-01\n2,monday\n", "'t' of .* has 'monday' where a number, or a date"),
-        ("x,t\n1,0\ninf,1\n", "'x' of .* is infinite at step 2 of 2"),
-        ("x,t,x\n1,0,1\n", None),
+        ("x,t\n1,2020-01-01\n2,monday\n", "'t' of .*line 3. has 'monday' for a time"),
+        ("x,t\n1,0\ninf,1\n", "'x' of .* has 'inf' where a number is wanted .step 2 of 2, line 3"),
+        ("x,t\n1,0\n1e999,1\n", "'x' of .* is infinite at step 2 of 2, line 3"),
+        ("x,t,x\n1,0,1\n", "has several columns 'x'"),
         ("x,t\n" + "\n".join(f",{i}" for i in range(60)), "'x' has no value in the training part"),
     ],
 )
-def test_tables_with_something_wrong_inside(tmp_path: Path, text: str, told: str | None) -> None:
+def test_tables_with_something_wrong_inside(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(text)
     data = SequenceTable(str(path), "forecast", "x", time="t", window=1, horizon=1, missing="mean")
-    if told is None:
-        told = "no window of 1 steps"  # pandas has given the second x another name
     with pytest.raises(DataError, match=told):
         data.setup()
 
@@ -413,12 +415,13 @@ def test_paths_that_lead_nowhere(
 
 
 @tables
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     exec("".join(blocks), {"__name__": "data"})
     (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert SequenceTable(**yaml.safe_load(shown)["data"]["init_args"]).num_features == 2

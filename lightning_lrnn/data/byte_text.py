@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sysconfig
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.errors import DataError, printable, why
+from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
 from lightning_lrnn.data.windows import Windows
 
 __all__ = ["ByteText", "TextError"]
@@ -36,7 +37,8 @@ class ByteText(pl.LightningDataModule):
     file is in one of train, val and test as a whole. The split depends on nothing but names, sizes
     and `seed`: documents are sorted by the SHA-256 of "seed:relative/path"; in that order val takes
     documents until it has `val_fraction` of all bytes, then test, then train takes the rest. A
-    single file is cut in three at line ends: train, then val, then test.
+    single file is cut in three at line ends, or between characters where a line is too long: train,
+    then val, then test.
 
     Batches are `TextBatch(inputs, targets, reset)`, (B, T) each; see `Windows`. Validation and test
     cover every held-out byte once, in consecutive windows; training leaves out the tail that would
@@ -52,8 +54,8 @@ class ByteText(pl.LightningDataModule):
         window: time steps T of a batch.
         val_fraction: of the bytes.
         test_fraction: of the bytes.
-        max_bytes: take documents in the order of the split until there are so many bytes; None for
-            all.
+        max_bytes: of all parts together, each of which has its share: where there is more, the last
+            document of each is cut off. None for all.
         seed: of the split and of the order of documents.
 
     Raises:
@@ -73,6 +75,7 @@ class ByteText(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_path(path, TextError)
         if batch_size < 1 or window < 1:
             raise TextError(
                 f"`batch_size` and `window` must be at least 1, got {batch_size} and {window}"
@@ -173,22 +176,28 @@ class ByteText(pl.LightningDataModule):
             raise TextError(f"{split}: {error}") from None
 
     def _read(self) -> list[_Document]:
-        root = Path(self.path or sysconfig.get_path("stdlib")).expanduser()
-        if not root.exists():
-            raise TextError(f"`path`: there is no file or folder {str(root)!r}")
+        root = existing(sysconfig.get_path("stdlib") if self.path is None else self.path, TextError)
         if root.is_file():
-            return [_Document(root.name, root.read_bytes())]
+            return [_Document(printable(root.name), read_bytes(root, TextError))]
         pattern = "**/*.py" if self.path is None else self.pattern
+        if "**" in pattern:
+            # `Path.glob` passes over folders that cannot be listed.
+            for _ in files_below(root, TextError):
+                pass
+        try:
+            files = sorted(set(root.glob(pattern)))
+        except (ValueError, NotImplementedError, OSError) as error:
+            raise TextError(f"`pattern`: {pattern!r} cannot be matched: {why(error)}") from error
         documents = []
-        for file in root.glob(pattern):
+        for file in files:
             name = file.relative_to(root)
             skip = any(part.startswith(".") for part in name.parts)
             skip |= self.path is None and bool(NOT_THE_LIBRARY & set(name.parts))
             if skip or not file.is_file():
                 continue
-            content = file.read_bytes()
+            content = read_bytes(file, TextError)
             if content and b"\0" not in content:
-                documents.append(_Document(name.as_posix(), content))
+                documents.append(_Document(printable(name.as_posix()), content))
         if not documents:
             raise TextError(f"`path`: no text files match {pattern!r} in {str(root)!r}")
         return sorted(documents, key=self._order)
@@ -197,22 +206,30 @@ class ByteText(pl.LightningDataModule):
         return hashlib.sha256(f"{self.seed}:{document.name}".encode()).digest()
 
     def _split(self, documents: list[_Document]) -> dict[str, list[_Document]]:
-        if self.max_bytes is not None:
-            documents = _capped(documents, self.max_bytes)
-        total = sum(len(document.content) for document in documents)
+        most = sum(len(document.content) for document in documents)
+        total = min(most, self.max_bytes or most)
         if len(documents) == 1:
-            parts = self._cut(documents[0])
+            (document,) = documents
+            parts = self._cut(_Document(document.name, document.content[:total]))
         else:
             parts = {split: [] for split in SPLITS}
-            quota = {"val": self.val_fraction * total, "test": self.test_fraction * total}
+            left: dict[str, float] = {
+                "val": self.val_fraction * total,
+                "test": self.test_fraction * total,
+            }
+            room = total
             for document in documents:
-                split = "train"
-                for held_out, size in quota.items():
-                    if size > 0:
-                        split = held_out
-                        quota[held_out] -= len(document.content)
-                        break
-                parts[split].append(document)
+                split = next((split for split, more in left.items() if more > 0), "train")
+                content = document.content
+                if total < most:
+                    # So that a long file leaves as much to the others as it should.
+                    share = room if split == "train" else math.ceil(left[split])
+                    content = content[: min(share, room)]
+                room -= len(content)
+                if split != "train":
+                    left[split] -= len(content)
+                if content:
+                    parts[split].append(_Document(document.name, content))
         for split, part in parts.items():
             if not any(document.content for document in part):
                 raise TextError(
@@ -224,21 +241,18 @@ class ByteText(pl.LightningDataModule):
     def _cut(self, document: _Document) -> dict[str, list[_Document]]:
         content, parts, end = document.content, {}, len(document.content)
         for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
-            # After the last line that ends before the share begins.
-            start = content.rfind(b"\n", 0, max(end - int(fraction * len(content)), 0)) + 1
+            share = int(fraction * len(content))
+            wanted = max(end - share, 0)
+            # After the last line that ends before the share begins, where one does not long before.
+            start = content.rfind(b"\n", max(wanted - share, 0), wanted) + 1
+            if not start:
+                start = wanted
+                # Not inside a character of UTF-8.
+                while 0 < start < end and content[start] & 0xC0 == 0x80:
+                    start -= 1
             parts[split] = [_Document(document.name, content[start:end])]
             end = start
         return {"train": [_Document(document.name, content[:end])], **parts}
-
-
-def _capped(documents: list[_Document], max_bytes: int) -> list[_Document]:
-    kept, left = [], max_bytes
-    for document in documents:
-        if left <= 0:
-            break
-        kept.append(_Document(document.name, document.content[:left]))
-        left -= len(document.content)
-    return kept
 
 
 def _joined(documents: list[_Document]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ class Digits(SequenceData):
     Args:
         steps: "pixels" for 64 steps of 1 feature, in reading order, or "rows" for 8 steps of 8.
         permute: put the steps of all images into one other order, which `seed` says: what lay close
-            lies apart, so that a longer memory is needed.
+            lies apart, so that a longer memory is needed. A trained model keeps its own.
         batch_size: see `SequenceData`, as for all that follow.
         val_fraction: ".
         test_fraction: ".
@@ -73,7 +73,16 @@ class Digits(SequenceData):
         x = torch.tensor(images / BRIGHTEST, dtype=torch.float32)
         x = x[..., None] if self.steps == "pixels" else x.unflatten(-1, (8, 8))
         if self.permute:
-            x = x[:, torch.from_numpy(np.random.default_rng(self.seed).permutation(x.shape[1]))]
+            order = torch.from_numpy(np.random.default_rng(self.seed).permutation(x.shape[1]))
+            if self.given is not None:
+                if len(self.given["order"]) != len(order):
+                    raise DataError(
+                        f"the model was trained on images of {len(self.given['order'])} steps, "
+                        f"these have {len(order)}: set `steps` to what it was"
+                    )
+                order = self.given["order"]
+            self.fitted = {"order": order}
+            x = x[:, order]
         y = torch.tensor(labels)
         names = [str(i) for i in range(len(y))]
         parts = split(names, self.val_fraction, self.test_fraction, self.seed, y.tolist(), "images")

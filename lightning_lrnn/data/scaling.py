@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Scaling"]
 
-CONSTANT = 1e-9
+CONSTANT = 2.0**-48
 """A standard deviation that is so small, against the largest value, is rounding."""
 
 
@@ -37,8 +37,11 @@ class Scaling(NamedTuple):
         with warnings.catch_warnings():
             # An empty column is no reason to warn: it has its answer below.
             warnings.simplefilter("ignore", RuntimeWarning)
-            mean, std = np.nanmean(rows, 0), np.nanstd(rows, 0)
             largest = np.nanmax(np.abs(rows), 0, initial=0)
+            # By a power of 2, so that no square is beyond what a float can be, and nothing is
+            # rounded.
+            unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)
+            mean, std = unit * np.nanmean(rows / unit, 0), unit * np.nanstd(rows / unit, 0)
         constant = ~(std > CONSTANT * largest)
         return cls(np.where(np.isnan(mean), 0, mean), np.where(constant, 1, std))
 

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.errors import DataError, why
+from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
 from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
 from lightning_lrnn.data.windows import IGNORE
 
-__all__ = ["SequenceData"]
+__all__ = ["SequenceData", "check_count", "state_of"]
+
+FITTED = "fitted_data"
+"""Key of a data module's state; by it the modules find that in a checkpoint."""
+KIND = "kind"
 
 
 class SequenceData(pl.LightningDataModule):
@@ -38,14 +43,23 @@ class SequenceData(pl.LightningDataModule):
         drop_last: leave out the last training batch if it is not full.
         num_workers: processes that load batches. All data lie in memory: more than 0 rarely pays.
 
+    What `make_parts` fits on the training part (a scaling, say) it puts into `fitted`, and takes
+    from `given` if that is there: what belongs to a trained model. A checkpoint keeps it, and it
+    comes back with `fit`, `validate`, `test` and `predict` by `ckpt_path`, and with a model of this
+    package also by `load_from_checkpoint`.
+
     Attributes:
         classes: names of the classes; empty for forecasts.
+        fitted: tensors and plain values by name; empty if nothing was fitted.
+        given: the same, of a trained model; None if it is to be fitted here.
 
     Raises:
         DataError: for arguments that cannot be; from `setup`, for data that cannot be.
     """
 
     classes: Sequence[str] = ()
+    fitted: dict[str, Any]
+    given: dict[str, Any] | None
 
     def __init__(
         self,
@@ -59,17 +73,14 @@ class SequenceData(pl.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"`batch_size` must be at least 1, got {batch_size}")
-        if min(seed, bucket, num_workers) < 0:
-            raise DataError(
-                "`seed`, `bucket` and `num_workers` must be at least 0, got "
-                f"{seed}, {bucket} and {num_workers}"
-            )
+        check_count("batch_size", batch_size)
+        for name, value in (("seed", seed), ("bucket", bucket), ("num_workers", num_workers)):
+            check_count(name, value, 0)
         check_fractions(val_fraction, test_fraction)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.packed, self.bucket, self.drop_last = packed, bucket, drop_last
+        self.fitted, self.given = {}, None
         self._parts: dict[str, SequenceRows] = {}
         self._class_weights: Tensor | None = None
 
@@ -78,13 +89,43 @@ class SequenceData(pl.LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define `make_parts()`")
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and splits the data, once."""
-        if not self._parts:
-            self._parts = self.make_parts()
+        """Reads and splits the data, once.
+
+        A trainer that does not fit waits for a batch: by then it has loaded the checkpoint, with
+        what was fitted to other data.
+        """
+        if self.trainer is not None and stage in ("validate", "test", "predict"):
+            return
+        self._make()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fitted on the training part, for the checkpoint; Lightning asks for it."""
+        return {FITTED: {KIND: type(self).__qualname__, **self.fitted}} if self.fitted else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what was fitted from a checkpoint; what was made with another is made anew.
+
+        Args:
+            state_dict: what `state_dict` returned. That of another class counts for nothing.
+        """
+        state = state_dict.get(FITTED)
+        if not isinstance(state, dict) or state.get(KIND) != type(self).__qualname__:
+            return
+        self.given = {name: value for name, value in state.items() if name != KIND}
+        if self._parts and not _equal(self.given, self.fitted):
+            self._parts, self._class_weights = {}, None
+
+    def _make(self) -> None:
+        if self._parts:
+            return
+        model = getattr(self.trainer, "lightning_module", None)
+        if self.given is None and (state := getattr(model, "data_state", None)):
+            self.load_state_dict(state)
+        self._parts = self.make_parts()
 
     def part(self, name: str) -> SequenceRows:
         """The rows of "train", "val" or "test"."""
-        self.setup()
+        self._make()
         if name not in self._parts:
             raise DataError(f"a part must be one of {', '.join(PARTS)}, got {name!r}")
         return self._parts[name]
@@ -97,7 +138,7 @@ class SequenceData(pl.LightningDataModule):
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 for forecasts."""
-        self.setup()
+        self._make()
         return len(self.classes)
 
     @property
@@ -120,6 +161,9 @@ class SequenceData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training part, shuffled."""
         rows = self.part("train")
+        # A model of this package keeps it, also where it is used without a checkpoint.
+        if hasattr(model := getattr(self.trainer, "lightning_module", None), "data_state"):
+            cast(Any, model).data_state = self.state_dict()
         order = SeededOrder(rows, self.seed)
         # To take the same batches again and again Lightning changes the sampler of a loader, not
         # that of buckets.
@@ -156,12 +200,46 @@ class SequenceData(pl.LightningDataModule):
         return ", ".join(told)
 
     def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        single = getattr(device, "type", "cpu") == "mps"
         return DataLoader(
             cast(Dataset[Any], rows),
-            collate_fn=cast(Any, partial(collate, packed=self.packed)),
+            collate_fn=cast(Any, partial(collate, packed=self.packed, single=single)),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             # Its own, so that loading leaves the model's random numbers alone.
             generator=torch.Generator().manual_seed(self.seed),
             **options,
         )
+
+
+def state_of(checkpoint: str) -> dict[str, Any]:
+    """What `SequenceData.state_dict` returned when a checkpoint was saved.
+
+    Raises:
+        DataError: if there is none in the file, or it cannot be read.
+    """
+    path = existing(checkpoint, what="checkpoint")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Of a broken file PyTorch raises of all kinds.
+        raise DataError(f"`checkpoint`: {path} cannot be read: {why(error)[:200]}") from error
+    for state in loaded.values() if isinstance(loaded, dict) else ():
+        if isinstance(state, dict) and FITTED in state:
+            return state
+    raise DataError(f"`checkpoint`: {path} has nothing that was fitted to data")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises DataError for what is no integer, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a.cpu(), b.cpu())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return bool(a == b) if type(a) is type(b) else False

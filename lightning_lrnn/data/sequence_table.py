@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lightning_lrnn.data.csv_files import CsvFormat
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
-from lightning_lrnn.data.sequence_data import SequenceData
+from lightning_lrnn.data.paths import check_path
+from lightning_lrnn.data.sequence_data import SequenceData, check_count, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
 from lightning_lrnn.data.table_columns import (
@@ -21,7 +26,8 @@ from lightning_lrnn.data.table_columns import (
     classes_of_steps,
     numbers,
 )
-from lightning_lrnn.data.table_files import Series, read_series
+from lightning_lrnn.data.table_files import Series, listed, read_series
+from lightning_lrnn.data.table_forecasts import KnownSeries, forecast_table, known_series
 from lightning_lrnn.data.table_rows import (
     ForecastRows,
     Span,
@@ -30,13 +36,15 @@ from lightning_lrnn.data.table_rows import (
     spans_by_time,
     step_spans,
 )
-from lightning_lrnn.data.table_scaling import Array, fit_scalings, refuse_gaps, scaled_inputs
+from lightning_lrnn.data.table_scaling import Array, ColumnScaling, refuse_gaps
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["SequenceTable"]
 
 TASKS = ("forecast", "classify", "tag")
 Name = str | int
+UNNAMED = re.compile(r"\s*|(Unnamed: \d+|__index_level_\d+__)(\.\d+)?")
+"""Columns that pandas and pyarrow make of an index without name."""
 
 
 class SequenceTable(SequenceData):
@@ -61,17 +69,21 @@ class SequenceTable(SequenceData):
     of a forecast may reach back into the part before, which is known by then.
 
     Scaling is fitted on the steps of the training part alone. A column that is constant there is
-    divided by 1.
+    divided by 1. It is kept in the model's checkpoint, with the classes and the names of the
+    columns: other data are scaled as those that the model was trained on, and how they differ is
+    told by a warning. Parts may be empty then, until they are asked for.
 
     Args:
         path: a file or a folder.
         task: "forecast", "classify" or "tag".
         target: the column, for a forecast also several.
         features: columns of the inputs; None for all but those in `group` and `time`, and for a
-            forecast with, else without, those in `target`. What will be known of the future is no
-            input of a forecast.
+            forecast with, else without, those in `target`; of a trained model, those it was trained
+            with. Columns without a name, as pandas writes its index, are none. What will be known
+            of the future is no input of a forecast.
         group: column or columns that tell series apart; None if a file is a series.
-        time: column to sort a series by, numbers or dates; None for the order of the file.
+        time: column to sort a series by, numbers or dates; None for the order of the file. Rows at
+            the end whose targets are all empty are the future of a forecast, in no part.
         window: steps of a sequence; None for whole series, but in forecasts.
         stride: steps from window to window; None for 1 in a forecast, else for `window`.
         horizon: steps ahead of a forecast.
@@ -82,6 +94,16 @@ class SequenceTable(SequenceData):
             part; "group" for each series by itself, which can only be if split by time; "none".
         missing: what to do about features that are NaN: "error", or "mean" to put the mean of the
             training part there (0 after scaling).
+        predict: what is predicted: the test part, or, of a forecast, the "future", what comes after
+            the last known target of each series; see `forecast_table`.
+        checkpoint: a file of a trained model, whose scaling and classes are taken. By `ckpt_path`,
+            and of a model from `load_from_checkpoint`, they are taken without being named here.
+        refit: fit scaling and classes to these data, whatever the model was trained with.
+        separator: between the cells of a CSV table.
+        decimal: "." or ",", of a CSV table.
+        encoding: of a CSV table.
+        time_format: of times that are text, as `datetime.strptime` has it; None for dates that are
+            told by themselves, see `lightning_lrnn.data.table_times.to_times`.
         package: an installed package in whose folder `path` is.
         batch_size: see `SequenceData`, as for all that follow.
         val_fraction: ".
@@ -116,6 +138,13 @@ class SequenceTable(SequenceData):
         split_by: Literal["group", "time"] | None = None,
         scaling: Literal["standard", "group", "none"] = "standard",
         missing: Literal["error", "mean"] = "error",
+        predict: Literal["test", "future"] = "test",
+        checkpoint: str | None = None,
+        refit: bool = False,
+        separator: str = ",",
+        decimal: str = ".",
+        encoding: str = "utf-8",
+        time_format: str | None = None,
         package: str | None = None,
         batch_size: int = 32,
         val_fraction: float = 0.15,
@@ -136,27 +165,42 @@ class SequenceTable(SequenceData):
             drop_last=drop_last,
             num_workers=num_workers,
         )
+        check_path(path)
         self.path, self.package, self.task = path, package, task
         self.target, self.group, self.time = _names(target), _names(group), time
         self.features = None if features is None else _names(features)
         self.window, self.horizon = window, horizon or 0
         self.stride = stride or (1 if task == "forecast" else window) or 1
         self.split_by = split_by or ("time" if task == "forecast" else "group")
-        self.scaling, self.missing = scaling, missing
-        self.classes = _names(classes)
+        self.scaling, self.missing, self.predict = scaling, missing, predict
+        self.checkpoint, self.refit = checkpoint, refit
+        self.form, self.time_format = CsvFormat(separator, decimal, encoding), time_format
+        self.classes = self._named_classes = _names(classes)
         self.feature_names: list[str] = []
         self.target_names: list[str] = []
+        self._lacking: dict[str, str] = {}
+        self._known: list[KnownSeries] = []
         for name, value, known in (
             ("task", task, TASKS),
             ("split_by", self.split_by, ("group", "time")),
             ("scaling", scaling, ("standard", "group", "none")),
             ("missing", missing, ("error", "mean")),
+            ("predict", predict, ("test", "future")),
         ):
             if value not in known:
                 raise DataError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
         for name, size in (("window", window), ("stride", stride), ("horizon", horizon)):
-            if size is not None and size < 1:
-                raise DataError(f"`{name}` must be at least 1, got {size}")
+            if size is not None:
+                check_count(name, size)
+        for name, names in (
+            ("target", self.target),
+            ("features", self.features or []),
+            ("group", self.group),
+            ("classes", self.classes),
+        ):
+            if twice := sorted({one for one in names if names.count(one) > 1}):
+                raise DataError(f"`{name}` has {', '.join(twice)} more than once")
+        self.form.check()
         if problem := self._problem():
             raise DataError(problem)
 
@@ -173,6 +217,8 @@ class SequenceTable(SequenceData):
             return f"`task: {self.task}` has one column in `target`, got {', '.join(self.target)}"
         if self.task == "tag" and not self.target:
             return "`task: tag` needs `target`, the column with the class of each step"
+        if not forecast and self.predict == "future":
+            return f"`predict: future` is for `task: forecast`, not for {self.task!r}: leave it out"
         if self.task == "classify" and self.split_by == "time":
             return "a series has one class, so `task: classify` can only be split by group"
         if self.scaling == "group" and self.split_by == "group":
@@ -188,75 +234,178 @@ class SequenceTable(SequenceData):
         self.setup()
         return len(self.target_names) if self.task == "forecast" else 0
 
+    def part(self, name: str) -> SequenceRows:
+        """The rows of "train", "val" or "test", or, with `predict: future`, of "future".
+
+        Raises:
+            DataError: if there are none.
+        """
+        self._make()
+        if name in self._lacking:
+            raise DataError(self._lacking[name])
+        return super().part(name)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of the part that `predict` names, in order."""
+        return self._loader(self.part(self.predict), batch_size=self.batch_size)
+
+    def forecast_table(
+        self, predictions: Sequence[Tensor], quantiles: Sequence[float]
+    ) -> dict[str, list[Any]]:
+        """What `Trainer.predict` returned, as columns of a table.
+
+            table = data.forecast_table(trainer.predict(model, data), model.quantiles)
+            pandas.DataFrame(table).to_csv("forecast.csv", index=False)
+
+        Args:
+            predictions: batch by batch, (B, horizon, targets, levels), in the user's units.
+            quantiles: the levels.
+
+        Returns:
+            The columns of `group` ("series" for several files), that of `time` ("step" without
+            one), "target", and one for each level, such as "0.5". Rows are sorted as the
+            predictions are: window, step ahead, target. Times beyond the table go on as in it.
+
+        Raises:
+            DataError: if they are not the predictions for these data.
+        """
+        rows = self.part(self.predict)
+        given = torch.cat([batch.cpu() for batch in predictions]) if predictions else torch.empty(0)
+        wanted = (len(rows), self.horizon, len(self.target_names), len(quantiles))
+        if not isinstance(rows, ForecastRows) or tuple(given.shape) != wanted:
+            raise DataError(f"predictions {wanted} are wanted, got {tuple(given.shape)}")
+        return forecast_table(
+            given.numpy(), rows, self._known, self.group, self.time, self.target_names, quantiles
+        )
+
     def make_parts(self) -> dict[str, SequenceRows]:
         """Reads, splits, scales and cuts."""
-        path = Path(self.path).expanduser()
+        path = Path(self.path)
         if self.package is not None:
             path = package_file(self.package, self.path)
-        series = read_series(path, self.group, self.time)
+        if self.checkpoint is not None and self.given is None:
+            self.load_state_dict(state_of(self.checkpoint))
+        if self.refit:
+            self.given = None
+        series = read_series(path, self.group, self.time, self.form, self.time_format)
+        self._lacking = {}
         self.target_names = chosen(self.target, series[0], "target")
         self.feature_names = self._features(series[0])
+        self.classes = self._named_classes
+        if self.given is not None:
+            self._take(self.given)
+        self.fitted = {
+            "task": self.task,
+            "features": self.feature_names,
+            "targets": self.target_names,
+        }
         features = [numbers(one, self.feature_names) for one in series]
         if self.task == "forecast":
-            spans = self._spans(series)
-            return self._forecasts(series, features, spans)
-        return self._classes(series, features)
+            parts = self._forecasts(series, features)
+        else:
+            parts = self._classes(series, features)
+        self.fitted["classes"] = list(self.classes)
+        if self._lacking and self.given is None:
+            raise DataError(next(iter(self._lacking.values())))
+        return parts
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Names that a trained model brings; what contradicts them is refused."""
+        self.classes = self.classes or list(given["classes"])
+        for what, here, there in (
+            ("task", [self.task], [given["task"]]),
+            ("features", self.feature_names, given["features"]),
+            ("target", self.target_names, given["targets"]),
+            ("classes", self.classes, given["classes"]),
+            ("scaling", [self.scaling], [given["inputs"]["how"]]),
+        ):
+            if list(here) != list(there):
+                raise DataError(
+                    f"the model was trained with `{what}` {listed(there)}, here it is "
+                    f"{listed(here)}: give what it was trained with, or set `refit: true`"
+                )
 
     def _features(self, series: Series) -> list[str]:
         if self.features is not None:
             return chosen(self.features, series, "features")
+        if self.given is not None:
+            return chosen(self.given["features"], series, "features")
         apart = {*self.group, *([self.time] if self.time is not None else [])}
         if self.task != "forecast":
             apart |= set(self.target_names)
-        if found := [name for name in series.columns if name not in apart]:
+        if found := [n for n in series.columns if n not in apart and not UNNAMED.fullmatch(n)]:
             return found
         raise DataError(f"{series.source} has no column left that could be a feature")
 
     def _spans(
-        self, series: Sequence[Series], strata: Sequence[int] | None = None
+        self, series: Sequence[Series], steps: Sequence[int], strata: Sequence[int] | None = None
     ) -> dict[str, list[Span]]:
-        """The steps of each part."""
+        """The steps of each part, of series that have so many."""
         if self.split_by == "time":
             cut = [
-                spans_by_time(i, len(one), self.val_fraction, self.test_fraction)
-                for i, one in enumerate(series)
+                spans_by_time(i, known, self.val_fraction, self.test_fraction)
+                for i, known in enumerate(steps)
             ]
             return {part: [spans[part] for spans in cut] for part in PARTS}
         names = [one.name for one in series]
         what = "series (files, or values of `group`)"
-        parts = split(names, self.val_fraction, self.test_fraction, self.seed, strata, what)
-        return {
-            part: [Span(i, 0, len(series[i])) for i in members] for part, members in parts.items()
-        }
+        try:
+            parts = split(names, self.val_fraction, self.test_fraction, self.seed, strata, what)
+        except DataError as error:
+            if self.given is None:
+                raise
+            # Too few to train on, which a trained model need not.
+            parts = {"train": [], "val": [], "test": list(range(len(names)))}
+            self._lacking = dict.fromkeys(("train", "val"), str(error))
+        return {part: [Span(i, 0, steps[i]) for i in members] for part, members in parts.items()}
 
     def _forecasts(
-        self, series: Sequence[Series], features: list[Array], spans: dict[str, list[Span]]
+        self, series: Sequence[Series], features: list[Array]
     ) -> dict[str, SequenceRows]:
-        values = [numbers(one, self.target_names) for one in series]
-        scalings = fit_scalings(values, spans["train"], self.target_names, self.scaling)
-        inputs = self._inputs(series, features, spans["train"])
-        targets = [
-            torch.from_numpy(scaling(value))
-            for scaling, value in zip(scalings, values, strict=True)
-        ]
-        offset = [torch.tensor(scaling.mean[None], dtype=torch.float32) for scaling in scalings]
-        scale = [torch.tensor(scaling.std[None], dtype=torch.float32) for scaling in scalings]
         window, horizon = self.window or 1, self.horizon
-        parts: dict[str, SequenceRows] = {}
-        for part, within in spans.items():
-            starts = [
+        values = [numbers(one, self.target_names) for one in series]
+        self._known = [known_series(one, value) for one, value in zip(series, values, strict=True)]
+        steps = [known.steps for known in self._known]
+        spans = self._spans(series, steps)
+        outputs = self._scaling("outputs", series, values, spans["train"], self.target_names)
+        # What lies behind the last window is no input.
+        behind = 0 if self.predict == "future" else horizon
+        used = [max(0, known - behind) for known in steps]
+        inputs = self._inputs(series, features, spans["train"], used)
+        beyond = torch.full((horizon, len(self.target_names)), torch.nan)
+        targets = [
+            torch.cat([outputs.scaled(one.name, value[:known]), beyond])
+            for one, value, known in zip(series, values, steps, strict=True)
+        ]
+        scalings = [outputs.of(one.name) for one in series]
+        # Of the user's values in float32 the last digits would be lost.
+        offset = [torch.from_numpy(scaling.mean[None]) for scaling in scalings]
+        scale = [torch.from_numpy(scaling.std[None]) for scaling in scalings]
+        starts = {
+            part: [
                 (span.series, start)
                 for span in within
                 for start in forecast_starts(span, window, horizon, self.stride)
             ]
-            if not starts:
-                longest = max(span.stop - span.start for span in within)
-                raise DataError(
+            for part, within in spans.items()
+        }
+        if self.predict == "future":
+            starts["future"] = [(i, n - window) for i, n in enumerate(steps) if n >= window]
+        parts: dict[str, SequenceRows] = {}
+        for part, of_part in starts.items():
+            longest = max((span.stop - span.start for span in spans.get(part, [])), default=0)
+            if of_part:
+                parts[part] = ForecastRows(inputs, targets, of_part, window, horizon, offset, scale)
+            elif part == "future":
+                self._lacking[part] = (
+                    f"no series has the {window} steps of a window: make it shorter"
+                )
+            else:
+                self._lacking[part] = (
                     f"no window of {window} steps with {horizon} to forecast has its targets in "
                     f"the {part} part, where the longest series has {longest} steps: make them "
                     "shorter, the part larger, or give more data"
                 )
-            parts[part] = ForecastRows(inputs, targets, starts, window, horizon, offset, scale)
         return parts
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:
@@ -279,23 +428,68 @@ class SequenceTable(SequenceData):
         if len(self.classes) < 2:
             told = ", ".join(self.classes) or "none"
             raise DataError(f"at least two classes are needed, the data have {told}")
-        spans = self._spans(series, strata)
-        inputs = self._inputs(series, features, spans["train"])
+        steps = [len(one) for one in series]
+        spans = self._spans(series, steps, strata)
+        inputs = self._inputs(series, features, spans["train"], steps)
         parts: dict[str, SequenceRows] = {}
         for part, within in spans.items():
             windows = [w for span in within for w in step_spans(span, self.window, self.stride)]
-            if not windows:
-                raise DataError(f"the {part} part has no steps: make it larger, or give more data")
-            parts[part] = StepRows(inputs, targets, windows)
+            if windows:
+                parts[part] = StepRows(inputs, targets, windows)
+            else:
+                told = f"the {part} part has no steps: make it larger, or give more data"
+                self._lacking.setdefault(part, told)
         return parts
 
     def _inputs(
-        self, series: Sequence[Series], features: list[Array], train: Sequence[Span]
+        self,
+        series: Sequence[Series],
+        features: list[Array],
+        train: Sequence[Span],
+        used: Sequence[int],
     ) -> list[Tensor]:
-        """Scaled, without gaps."""
+        """Scaled, without gaps, the first so many steps of each series."""
         if self.missing == "error":
-            refuse_gaps(series, features, self.feature_names)
-        return scaled_inputs(features, train, self.feature_names, self.scaling)
+            refuse_gaps(series, features, self.feature_names, used)
+        scaling = self._scaling("inputs", series, features, train, self.feature_names)
+        return [scaling.inputs(one.name, x) for one, x in zip(series, features, strict=True)]
+
+    def _scaling(
+        self,
+        key: str,
+        series: Sequence[Series],
+        values: Sequence[Array],
+        train: Sequence[Span],
+        names: Sequence[str],
+    ) -> ColumnScaling:
+        """Fitted here, or that of the trained model."""
+        of_series = [one.name for one in series]
+        here: ColumnScaling | None = None
+        try:
+            here = ColumnScaling.fit(values, train, names, self.scaling, of_series)
+        except DataError:
+            if self.given is None:
+                raise
+        if self.given is None:
+            assert here is not None
+            scaling = here
+        else:
+            scaling = ColumnScaling.from_state(self.given[key])
+            if here is not None:
+                self._tell(key, scaling.differences(here))
+                # A series that the model has never seen has no other scaling than its own.
+                scaling.each.update({k: v for k, v in here.each.items() if k not in scaling.each})
+        self.fitted[key] = scaling.state()
+        return scaling
+
+    def _tell(self, key: str, differences: Sequence[str]) -> None:
+        if differences:
+            warnings.warn(
+                f"{self.path} is scaled as what the model was trained on, not by itself; the {key} "
+                f"have mean ± standard deviation {'; '.join(differences[:8])}. `refit: true` would "
+                "scale it by itself",
+                stacklevel=2,
+            )
 
 
 def _names(given: Name | Sequence[Name] | None) -> list[str]:

@@ -22,7 +22,8 @@ class SequenceRow(NamedTuple):
         inputs: (T, F) float, or (T,) int64, the indices of one-hot vectors; T at least 1.
         targets: () int64, the class of the sequence; or (T,) int64, the class of each step,
             `IGNORE` where it has none; or (H, K) float, what comes next, NaN where unknown.
-        offset: (1, K), of a forecast: value in the units of the user = offset + scale * target.
+        offset: (1, K), of a forecast: value in the units of the user = offset + scale * target;
+            float64 where these have more digits than float32.
         scale: (1, K), ".
     """
 
@@ -66,12 +67,15 @@ class SequenceBatch(NamedTuple):
     scale: Tensor | None = None
 
 
-def collate(rows: Sequence[SequenceRow], packed: bool = False) -> SequenceBatch:
+def collate(
+    rows: Sequence[SequenceRow], packed: bool = False, single: bool = False
+) -> SequenceBatch:
     """A batch of rows, in their order.
 
     Args:
         rows: at least one.
         packed: pack the inputs; otherwise they are padded.
+        single: offset and scale in float32 whatever they are, for a device without float64.
 
     Raises:
         DataError: if the rows do not fit together.
@@ -98,7 +102,9 @@ def collate(rows: Sequence[SequenceRow], packed: bool = False) -> SequenceBatch:
     offset = [row.offset for row in rows if row.offset is not None]
     scale = [row.scale for row in rows if row.scale is not None]
     if offset and scale:
-        batch = batch._replace(offset=torch.stack(offset), scale=torch.stack(scale))
+        given = (torch.stack(offset), torch.stack(scale))
+        offsets, scales = (x.float() if single else x for x in given)
+        batch = batch._replace(offset=offsets, scale=scales)
     return batch
 
 

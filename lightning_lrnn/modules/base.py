@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
+from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["RecurrentModule", "ResumeError"]
@@ -91,6 +92,8 @@ class RecurrentModule(pl.LightningModule):
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
+        # What the data module fitted to what the model was trained on; it takes it from here.
+        self.data_state: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
         self._taken_up = False
         self._random: dict[str, Tensor] = {}
@@ -334,6 +337,8 @@ class RecurrentModule(pl.LightningModule):
                     torch.Generator().set_state(state.cpu())
         except (AttributeError, TypeError, RuntimeError) as error:
             raise ResumeError(f"`{RANDOM}` is none of random numbers ({error})") from error
+        states = (state for state in checkpoint.values() if isinstance(state, Mapping))
+        self.data_state = next((dict(state) for state in states if FITTED in state), {})
 
     def on_train_start(self) -> None:
         """Continues the random numbers of a resumed run."""

@@ -1,0 +1,67 @@
+"""Files and folders of a user; what cannot be looked at or read is told, never left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_lrnn.data.errors import DataError, why
+
+__all__ = ["check_path", "existing", "files_below", "read_bytes"]
+
+
+def check_path(path: str | None, error: type[DataError] = DataError, what: str = "path") -> None:
+    """Raises for the empty path, which would be the working directory."""
+    if path is not None and not str(path).strip():
+        raise error(f"`{what}` is empty: give a file or a folder")
+
+
+def existing(path: str | Path, error: type[DataError] = DataError, what: str = "path") -> Path:
+    """A path, given as the argument `what`, with the home directory in the place of "~".
+
+    Raises:
+        DataError: (or `error`) if nothing is there, or it cannot be looked at.
+    """
+    check_path(str(path), error, what)
+    try:
+        found = Path(path).expanduser()
+        there = found.exists()
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise error(f"`{what}`: {path} cannot be looked at: {why(problem)}") from problem
+    if not there:
+        raise error(f"`{what}`: there is no file or folder {str(path)!r}")
+    if not (found.is_file() or found.is_dir()):
+        raise error(f"`{what}`: {path} is neither a file nor a folder")
+    return found
+
+
+def files_below(folder: Path, error: type[DataError] = DataError) -> Iterator[Path]:
+    """All files of a folder, at any depth, but for hidden ones and those in hidden folders.
+
+    Raises:
+        DataError: (or `error`) for a folder that cannot be listed.
+    """
+
+    def refuse(problem: OSError) -> NoReturn:
+        raise error(f"the folder {problem.filename} cannot be read: {why(problem)}") from problem
+
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = Path(where, name)
+            if not name.startswith(".") and file.is_file():
+                yield file
+
+
+def read_bytes(file: Path, error: type[DataError] = DataError) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: (or `error`) if it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except (OSError, MemoryError) as problem:
+        raise error(f"{file} cannot be read: {why(problem)}") from problem
