@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +12,15 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lightning_lrnn import _chunks, backends, derivative, gates
+from lightning_lrnn._batched_gradients import is_batched, one_by_one
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import (
     decays_and_impulses,
     forward_around,
+    like_sequence,
     read_out,
     sequence,
+    widened,
 )
 from lightning_lrnn._observed import observed
 from lightning_lrnn.adjoint import adjoint
@@ -114,7 +117,7 @@ def _compute(
         options = {"reverse": reverse, "exclusive": exclusive}
         y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
         return y, h if readout else None, h_final
-    run = functools.partial(_run, backend, reverse=reverse, exclusive=exclusive)
+    run = partial(_run, backend, reverse=reverse, exclusive=exclusive)
     y, h, h_final = forward_around(run, gate, readout, pre, h0, lengths, reset)
     return y, h if readout else None, h_final
 
@@ -243,6 +246,11 @@ def _gated_backward_fake(
     return [p.new_empty(p.shape) for p in pre], dh0
 
 
+def _in_state(x: Tensor | None) -> Tensor | None:
+    """In the dtype of a state."""
+    return None if x is None else x.to(state_dtype(x.dtype))
+
+
 def _dense(x: Tensor | None) -> Tensor | None:
     """Small tensors are handed to backends contiguous."""
     return None if x is None else x.contiguous()
@@ -253,8 +261,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = sequence(pre)
     b = decays_and_impulses(gate, pre)[1]
-    h = b.new_empty(x.shape)
-    h_final = b.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype(b.dtype))
+    h = b.new_empty(x.shape, dtype=like_sequence(x, b.is_complex()))
+    h_final = b.new_empty((x.shape[0], x.shape[2]))
     if not readout:
         return h, h.new_empty(0), h_final
     return torch.empty_like(read_out(readout, h, pre, None)).contiguous(), h, h_final
@@ -266,8 +274,16 @@ def _backward_fake(a: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor | None, of_h: Tensor | None, dh_final: Tensor | None
+    ctx: Any,
+    dy: Tensor | None,
+    of_h: Tensor | None,
+    dh_final: Tensor | None,
+    again: bool = False,
 ) -> tuple[Any, ...]:
+    """The gradients of all arguments; `again`: what was kept is needed again."""
+    given = dy, of_h, dh_final
+    if any(x is not None and is_batched(x) for x in given):
+        return one_by_one(partial(_differentiate, ctx, again=True), given)
     *kept, h, h0, lengths, reset = ctx.saved_tensors
     reverse, exclusive, backend = ctx.options
     # `of_h`: the gradient of the gradient depends on the states.
@@ -285,7 +301,7 @@ def _differentiate(
         )
         if unobserved(*pre, h, dy):
             # A CUDA kernel reads its inputs as what nothing writes.
-            last = h.device.type == "cpu" and not _keep_graph()
+            last = h.device.type == "cpu" and not again and not _keep_graph()
             into = _like_projection(pre, in_place=ctx.given_away and last)
             gradients, dh0 = _gated_backward(*arguments, into=into)
         else:  # an operator's results share no memory
@@ -298,6 +314,9 @@ def _differentiate(
     def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
         return decays_and_impulses(ctx.gate, pre)
 
+    if ctx.gate != gates.IDENTITY or ctx.readout:
+        state = state_dtype(h.dtype)
+        pre, h, dy, of_h = widened(pre), h.to(state), _in_state(dy), _in_state(of_h)
     dh, dpre = None if ctx.readout else dy, None
     if ctx.readout and dy is not None:
         pullback_readout = torch.func.vjp(of_readout, h, *pre)[1]
@@ -343,6 +362,7 @@ def _differentiate(
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
         gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
+    gradients = [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
     return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
 
 

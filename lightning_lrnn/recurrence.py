@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lrnn import backends, gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable, like_sequence, padding_mask
+from lightning_lrnn._evaluation import broadcastable, like_sequence, operands, padding_mask
 from lightning_lrnn._operator import call, computed_by, last_backend
 from lightning_lrnn.backends import Request
 from lightning_lrnn.gates import Gate
@@ -71,8 +71,6 @@ def linear_recurrence(
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
-    if a.ndim == 1:
-        a = a.expand(b.shape)
     h, h_final = _apply(gates.IDENTITY, "", [a, b], h0, lengths, reset, reverse, exclusive, backend)
     return h, h_final
 
@@ -135,10 +133,10 @@ def gated_recurrence(
         padding = padding_mask(lengths, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
-    operands = [broadcastable(p) for p in pre]
-    a, b = gate(*operands)
-    # Whatever autocast and parameters of another dtype made of it.
-    dtype = like_sequence(x, a.is_complex() or b.is_complex())
+    inputs = operands(pre)
+    a, b = gate(*inputs)
+    # Whatever autocast made of it.
+    dtype = state_dtype(like_sequence(x, a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
     h, h_final = linear_recurrence(
         a.to(dtype).expand(shape),
@@ -150,11 +148,9 @@ def gated_recurrence(
         reset=reset,
         backend=backend,
     )
-    if readout is None:
-        return h, h_final
-    y = readout(h, *operands)
+    y = h if readout is None else readout(h, *inputs)
     y = y.to(like_sequence(x, y.is_complex()))
-    return (y if padding is None else y.masked_fill(padding, 0)), h_final
+    return (y if readout is None or padding is None else y.masked_fill(padding, 0)), h_final
 
 
 def _apply(
@@ -170,6 +166,11 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:
     """The operator behind its checks."""
     x = next(p for p in pre if p.ndim == 3)
+    if gate == gates.IDENTITY and not readout and any(p.ndim < 3 for p in pre):
+        if torch._C._are_functorch_transforms_active():
+            pre = [broadcastable(p).to(x.dtype).expand(x.shape) for p in pre]
+        else:  # sums the gradient of a parameter in double precision, in a fixed order
+            gate, pre = gates.SWAPPED, pre[::-1]
     complex_inputs = tuple(p.is_complex() for p in pre)
     state = state_dtype(like_sequence(x, gates.state_is_complex(gate, complex_inputs)))
     if h0 is not None:
