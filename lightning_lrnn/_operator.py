@@ -479,6 +479,21 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
     return _unfolded(_backward_operator(*folded, *options), N)
 
 
+def _vmap_gated_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    gate, readout, pre, *tensors = arguments[:9]
+    pre_dims, dims, N = in_dims[2], in_dims[3:9], info.batch_size
+    h, h_dim = tensors[0], dims[0]
+    B = h.shape[0] if h_dim is None else h.movedim(h_dim, 0).shape[1]
+    folded = [_folded(p, d, N, B) for p, d in zip(pre, pre_dims, strict=True)]
+    others = (_folded(x, d, N, 0) for x, d in zip(tensors, dims, strict=True))
+    gradients, dh0 = _gated_backward_operator(gate, readout, folded, *others, *arguments[9:])
+    gradients = [g.unflatten(0, (N, B)) for g in gradients]
+    for i, (p, d) in enumerate(zip(pre, pre_dims, strict=True)):
+        if p.ndim - (d is not None) == 1:  # each row had a copy of it
+            gradients[i] = gradients[i].sum(1)
+    return (gradients, dh0.unflatten(0, (N, B))), ([0] * len(gradients), 0)
+
+
 def _unfolded(outputs: Sequence[Tensor], size: int) -> tuple[Any, Any]:
     # An empty tensor stands for "no readout"; it has no B.
     return (
@@ -496,3 +511,4 @@ torch.library.register_fake("lightning_lrnn::gated_backward", _gated_backward_fa
 _library.impl("gated_recurrence", _autograd, "Autograd", with_keyset=True)
 torch.library.register_vmap("lightning_lrnn::gated_recurrence", _vmap, lib=_library)
 torch.library.register_vmap("lightning_lrnn::recurrence_backward", _vmap_backward, lib=_library)
+torch.library.register_vmap("lightning_lrnn::gated_backward", _vmap_gated_backward, lib=_library)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def linear_recurrence(
         lightning_lrnn.backends.BackendError: if the named backend cannot run.
     """
     _check_sequence("b", b)
-    if not isinstance(a, Tensor) or a.shape not in (b.shape, b.shape[-1:]):
+    if not isinstance(a, Tensor) or not (_has(a, b.shape) or _has(a, b.shape[-1:])):
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
@@ -198,6 +198,11 @@ def _form(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 
+def _has(x: Tensor, shape: Sequence[int]) -> bool:
+    """Whether it has a shape; sizes of other dimensions are not compared, for torch.export."""
+    return x.ndim == len(shape) and x.shape == tuple(shape)
+
+
 def _check_sequence(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim != 3:
         raise ValueError(f"`{name}` must be a tensor (B, T, D), got {_form(x)}")
@@ -212,7 +217,8 @@ def _check_tensor(name: str, x: Tensor, shape: tuple[int, ...], device: torch.de
 
 def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
     B, _, D = x.shape
-    if not isinstance(p, Tensor) or p.shape not in (x.shape, x.shape[2:], (B, D)):
+    forms = x.shape, x.shape[2:], (B, D)
+    if not isinstance(p, Tensor) or not any(_has(p, shape) for shape in forms):
         raise ValueError(
             f"`{name}` must be (B, T, D) = {tuple(x.shape)}, (D,) or (B, D), got {_form(p)}"
         )
