@@ -7,13 +7,15 @@ older vmap, which takes no rules for operators of others: each gradient is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 __all__ = ["is_batched", "one_by_one"]
+
+LEVELS = 64
+"""Of batches in batches, at most."""
 
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 """Whether a tensor stands for a batch of them, none of which can be read."""
@@ -28,7 +30,7 @@ def one_by_one(
         differentiate: from gradients, or None for none, to gradients.
         gradients: at least one of them a batch.
     """
-    level, size = next(_outermost(x) for x in gradients if x is not None and is_batched(x))
+    level, size = next(_innermost(x) for x in gradients if x is not None and is_batched(x))
     each = [_unbatched(x, level, size) for x in gradients]
     found = [differentiate(*one) for one in zip(*each, strict=True)]
     return tuple(
@@ -37,13 +39,13 @@ def one_by_one(
     )
 
 
-def _outermost(x: Tensor) -> tuple[int, int]:
+def _innermost(x: Tensor) -> tuple[int, int]:
     """The level of a batch, and how many are in it."""
-    for level in count(1):
+    for level in reversed(range(LEVELS)):
         # Of a level that it has not, the size is that which is given.
         if size := torch._remove_batch_dim(x, level, 0, 0).shape[0]:
             return level, int(size)
-    raise AssertionError
+    raise ValueError("a batch of gradients must not be empty")
 
 
 def _unbatched(x: Tensor | None, level: int, size: int) -> Sequence[Any]:

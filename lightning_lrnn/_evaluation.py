@@ -54,8 +54,9 @@ def broadcastable(p: Tensor) -> Tensor:
 
 def widened(pre: Sequence[Tensor]) -> list[Tensor]:
     """All in the dtype of the state, real or complex as they are."""
-    real = state_dtype(sequence(pre).dtype.to_real())
-    return [p.to(real.to_complex() if p.is_complex() else real) for p in pre]
+    double = sequence(pre).dtype in (torch.float64, torch.complex128)
+    real, pair = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
+    return [p.to(pair if p.is_complex() else real) for p in pre]
 
 
 def operands(pre: Sequence[Tensor]) -> list[Tensor]:

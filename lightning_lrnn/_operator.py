@@ -314,7 +314,8 @@ def _differentiate(
     def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
         return decays_and_impulses(ctx.gate, pre)
 
-    if ctx.gate != gates.IDENTITY or ctx.readout:
+    plain = ctx.gate == gates.IDENTITY and not ctx.readout
+    if not plain:
         state = state_dtype(h.dtype)
         pre, h, dy, of_h = widened(pre), h.to(state), _in_state(dy), _in_state(of_h)
     dh, dpre = None if ctx.readout else dy, None
@@ -326,7 +327,7 @@ def _differentiate(
 
     pullback_gate = None
     a = pre[0]
-    if ctx.gate != gates.IDENTITY:
+    if not plain:
         (a, _), pullback_gate = torch.func.vjp(of_gate, *pre)[:2]
     if torch.is_grad_enabled():
         # Double backward: the same mathematics by the differentiable operator.
@@ -357,8 +358,8 @@ def _differentiate(
             exclusive=exclusive,
         )
     else:
-        plain = _backward if unobserved(a, h, dh) else _backward_operator
-        da, db, dh0 = plain(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
+        backward = _backward if unobserved(a, h, dh) else _backward_operator
+        da, db, dh0 = backward(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
         gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
