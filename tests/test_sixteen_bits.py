@@ -116,8 +116,8 @@ PATHS = {
 
 
 def weights(y):
-    """The gradient of y: the same for every path."""
-    return torch.arange(y.numel(), dtype=torch.float64).sin().view(y.shape).to(y.dtype)
+    """The gradient of y: the same for every path, and exact in 16 bits."""
+    return (torch.arange(y.numel()) * 37 % 11 - 4).div(4).view(y.shape).to(y.dtype)
 
 
 def agree(found, expected, dtype):
