@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn._batched_gradients import is_batched
+
 __all__ = ["given_away", "joined", "split"]
 
 
 def joined(chunks: Sequence[Tensor]) -> Tensor | None:
     """The tensor whose `chunk(len(chunks), -1)` these are, or None if there is none."""
     first, n = chunks[0], len(chunks)
+    if any(map(is_batched, chunks)):
+        return None
     storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
     shape, strides = first.shape, first.stride()
     width = n * shape[-1]

@@ -1,4 +1,8 @@
-"""Gate and readout evaluated by PyTorch, around a recurrence that knows nothing of them."""
+"""Gate and readout evaluated by PyTorch, around a recurrence that knows nothing of them.
+
+In the dtype of the state, as compiled code evaluates them: of 16 bits, where decays above 0.998
+are 1, only inputs and outputs are, and gradients; each is rounded once.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,11 @@ __all__ = [
     "decays_and_impulses",
     "forward_around",
     "like_sequence",
+    "operands",
     "padding_mask",
     "read_out",
     "sequence",
+    "widened",
 ]
 
 
@@ -46,21 +52,31 @@ def broadcastable(p: Tensor) -> Tensor:
     return p[:, None] if p.ndim == 2 else p
 
 
+def widened(pre: Sequence[Tensor]) -> list[Tensor]:
+    """All in the dtype of the state, real or complex as they are."""
+    double = sequence(pre).dtype in (torch.float64, torch.complex128)
+    real, pair = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
+    return [p.to(pair if p.is_complex() else real) for p in pre]
+
+
+def operands(pre: Sequence[Tensor]) -> list[Tensor]:
+    """What a gate is evaluated of."""
+    return list(map(broadcastable, widened(pre)))
+
+
 def read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | None) -> Tensor:
     """y (B, T, D), 0 at padded steps."""
     y: Tensor
-    (y,) = gates.evaluate(readout, [h, *map(broadcastable, pre)])
+    (y,) = gates.evaluate(readout, [h.to(state_dtype(h.dtype)), *operands(pre)])
     y = y.to(like_sequence(sequence(pre), y.is_complex())).expand(h.shape)
     return y if lengths is None else y.masked_fill(padding_mask(lengths, y), 0)
 
 
 def decays_and_impulses(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """a and b (B, T, D)."""
-    if gate == gates.IDENTITY:
-        return pre[0], pre[1]
-    a, b = gates.evaluate(gate, list(map(broadcastable, pre)))
+    """a and b (B, T, D), in the dtype of the state."""
+    a, b = gates.evaluate(gate, operands(pre))
     x = sequence(pre)
-    dtype = like_sequence(x, a.is_complex() or b.is_complex())
+    dtype = state_dtype(like_sequence(x, a.is_complex() or b.is_complex()))
     return a.to(dtype).expand(x.shape), b.to(dtype).expand(x.shape)
 
 
@@ -75,10 +91,14 @@ def forward_around(
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the emitted states and the final state, by the plain recurrence `run`."""
+    if gate == gates.IDENTITY and not readout:
+        h, h_final = run(*pre, h0, lengths, *arguments, **options)
+        return h, h, h_final
     a, b = decays_and_impulses(gate, pre)
     h, h_final = run(a, b, h0, lengths, *arguments, **options)
-    y = read_out(readout, h, pre, lengths).contiguous() if readout else h
-    return y, h, h_final
+    emitted = h.to(like_sequence(sequence(pre), h.is_complex()))
+    y = read_out(readout, h, pre, lengths).contiguous() if readout else emitted
+    return y, emitted, h_final
 
 
 def backward_around(
@@ -97,23 +117,24 @@ def backward_around(
 ) -> tuple[list[Tensor], Tensor]:
     """The gradients of `pre` and h0, by the plain adjoint and the programs of the pullbacks."""
     x, kinds = sequence(pre), tuple(p.is_complex() for p in pre)
-    operands = list(map(broadcastable, pre))
-    (a,) = gates.evaluate(_output(gate, 0), operands)
-    a = a.to(h.dtype).expand(x.shape)
+    values, state = operands(pre), state_dtype(h.dtype)
+    (a,) = gates.evaluate(_output(gate, 0), values)
+    a, h, dy = a.to(state).expand(x.shape), h.to(state), dy.to(state_dtype(dy.dtype))
     of_readout = pullback(readout_or_state(readout, len(pre)), (h.is_complex(), *kinds))
-    dh, *dx = gates.evaluate(of_readout, [h, *operands, dy])
-    dh = torch.as_tensor(dh, dtype=h.dtype).expand(x.shape)
+    dh, *dx = gates.evaluate(of_readout, [h, *values, dy])
+    dh = torch.as_tensor(dh, dtype=state).expand(x.shape)
     da, db, dh0 = run_backward(a, h, h0, dh, dh_final, lengths, *arguments, **options)
     padding = None if lengths is None else padding_mask(lengths, x)
     gradients = []
-    shares = zip(gates.evaluate(pullback(gate, kinds), [*operands, da, db]), dx, strict=True)
+    shares = zip(gates.evaluate(pullback(gate, kinds), [*values, da, db]), dx, strict=True)
     for p, place, (of_gate, of_output) in zip(pre, into or [None] * len(pre), shares, strict=True):
-        g = torch.as_tensor(of_output + of_gate, dtype=p.dtype).expand(x.shape)
+        g = torch.as_tensor(of_output + of_gate).expand(x.shape)
         # The derivative at a NaN is NaN even where the gradient that reaches it is 0.
         g = g if padding is None else g.masked_fill(padding, 0)
         if p.ndim < 3:
-            g = g.sum((0, 1) if p.ndim == 1 else 1)
-        gradients.append(g.contiguous() if place is None else place.copy_(g))
+            double = torch.complex128 if p.is_complex() else torch.float64
+            g = g.sum((0, 1) if p.ndim == 1 else 1, dtype=double)
+        gradients.append(g.to(p.dtype).contiguous() if place is None else place.copy_(g))
     return gradients, dh0
 
 

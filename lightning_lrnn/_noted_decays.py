@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable
+from lightning_lrnn._evaluation import operands
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 
@@ -30,7 +29,7 @@ class _Noting(Walk):
         place = ".".join(part for part in (self.layer, self.prefix, name) if part)
         if place not in self.noted:
             with torch.no_grad():
-                a, b = gate(*(broadcastable(p.to(state_dtype(p.dtype))) for p in pre))
+                a, b = gate(*operands(pre))
                 a = (a.abs() if a.is_complex() else a).expand(b.shape)
                 if self.lengths is not None:
                     a = a[torch.arange(a.shape[1], device=a.device) < self.lengths[:, None]]

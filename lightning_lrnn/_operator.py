@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lightning_lrnn import _chunks, backends, derivative, gates
+from lightning_lrnn._batched_gradients import is_batched, one_by_one
 from lightning_lrnn._direct_calls import (
     check_backward,
     check_forward,
@@ -22,8 +23,10 @@ from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import (
     decays_and_impulses,
     forward_around,
+    like_sequence,
     read_out,
     sequence,
+    widened,
 )
 from lightning_lrnn._observed import observed
 from lightning_lrnn.adjoint import adjoint
@@ -120,7 +123,7 @@ def _compute(
         options = {"reverse": reverse, "exclusive": exclusive}
         y, h, h_final = backends.load(backend).run_gated(gate, readout, pre, *arguments, **options)
         return y, h if readout else None, h_final
-    run = functools.partial(_run, backend, reverse=reverse, exclusive=exclusive)
+    run = partial(_run, backend, reverse=reverse, exclusive=exclusive)
     y, h, h_final = forward_around(run, gate, readout, pre, h0, lengths, reset)
     return y, h if readout else None, h_final
 
@@ -271,6 +274,11 @@ def _gated_backward_fake(
     return [p.new_empty(p.shape) for p in pre], dh0
 
 
+def _in_state(x: Tensor | None) -> Tensor | None:
+    """In the dtype of a state."""
+    return None if x is None else x.to(state_dtype(x.dtype))
+
+
 def _dense(x: Tensor | None) -> Tensor | None:
     """Small tensors are handed to backends contiguous."""
     return None if x is None else x.contiguous()
@@ -282,8 +290,8 @@ def _forward_fake(
     check_one_device(*pre, *rest[:3])
     x = sequence(pre)
     b = decays_and_impulses(gate, pre)[1]
-    h = b.new_empty(x.shape)
-    h_final = b.new_empty((x.shape[0], x.shape[2]), dtype=state_dtype(b.dtype))
+    h = b.new_empty(x.shape, dtype=like_sequence(x, b.is_complex()))
+    h_final = b.new_empty((x.shape[0], x.shape[2]))
     if not readout:
         return h, h.new_empty(0), h_final
     return torch.empty_like(read_out(readout, h, pre, None)).contiguous(), h, h_final
@@ -296,8 +304,16 @@ def _backward_fake(a: Tensor, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Te
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor | None, of_h: Tensor | None, dh_final: Tensor | None
+    ctx: Any,
+    dy: Tensor | None,
+    of_h: Tensor | None,
+    dh_final: Tensor | None,
+    again: bool = False,
 ) -> tuple[Any, ...]:
+    """The gradients of all arguments; `again`: what was kept is needed again."""
+    given = dy, of_h, dh_final
+    if any(x is not None and is_batched(x) for x in given):
+        return one_by_one(partial(_differentiate, ctx, again=True), given)
     *kept, h, h0, lengths, reset = ctx.saved_tensors
     reverse, exclusive, backend = ctx.options
     # `of_h`: the gradient of the gradient depends on the states.
@@ -315,7 +331,7 @@ def _differentiate(
         )
         if unobserved(*pre, h, dy):
             # A CUDA kernel reads its inputs as what nothing writes.
-            last = h.device.type == "cpu" and not _keep_graph()
+            last = h.device.type == "cpu" and not again and not _keep_graph()
             into = _like_projection(pre, in_place=ctx.given_away and last)
             gradients, dh0 = _gated_backward(*arguments, into=into)
         else:  # an operator's results share no memory
@@ -328,6 +344,10 @@ def _differentiate(
     def of_gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
         return decays_and_impulses(ctx.gate, pre)
 
+    plain = ctx.gate == gates.IDENTITY and not ctx.readout
+    if not plain:
+        state = state_dtype(h.dtype)
+        pre, h, dy, of_h = widened(pre), h.to(state), _in_state(dy), _in_state(of_h)
     dh, dpre = None if ctx.readout else dy, None
     if ctx.readout and dy is not None:
         pullback_readout = torch.func.vjp(of_readout, h, *pre)[1]
@@ -337,7 +357,7 @@ def _differentiate(
 
     pullback_gate = None
     a = pre[0]
-    if ctx.gate != gates.IDENTITY:
+    if not plain:
         (a, _), pullback_gate = torch.func.vjp(of_gate, *pre)[:2]
     if torch.is_grad_enabled():
         # Double backward: the same mathematics by the differentiable operator.
@@ -368,11 +388,12 @@ def _differentiate(
             exclusive=exclusive,
         )
     else:
-        plain = _backward if unobserved(a, h, dh) else _backward_operator
-        da, db, dh0 = plain(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
+        backward = _backward if unobserved(a, h, dh) else _backward_operator
+        da, db, dh0 = backward(a, h, h0, dh, dh_final, lengths, reset, reverse, exclusive, backend)
     gradients = [da, db] if pullback_gate is None else list(pullback_gate((da, db)))
     if dpre is not None:
         gradients = [g + d for g, d in zip(gradients, dpre, strict=True)]
+    gradients = [g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
     return None, None, None if h0 is None else dh0, *[None] * 5, *gradients
 
 
@@ -489,6 +510,21 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tupl
     return _unfolded(_backward_operator(*folded, *options), N)
 
 
+def _vmap_gated_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    gate, readout, pre, *tensors = arguments[:9]
+    pre_dims, dims, N = in_dims[2], in_dims[3:9], info.batch_size
+    h, h_dim = tensors[0], dims[0]
+    B = h.shape[0] if h_dim is None else h.movedim(h_dim, 0).shape[1]
+    folded = [_folded(p, d, N, B) for p, d in zip(pre, pre_dims, strict=True)]
+    others = (_folded(x, d, N, 0) for x, d in zip(tensors, dims, strict=True))
+    gradients, dh0 = _gated_backward_operator(gate, readout, folded, *others, *arguments[9:])
+    gradients = [g.unflatten(0, (N, B)) for g in gradients]
+    for i, (p, d) in enumerate(zip(pre, pre_dims, strict=True)):
+        if p.ndim - (d is not None) == 1:  # each row had a copy of it
+            gradients[i] = gradients[i].sum(1)
+    return (gradients, dh0.unflatten(0, (N, B))), ([0] * len(gradients), 0)
+
+
 def _unfolded(outputs: Sequence[Tensor], size: int) -> tuple[Any, Any]:
     # An empty tensor stands for "no readout"; it has no B.
     return (
@@ -506,3 +542,4 @@ torch.library.register_fake("lightning_lrnn::gated_backward", _gated_backward_fa
 _library.impl("gated_recurrence", _autograd, "Autograd", with_keyset=True)
 torch.library.register_vmap("lightning_lrnn::gated_recurrence", _vmap, lib=_library)
 torch.library.register_vmap("lightning_lrnn::recurrence_backward", _vmap_backward, lib=_library)
+torch.library.register_vmap("lightning_lrnn::gated_backward", _vmap_gated_backward, lib=_library)

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_lrnn._dtypes import state_dtype
+
 __all__ = ["Recurrence", "adjoint"]
 
 
@@ -51,7 +53,8 @@ def adjoint(
     time, its exclusive output is c_{t+1}, and nothing is shifted in memory. Where the outputs are
     exclusive, dy_t belongs to h_{t-1} instead: c_t = dy_t + conj(a_t) c_{t+1}, g_t = c_{t+1}.
 
-    Differentiable if `recurrence` is; every backend without a `run_backward` uses it.
+    Differentiable if `recurrence` is; every backend without a `run_backward` uses it. In 16
+    bits the gradients are computed in float32, and rounded at the end.
 
     Args:
         recurrence: how to compute it.
@@ -68,6 +71,8 @@ def adjoint(
     Returns:
         da and db (B, T, D), dh0 (B, D).
     """
+    dtype, state = y.dtype, state_dtype(y.dtype)
+    a, y, dy = a.to(state), y.to(state), dy.to(state)
     decays = a.conj().resolve_conj()
     steps = torch.arange(y.shape[1], device=y.device)[None, :, None]
     padding = None if lengths is None else steps >= lengths[:, None, None]
@@ -96,7 +101,7 @@ def adjoint(
         dh0 = dh0.masked_fill(cut, 0)
     if padding is not None:
         da, g = da.masked_fill(padding, 0), g.masked_fill(padding, 0)
-    return da, g, dh0
+    return da.to(dtype), g.to(dtype), dh0
 
 
 def _before(

@@ -26,6 +26,7 @@ from torch import Tensor, fx
 
 __all__ = [
     "IDENTITY",
+    "SWAPPED",
     "Constant",
     "Gate",
     "GateError",
@@ -44,6 +45,8 @@ __all__ = [
 
 IDENTITY = "x0 x1 -> -> x0 x1"
 """The program of `lambda a, b: (a, b)`: the plain recurrence."""
+SWAPPED = "x0 x1 -> -> x1 x0"
+"""The program of `lambda b, a: (a, b)`: the same as a gate, which may have parameters."""
 
 
 def _complex(real: Any, imag: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lrnn import backends, gates
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable, like_sequence, padding_mask
+from lightning_lrnn._evaluation import broadcastable, like_sequence, operands, padding_mask
 from lightning_lrnn._operator import call, computed_by, last_backend
 from lightning_lrnn.backends import Request
 from lightning_lrnn.gates import Gate
@@ -67,14 +67,12 @@ def linear_recurrence(
         lightning_lrnn.backends.BackendError: if the named backend cannot run.
     """
     _check_sequence("b", b)
-    if not isinstance(a, Tensor) or a.shape not in (b.shape, b.shape[-1:]):
+    if not isinstance(a, Tensor) or not (_has(a, b.shape) or _has(a, b.shape[-1:])):
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
     if a.device != b.device:
         raise TypeError(f"`a` and `b` must be on one device, got {a.device} and {b.device}")
-    if a.ndim == 1:
-        a = a.expand(b.shape)
     h, h_final = _apply(gates.IDENTITY, "", [a, b], h0, lengths, reset, reverse, exclusive, backend)
     return h, h_final
 
@@ -137,10 +135,10 @@ def gated_recurrence(
         padding = padding_mask(lengths, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
-    operands = [broadcastable(p) for p in pre]
-    a, b = gate(*operands)
-    # Whatever autocast and parameters of another dtype made of it.
-    dtype = like_sequence(x, a.is_complex() or b.is_complex())
+    inputs = operands(pre)
+    a, b = gate(*inputs)
+    # Whatever autocast made of it.
+    dtype = state_dtype(like_sequence(x, a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
     h, h_final = linear_recurrence(
         a.to(dtype).expand(shape),
@@ -152,11 +150,9 @@ def gated_recurrence(
         reset=reset,
         backend=backend,
     )
-    if readout is None:
-        return h, h_final
-    y = readout(h, *operands)
+    y = h if readout is None else readout(h, *inputs)
     y = y.to(like_sequence(x, y.is_complex()))
-    return (y if padding is None else y.masked_fill(padding, 0)), h_final
+    return (y if readout is None or padding is None else y.masked_fill(padding, 0)), h_final
 
 
 def _apply(
@@ -172,6 +168,11 @@ def _apply(
 ) -> tuple[Tensor, Tensor]:
     """The operator behind its checks."""
     x = next(p for p in pre if p.ndim == 3)
+    if gate == gates.IDENTITY and not readout and any(p.ndim < 3 for p in pre):
+        if torch._C._are_functorch_transforms_active():
+            pre = [broadcastable(p).to(x.dtype).expand(x.shape) for p in pre]
+        else:  # sums the gradient of a parameter in double precision, in a fixed order
+            gate, pre = gates.SWAPPED, pre[::-1]
     complex_inputs = tuple(p.is_complex() for p in pre)
     state = state_dtype(like_sequence(x, gates.state_is_complex(gate, complex_inputs)))
     if h0 is not None:
@@ -199,6 +200,11 @@ def _form(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 
+def _has(x: Tensor, shape: Sequence[int]) -> bool:
+    """Whether it has a shape; sizes of other dimensions are not compared, for torch.export."""
+    return x.ndim == len(shape) and x.shape == tuple(shape)
+
+
 def _check_sequence(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim != 3:
         raise ValueError(f"`{name}` must be a tensor (B, T, D), got {_form(x)}")
@@ -213,7 +219,8 @@ def _check_tensor(name: str, x: Tensor, shape: tuple[int, ...], device: torch.de
 
 def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
     B, _, D = x.shape
-    if not isinstance(p, Tensor) or p.shape not in (x.shape, x.shape[2:], (B, D)):
+    forms = x.shape, x.shape[2:], (B, D)
+    if not isinstance(p, Tensor) or not any(_has(p, shape) for shape in forms):
         raise ValueError(
             f"`{name}` must be (B, T, D) = {tuple(x.shape)}, (D,) or (B, D), got {_form(p)}"
         )

@@ -18,7 +18,7 @@ from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import _kernel_cache, gates
-from lightning_lrnn.backends import _cpu_gate, _cpu_gated, _cpu_rows, _cpu_walk, _llvm
+from lightning_lrnn.backends import _cpu_gate, _cpu_rows, _cpu_walk, _llvm
 from lightning_lrnn.backends._operands import Operand
 from lightning_lrnn.nn.surrogate import lstm, output_tanh
 
@@ -270,29 +270,6 @@ def test_the_key_has_what_the_code_depends_on(compiled_anew, monkeypatch):
         cpu, features = _llvm._host()
         monkeypatch.setattr(_llvm, "_host", lambda: (cpu, features + ","))
         assert run() == 3
-
-
-def of_the_plain_one(gate, *arguments, code=_cpu_rows.code):
-    assert gate == gates.IDENTITY
-    return code(gate, *arguments)
-
-
-@pytest.mark.parametrize("shape", [(8, 4_200, 1), (1, 33_000, 1)], ids=str)
-@pytest.mark.parametrize("reverse, exclusive", FLAGS)
-def test_the_gates_of_folded_rows_are_evaluated_by_pytorch(shape, reverse, exclusive, monkeypatch):
-    """The same results as of the compiled steps, which take any shape."""
-    pre = operands(*shape, torch.float64)
-    h0 = torch.randn(shape[0], shape[2], dtype=torch.float64)
-    found = []
-    for in_rows in (False, True):
-        with monkeypatch.context() as patch:
-            if in_rows:
-                patch.setattr(_cpu_gated, "_in_rows", lambda *_: True)
-            else:
-                patch.setattr(_cpu_rows, "code", of_the_plain_one)
-            found.append(results(pre, h0=h0, reverse=reverse, exclusive=exclusive))
-    for left, right in zip(*found, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
 
 def test_makes_nothing_but_its_results():

@@ -198,6 +198,15 @@ def test_outputs_are_dense(readout, device):
     assert y.shape == (B, T, H) and y.is_contiguous()
 
 
+def test_a_parameter_has_more_bits_than_the_sequences(device):
+    """5.015 is not a bfloat16, and the decay that is made of it, 0.9934, is none either."""
+    gate, f = lrnn.gate(tanh_first), torch.tensor([5.015])
+    z = torch.ones(1, 150, 1).bfloat16()
+    found = [lrnn.gated_recurrence(gate, f, z, backend=name) for name in ("serial", "cudnn")]
+    assert found[1][0].dtype == torch.bfloat16
+    close(found[1][1], found[0][1], rtol=3e-3, atol=0)
+
+
 @pytest.mark.parametrize("start", [0.0, 5000.0])
 def test_a_scaled_cell_keeps_its_digits(start, device):
     """The cell itself, from an LSTM whose output is squashed: as exact as `serial`."""

@@ -320,6 +320,21 @@ def test_export(name, tmp_path):
     close(torch.export.load(file).module()(x[1], state), rnn.step(x[1], state))
 
 
+@every_cell
+@pytest.mark.parametrize("rows", [3, H], ids=["fewer rows", "as many rows as units"])
+def test_export_with_any_number_of_rows_and_steps(name, rows):
+    """Also where they are as many as there are units, inputs or pre-activations."""
+    rnn = make(name, batch_first=True)
+    B, T = torch.export.Dim("B", min=1, max=64), torch.export.Dim("T", min=1, max=64)
+    x, lengths = torch.randn(rows, 7, M), torch.full((rows,), 7)
+    shapes = {"input": {0: B, 1: T}, "lengths": {0: B}}
+    options = {"lengths": lengths}
+    program = torch.export.export(rnn, (x,), options, dynamic_shapes=shapes).module()
+    for b, t in ((1, 1), (H, 3), (3, H), (H, H), (M, M), (2 * H, 3 * H), (9, 4 * H)):
+        x, lengths = torch.randn(b, t, M), torch.randint(0, t + 1, (b,))
+        close(program(x, lengths=lengths), rnn(x, lengths=lengths))
+
+
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
 def test_onnx_of_a_step(name):

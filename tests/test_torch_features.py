@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 import torch
+import torch._vmap_internals
 from torch.autograd import forward_ad
 
 import lightning_lrnn as lrnn
@@ -98,6 +99,59 @@ def test_a_forward_mode_derivative_is_refused(backend):
     f, z, _ = leaves("cpu")
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         lrnn.linear_recurrence(forward_ad.make_dual(f, z), z, backend=backend)
+
+
+@lrnn.gate
+def scaled(f, z, w):
+    return torch.sigmoid(f), torch.tanh(z) * w
+
+
+@lrnn.gate
+def scaled_output(h, f, z, w):
+    return torch.tanh(h) * w
+
+
+def of_scaled(f, z, w, backend):
+    return lrnn.gated_recurrence(scaled, f, z, w, readout=scaled_output, backend=backend)
+
+
+def test_batched_gradients_of_the_older_vmap(backend):
+    """`is_grads_batched`, on which `jacobian(vectorize=True)` and a check of gradcheck stand."""
+    f, z, h0 = (torch.randn(s, dtype=torch.float64) for s in ((2, 4, 3), (2, 4, 3), (2, 3)))
+    w = torch.randn(3, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in (f, z, h0, w)]
+
+    def plain(f, z, h0):
+        return lrnn.linear_recurrence(f, z, h0, backend=backend)
+
+    def gated(f, z, w):
+        return of_scaled(f, z, w, backend)
+
+    for function, arguments in ((plain, leaves[:3]), (gated, [f, z, w])):
+        assert torch.autograd.gradcheck(function, arguments, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(function, arguments, check_batched_grad=True)
+    rnn = lrnn.nn.GILRLSTM(3, 4, 2, batch_first=True, backend=backend, dtype=torch.float64)
+
+    def output(x):
+        return rnn(x)[0]
+
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(output, z, vectorize=True), jacobian(output, z))
+
+
+def test_batches_of_batched_gradients(backend):
+    f, z = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(2))
+    w = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    y = of_scaled(f, z, w, backend)[0]
+    weights = torch.randn(2, 3, *y.shape, dtype=torch.float64)
+
+    def of_one(v):
+        return torch.autograd.grad(y, w, v, retain_graph=True)[0]
+
+    expected = torch.stack([torch.stack([of_one(v) for v in some]) for some in weights])
+    older = torch._vmap_internals._vmap
+    for vmap in (older, torch.func.vmap):
+        torch.testing.assert_close(vmap(vmap(of_one))(weights), expected)
 
 
 def test_vmap_over_inputs_and_over_stacked_parameters(backend):

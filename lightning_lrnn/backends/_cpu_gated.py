@@ -1,8 +1,8 @@
 """The gated recurrence on a CPU: gate, readout and recurrence in one pass, forward and backward.
 
-As `_numba` does with the plain recurrence, with steps that are compiled for the gate. Where it
-would not walk row by row (many steps of few features), and for gates that there is no vector code
-for (`_cpu_gate.uncompiled`), PyTorch evaluates gate and readout around the plain recurrence.
+As `_numba` does with the plain recurrence, with steps that are compiled for the gate. Of gates that
+there is no vector code for (`_cpu_gate.uncompiled`) PyTorch evaluates gate and readout around the
+plain recurrence.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def gated_forward(
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x = (lengths, reset), sequence(pre)
     pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, False), parallel)
-    code = None
-    if _in_rows(x, masks, parallel):
-        code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
+    code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
     if code is None:
         run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
@@ -109,9 +107,7 @@ def gated_backward(
     reverse, exclusive = bool(reverse), bool(exclusive)
     masks, x, n = (lengths, reset), sequence(pre), len(pre)
     pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, True), parallel)
-    code = None
-    if _in_rows(x, masks, parallel):
-        code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
+    code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
         run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         if into is not None and any(map(is_, into, pre)):
@@ -140,13 +136,6 @@ def gated_backward(
     outputs = {i: g for i, g in enumerate(gradients, n + 3) if isinstance(g, Tensor)}
     _cpu_rows.walk(code, True, tensors, outputs, c, masks, reverse, exclusive, pieces)
     return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
-
-
-def _in_rows(x: Tensor, masks: tuple[Tensor | None, ...], parallel: bool) -> bool:
-    """Whether the walk is row by row."""
-    lengths, reset = masks
-    plain = lengths is None and reset is None
-    return not _numba.plan(x, plain, False, parallel, x.shape[1])[0][0]
 
 
 def _state(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_lrnn import gates
 from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn._evaluation import broadcastable, read_out
 from lightning_lrnn.backends import BackendError, Request
 from lightning_lrnn.gates import Gate, Program, Step, gate, parse
 
@@ -141,23 +142,23 @@ def run_differentiable(
     if lengths is not None:
         padding = torch.arange(T, device=x.device)[:, None] >= lengths[:, None, None]
         pre = [p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre]
-    operands = [p[:, None] if p.ndim == 2 else p for p in pre]
-    sequences = [p.to(x.dtype).expand(x.shape) for p in operands]
     starts = None if reset is None else _starts(reset, lengths, reverse)
 
     direct = mode.output is not None and not exclusive
-    if not direct and len(mode.inputs) == 3:
-        # 16 bits would not hold the small numbers.
-        sequences = [s.to(state) for s in sequences]
+    small_numbers = not direct and len(mode.inputs) == 3
+    finer = any(torch.promote_types(p.dtype, x.dtype) != x.dtype for p in pre)
+    # 16 bits would not hold the small numbers, nor parameters of more bits.
+    dtype = state if small_numbers or finer else x.dtype
+    sequences = [broadcastable(p).to(dtype).expand(x.shape) for p in pre]
     f, *i, z = (sequences[k] for k in mode.inputs)
     f = -f if mode.negated else f
     if starts is not None:
         if not i:
             # The impulse as a candidate that all of the new state is made of.
-            impulse = torch.sigmoid(-f) * torch.tanh(z)
-            limit = 1 - torch.finfo(z.dtype).eps
+            impulse = torch.sigmoid(-f.to(state)) * torch.tanh(z.to(state))
+            limit = 1 - torch.finfo(state).eps
             whole = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
-            z = torch.where(starts, whole, z)
+            z = torch.where(starts, whole.to(z.dtype), z)
         f = f.masked_fill(starts, -BIG)
     if padding is not None:
         # With a candidate of 0, as it is there, the state stays to the last bit.
@@ -167,7 +168,7 @@ def run_differentiable(
     elif direct:
         o = sequences[mode.output or 0]
         y, h_final = _lstm(i[0], f, z, o, h0, reverse)
-        return _handed_out(y, padding), h_final.to(state)
+        return _cleared(y.to(x.dtype), padding).contiguous(), h_final.to(state)
     else:
         small = EPSILON * torch.tanh(z)
         h, h_final = _lstm(i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse)
@@ -177,15 +178,12 @@ def run_differentiable(
         edge = h0.to(h.dtype)[:, None]
         h = torch.cat([h[:, 1:], edge] if reverse else [edge, h[:, :-1]], 1)
         h = h if starts is None else h.masked_fill(starts, 0)
-    y = h.to(x.dtype)
-    if readout:
-        (y,) = gates.evaluate(readout, [y, *operands])
-        y = y.to(x.dtype).expand(x.shape)
-    return _handed_out(y, padding), h_final.to(state)
+    y = read_out(readout, h, pre, lengths) if readout else _cleared(h.to(x.dtype), padding)
+    return y.contiguous(), h_final.to(state)
 
 
-def _handed_out(y: Tensor, padding: Tensor | None) -> Tensor:
-    return (y if padding is None else y.masked_fill(padding, 0)).contiguous()
+def _cleared(y: Tensor, padding: Tensor | None) -> Tensor:
+    return y if padding is None else y.masked_fill(padding, 0)
 
 
 def _starts(reset: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable, like_sequence
+from lightning_lrnn._evaluation import like_sequence, operands, sequence
 from lightning_lrnn.backends import Request
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.recurrence import gated_recurrence
@@ -59,7 +59,7 @@ class Walk:
         """`gated_recurrence` along this walk; `name` says whose decays these are."""
         if self.decays is not None:
             # In the dtype of the state: a bfloat16 close to 1 knows nothing of -1 / log a.
-            a, b = gate(*(broadcastable(p.to(state_dtype(p.dtype))) for p in pre))
+            a, b = gate(*operands(pre))
             place = f"{self.prefix}.{self.called or name}"
             self.decays[place] = (a.abs() if a.is_complex() else a).expand(b.shape)
         return gated_recurrence(
@@ -128,16 +128,15 @@ class Step(Walk):
         readout: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
-        operands = [broadcastable(p) for p in pre]
-        a, b = gate(*operands)
-        # As the recurrence hands it out: in the dtype of the sequences.
-        x = next(p for p in pre if p.ndim == 3)
-        dtype = like_sequence(x, a.is_complex() or b.is_complex())
-        after = b.to(state_dtype(dtype))
+        inputs, x = operands(pre), sequence(pre)
+        a, b = gate(*inputs)
+        after = b.to(state_dtype(like_sequence(x, a.is_complex() or b.is_complex())))
         before = torch.zeros_like(after) if h0 is None else h0[:, None]
         after = a.to(after.dtype) * before + after
-        y = (before if self.exclusive else after).to(dtype)
-        return (y if readout is None else readout(y, *operands)), after[:, 0]
+        y = before if self.exclusive else after
+        y = y if readout is None else readout(y, *inputs)
+        # As the recurrence hands it out: in the dtype of the sequences.
+        return y.to(like_sequence(x, y.is_complex())), after[:, 0]
 
 
 @dataclass(frozen=True)
