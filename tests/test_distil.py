@@ -2,7 +2,7 @@
 
 Each test was seen to fail when the code was broken: the copy or one of its conditions left out, the
 old layer's outputs not handed on, states not known again, the error of padding counted, dropout
-left on, the rest of the module trained, the old layer kept.
+left on, the rest of the module trained or decayed, the old layer kept.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lightning_lrnn import fit_surrogate, replace_rnn
+from lightning_lrnn import SwitchRNN, fit_surrogate, replace_rnn
 from lightning_lrnn.nn.distil import Distillation
 
 B, T, M, H = 4, 9, 3, 6
@@ -135,3 +136,41 @@ def test_nobody_calls_the_layer():
         fit_surrogate(model, [1, 2], call=lambda batch: None)
     with pytest.raises(ValueError, match="`weights` must be one of new, carried, got 'old'"):
         replace_rnn(Model(), "auto", weights="old")
+
+
+class Project(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Model("LSTM")
+
+    def training_step(self, batch, index):
+        return self.net(batch)[0].square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.1)
+
+
+def test_the_first_steps_of_fit_are_the_new_layers(tmp_path):
+    def fit(steps):
+        pl.seed_everything(0, verbose=False)
+        project, loader = Project(), torch.utils.data.DataLoader(torch.randn(40, T, M), B)
+        head = copy.deepcopy(project.net.head.state_dict())
+        pl.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=[SwitchRNN(weights="carried", carry_steps=5)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        ).fit(project, loader)
+        assert "_teacher" not in vars(project.net.rnn)
+        moved = any((head[k] != v).any() for k, v in project.net.head.state_dict().items())
+        return moved, project.net.rnn.cells[0].weight_ih.detach()
+
+    few, more, most = fit(1), fit(5), fit(6)
+    assert [moved for moved, _ in (few, more, most)] == [False, False, True]
+    assert (few[1] != more[1]).all() and (more[1] != most[1]).any()
+    with pytest.raises(ValueError, match="`carry_steps` must be at least 1, got 0"):
+        SwitchRNN(carry_steps=0)

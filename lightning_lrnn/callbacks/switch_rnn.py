@@ -13,6 +13,7 @@ from torch import nn
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.nn import made_before
+from lightning_lrnn.nn.distil import Distillation
 from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn
 from lightning_lrnn.nn.stand_in import standing_in
 
@@ -33,7 +34,9 @@ class SwitchRNN(Callback):
     layers. It acts in fit, validate, test and predict, and finds nothing to do the second time.
     What it did is printed, and the loggers get it as hyperparameters "switch/...".
 
-    **Parameters start anew.** A checkpoint of a switched model says so in its `state_dict`, and
+    **Parameters start anew**, unless `weights` are carried: then the first `carry_steps` steps of
+    fit change nothing but the new layers, which learn from the old ones, see
+    `lightning_lrnn.nn.distil`. A checkpoint of a switched model says so in its `state_dict`, and
     loads into the project's own model too, see `lightning_lrnn.nn.switch_loading`.
 
     Args:
@@ -42,7 +45,10 @@ class SwitchRNN(Callback):
         backend: how the recurrences are computed.
         options: of the new layers, such as {"window": 1}.
         state: "strict" for exactly the shapes and dtypes of `torch.nn`'s states, or "carried".
+        weights: "new", or "carried" for layers that learn from those that they replace.
+        carry_steps: batches to learn from, where weights are carried.
         where: patterns of paths, one of which must match; None for all.
+        measure: whether the report says how long a training step of each layer takes.
 
     Attributes:
         report: what was replaced and what was left.
@@ -58,10 +64,17 @@ class SwitchRNN(Callback):
         backend: str = "auto",
         options: dict[str, bool | int | float | str | list[float] | None] | None = None,
         state: str = "strict",
+        weights: str = "new",
+        carry_steps: int = 200,
         where: str | list[str] | None = None,
+        measure: bool = False,
     ) -> None:
+        if carry_steps < 1:
+            raise ValueError(f"`carry_steps` must be at least 1, got {carry_steps}")
         self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}
-        self._how |= {"state": state, "where": where}
+        self._how |= {"state": state, "weights": weights, "where": where, "measure": measure}
+        self.carry_steps = carry_steps
+        self._distillation: Distillation | None = None
         # Of a module without layers: only the arguments are checked.
         replace_rnn(nn.Module(), **self._how)
         self.report = Report()
@@ -161,6 +174,42 @@ class SwitchRNN(Callback):
                     f"or freeze them by `requires_grad_(False)`"
                 )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begins to carry weights, where there are any."""
+        learning = Distillation(pl_module, self.carry_steps)
+        if learning.layers:
+            rank_zero_info(f"SwitchRNN: {self.carry_steps} steps of learning from the old layers")
+            self._distillation = learning
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets the new layers learn from the old ones, and nothing else from this step."""
+        if self._distillation is None:
+            return
+        reduce = trainer.strategy.reduce if trainer.world_size > 1 else None
+        self._distillation.step(reduce)
+        # A gradient scaler wants to see some; without any, no optimizer moves or decays anything.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        pl_module.zero_grad(set_to_none=not scaled)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Ends the learning from old layers after `carry_steps`."""
+        learning = self._distillation
+        if learning is not None and len(learning.errors) >= self.carry_steps:
+            learning.finish()
+            self._distillation = None
+            last = learning.errors[-20:]
+            rank_zero_info(
+                f"SwitchRNN: the new layers give the old ones' outputs with a relative squared "
+                f"error of {sum(last) / len(last):.2g}, and learn with the rest from now on"
+            )
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tells the loggers, if it was not told yet."""
         self._tell(trainer, pl_module)
@@ -176,6 +225,9 @@ class SwitchRNN(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the module its own methods back."""
         self._release(pl_module)
+        if self._distillation is not None:
+            self._distillation.finish()
+            self._distillation = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -75,11 +75,11 @@ class Distillation:
         for layer in self.layers:
             vars(layer)["forward"] = MethodType(self._both, layer)
 
-    def step(self, reduce: Callable[[Tensor], Any] | None = None) -> None:
+    def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learns from the calls since the last step.
 
         Args:
-            reduce: the mean over processes of a gradient, in place.
+            reduce: the mean over processes of a gradient.
         """
         if not self._losses:
             return
@@ -91,7 +91,7 @@ class Distillation:
         if reduce is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
-                    reduce(parameter.grad)
+                    parameter.grad = reduce(parameter.grad)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
