@@ -50,7 +50,7 @@ class Forecasts(Project):
     def reload(self) -> None:
         path = str(self.folder / "darts.pt")
         self.model.save(path)
-        self.model = type(self.model).load(path)
+        self.model = type(self.model).load(path, trusted=True)  # it has callbacks
 
 
 PROJECTS = variants(

@@ -57,7 +57,7 @@ class Tagger(Project):
             embeddings.append(CharacterEmbeddings(letters))
         self.tagger = SequenceTagger(
             StackedEmbeddings(embeddings),
-            corpus.make_label_dictionary("part", add_unk=False),
+            corpus.make_label_dictionary("part", add_unk=True),
             "part",
             rnn_type=self.cell,
         )
