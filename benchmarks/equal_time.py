@@ -50,13 +50,16 @@ def measure(seeds: list[int], seconds: float) -> dict[str, Any]:
 
 def show(report: dict[str, Any]) -> None:
     print(f"{about(report)}; {report['seconds']:g} s of training each")
-    print(f"{'':46}{'parameters':>12}{'steps':>8}{'bits per byte':>15}   by seed")
+    width = max(14, *(1 + len(run["model"]) for run in report["runs"]))
+    print(f"{'':{width}}{'parameters':>12}{'steps':>8}{'bits per byte':>15}   by seed")
     for name in dict.fromkeys(run["model"] for run in report["runs"]):
         runs = [run for run in report["runs"] if run["model"] == name]
         bits = [run["bits_per_byte"] for run in runs]
         steps = statistics.median(run["steps"] for run in runs)
         by_seed = " ".join(f"{b:.3f}" for b in bits)
-        line = f"{name:46}{runs[0]['parameters']:12,}{steps:8.0f}{statistics.fmean(bits):15.3f}"
+        line = (
+            f"{name:{width}}{runs[0]['parameters']:12,}{steps:8.0f}{statistics.fmean(bits):15.3f}"
+        )
         print(f"{line}   {by_seed}")
 
 

@@ -147,7 +147,9 @@ def table(report: dict[str, Any]) -> Iterator[str]:
             continue
         arms = [[run for run in runs if (run["rnn"] is None) == old] for old in (True, False)]
         losses = [[last(run["losses"]) for run in arm] for arm in arms]
-        unseen = [[run["validation"] for run in arm if run["validation"] is not None] for arm in arms]
+        unseen = [
+            [run["validation"] for run in arm if run["validation"] is not None] for arm in arms
+        ]
         seconds = report["seconds_per_step"].get(name, {}).values()
         milliseconds = [[1e3 * statistics.median(samples)] for samples in seconds]
         first = statistics.fmean(run["losses"][0] for run in arms[0])

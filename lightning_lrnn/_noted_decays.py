@@ -26,7 +26,7 @@ class _Noting(Walk):
     def scan(
         self, name: str, gate: Callable[..., tuple[Tensor, Tensor]], *pre: Tensor, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        place = ".".join(part for part in (self.layer, self.prefix, name) if part)
+        place = ".".join(part for part in (self.layer, self.place(name)) if part)
         if place not in self.noted:
             with torch.no_grad():
                 a, b = gate(*operands(pre))

@@ -125,8 +125,14 @@ def test_module_is_the_command() -> None:
         (["fit", "--data.path", "none", *OPTIONS], "there is no file or folder 'none'"),
         (["fit", "--model.backend", "fast", *OPTIONS], "there is no backend 'fast'; known are"),
         (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (["fit", "--model.rnn", "QRRN"], "there is no layer 'QRRN'; known are GILR, GILRLSTM, "),
-        (["fit", "--model.rnn", "LSTM"], "there is no layer 'LSTM'; known are GILR, GILRLSTM, "),
+        (
+            ["fit", "--model.rnn", "QRRN"],
+            "there is no layer 'QRRN'; known are GILR, GILRGRU, GILRLSTM, ",
+        ),
+        (
+            ["fit", "--model.rnn", "LSTM"],
+            "there is no layer 'LSTM'; known are GILR, GILRGRU, GILRLSTM, ",
+        ),
         (["fit", "--model.rnn", "torch.nn.LSMT"], "there is no layer 'torch.nn.LSMT'; known are"),
         (["fit", "--model.rnn", "no.Layer"], "(No module named 'no')"),
         (["fit", "--model.rnn", "json.dumps"], "there is no layer 'json.dumps'; known are GILR"),

@@ -196,7 +196,7 @@ def test_a_mistake_about_the_data_is_told_in_one_sentence(
         (("--data.package=no_such_package",), "`pip install no_such_package` brings the data"),
         ((*mine, "--data.features=null"), "no window of 28 steps with 7 to forecast"),
         (mine, "has no column 'temp_min'; there are date, temp_max"),
-        (("--data.horizon=-1",), "`horizon` must be at least 1, got -1"),
+        (("--data.horizon=-1",), "`horizon` must be an integer of at least 1, got -1"),
     ):
         if "pip" not in told:
             pytest.importorskip("pandas")

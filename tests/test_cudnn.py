@@ -302,7 +302,7 @@ def test_other_cells_say_why(name, device):
     reason = {
         "LRU": "cuDNN's recurrent layers are real, not torch.complex64",
         "S5": "cuDNN's recurrent layers are real, not torch.complex64",
-        "HGRN": "cuDNN has no mode for this gate",
+        **dict.fromkeys(("GILRGRU", "GILRRNN", "HGRN"), "cuDNN has no mode for this gate"),
         "TGRU": "cuDNN has no mode for this gate",
     }.get(name, "cuDNN has no mode for an untransformed candidate")
     with pytest.raises(lrnn.BackendError, match=f"'cudnn' cannot run on .*: {reason}"):

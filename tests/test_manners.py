@@ -116,8 +116,9 @@ def test_shapes_and_dtypes(kind, name, size, hidden, options, dtype):
 def test_autocast(kind, name, size, hidden, options):
     old, new = both(kind, name, size, hidden, options)
     x, state = batch(old), some_state(old)
+    expected, expected_last = old(x)  # oneDNN's LSTM has no bfloat16 with gradients everywhere
     with torch.autocast("cpu", torch.bfloat16):
-        (y, last), (expected, expected_last) = new(x), old(x)
+        y, last = new(x)
         assert [v.shape for v in tree_leaves((y, last))] == [
             v.shape for v in tree_leaves((expected, expected_last))
         ]
@@ -144,7 +145,9 @@ def test_whole_is_in_pieces_with_gradients(kind, name, size, hidden, options):
         close((y, hx), (whole, last))
         close(torch.autograd.grad(loss(y, hx), leaves, materialize_grads=True), gradients)
         h = hx[0] if kind == "LSTM" else hx
-        close(h[-1], y.select(time(rnn), -1))
+        # A cell with a readout hands out in a GRU's place the state, and `replace_rnn` says so.
+        if kind == "LSTM" or not isinstance(rnn, Stack) or rnn._cells()[0].output_is_state:
+            close(h[-1], y.select(time(rnn), -1))
 
 
 @places

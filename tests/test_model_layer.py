@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,9 @@ def made(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     """The recurrent layer of the model that the command line makes."""
     models: list[LanguageModel] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pl.Trainer, "fit", lambda trainer, model, **_: models.append(model))
+        # With its signature, by which the command line knows its options.
+        noted = wraps(pl.Trainer.fit)(lambda trainer, model, **_: models.append(model))
+        patch.setattr(pl.Trainer, "fit", noted)
         assert main(["fit", *DATA, *TINY, *words]) == 0
     layer = models[0].rnns[0]
     return layer.rnn if isinstance(layer, TorchRNN) else layer

@@ -62,7 +62,7 @@ def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
     options = {"gradient_clip_val": 0.25}
     before, old = quiet(pytorch_lightning, steps=12, **options)
     before.fit(model())
-    short = SwitchRNN(backend="scan", options={"memory": [1, 1]})
+    short = SwitchRNN("GILRLSTM", backend="scan", options={"memory": [1, 1]}, state="carried")
     after, new = quiet(pytorch_lightning, short, steps=12, **options)
     switched, states = model(), []
     # At the end of an epoch the project forgets its state.
@@ -78,7 +78,9 @@ def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
 
     path = tmp_path / "middle.ckpt"
     after.save_checkpoint(path)
-    rest, losses = quiet(pytorch_lightning, SwitchRNN(), steps=14, **options)
+    rest, losses = quiet(
+        pytorch_lightning, SwitchRNN("GILRLSTM", state="carried"), steps=14, **options
+    )
     rest.fit(model(), ckpt_path=path)
     assert len(losses) == 2
     loaded = load_switched(demo.LightningLSTM, path, vocab_size=text)
@@ -124,8 +126,8 @@ FORECASTERS = [
     ("DeepAR", {"cell_type": "LSTM"}, "GILRLSTM"),
     ("DeepAR", {"cell_type": "GRU"}, "MinGRU"),
     ("RecurrentNetwork", {"cell_type": "LSTM"}, "MinLSTM"),
-    ("RecurrentNetwork", {"cell_type": "GRU"}, "QRNN"),
-    ("TemporalFusionTransformer", {}, "GILRLSTM"),
+    ("RecurrentNetwork", {"cell_type": "GRU"}, "auto"),
+    ("TemporalFusionTransformer", {}, "auto"),
     ("TemporalFusionTransformer", {}, "MinLSTM"),
 ]
 

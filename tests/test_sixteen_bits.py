@@ -151,10 +151,10 @@ def test_single_steps_are_as_exact_as_float32(name, dtype):
     for gate, pre, options in asked(name, dtype, 400):
         exact = [p.to(torch.complex64 if p.is_complex() else torch.float32) for p in pre]
         expected = by_backend("serial", gate, exact, **options)
-        h, ys = None, []
+        h, ys, step = None, [], walk.Step(exclusive=options.get("exclusive", False))
         for t in range(400):
             now = [p[:, t : t + 1] if p.ndim == 3 else p for p in pre]
-            y, h = walk.Step().scan("state", gate, *now, h0=h, **options)
+            y, h = step.scan("state", gate, *now, h0=h, readout=options.get("readout"))
             ys.append(y)
         agree((torch.cat(ys, 1), h), expected[:2], dtype)
 

@@ -423,7 +423,8 @@ from {package}.cli import LightningCLI
 from test_switch import project
 _, Project = project({package!r})
 cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
-print(cli.trainer.strategy.global_rank, type(cli.model.rnn).__name__, cli.model.rnn.backend)
+rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
+sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
 """
 YAML = """
 trainer:

@@ -203,7 +203,7 @@ def test_overfitting_takes_the_same_batches_again() -> None:
         (lambda: Adding(steps=1), "one for each number, got 1"),
         (lambda: Copying(delay=-1), "got -1 and 10"),
         (lambda: Copying(length=0), "got 200 and 0"),
-        (lambda: LongMemory(batch_size=0), "`batch_size` must be at least 1, got 0"),
+        (lambda: LongMemory(batch_size=0), "`batch_size` must be an integer of at least 1, got 0"),
     ],
 )
 def test_arguments_that_cannot_be(make: Any, told: str) -> None:

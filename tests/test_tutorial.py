@@ -52,7 +52,7 @@ def test_with_its_import_changed() -> None:
 def test_with_layers_that_stand_in_for_an_lstm(name) -> None:
     def replaced(*args: Any) -> nn.Module:
         parent = nn.ModuleList([nn.LSTM(*args)])
-        replace_rnn(parent, name)
+        replace_rnn(parent, name, state="carried")
         return parent[0]
 
     names = run("", LSTM=replaced)

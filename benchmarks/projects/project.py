@@ -54,7 +54,7 @@ class Watch:
         now = time.perf_counter()
         if self._since is not None:
             self.seconds.append(now - self._since)
-        self.losses.append(float(loss))
+        self.losses.append(float(torch.as_tensor(loss).detach()))
         if self._turn is not None:
             self._turn()
         self._since = time.perf_counter()

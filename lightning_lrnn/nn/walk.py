@@ -48,6 +48,10 @@ class Walk:
         """Whether dropout and zoneout act: not where somebody only looks."""
         return self.decays is None
 
+    def place(self, name: str) -> str:
+        """Where a scan is in its stack: "layer0.forward.cell"."""
+        return ".".join(part for part in (self.prefix, self.called or name) if part)
+
     def scan(
         self,
         name: str,
@@ -60,8 +64,7 @@ class Walk:
         if self.decays is not None:
             # In the dtype of the state: a bfloat16 close to 1 knows nothing of -1 / log a.
             a, b = gate(*operands(pre))
-            place = f"{self.prefix}.{self.called or name}"
-            self.decays[place] = (a.abs() if a.is_complex() else a).expand(b.shape)
+            self.decays[self.place(name)] = (a.abs() if a.is_complex() else a).expand(b.shape)
         return gated_recurrence(
             gate,
             *pre,
