@@ -142,7 +142,8 @@ def _plain(name: str, value: Any) -> Any:
     """As a checkpoint keeps it without pickled classes, and a YAML without tags."""
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, dict):
+    # Options of a surrogate; what names a class would have it imported and made.
+    if isinstance(value, dict) and "class_path" not in value:
         return {k: _plain(name, v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(name, item) for item in value]

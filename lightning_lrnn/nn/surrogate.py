@@ -66,13 +66,14 @@ def gru_without_reset(z: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 @gate
 def rnn_tanh(n: Tensor) -> tuple[Tensor, Tensor]:
     """Impulse tanh(n), and nothing of the state before."""
-    return 0 * torch.sigmoid(n), torch.tanh(n)
+    h = torch.tanh(n)
+    return 0 * h.detach(), h
 
 
 @gate
 def rnn_relu(n: Tensor) -> tuple[Tensor, Tensor]:
     """Impulse relu(n), and nothing of the state before."""
-    return 0 * torch.sigmoid(n), torch.relu(n)
+    return 0 * torch.sigmoid(n).detach(), torch.relu(n)
 
 
 class Function(NamedTuple):
