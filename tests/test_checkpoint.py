@@ -1,6 +1,6 @@
 """A checkpoint is data: it runs nothing, chooses no class, changes nothing in silence.
 
-Proved against: `weights_only` left at None for a URL, Lightning's own `_parse_ckpt_path`, the class
+Made to catch: `weights_only` left at None for a URL, Lightning's own `_parse_ckpt_path`, the class
 not compared, a layer of any imported module taken, `last` looked for in the new run's folder, the
 newest file taken by name, options of the checkpoint put over those that are typed, the learning
 rate of the optimizer's state left, Lightning's own writer, no flush, no `_of_checkpoint`, no

@@ -1,6 +1,6 @@
 """Optimizers that are older than a switch.
 
-Seen to fail: old parameters left in their groups; groups made anew, not changed in place; state of
+Made to catch: old parameters left in their groups; groups made anew, not changed in place; state of
 old parameters kept; names of parameters not moved; no look before a step.
 """
 

@@ -1,6 +1,6 @@
 """What a model was trained with goes with it: other tables are scaled so, and forecast beyond.
 
-Proved against: a scaling fitted anew by `test`; classes numbered by the new table; a difference not
+Made to catch: a scaling fitted anew by `test`; classes numbered by the new table; a difference not
 told; `refit` ignored; the future cut from the parts; times of the future one step early; offsets in
 float32; predictions in another order than their table.
 """
