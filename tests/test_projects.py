@@ -182,7 +182,7 @@ def test_the_readme_shows_these_lines():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert (
         "trainer:\n  callbacks:\n    - class_path: lightning_lrnn.SwitchRNN\n"
-        "      init_args: {rnn: GILRLSTM, backend: scan}\n" in readme
+        "      init_args: {rnn: auto, backend: auto}\n" in readme
     )
 
 
