@@ -19,7 +19,7 @@ DTYPES = (
     torch.complex128,
 )
 
-_MODULES = {"cpu": "_numba", "cuda": "_cuda"}
+_MODULES = {"cpu": "_cpu_plain", "cuda": "_cuda"}
 _GATED = {"cpu": "_cpu_gated", "cuda": "_cuda"}
 
 

@@ -1,8 +1,8 @@
 """The gated recurrence on a CPU: gate, readout and recurrence in one pass, forward and backward.
 
-As `_numba` does with the plain recurrence, with steps that are compiled for the gate. Of gates that
-there is no vector code for (`_cpu_gate.uncompiled`) PyTorch evaluates gate and readout around the
-plain recurrence.
+As `_cpu_plain` does with the plain recurrence, with steps that are compiled for the gate. Of gates
+that there is no vector code for (`_cpu_gate.uncompiled`) PyTorch evaluates gate and readout around
+the plain recurrence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import backward_around, forward_around, sequence
-from lightning_lrnn.backends import _cpu_rows, _numba
+from lightning_lrnn.backends import _cpu_plain, _cpu_rows
 from lightning_lrnn.backends._cpu_rows import spread
 from lightning_lrnn.backends._memory import empty, in_large_pages, resolved
 
@@ -43,7 +43,7 @@ def gated_forward(
     pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, False), parallel)
     code = _cpu_rows.code(gate, readout, pre, False, exclusive, pieces)
     if code is None:
-        run = partial(_numba.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
+        run = partial(_cpu_plain.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         return forward_around(run, gate, readout, pre, h0, *masks)
     pre = list(map(resolved, pre))
     emitted = empty(x, code.state)
@@ -109,7 +109,7 @@ def gated_backward(
     pieces = _cpu_rows.pieces(x, _cpu_rows.operations(gate, readout, True), parallel)
     code = _cpu_rows.code(gate, readout, pre, True, exclusive, pieces)
     if code is None:
-        run = partial(_numba.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
+        run = partial(_cpu_plain.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
         if into is not None and any(map(is_, into, pre)):
             into = None  # autograd would see PyTorch write there
         return backward_around(
