@@ -7,7 +7,6 @@ Proved against: `import llvmlite` at the top of `_operator.py` (the first test f
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 
@@ -62,5 +61,6 @@ def test_the_test_above_can_fail() -> None:
 
 
 def test_import_is_quick() -> None:
-    seconds = statistics.median(imported_by("import lightning_lrnn")[0] for _ in range(3))
+    # The least disturbed: what others do on the machine adds to a process's time, too.
+    seconds = min(imported_by("import lightning_lrnn")[0] for _ in range(5))
     assert seconds < SECONDS
