@@ -32,7 +32,7 @@ from lightning_lrnn.nn import SurrogateRNN
 
 __all__ = ["main"]
 
-OURS = "surrogate LSTM"
+OURS = "surrogate-LSTM"  # a folder too, which a command that is shown names
 MODELS: dict[str, dict[str, Any]] = {
     OURS: {"rnn": functools.partial(SurrogateRNN, surrogate="LRU"), "hidden_size": 242},
     "torch.nn.LSTM": {"rnn": torch.nn.LSTM, "hidden_size": 256},
