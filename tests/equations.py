@@ -52,7 +52,7 @@ def gilr(cell, x_t, h):
 def surrogate_rnn(cell, x, carry):
     """The surrogate first, then the cells, which see its output of the step before."""
     function = next(name for name, f in FUNCTIONS.items() if f is cell.function)
-    n = {"LSTM": 4, "LSTM_IDENTITY": 4, "GRU": 3, "GRU_WITHOUT_RESET": 2}.get(function, 1)
+    n = cell.function.matrices
     before, outputs, after, decays = x, [], [], {}
     h, state = carry[:, : cell.cells], carry[:, cell.cells :]
     for k, layer in enumerate(cell.surrogate):
@@ -74,9 +74,13 @@ def surrogate_rnn(cell, x, carry):
             r, z = sigmoid(of_x[0] + of_s[0]), sigmoid(of_x[1] + of_s[1])
             h = z * h + (1 - z) * tanh(of_x[2] + r * of_s[2])
             y, decay = h, z
-        elif n == 2:
+        elif function == "GRU_WITHOUT_RESET":
             z, n_t = sigmoid(of_x[0] + of_s[0]), tanh(of_x[1] + of_s[1])
             y = h = z * h + (1 - z) * n_t
+            decay = z
+        elif function == "GRU_WITH_INPUT_GATE":
+            z, i = (sigmoid(p + q) for p, q in zip(of_x[:2], of_s[:2], strict=True))
+            y = h = z * h + i * (1 - z) * tanh(of_x[2] + of_s[2])
             decay = z
         elif n == 4:
             i, f, g, o = (p + q for p, q in zip(of_x, of_s, strict=True))

@@ -30,7 +30,7 @@ OPTIONS = {
     "SurrogateRNN": [
         {"cell": "GRU", "surrogate": "TRNN", "surrogate_layers": 2},
         {"cell": "GRU", "surrogate": "MinLSTM", "surrogate_size": 2, "surrogate_layers": 2},
-        {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU"},
+        {"cell": "GRU_WITH_INPUT_GATE", "surrogate": "LRU"},
         {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 2},
         {"surrogate": "QRNN", "surrogate_options": {"window": 3, "pooling": "f"}},
     ],

@@ -14,10 +14,13 @@ __all__ = ["recommended"]
 def recommended(old: nn.RNNBase) -> Layer:
     """The layer in the place of a `torch.nn.LSTM`, `GRU` or `RNN`.
 
-    A GRU without reset gate whose gates see the states of an LRU. In the place of an LSTM h is the
-    state of the GRU, and c that of the LRU; elsewhere they share the columns of the state, for
+    In the place of an LSTM a GRU with an input gate, whose outputs start as small as an LSTM's. Its
+    gates see the states of an LRU; h is the state of the GRU, and c that of the LRU. In the place
+    of a GRU or RNN a GRU without reset gate; it and the LRU share the columns of the state, for
     which there must be two.
     """
-    if old.hidden_size == 1 and not (isinstance(old, nn.LSTM) and not old.proj_size):
+    lstm = isinstance(old, nn.LSTM)
+    if old.hidden_size == 1 and not (lstm and not old.proj_size):
         return Layer(GILR, {})
-    return Layer(SurrogateRNN, {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU"})
+    cell = "GRU_WITH_INPUT_GATE" if lstm else "GRU_WITHOUT_RESET"
+    return Layer(SurrogateRNN, {"cell": cell, "surrogate": "LRU"})

@@ -64,6 +64,12 @@ def gru_without_reset(z: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @gate
+def gru_with_input_gate(z: Tensor, i: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay z and impulse i * (1 - z) * tanh(n)."""
+    return torch.sigmoid(z), torch.sigmoid(i) * torch.sigmoid(-z) * torch.tanh(n)
+
+
+@gate
 def rnn_tanh(n: Tensor) -> tuple[Tensor, Tensor]:
     """Impulse tanh(n), and nothing of the state before."""
     h = torch.tanh(n)
@@ -86,6 +92,7 @@ class Function(NamedTuple):
         apart: how many of them, the last ones, give the gate W x + b and U s~ + b' one by one.
         forget: the matrix of the forget gate, whose bias is by expected memory; None without.
         input: that of an input gate of its own; None without.
+        closed: that of a gate that starts a quarter open, its bias lowered by 1; None without.
         pair: whether the state is (h, c), as that of `torch.nn.LSTM`.
     """
 
@@ -95,6 +102,7 @@ class Function(NamedTuple):
     apart: int = 0
     forget: int | None = None
     input: int | None = None
+    closed: int | None = None
     pair: bool = False
 
 
@@ -103,10 +111,11 @@ FUNCTIONS = {
     "LSTM_IDENTITY": Function(lstm, output_identity, 4, forget=1, input=0, pair=True),
     "GRU": Function(gru, None, 3, apart=1, forget=1),
     "GRU_WITHOUT_RESET": Function(gru_without_reset, None, 2, forget=0),
+    "GRU_WITH_INPUT_GATE": Function(gru_with_input_gate, None, 3, forget=0, closed=1),
     "RNN_TANH": Function(rnn_tanh),
     "RNN_RELU": Function(rnn_relu),
 }
-"""The recurrent layers of PyTorch, with their matrices in its order, and two variants."""
+"""The recurrent layers of PyTorch, with their matrices in its order, and three variants."""
 
 SURROGATES: dict[str, type[Cell]] = {
     kind.__name__.removesuffix("Cell"): kind
@@ -238,17 +247,19 @@ class SurrogateRNNCell(Cell):
             layer.reset_parameters()
             if self.memory is None and isinstance(bias := getattr(layer, "bias", None), Tensor):
                 nn.init.uniform_(bias, -bound, bound)
-        forget = self.function.forget
-        if self.memory is None or self.bias_ih is None or self.bias_hh is None or forget is None:
+        if self.bias_ih is None or self.bias_hh is None:
             return
         of_x, of_s = (
             b.detach().chunk(self.function.matrices) for b in (self.bias_ih, self.bias_hh)
         )
-        for bias in (*of_x, *of_s):
-            bias.zero_()
-        memory_bias_(of_x[forget], self.memory)
-        if self.function.input is not None:
-            of_x[self.function.input].copy_(-of_x[forget] / 2)
+        if self.memory is not None and self.function.forget is not None:
+            for bias in (*of_x, *of_s):
+                bias.zero_()
+            memory_bias_(of_x[self.function.forget], self.memory)
+            if self.function.input is not None:
+                of_x[self.function.input].copy_(-of_x[self.function.forget] / 2)
+        if self.function.closed is not None:
+            of_x[self.function.closed].sub_(1)
 
     def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
@@ -324,6 +335,8 @@ class SurrogateRNN(Stack):
         "GRU":      r, z = sigmoid(...), n = tanh(W_n x_t + b_n + r * (U_n s~_{t-1} + b'_n))
                     h_t = z * h_{t-1} + (1 - z) * n
         "GRU_WITHOUT_RESET": the same with r = 1 and one bias in n
+        "GRU_WITH_INPUT_GATE": h_t = z * h_{t-1} + i * (1 - z) * n with i = sigmoid(...) and no r;
+                    i starts near a quarter, so that outputs start as small as an LSTM's
         "RNN_TANH": h_t = tanh(...)
         "RNN_RELU": h_t = relu(...)
 
