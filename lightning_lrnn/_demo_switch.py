@@ -58,12 +58,12 @@ class _Progress(Callback):
 
 
 def main(
-    rnn: str = "SRU", steps: int = 50, folder: str = "runs/demo-switch", seed: int = 0
+    rnn: str = "auto", steps: int = 50, folder: str = "runs/demo-switch", seed: int = 0
 ) -> dict[str, Any]:
     """Runs the demo.
 
     Args:
-        rnn: the layer to switch to.
+        rnn: the layer to switch to, or "auto".
         steps: training steps of each run.
         folder: for the text and the checkpoint.
         seed: of weights, dropout and order.
@@ -108,7 +108,7 @@ def main(
         "    trainer:\n"
         "      callbacks:\n"
         "        - class_path: lightning_lrnn.SwitchRNN\n"
-        f"          init_args: {{rnn: {rnn}, backend: scan}}"
+        f"          init_args: {{rnn: {rnn}, backend: auto}}"
     )
     return {"before": before, "after": after}
 

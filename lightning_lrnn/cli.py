@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     switch = subjects.add_parser(
         "switch", help="switch a project that knows nothing of this package, before and after"
     )
-    switch.add_argument("--rnn", default="SRU", help="the layer to switch to (%(default)s)")
+    switch.add_argument("--rnn", default="auto", help="the layer to switch to (%(default)s)")
     switch.add_argument(
         "--steps", type=_positive(int), default=50, help="training steps of each run (%(default)s)"
     )
