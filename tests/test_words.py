@@ -11,6 +11,7 @@ import pathlib
 import re
 import runpy
 import statistics
+import sys
 
 import pytest
 
@@ -131,35 +132,19 @@ def test_the_kernels_figures_are_those_on_record():
             assert list(map(int, figures)) == on_record, name
 
 
-def test_the_losses_of_the_page_on_switching_are_those_of_its_result():
+def test_the_table_of_the_page_on_switching_is_that_of_its_result(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("switch", "timing", "projects", "projects.project")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import switch
+
+    for name in names:
+        monkeypatch.delitem(sys.modules, name)
     page = (ROOT / "docs" / "switching.md").read_text()
-    runs = json.loads((ROOT / "benchmarks" / "results" / "switch.json").read_text())["runs"]
-    found: dict = {}
-    for run in runs:
-        key = run["project"], json.dumps(run["switch"]), run["lr"]
-        assert abs(statistics.fmean(run["losses"][-20:]) - run["loss"]) < 1e-4
-        found.setdefault(key, []).append(run["loss"])
-    before = {
-        project: (found[project, switch, lr], lr)
-        for project, switch, lr in found
-        if switch == "null"
-    }
-    rows = 0
-    for (project, switch, lr), after in found.items():
-        if switch != "null":
-            was, lr_before = before[project]
-            name, _, cell = project.partition(" ")
-            plain = json.loads(switch)
-            words = [plain["rnn"], *(f"{k} {v}" for k, v in plain.get("options", {}).items())]
-            layer = " ".join(words) + (f", lr {lr}" if lr != lr_before else "")
-            losses = [" ".join(f"{loss:.3f}" for loss in runs) for runs in (was, after)]
-            worst = max((a - b) / abs(b) for a, b in zip(after, was, strict=True))
-            row = (
-                f"| {name}, {cell or 'LSTM'} | {layer} | {losses[0]} | {losses[1]} | {worst:+.0%} |"
-            )
-            assert row in page
-            rows += 1
-    assert rows == len(re.findall(r"% \|$", page, re.M)) == 12
+    rows = list(switch.table(json.loads(switch.RESULTS.read_text())))
+    assert len(rows) == 2 + len(switch.NAMES) + 2
+    assert "\n".join(rows) in page
 
 
 def test_what_the_monitor_costs_is_on_record():
