@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 from lightning_lrnn import SwitchRNN, fit_surrogate, replace_rnn
 from lightning_lrnn.nn.distil import Distillation
@@ -55,6 +56,35 @@ def test_of_another_function_nothing_is_copied():
     replace_rnn(model, "GILRLSTM", options=options, state="carried", weights="carried")
     (old,) = vars(model.rnn)["_teacher"]
     assert (model.rnn.cells[0].weight_ih != old.weight_ih_l0).all()
+
+
+AUTO = {
+    "LSTM": ({}, "LSTM"),
+    "GRU": ({}, "GRU"),
+    "RNN": ({"nonlinearity": "relu"}, "RNN_RELU"),
+}
+
+
+@pytest.mark.parametrize("kind", AUTO)
+def test_with_carried_states_auto_begins_at_the_old_layers_function(kind):
+    options, function = AUTO[kind]
+    model = Model(kind, **options)
+    old, x = copy.deepcopy(model.rnn), torch.randn(B, 3, M)
+    (report,) = replace_rnn(model, weights="carried", state="carried")
+    assert f"cell='{function}'" in report.new and "passes=3" in report.new
+    assert not any("nonlinearity" in note or "`state`" in note for note in report.notes)
+    # Three passes: from a state that is known, three steps, whatever the surrogate.
+    state = tree_map(torch.randn_like, old(x)[1])
+    close(model.rnn(x, state)[0], old(x, state)[0])
+    for other in ({"weights": "new", "state": "carried"}, {"weights": "carried"}):
+        model = Model(kind, **options)
+        (report,) = replace_rnn(model, **other)
+        assert "passes=3" not in report.new
+        said = [note for note in report.notes if "`state`: carried would start" in note]
+        assert len(said) == ("state" not in other)
+    model = Model(kind, **options)
+    (report,) = replace_rnn(model, KINDS[kind], weights="carried")
+    assert not any("would start" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

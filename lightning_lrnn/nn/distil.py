@@ -134,7 +134,7 @@ def fit_surrogate(
     module: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int = 200,
+    steps: int = 100,
     call: Callable[[Any], Any] | None = None,
 ) -> list[float]:
     """Lets layers that were replaced with `weights="carried"` learn from those that they replaced.

@@ -28,4 +28,4 @@ def recommended(old: nn.RNNBase) -> Layer:
 
 def of_the_same_function(old: nn.RNNBase) -> Layer:
     """The layer that takes over weights: fixed-point passes of the old layer's own function."""
-    return Layer(SurrogateRNN, {"cell": old.mode, "surrogate": "GILR", "passes": PASSES})
+    return Layer(SurrogateRNN, {"cell": old.mode, "surrogate": "LRU", "passes": PASSES})
