@@ -50,7 +50,7 @@ def gilr(cell, x_t, h):
 
 
 def surrogate_rnn(cell, x, carry):
-    """The surrogate first, then the cells, which see its output of the step before; in each pass."""
+    """The surrogate first, then the cells, which see its last output, pass by pass."""
     before, outputs, after, decays = x, [], [], {}
     h, state = carry[:, : cell.cells], carry[:, cell.cells :]
     for k, layer in enumerate(cell.surrogate):
