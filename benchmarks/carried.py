@@ -1,6 +1,6 @@
 """Trained models whose recurrent layers are replaced: steps until they are as good as before.
 
-    python benchmarks/carried.py [--models NAME ...] [--carry-steps 100]
+    python benchmarks/carried.py [--models NAME ...] [--arms new 25 100]
     python benchmarks/carried.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each model is trained as it is, for its
@@ -9,13 +9,13 @@ optimizer and at a constant learning rate,
 
 - "new": its recurrent layers are replaced by `rnn: auto`, whose parameters start anew; the rest of
   the model is the trained one;
-- "carried": the same with `weights: carried, state: carried`: fixed-point passes of the old layers'
-  own functions. In the first `--carry-steps` steps they learn to give the old layers' outputs, and
+- "25", "100": the same with `weights: carried, state: carried`: fixed-point passes of the old layers'
+  own functions. In the first 25, or 100, steps they learn to give the old layers' outputs, and
   nothing else changes; then all learn.
 
 Steps are counted until the validation loss is at most 1.03 L, or 1 + the change over |L| is at most
-1.03 where it may be below 0: in "carried" the first ones, too. It is looked at every few steps.
-Writes benchmarks/results/carried.json; of models that are not named it keeps what it has.
+1.03 where it may be below 0; those in which layers learn from old ones, too. It is looked at every
+few steps. Writes benchmarks/results/carried.json; of what is not named it keeps what it has.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ STEPS = {"bytes": 1500, "Stanza-charlm": 1200, "Flair-tagger-LSTM": 400}
 """Of the models as they are, and the most that the others take."""
 LOOKS = {"bytes": 20, "Stanza-charlm": 20, "Flair-tagger-LSTM": 10}
 """Steps between two looks at the validation loss."""
+ARMS = ("new", "25", "100")
+"""New layers, or those that learn for so many steps from the old ones."""
 
 
 class Bytes(Project):
@@ -183,7 +185,7 @@ def run(kind: type[Project], watch: Counted, steps: int) -> Project:
     return project
 
 
-def measure(name: str, carry_steps: int) -> dict[str, Any]:
+def measure(name: str, arms: list[str], old: dict[str, Any]) -> dict[str, Any]:
     kind = Bytes if name == "bytes" else find(name)
     steps, every = STEPS[name], LOOKS[name]
     stock = Counted()
@@ -192,50 +194,59 @@ def measure(name: str, carry_steps: int) -> dict[str, Any]:
     before = stock.validation[-1][1]
     print(f"{name}: {before:.4f} after {steps} steps", file=sys.stderr, flush=True)
     found = {"package": kind.package, "cell": kind.cell, "validates": kind.validates}
-    found |= {"steps": steps, "loss": before, "every": every, "carry_steps": carry_steps}
-    carried = {"weights": "carried", "state": "carried"}
-    for arm, options, first in (("carried", carried, carry_steps), ("new", {}, 0)):
+    found |= {"steps": steps, "every": every, "loss": before}
+    # Those of another trained model count no more.
+    kept = old["arms"] if old.get("loss") == before else {}
+    for arm in arms:
+        first = 0 if arm == "new" else int(arm)
+        options = {"weights": "carried", "state": "carried"} if first else {}
         watch = Counted(trained, options, before, every, first)
         run(kind, watch, steps)
-        found[arm] = {"report": watch.report, "validation": watch.validation}
+        kept[arm] = {"report": watch.report, "validation": watch.validation}
         print(f"{name}, {arm}: {watch.validation[-1]}", file=sys.stderr, flush=True)
-    return found
+    return found | {"arms": kept}
 
 
 def reached(model: dict[str, Any], arm: str) -> int | None:
     """Steps to the goal; None if the run ended before."""
-    step, loss = model[arm]["validation"][-1]
+    step, loss = model["arms"][arm]["validation"][-1]
     return step if ratio([model["loss"]], [loss]) <= GOAL else None
 
 
 def table(report: dict[str, Any]) -> Iterator[str]:
-    """In Markdown."""
-    yield f"| model | its steps | its loss | goal, {GOAL} of it | new | carried | share |"
-    yield "|---" * 7 + "|"
+    """In Markdown: steps to the goal, and as a share of those of new layers."""
+    arms = ARMS[1:]
+    yield f"| model | its steps | its loss | goal | new | {' | '.join(arms)} |"
+    yield "|---" * (5 + len(arms)) + "|"
     for name, model in report["models"].items():
         goal = model["loss"] + (GOAL - 1) * abs(model["loss"])
-        new, carried = (reached(model, arm) for arm in ("new", "carried"))
-        most = model["new"]["validation"][-1][0]
-        share = "" if carried is None else f"{carried / (new or most):.2f}"
-        yield (
-            f"| {name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {goal:.3f} "
-            f"| {f'{new:,}' if new else f'more than {most:,}'} "
-            f"| {carried or 'not reached'} | {share if new else '<' + share} |"
-        )
+        new = reached(model, "new")
+        cells = [f"{new:,}" if new else f"more than {model['steps']:,}"]
+        for arm in arms:
+            step = reached(model, arm)
+            if step is None:
+                cells.append(f"more than {model['steps']:,}")
+            else:
+                under = "" if new else "under "
+                cells.append(f"{step:,} ({under}{step / (new or model['steps']):.2f})")
+        head = f"{name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {goal:.3f}"
+        yield f"| {head} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS), metavar="NAME")
-    parser.add_argument("--carry-steps", type=int, default=100)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="of what is there, without measuring")
     options = parser.parse_args()
     if not options.table:
         quiet(threads=1)
         old = json.loads(options.json.read_text()) if options.json.is_file() else {"models": {}}
-        found = {name: measure(name, options.carry_steps) for name in options.models}
-        report = {**environment("cpu"), "models": {**old["models"], **found}}
+        models = old["models"]
+        for name in options.models:
+            models[name] = measure(name, options.arms, models.get(name, {}))
+        report = {**environment("cpu"), "models": models}
         options.json.write_text(json.dumps(report) + "\n")
     report = json.loads(options.json.read_text())
     print(about(report))
