@@ -9,8 +9,8 @@ optimizer and at a constant learning rate,
 
 - "new": its recurrent layers are replaced by `rnn: auto`, whose parameters start anew; the rest of
   the model is the trained one;
-- "25", "100": the same with `weights: carried, state: carried`: fixed-point passes of the old layers'
-  own functions. In the first 25, or 100, steps they learn to give the old layers' outputs, and
+- "25", "100": the same with `weights: carried, state: carried`: fixed-point passes of the functions
+  of the old layers. In the first 25, or 100, steps they learn to give the old layers' outputs, and
   nothing else changes; then all learn.
 
 Steps are counted until the validation loss is at most 1.03 L, or 1 + the change over |L| is at most

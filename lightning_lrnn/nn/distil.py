@@ -182,11 +182,12 @@ def _relative_error(found: Any, output: Any) -> Tensor:
 
 
 def _reached(output: Any, layer: nn.Module) -> Any:
-    """The old layer's output, with gradients of 0 for the new layer.
+    """The old layer's output; with several processes also gradients of 0 for the new one.
 
     `DistributedDataParallel` waits for a gradient of every parameter.
     """
-    if not torch.is_grad_enabled():
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several or not torch.is_grad_enabled():
         return output
     zero = torch.stack([(0 * p).sum() for p in layer.parameters()]).sum()
     if isinstance(output, PackedSequence):
