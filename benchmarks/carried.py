@@ -223,12 +223,14 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         new = reached(model, "new")
         cells = [f"{new:,}" if new else f"more than {model['steps']:,}"]
         for arm in arms:
-            step = reached(model, arm)
-            if step is None:
+            if arm not in model["arms"]:
+                cells.append("")
+            elif (step := reached(model, arm)) is None:
                 cells.append(f"more than {model['steps']:,}")
+            elif new:
+                cells.append(f"{step:,} ({step / new:.2f})")
             else:
-                under = "" if new else "under "
-                cells.append(f"{step:,} ({under}{step / (new or model['steps']):.2f})")
+                cells.append(f"{step:,} (under {math.ceil(100 * step / model['steps']) / 100:.2f})")
         head = f"{name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {goal:.3f}"
         yield f"| {head} | {' | '.join(cells)} |"
 

@@ -11,6 +11,8 @@ import pathlib
 import re
 import runpy
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -160,6 +162,14 @@ def test_the_losses_of_the_page_on_switching_are_those_of_its_result():
             assert row in page
             rows += 1
     assert rows == len(re.findall(r"% \|$", page, re.M)) == 12
+
+
+def test_the_steps_of_carried_weights_are_those_on_record():
+    command = [sys.executable, str(ROOT / "benchmarks" / "carried.py"), "--table"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    _, table = printed.split("\n", 1)
+    assert table.count("\n") == 5
+    assert f"\n\n{table}\n" in (ROOT / "docs" / "switching.md").read_text()
 
 
 def test_what_the_monitor_costs_is_on_record():
