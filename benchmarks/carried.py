@@ -215,10 +215,11 @@ def reached(model: dict[str, Any], arm: str) -> int | None:
 
 def table(report: dict[str, Any]) -> Iterator[str]:
     """In Markdown: steps to the goal, and as a share of those of new layers."""
-    arms = ARMS[1:]
+    models = report["models"]
+    arms = [arm for arm in ARMS[1:] if any(arm in model["arms"] for model in models.values())]
     yield f"| model | its steps | its loss | goal | new | {' | '.join(arms)} |"
     yield "|---" * (5 + len(arms)) + "|"
-    for name, model in report["models"].items():
+    for name, model in models.items():
         goal = model["loss"] + (GOAL - 1) * abs(model["loss"])
         new = reached(model, "new")
         cells = [f"{new:,}" if new else f"more than {model['steps']:,}"]
