@@ -1,7 +1,6 @@
 """`benchmarks/carried.py`: what it counts as steps, and what learns in them.
 
-Seen to fail: the first steps not counted; the rest of the model left as its optimizer made it in
-them; another model's results kept; a goal below a loss of -1.
+Seen to fail: the first steps not of learning; the rest of the model left to its optimizer in them.
 """
 
 from __future__ import annotations

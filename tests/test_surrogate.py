@@ -3,8 +3,7 @@
 Seen to fail: rows of a gate in another order; a size of 1.5 or infinity taken; a readout as a gate;
 the rows f, i, o, z of an old checkpoint kept; both biases of one filled; a border in the direction
 of the walk ignored; the initial state at the last step of padded rows forgotten, or its gradient
-lost; a phase of a single last column; a gradient at an odd place seen as complex numbers; a
-pass too few, or one that starts at 0, or at the surrogate in the place of the cells.
+lost; a phase of a single last column; a gradient at an odd place seen as complex numbers.
 """
 
 from __future__ import annotations
