@@ -50,9 +50,7 @@ def gilr(cell, x_t, h):
 
 
 def surrogate_rnn(cell, x, carry):
-    """The surrogate first, then the cells, which see its output of the step before."""
-    function = next(name for name, f in FUNCTIONS.items() if f is cell.function)
-    n = cell.function.matrices
+    """The surrogate first, then the cells, which see its last output, pass by pass."""
     before, outputs, after, decays = x, [], [], {}
     h, state = carry[:, : cell.cells], carry[:, cell.cells :]
     for k, layer in enumerate(cell.surrogate):
@@ -64,6 +62,22 @@ def surrogate_rnn(cell, x, carry):
         outputs.append(y)
         after.append(s_n)
         decays["surrogate" if len(cell.surrogate) == 1 else f"surrogate{k}"] = of_layer["state"]
+    for k in range(1, cell.passes):
+        start, state = state[:, : cell.cells], state[:, cell.cells :]
+        y, c_n, decays[f"pass{k}"] = of_cells(cell, x, before, start)
+        after.append(c_n)
+        if not cell.reads_state:
+            start, state = state[:, : cell.output_size], state[:, cell.output_size :]
+            after.append(y[:, -1])
+        before = torch.cat([start[:, None], y[:, :-1]], 1)
+    y, h, decays["cell"] = of_cells(cell, x, before, h, outputs)
+    return Result(y, torch.cat([h, *after], -1), decays)
+
+
+def of_cells(cell, x, before, h, outputs=()):
+    """Output, state and decays of the cells, whose gates see `before`."""
+    function = next(name for name, f in FUNCTIONS.items() if f is cell.function)
+    n = cell.function.matrices
     W, U = cell.weight_ih.chunk(n), cell.weight_hh.chunk(n)
     b_x, b_s = (b.chunk(n) if b is not None else [0] * n for b in (cell.bias_ih, cell.bias_hh))
     ys, of_cell = [], []
@@ -92,12 +106,11 @@ def surrogate_rnn(cell, x, carry):
             decay = torch.zeros_like(h)
         ys.append(y)
         of_cell.append(decay)
-    decays["cell"] = torch.stack(of_cell, 1)
     y = torch.stack(ys, 1)
     if cell.shares:
         y = torch.cat([y, *outputs], -1)
     y = y if cell.weight_hr is None else y @ cell.weight_hr.T
-    return Result(y, torch.cat([h, *after], -1), decays)
+    return y, h, torch.stack(of_cell, 1)
 
 
 @one_state

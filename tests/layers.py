@@ -33,6 +33,8 @@ OPTIONS = {
         {"cell": "GRU_WITH_INPUT_GATE", "surrogate": "LRU"},
         {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 2},
         {"surrogate": "QRNN", "surrogate_options": {"window": 3, "pooling": "f"}},
+        {"passes": 3},
+        {"cell": "GRU", "passes": 2, "surrogate": "TRNN", "surrogate_layers": 2},
     ],
 }
 ALONE = [(name, o) for name in CELLS for o in [{}, *OPTIONS.get(name, [])]]

@@ -2,18 +2,21 @@
 
 Each test was seen to fail when the code was broken: the copy or one of its conditions left out, the
 old layer's outputs not handed on, states not known again, the error of padding counted, dropout
-left on, the rest of the module trained or decayed, the old layer kept.
+left on, the rest of the module trained or decayed, the old layer kept, gradients not reduced.
 """
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 from lightning_lrnn import SwitchRNN, fit_surrogate, replace_rnn
 from lightning_lrnn.nn.distil import Distillation
@@ -55,6 +58,35 @@ def test_of_another_function_nothing_is_copied():
     replace_rnn(model, "GILRLSTM", options=options, state="carried", weights="carried")
     (old,) = vars(model.rnn)["_teacher"]
     assert (model.rnn.cells[0].weight_ih != old.weight_ih_l0).all()
+
+
+AUTO = {
+    "LSTM": ({}, "LSTM"),
+    "GRU": ({}, "GRU"),
+    "RNN": ({"nonlinearity": "relu"}, "RNN_RELU"),
+}
+
+
+@pytest.mark.parametrize("kind", AUTO)
+def test_with_carried_states_auto_begins_at_the_old_layers_function(kind):
+    options, function = AUTO[kind]
+    model = Model(kind, **options)
+    old, x = copy.deepcopy(model.rnn), torch.randn(B, 3, M)
+    (report,) = replace_rnn(model, weights="carried", state="carried")
+    assert f"cell='{function}'" in report.new and "passes=3" in report.new
+    assert not any("nonlinearity" in note or "`state`" in note for note in report.notes)
+    # Three passes: from a state that is known, three steps, whatever the surrogate.
+    state = tree_map(torch.randn_like, old(x)[1])
+    close(model.rnn(x, state)[0], old(x, state)[0])
+    for other in ({"weights": "new", "state": "carried"}, {"weights": "carried"}):
+        model = Model(kind, **options)
+        (report,) = replace_rnn(model, **other)
+        assert "passes=3" not in report.new
+        said = [note for note in report.notes if "`state`: carried would start" in note]
+        assert len(said) == ("state" not in other)
+    model = Model(kind, **options)
+    (report,) = replace_rnn(model, KINDS[kind], weights="carried")
+    assert not any("would start" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,3 +206,63 @@ def test_the_first_steps_of_fit_are_the_new_layers(tmp_path):
     assert (few[1] != more[1]).all() and (more[1] != most[1]).any()
     with pytest.raises(ValueError, match="`carry_steps` must be at least 1, got 0"):
         SwitchRNN(carry_steps=0)
+
+
+OF_TWO = """
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from lightning_lrnn import SwitchRNN
+
+
+class Project(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(3, 6, batch_first=True)
+        self.head = nn.Linear(6, 2)
+
+    def prepare_data(self):
+        torch.manual_seed(0)  # before the switch, in the process that makes it
+
+    def training_step(self, batch, index):
+        ranks = (0, 1) if self.trainer.world_size == 1 else (self.global_rank,)
+        parts = [batch[rank::2] for rank in ranks]
+        losses = [self.head(self.rnn(part)[0]).square().mean() for part in parts]
+        return torch.stack(losses).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(devices, strategy):
+    pl.seed_everything(0, verbose=False)
+    project, data = Project(), torch.randn(20, 5, 3)
+    pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        use_distributed_sampler=False,
+        max_steps=5,
+        callbacks=[SwitchRNN(weights="carried", state="carried", carry_steps=3)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(project, torch.utils.data.DataLoader(data, 4))
+    return project.state_dict()
+
+
+if __name__ == "__main__":
+    expected = fit(1, "auto")
+    for strategy in ("ddp_spawn", "ddp_spawn_find_unused_parameters_true"):
+        torch.testing.assert_close(fit(2, strategy), expected, rtol=1e-4, atol=1e-6)
+"""
+
+
+def test_two_processes_learn_from_old_layers_as_one_does(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(OF_TWO)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

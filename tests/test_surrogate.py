@@ -12,9 +12,11 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 import lightning_lrnn as lrnn
 from lightning_lrnn.nn import GILRLSTM, SurrogateRNN
+from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.lru import LRUStateCell
 from lightning_lrnn.nn.surrogate import SURROGATES
 from lightning_lrnn.nn.walk import Step, Walk
@@ -69,6 +71,11 @@ def test_a_gate_of_ones_own(options, backend):
         ),
         ({"surrogate_size": 3, "surrogate_layers": 2}, "surrogate_layers=2, got 3"),
         ({"surrogate": "S5", "surrogate_size": 2}, "state of S5 is not its output"),
+        *(
+            ({"passes": passes}, f"`passes` must be a whole number of at least 1, got {passes!r}")
+            for passes in (0, 1.5, "3", True, None)
+        ),
+        ({"passes": 2, "surrogate_size": 2}, "passes=2 needs .* leave `surrogate_size` out, got 2"),
     ],
     ids=str,
 )
@@ -96,6 +103,70 @@ def test_any_surrogate_continues_in_steps(surrogate, layers):
 def test_a_whole_number_may_be_a_float():
     rnn = SurrogateRNN(4, 5, surrogate_size=2.0, surrogate_layers=2.0)
     assert rnn.cells[0].parts == [1, 2, 2]
+    assert SurrogateRNN(4, 5, passes=3.0).cells[0].parts == [5, 5, 5, 5, 5, 5]
+
+
+def pair_of(make, passes, backend="auto", **options):
+    """A layer of PyTorch, and one with its weights."""
+    old = make(4, 5, dtype=F64, **options)
+    options.pop("nonlinearity", None)
+    new = SurrogateRNN(4, 5, dtype=F64, cell=old.mode, passes=passes, backend=backend, **options)
+    carry_weights(old, new)
+    return old, new
+
+
+KINDS = [
+    (torch.nn.LSTM, {}),
+    (torch.nn.LSTM, {"proj_size": 3}),
+    (torch.nn.GRU, {}),
+    (torch.nn.RNN, {"bias": False}),
+    (torch.nn.RNN, {"nonlinearity": "relu"}),
+]
+
+
+@pytest.mark.parametrize("kind, options", KINDS, ids=str)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_as_many_passes_as_steps_are_the_layer_of_torch(kind, options, bidirectional, backend):
+    """Also from a state of that layer; and so is the state of the cells."""
+    more = {"num_layers": 2, "bidirectional": bidirectional}
+    old, new = pair_of(kind, 6, backend, **options, **more)
+    x = torch.randn(6, 3, 4, dtype=F64)
+    for state in (None, tree_map(torch.randn_like, old(x)[1])):
+        (y, end), (expected, last) = new(x, state), old(x, state)
+        close(y, expected)
+        close(tree_leaves(end)[-1][..., :5], tree_leaves(last)[-1])
+
+
+@pytest.mark.parametrize("kind, options", KINDS, ids=str)
+def test_a_pass_more_is_a_step_more_that_is_right(kind, options):
+    x = torch.randn(5, 3, 4, dtype=F64)
+    for passes in range(1, 5):
+        old, new = pair_of(kind, passes, **options)
+        state = tree_map(torch.randn_like, old(x)[1])
+        # A single state says nothing of the surrogate's where there is one pass.
+        start = state if passes > 1 or isinstance(state, tuple) else None
+        wrong = (new(x, start)[0] - old(x, start)[0]).abs().amax((1, 2))
+        assert (wrong[:passes] < 1e-12).all() and (wrong[passes:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_passes_continue_with_the_state_of_another_layer(cell, pair):
+    """A GRU whose state is (h, c), an LSTM whose state is one tensor: whole as in pieces."""
+    rnn = SurrogateRNN(4, 5, cell=cell, passes=3, dtype=F64)
+    rnn.cells[0].remembers_output = pair
+    x = torch.randn(6, 3, 4, dtype=F64)
+    y, end = rnn(x)
+    first, middle = rnn(x[:2])
+    second, last = rnn(x[2:], middle)
+    close((torch.cat([first, second]), last), (y, end))
+    h, c = (torch.randn(1, 3, 5, dtype=F64) for _ in range(2))
+    s, state = (h if pair else torch.zeros_like(h)), (h, c) if pair else c
+    if cell == "LSTM":
+        wide = torch.cat([c, s, c, s, c, s], -1)
+    else:
+        wide = torch.cat([c, h, h], -1) if pair else torch.cat([c, c, c, c], -1)
+    close(rnn(x, (h, wide) if pair else wide), rnn(x, state))
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"proj_size": 3}], ids=str)

@@ -85,13 +85,13 @@ class Distillation:
             return
         loss = torch.stack(self._losses).mean()
         self._losses.clear()
-        self.optimizer.zero_grad()
-        loss.backward()
-        parameters = self.optimizer.param_groups[0]["params"]
-        if reduce is not None:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad)
+        parameters = [p for p in self.optimizer.param_groups[0]["params"] if p.requires_grad]
+        # Not `backward`: hooks of a module around had their gradients before, see `_reached`.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+            if reduce is not None and gradient is not None:
+                parameter.grad = reduce(gradient)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -121,7 +121,7 @@ class Distillation:
         finally:
             layer.train(was_training)
         self._remember(state, _detached(after))
-        return output, state
+        return _reached(output, layer), state
 
     def _remember(self, state: Any, ours: Any) -> None:
         # The old layer's state is kept too: its memory, which names it, is not given to another.
@@ -134,7 +134,7 @@ def fit_surrogate(
     module: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int = 200,
+    steps: int = 100,
     call: Callable[[Any], Any] | None = None,
 ) -> list[float]:
     """Lets layers that were replaced with `weights="carried"` learn from those that they replaced.
@@ -179,6 +179,20 @@ def _relative_error(found: Any, output: Any) -> Tensor:
     target = target.detach().float()
     error: Tensor = (y.float() - target).square().sum()
     return error / target.square().sum().clamp(min=1e-12)
+
+
+def _reached(output: Any, layer: nn.Module) -> Any:
+    """The old layer's output; with several processes also gradients of 0 for the new one.
+
+    `DistributedDataParallel` waits for a gradient of every parameter.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several or not torch.is_grad_enabled():
+        return output
+    zero = torch.stack([(0 * p).sum() for p in layer.parameters()]).sum()
+    if isinstance(output, PackedSequence):
+        return output._replace(data=output.data + zero)
+    return output + zero
 
 
 def _like(teacher: nn.Module, layer: nn.Module) -> None:

@@ -128,7 +128,7 @@ class GILRGRU(Stack):
 
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`. h_n (num_layers * directions, B, H +
     surrogate) is the state and the surrogate, side by side; with a `surrogate_size` it is the last
-    output, exactly H wide. h_0 H wide is taken too: the surrogate starts at it.
+    output, exactly H wide. h_0 H wide is taken too: the surrogate starts at 0.
 
     Args: see `Stack`, and for `surrogate_size` and `surrogate_layers` `SurrogateRNN`.
     """
@@ -175,7 +175,7 @@ class GILRRNN(Stack):
 
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`. h_n (num_layers * directions, B, H +
     surrogate) is the last output and the surrogate, side by side; with a `surrogate_size` it is the
-    last output, exactly H wide. h_0 H wide is taken too: the surrogate starts at it.
+    last output, exactly H wide. h_0 H wide is taken too: the surrogate starts at 0.
 
     Args: see `Stack`, for `surrogate_size` and `surrogate_layers` `SurrogateRNN`, and
         nonlinearity: "tanh" or "relu".

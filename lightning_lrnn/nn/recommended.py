@@ -8,7 +8,10 @@ from lightning_lrnn.nn.gilr import GILR
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.surrogate import SurrogateRNN
 
-__all__ = ["recommended"]
+__all__ = ["of_the_same_function", "recommended"]
+
+PASSES = 3
+"""With which a trained layer is reproduced, see `benchmarks/carried.py`."""
 
 
 def recommended(old: nn.RNNBase) -> Layer:
@@ -24,3 +27,8 @@ def recommended(old: nn.RNNBase) -> Layer:
         return Layer(GILR, {})
     cell = "GRU_WITH_INPUT_GATE" if lstm else "GRU_WITHOUT_RESET"
     return Layer(SurrogateRNN, {"cell": cell, "surrogate": "LRU"})
+
+
+def of_the_same_function(old: nn.RNNBase) -> Layer:
+    """The layer that takes over weights: fixed-point passes of the old layer's own function."""
+    return Layer(SurrogateRNN, {"cell": old.mode, "surrogate": "LRU", "passes": PASSES})

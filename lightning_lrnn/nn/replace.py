@@ -16,7 +16,7 @@ from lightning_lrnn.nn import made_before
 from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.layer import Layer
-from lightning_lrnn.nn.recommended import recommended
+from lightning_lrnn.nn.recommended import of_the_same_function, recommended
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.stand_in import SwitchError, stand_in, standing_in
 from lightning_lrnn.nn.step_time import SIZES, step_times
@@ -29,6 +29,7 @@ SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 STATES = ("strict", "carried")
 WEIGHTS = ("new", "carried")
 LEARNS = "it learns from the old layer first"
+OWN_FUNCTION = "`state`: carried would start at the old layer's own function"
 SHARE = 0.5
 """Of the state's columns that a surrogate gets, where it cannot have its own."""
 
@@ -113,8 +114,9 @@ def replace_rnn(
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
-        rnn: "auto" takes what `lightning_lrnn.nn.recommended` has for each layer. Or
-            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
+        rnn: "auto" takes what `lightning_lrnn.nn.recommended` has for each layer; where `state` and
+            `weights` are both carried, fixed-point passes of the old layer's own function. Or the
+            new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
             `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
             reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
             named must be possible.
@@ -161,10 +163,12 @@ def replace_rnn(
         before = sum(p.numel() for p in old.parameters())
         entry = Replacement(path, _line(old), "", before, before)
         try:
-            layer = _choose(old, by_kind)
+            layer = _choose(old, by_kind, state == weights == "carried")
             _check_tied(module, old)
             new = _make(old, layer, backend, state)
             notes = _differences(old, new, weights)
+            if weights == "carried" and state == "strict" and by_kind[_kind(old)] is None:
+                notes.append(OWN_FUNCTION)
             made[id(old)] = stand_in(old, new)
         except SwitchError as error:
             if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
@@ -243,13 +247,13 @@ def _kind(old: nn.Module) -> str:
     return next((name for name, kind in KINDS.items() if isinstance(old, kind)), "")
 
 
-def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None]) -> Layer:
+def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None], carried: bool) -> Layer:
     kind = _kind(old)
     if not kind:
         raise SwitchError("a single cell, which is called step by step, is not replaced")
     if kind not in by_kind:
         raise SwitchError(f"`rnn` names nothing for {kind}")
-    return by_kind[kind] or recommended(old)
+    return by_kind[kind] or (of_the_same_function if carried else recommended)(old)
 
 
 def _check_tied(module: nn.Module, old: nn.Module) -> None:
@@ -352,7 +356,8 @@ def _differences(old: nn.RNNBase, new: Stack, weights: str) -> list[str]:
         notes.append(f"{part} of {name} is complex")
     if not cell.remembers_output and not cell.output_is_state:
         notes.append(f"h_n of {name} is its state, not its last output")
-    if getattr(old, "nonlinearity", "tanh") not in ("tanh", new.options.get("nonlinearity")):
+    own = isinstance(cell, SurrogateRNNCell) and cell.is_surrogate_of(old)
+    if getattr(old, "nonlinearity", "tanh") != "tanh" and not own:
         notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
     if weights == "carried":
         notes.append(LEARNS)

@@ -142,6 +142,7 @@ class SurrogateRNNCell(Cell):
         surrogate: the surrogate's layers, one after the other.
         function: f.
         shares: whether the surrogate's units are among the H columns of the state.
+        passes: how often f is applied.
     """
 
     projects = True
@@ -157,10 +158,12 @@ class SurrogateRNNCell(Cell):
         surrogate_size: float | None = None,
         surrogate_layers: int = 1,
         surrogate_options: Mapping[str, Any] | None = None,
+        passes: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, **options)
         self.function = _function(cell)
+        self.passes = _passes(passes, surrogate_size)
         self.remembers_output = self.function.pair
         self.shares = surrogate_size is not None
         S = _units(surrogate_size, hidden_size, self.output_size, surrogate_layers)
@@ -187,13 +190,24 @@ class SurrogateRNNCell(Cell):
 
     @property
     def parts(self) -> list[int]:
-        """Columns of the carried state: of the cells, and of each layer of the surrogate."""
-        return [self.cells, *(_columns(layer) for layer in self._surrogates())]
+        """Columns of the carried state.
+
+        Of the cells in the last pass, of each layer of the surrogate, and of each earlier pass its
+        cells and, where that is not their state, its last output.
+        """
+        of_surrogate = [_columns(layer) for layer in self._surrogates()]
+        of_pass = [self.cells] if self.reads_state else [self.cells, self.output_size]
+        return [self.cells, *of_surrogate, *of_pass * (self.passes - 1)]
 
     @property
     def state_size(self) -> int:
-        """Cells and surrogate, side by side."""
+        """All that is carried, side by side."""
         return sum(self.parts)
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether the output of the cells is their state."""
+        return self.function.readout is None and self.weight_hr is None
 
     def is_surrogate_of(self, old: nn.RNNBase) -> bool:
         """Whether it has the function of a layer of `torch.nn`."""
@@ -201,9 +215,8 @@ class SurrogateRNNCell(Cell):
 
     @property
     def splits(self) -> bool:
-        """Whether h of the user's pair (h, c) is the state of the cells, and c the surrogate's."""
-        plain = self.function.readout is None and self.weight_hr is None
-        return plain and self.remembers_output and not self.shares
+        """Whether h of the user's pair (h, c) is the state of the cells, and c all the rest."""
+        return self.reads_state and self.remembers_output and not self.shares
 
     @property
     def packed_size(self) -> int:
@@ -213,19 +226,29 @@ class SurrogateRNNCell(Cell):
     @property
     def output_is_state(self) -> bool:
         """Where the surrogate's units are among the output's, and nothing is read out."""
-        return self.shares and self.function.readout is None and self.weight_hr is None
+        return self.shares and self.reads_state
 
     def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
-        """The cells start at c, and the surrogate at the last output where that is as wide.
+        """The cells of every pass start at c, the rest at the last output where that is as wide.
 
-        Of a pair whose h is the state of the cells, c is the surrogate.
+        Of a pair whose h is the state of the cells these start at h, and c is the surrogate, or all
+        that there is beside them.
         """
+        of_surrogate = self.parts[1 : 1 + len(self.surrogate)]
         if self.splits:
             assert h is not None
-            return F.pad(torch.cat([h, c], -1), (0, self.packed_size - c.shape[-1]))
-        if h is not None and self.parts[1:] == [h.shape[-1]]:
-            return torch.cat([c, h], -1)
-        return F.pad(c, (0, self.state_size - c.shape[-1]))
+            if c.shape[-1] == self.packed_size:
+                return torch.cat([h, c], -1)
+            surrogate = F.pad(c, (0, sum(of_surrogate) - c.shape[-1]))
+            return torch.cat([h, surrogate, *[h] * (self.passes - 1)], -1)
+        rows = c.shape[:-1]
+        if h is None:
+            known = self.reads_state and self.passes > 1
+            h = c if known else c.new_zeros(*rows, self.output_size)
+        as_wide = of_surrogate == [h.shape[-1]]
+        surrogate = h if as_wide else c.new_zeros(*rows, sum(of_surrogate))
+        earlier = [c] if self.reads_state else [c, h]
+        return torch.cat([c, surrogate, *earlier * (self.passes - 1)], -1)
 
     def pack(self, carry: Tensor) -> Tensor:
         """Without the cells, where the last output is their state."""
@@ -263,20 +286,28 @@ class SurrogateRNNCell(Cell):
 
     def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
-        c, *states = [None] * len(self.parts) if carry is None else carry.split(self.parts, -1)
-        before, outputs, after = self.surrogate_before(x, states, walk)
-        y, c_n = walk.scan(
-            "cell",
-            self.function.gate,
-            *self.pre_activations(x, before),
-            h0=c,
-            readout=self.function.readout,
-        )
+        c_0, *states = [None] * len(self.parts) if carry is None else carry.split(self.parts, -1)
+        n = len(self.surrogate)
+        before, outputs, after = self.surrogate_before(x, states[:n], walk)
+        earlier = iter(states[n:])
+        for k in range(1, self.passes):
+            c = next(earlier)
+            y, c_n = self.once(f"pass{k}", x, before, c, outputs, walk)
+            last = c if self.reads_state else next(earlier)
+            after += [c_n] if self.reads_state else [c_n, walk.last(y, last).to(c_n.dtype)]
+            before = walk.previous(y, last)
+        y, c_n = self.once("cell", x, before, c_0, outputs, walk)
+        return y, torch.cat([c_n, *after], -1)
+
+    def once(
+        self, name: str, x: Tensor, s: Tensor, c: Any, outputs: list[Tensor], walk: Walk
+    ) -> tuple[Tensor, Tensor]:
+        """f at every t, whose gates see s: its output and the state of the cells."""
+        pre, readout = self.pre_activations(x, s), self.function.readout
+        y, c_n = walk.scan(name, self.function.gate, *pre, h0=c, readout=readout)
         if self.shares:
             y = torch.cat([y, *outputs], -1)
-        if self.weight_hr is not None:
-            y = F.linear(y, self.weight_hr)
-        return y, torch.cat([c_n, *after], -1)
+        return y if self.weight_hr is None else F.linear(y, self.weight_hr), c_n
 
     def surrogate_before(
         self, x: Tensor, states: list[Any], walk: Walk
@@ -342,13 +373,29 @@ class SurrogateRNN(Stack):
 
     or a gate of your own, `f(*pre_activations) -> (decay, impulse)`.
 
+    With K `passes` the outputs are computed K times, each time with gates that see those of the
+    time before, one step earlier, and with the same W, U, b and b':
+
+        s^0_t = s~_t
+        s^k_t = f(s^{k-1}_{t-1}, x_t), its cells c^k by a recurrence of their own        k = 1 ... K
+
+    That is a fixed-point iteration of s_t = f(s_{t-1}, x_t), every pass of which is parallel over
+    time, and the layer of `torch.nn` is its fixed point: after k passes the first k steps are
+    exactly those of the RNN that sees itself, and the later ones close to them where it forgets.
+    Sources for evaluating nonlinear recurrences by such iterations: Lim et al., "Parallelizing
+    non-linear sequential models over the sequence length", ICLR 2024 (arXiv 2309.12252); Gonzalez
+    et al., "Towards Scalable and Stable Parallelization of Nonlinear RNNs", NeurIPS 2024 (arXiv
+    2407.19115), which both take Newton's steps.
+
     Parameters: W, U, b and b' of each layer are those of the layer of `torch.nn`, by name and
     shape, where the surrogate is beside the cells; the surrogate's come in addition.
 
     State, see `Stack.forward`: as (h, c) for an LSTM, else one tensor. Its columns are
 
-    - with `surrogate_size=None`: the cells, H wide, and beside them the surrogate. A state that is
-      H wide is taken too: the surrogate starts at the last output.
+    - with `surrogate_size=None`: the cells, H wide, and beside them the surrogate, and of each
+      earlier pass its cells and, where that is not their state, its last output. A state that is H
+      wide is taken too, such as that of the layer of `torch.nn`: all cells start at it, and the
+      rest at the h of (h, c). Of a single tensor, h = c with several passes and 0 with one.
     - with a `surrogate_size`: exactly H. The units of the layer are cells and surrogate units, and
       so are the columns of its output: y_t = [y of the cells, s~_t]. In the place of a GRU or RNN
       the state is the last output.
@@ -361,6 +408,8 @@ class SurrogateRNN(Stack):
             hidden_size below 1. Only for a surrogate whose output is its state.
         surrogate_layers: layers of the surrogate on top of each other.
         surrogate_options: options of the surrogate, such as {"window": 3} of a QRNN.
+        passes: how often f is applied; from the second time on its gates see the output of the time
+            before, one step earlier. More than one only with `surrogate_size=None`.
 
     `proj_size` projects the output, as in `torch.nn.LSTM`.
     """
@@ -377,10 +426,12 @@ class SurrogateRNN(Stack):
         surrogate_size: float | None = None,
         surrogate_layers: int = 1,
         surrogate_options: dict[str, Any] | None = None,
+        passes: int = 1,
         **kwargs: Any,
     ) -> None:
         kwargs |= {"cell": cell, "surrogate": surrogate, "surrogate_size": surrogate_size}
         kwargs |= {"surrogate_layers": surrogate_layers, "surrogate_options": surrogate_options}
+        kwargs |= {"passes": passes}
         super().__init__(input_size, hidden_size, *args, **kwargs)
 
 
@@ -417,6 +468,17 @@ def _units(size: Any, hidden_size: int, output_size: int, layers: Any) -> int:
             f"got {size!r}"
         )
     return int(units)
+
+
+def _passes(passes: Any, surrogate_size: Any) -> int:
+    if not _is_count(passes):
+        raise ValueError(f"`passes` must be a whole number of at least 1, got {passes!r}")
+    if passes > 1 and surrogate_size is not None:
+        raise ValueError(
+            f"passes={passes} needs a surrogate beside the cells, as wide as the output that takes "
+            f"its place: leave `surrogate_size` out, got {surrogate_size!r}"
+        )
+    return int(passes)
 
 
 def _is_count(value: Any) -> bool:
