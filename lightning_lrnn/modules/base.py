@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
+from lightning_lrnn._checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack
 
@@ -84,10 +85,11 @@ class RecurrentModule(pl.LightningModule):
         final_lr: float = 0.05,
     ) -> None:
         super().__init__()
-        check_at_least(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
+        check_numbers(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
         check_counts(0, warmup_steps=warmup_steps)
         if total_steps is not None:
             check_counts(1, total_steps=total_steps)
+        check_flags(carry_state=carry_state)
         self.backend = backend
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
@@ -424,22 +426,6 @@ class RecurrentModule(pl.LightningModule):
             tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
             for i in range(world)
         ]
-
-
-def check_at_least(least: float, **options: float) -> None:
-    """Raises ValueError for options that are not numbers of at least so much."""
-    for name, value in options.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # NaN is not.
-        if not (number and least <= value < math.inf):
-            raise ValueError(f"`{name}` must be a number of at least {least}, got {value!r}")
-
-
-def check_counts(least: int = 1, **options: int) -> None:
-    """Raises ValueError for options that are not integers of at least so much."""
-    for name, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
 
 
 def _synchronised(metrics: Any, over_processes: bool) -> None:
