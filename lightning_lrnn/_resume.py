@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
 from lightning_lrnn._checkpoint import CheckpointError
+from lightning_lrnn._configs import check_yaml
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.nn.layer import KNOWN, Layer
 
@@ -54,10 +55,11 @@ def configs_in(args: list[str]) -> list[Any]:
         value = value if equals else after
         if name in ("--config", "-c"):
             try:
-                text = Path(value).read_text("utf-8-sig", "replace")
+                content = Path(value).read_bytes()
             except (OSError, ValueError):
-                text = value
-            found.append(loaded(text))
+                content = value.encode("utf-8", "surrogateescape")
+            check_yaml(content, value.splitlines()[0] if value else "--config")
+            found.append(loaded(content.decode("utf-8-sig")))
     return found
 
 
