@@ -265,6 +265,8 @@ class SequenceTable(SequenceData):
             table = data.forecast_table(trainer.predict(model, data), model.quantiles)
             pandas.DataFrame(table).to_csv("forecast.csv", index=False)
 
+        The callback `lightning_lrnn.callbacks.WriteForecast` writes them without code.
+
         Args:
             predictions: batch by batch, (B, horizon, targets, levels), in the user's units.
             quantiles: the levels.
