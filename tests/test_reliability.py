@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that exist; each file and function was misspelt once to see it."""
+"""docs/reliability.md names tests that exist; file and function were misspelt once to see it."""
 
 from __future__ import annotations
 
