@@ -23,7 +23,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from lightning_lrnn._checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn._checks import check_counts
 from lightning_lrnn._configs import ConfigError
-from lightning_lrnn._resume import Said, configs_in, last_checkpoint, loaded, options_of
+from lightning_lrnn._resume import (
+    Said,
+    configs_in,
+    last_checkpoint,
+    loaded,
+    options_of,
+    trainer_option,
+)
 from lightning_lrnn._stop import STATUS, Stop
 from lightning_lrnn.backends import BackendError
 
@@ -44,6 +51,11 @@ LARGEST = 100_000
 """Values of a config, each where an anchor is used counted again."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """Parts of an optimizer's state that have the shape of the parameter."""
+LIMITS = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    "overfit_batches",
+)
+"""Options of which 1 is one batch, and 1.0 all of them."""
 UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What the system says of a place where nothing can be written."""
 SECRET = re.compile(r"key$|token$|secret|passw|credential|webhook", re.IGNORECASE)
@@ -275,6 +287,11 @@ class _CLI(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """With checkpoints that are read and written by this package."""
+        given = self.config[self.config.subcommand].get("trainer") or Namespace()
+        for name in LIMITS:
+            # jsonargparse makes 1.0 of it, and Lightning takes that for all batches.
+            if given.get(name) == 1 and type(trainer_option(self._args, name)) is int:
+                options.setdefault(name, 1)
         try:
             trainer = super().instantiate_trainer(**options)
         except (MisconfigurationException, ValueError, TypeError) as error:

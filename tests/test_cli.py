@@ -337,3 +337,26 @@ def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert main([*words, "--data.path=text", *OPTIONS, "--trainer.fast_dev_run=true"]) == 0
     assert lightning_lrnn.last_backend() == "serial"
     assert sys.modules["own_module"].Own.seen == 2.5
+
+
+@pytest.mark.parametrize(
+    ("words", "batches"),
+    [
+        ("--trainer.limit_val_batches=1", 1),
+        ("--trainer.limit_val_batches=1.0", 4),
+        ("--trainer.limit_val_batches 1", 1),
+        ("--trainer.limit_val_batches=3", 3),
+        ("--config=one.yaml", 1),
+        ("--config=one.yaml --trainer.limit_val_batches=1.0", 4),
+    ],
+)
+def test_one_batch_is_not_all_of_them(
+    words: str, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("one.yaml").write_text("trainer: {limit_val_batches: 1}")
+    counted: list[int] = []
+    monkeypatch.setattr(LanguageModel, "validation_step", lambda self, batch, i: counted.append(i))
+    options = [word for word in OPTIONS if "limit" not in word and "window" not in word]
+    options += ["--data.window=64", "--data.path=text", "--data.val_fraction=0.02"]
+    assert main(["validate", *options, *TINY, *words.split(" ")]) == 0
+    assert len(counted) == batches
