@@ -78,7 +78,7 @@ def read_comparison(path: Path) -> dict[str, Any] | None:
         if not isinstance(value, KEYS.get(key, ())):
             wants = ", ".join(f"{name} ({kind.__name__})" for name, kind in KEYS.items())
             raise ConfigError(f"{path}: a comparison has {wants}, got `{key}: {value}`")
-        if KEYS[key] is int and (value is True or value < 1):
+        if isinstance(value, int) and (value is True or value < 1):
             raise ConfigError(f"{path}: `{key}` must be an integer of at least 1, got {value}")
     return found
 

@@ -69,7 +69,9 @@ class CommandLineError(Exception):
 
 
 class _Parser(LightningArgumentParser):
-    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *more: Any, **options: Any
+    ) -> Namespace:
         """With null: jsonargparse writes an option of a class anew, and a null as None."""
         if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
             args = [f"{args[0].removesuffix('None')}null"]
@@ -283,11 +285,11 @@ class _CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         _check_layer(config.get("model"))
-        _check_intervals(config.get("trainer") or Namespace())
+        _check_intervals(config.get("trainer") or {})
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """With checkpoints that are read and written by this package."""
-        given = self.config[self.config.subcommand].get("trainer") or Namespace()
+        given = self.config[self.config.subcommand].get("trainer") or {}
         for name in LIMITS:
             # jsonargparse makes 1.0 of it, and Lightning takes that for all batches.
             if given.get(name) == 1 and type(trainer_option(self._args, name)) is int:
@@ -484,7 +486,7 @@ def _of_lightning(error: BaseException) -> bool:
     return inside and isinstance(error, (ValueError, TypeError))
 
 
-def _check_intervals(trainer: Namespace) -> None:
+def _check_intervals(trainer: Any) -> None:
     """Refuses intervals that Lightning would divide by."""
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if (value := trainer.get(name)) is not None:

@@ -71,7 +71,7 @@ def trainer_option(args: list[str], name: str) -> Any:
         value = value if equals else after
         if option == f"--trainer.{name}":
             found = loaded(value)
-        trees = [{"trainer": loaded(value)}] if option == "--trainer" else []
+        trees: list[Any] = [{"trainer": loaded(value)}] if option == "--trainer" else []
         if option in ("--config", "-c"):
             trees += [
                 part

@@ -82,7 +82,8 @@ def _whole(bound: Any) -> Tensor:
     mesh = bound.device_mesh
     whole = bound.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     # The sum over processes of the gradients, each divided by their number.
-    return whole.detach() + (whole - whole.detach()) / mesh.size()
+    mean: Tensor = whole.detach() + (whole - whole.detach()) / mesh.size()
+    return mean
 
 
 class HGRN(Stack):
