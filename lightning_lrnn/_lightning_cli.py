@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,16 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn._checkpoint import CheckpointError, CheckpointFiles, check, read
-from lightning_lrnn._resume import Said, configs_in, last_checkpoint, loaded, options_of
+from lightning_lrnn._checks import check_counts
+from lightning_lrnn._configs import ConfigError
+from lightning_lrnn._resume import (
+    Said,
+    configs_in,
+    last_checkpoint,
+    loaded,
+    options_of,
+    trainer_option,
+)
 from lightning_lrnn._stop import STATUS, Stop
 from lightning_lrnn.backends import BackendError
 
@@ -41,6 +51,13 @@ LARGEST = 100_000
 """Values of a config, each where an anchor is used counted again."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """Parts of an optimizer's state that have the shape of the parameter."""
+LIMITS = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    "overfit_batches",
+)
+"""Options of which 1 is one batch, and 1.0 all of them."""
+UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a place where nothing can be written."""
 SECRET = re.compile(r"key$|token$|secret|passw|credential|webhook", re.IGNORECASE)
 URL_PASSWORD = re.compile(r"(\w://)[^/@\s]+@")
 WHY = re.compile(r"callable class: (.+?)\.* Got value")
@@ -52,6 +69,14 @@ class CommandLineError(Exception):
 
 
 class _Parser(LightningArgumentParser):
+    def parse_args(  # type: ignore[override]
+        self, args: Any = None, *more: Any, **options: Any
+    ) -> Namespace:
+        """With null: jsonargparse writes an option of a class anew, and a null as None."""
+        if isinstance(args, list) and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        return super().parse_args(args, *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises instead of printing the usage, which is hundreds of lines here.
 
@@ -188,7 +213,11 @@ class _Monitors(pl.Callback):
 
 class _CLI(LightningCLI):
     def __init__(self, args: list[str], **options: Any) -> None:
-        for given in (*configs_in(args), *(loaded(arg.partition("=")[2] or arg) for arg in args)):
+        try:
+            configs = configs_in(args)
+        except ConfigError as error:
+            raise CommandLineError(str(error)) from error
+        for given in (*configs, *(loaded(arg.partition("=")[2] or arg) for arg in args)):
             _check_size(given)
         self._args = args
         self._options_of: str | None = None
@@ -202,7 +231,18 @@ class _CLI(LightningCLI):
         super().__init__(args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults(self._defaults)
+        for part, default in self._defaults.items():
+            try:
+                parser.set_defaults({part: default})
+            except (ValueError, AttributeError, ImportError) as error:
+                path = default["class_path"]
+                # What a module that is there fails to import is the user's to see.
+                if isinstance(error, ImportError) and not path.startswith(f"{error.name}."):
+                    raise
+                raise CommandLineError(
+                    f"there is no class {path!r} for `--{part}` ({_plain(str(error))}); give its "
+                    f"name, or the path that it is imported by"
+                ) from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns that sys.argv has arguments too, which is so under pytest.
@@ -243,11 +283,23 @@ class _CLI(LightningCLI):
             raise CommandLineError(f"{path} has options that do not fit: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        _check_layer(self.config[self.config.subcommand].get("model"))
+        config = self.config[self.config.subcommand]
+        _check_layer(config.get("model"))
+        _check_intervals(config.get("trainer") or {})
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """With checkpoints that are read and written by this package."""
-        trainer = super().instantiate_trainer(**options)
+        given = self.config[self.config.subcommand].get("trainer") or {}
+        for name in LIMITS:
+            # jsonargparse makes 1.0 of it, and Lightning takes that for all batches.
+            if given.get(name) == 1 and type(trainer_option(self._args, name)) is int:
+                options.setdefault(name, 1)
+        try:
+            trainer = super().instantiate_trainer(**options)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            if not _of_lightning(error):
+                raise
+            raise CommandLineError(_plain(str(error))) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -278,9 +330,19 @@ class _CLI(LightningCLI):
             if path and _of_checkpoint(error):
                 raise CommandLineError(_misfit(path, error, self._overruled)) from error
             # Its messages say what is configured wrongly.
-            if isinstance(error, MisconfigurationException) or MONITOR in str(error):
+            if _of_lightning(error) or MONITOR in str(error):
                 raise CommandLineError(_plain(str(error))) from error
+            if isinstance(error, UNUSABLE) and error.filename:
+                raise CommandLineError(
+                    f"{error.filename} cannot be used ({error.strerror}); choose another folder"
+                ) from error
             raise
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise CommandLineError(f"`--seed_everything`: {_plain(str(error))}") from error
 
     def instantiate_classes(self) -> None:
         try:
@@ -371,6 +433,8 @@ def _file(command: str, config: Namespace) -> str | None:
         CommandLineError: if there is none and there has to be one.
     """
     path: str | None = config.get("ckpt_path")
+    if path is not None and not path.strip():
+        raise CommandLineError("`--ckpt_path` is empty: give a file, or leave it out")
     if path == "best":
         raise CommandLineError(
             "`--ckpt_path best` is the best of a training in the same process, and there was none; "
@@ -411,6 +475,24 @@ def _of_checkpoint(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return any(part in file.as_posix() for part in ("torch/optim/", "pytorch_lightning/loops/"))
+
+
+def _of_lightning(error: BaseException) -> bool:
+    """Whether Lightning's trainer refused what is configured, in words of its own."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1].filename.replace("\\", "/")
+    inside = "/pytorch_lightning/" in last or "/lightning_fabric/" in last
+    return inside and isinstance(error, (ValueError, TypeError))
+
+
+def _check_intervals(trainer: Any) -> None:
+    """Refuses intervals that Lightning would divide by."""
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if (value := trainer.get(name)) is not None:
+            check_counts(1, CommandLineError, **{f"trainer.{name}": value})
+    if (value := trainer.get("val_check_interval")) in (0, 0.0):
+        raise CommandLineError(f"`trainer.val_check_interval` must be above 0, got {value}")
 
 
 def _misfit(path: str, error: Exception, overruled: dict[str, Any]) -> str:

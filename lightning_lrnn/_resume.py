@@ -16,10 +16,11 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
 from lightning_lrnn._checkpoint import CheckpointError
+from lightning_lrnn._configs import check_yaml
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.nn.layer import KNOWN, Layer
 
-__all__ = ["Said", "configs_in", "last_checkpoint", "loaded", "options_of"]
+__all__ = ["Said", "configs_in", "last_checkpoint", "loaded", "options_of", "trainer_option"]
 
 PLAIN = (bool, int, float, str, type(None), Path)
 
@@ -54,10 +55,34 @@ def configs_in(args: list[str]) -> list[Any]:
         value = value if equals else after
         if name in ("--config", "-c"):
             try:
-                text = Path(value).read_text("utf-8-sig", "replace")
+                content = Path(value).read_bytes()
             except (OSError, ValueError):
-                text = value
-            found.append(loaded(text))
+                content = value.encode("utf-8", "surrogateescape")
+            check_yaml(content, value.splitlines()[0] if value else "--config")
+            found.append(loaded(content.decode("utf-8-sig")))
+    return found
+
+
+def trainer_option(args: list[str], name: str) -> Any:
+    """An option of the trainer as it was written, in the last place that names it."""
+    found = None
+    for arg, after in pairwise([*args, ""]):
+        option, equals, value = arg.partition("=")
+        value = value if equals else after
+        if option == f"--trainer.{name}":
+            found = loaded(value)
+        trees: list[Any] = [{"trainer": loaded(value)}] if option == "--trainer" else []
+        if option in ("--config", "-c"):
+            trees += [
+                part
+                for c in configs_in([option, value])
+                if isinstance(c, dict)
+                for part in (c, c.get(args[0]))
+            ]
+        for tree in trees:
+            trainer = tree.get("trainer") if isinstance(tree, dict) else None
+            if isinstance(trainer, dict):
+                found = trainer.get(name, found)
     return found
 
 

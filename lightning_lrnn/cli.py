@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0.7,
         help="below 1 more likely text, above 1 more varied (%(default)s)",
     )
-    generate.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    generate.add_argument("--seed", type=_natural, default=0, help="of the sampling (%(default)s)")
     generate.add_argument(
         "--backend", default="auto", help="how the recurrence is computed (%(default)s)"
     )
@@ -235,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
         help="training time of each model (%(default)s)",
     )
     text.add_argument("--folder", default="runs/demo", help="for logs and figures (%(default)s)")
-    text.add_argument("--seed", type=int, default=0, help="of weights and samples (%(default)s)")
+    text.add_argument(
+        "--seed", type=_natural, default=0, help="of weights and samples (%(default)s)"
+    )
     text.set_defaults(run=_demo_text)
 
     memory = subjects.add_parser(
@@ -253,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument(
         "--folder", default="runs/demo-long-memory", help="for the figure (%(default)s)"
     )
-    memory.add_argument("--seed", type=int, default=0, help="of weights and data (%(default)s)")
+    memory.add_argument(
+        "--seed", type=_natural, default=0, help="of weights and data (%(default)s)"
+    )
     memory.set_defaults(run=_demo_memory)
 
     switch = subjects.add_parser(
@@ -266,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument(
         "--folder", default="runs/demo-switch", help="for text and checkpoint (%(default)s)"
     )
-    switch.add_argument("--seed", type=int, default=0, help="of weights and dropout (%(default)s)")
+    switch.add_argument(
+        "--seed", type=_natural, default=0, help="of weights and dropout (%(default)s)"
+    )
     switch.set_defaults(run=_demo_switch)
     return parser
 
@@ -287,6 +293,16 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
     # argparse names it where `kind` fails.
     parse.__name__ = kind.__name__
     return parse
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
+    return value
+
+
+_natural.__name__ = "int"
 
 
 def _versions() -> str:

@@ -27,11 +27,13 @@ from torch import Tensor, fx
 __all__ = [
     "IDENTITY",
     "SWAPPED",
+    "WANTED",
     "Constant",
     "Gate",
     "GateError",
     "Program",
     "Step",
+    "check_program",
     "complex_values",
     "evaluate",
     "gate",
@@ -247,6 +249,8 @@ def trace(function: Callable[..., Any]) -> str:
     """
     if isinstance(function, Gate):
         return function.program
+    if not hasattr(inspect.unwrap(function), "__code__"):
+        raise GateError(f"a gate is a Python function of tensors, got {function!r}")
     kinds = {p.kind for p in inspect.signature(function).parameters.values()}
     if not kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
         raise GateError(f"{_name(function)}: a gate takes its tensors by position")
@@ -333,6 +337,8 @@ def _is_power_of_none(number: Constant, arguments: Sequence[Any]) -> bool:
     return number is None or (arguments[0] is number and number <= 0)
 
 
+WANTED = {"gate": "decay and impulse, (a, b)", "readout": "one tensor, the output"}
+"""What each of them returns."""
 CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 
@@ -390,6 +396,26 @@ def inputs_of(program: Program) -> set[int]:
     live = pruned(program)
     names = {a for step in live.steps for a in step.arguments} | set(live.outputs)
     return {int(name[1:]) for name in names if isinstance(name, str) and name[0] == "x"}
+
+
+def check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
+    """Raises GateError for the program of a `kind` with another number of inputs or outputs."""
+    _check_program(kind, program, inputs, outputs)
+
+
+@functools.cache
+def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
+    found = parse(program)
+    if found.inputs != inputs:
+        raise GateError(f"the {kind} takes {found.inputs} inputs, got {inputs}: {program}")
+    if len(found.outputs) != outputs:
+        raise GateError(
+            f"the {kind} must return {WANTED[kind]}, returns {len(found.outputs)} values: {program}"
+        )
+
+
+# For torch.compile: it depends on its arguments alone (backends/__init__.py has more on this).
+check_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
+from lightning_lrnn._checks import check_flags
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn._evaluation import broadcastable, like_sequence, operands, padding_mask
 from lightning_lrnn._operator import call, computed_by, last_backend
 from lightning_lrnn.backends import Request
-from lightning_lrnn.gates import Gate
+from lightning_lrnn.gates import WANTED, Gate, GateError
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 
@@ -66,9 +67,11 @@ def linear_recurrence(
         ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
         lightning_lrnn.backends.BackendError: if the named backend cannot run.
     """
+    _check_flags(reverse, exclusive)
     _check_sequence("b", b)
     if not isinstance(a, Tensor) or not (_has(a, b.shape) or _has(a, b.shape[-1:])):
         raise ValueError(f"`a` must be (B, T, D) = {tuple(b.shape)} or (D,), got {_form(a)}")
+    _check_layout("a", a)
     if a.dtype != b.dtype:
         raise TypeError(f"`a` and `b` must share one dtype, got {a.dtype} and {b.dtype}")
     if a.device != b.device:
@@ -114,6 +117,10 @@ def gated_recurrence(
         ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
         lightning_lrnn.backends.BackendError: if the named backend cannot run.
     """
+    for name, function in (("gate", gate), ("readout", readout)):
+        if not (callable(function) or (name == "readout" and function is None)):
+            raise TypeError(f"`{name}` must be a function of tensors, got {function!r}")
+    _check_flags(reverse, exclusive)
     sequences = [p for p in pre if isinstance(p, Tensor) and p.ndim == 3]
     if not sequences:
         raise ValueError("a gate needs at least one pre-activation of shape (B, T, D)")
@@ -122,6 +129,9 @@ def gated_recurrence(
     x = sequences[0]
     if isinstance(gate, Gate) and (readout is None or isinstance(readout, Gate)):
         programs = gate.program, "" if readout is None else readout.program
+        gates.check_program("gate", gate.program, len(pre), 2)
+        if readout is not None:
+            gates.check_program("readout", readout.program, len(pre) + 1, 1)
         request = Request(x.device, x.dtype, *programs)
         name = backends.resolve(backend, request)
         # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
@@ -136,7 +146,10 @@ def gated_recurrence(
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     inputs = operands(pre)
-    a, b = gate(*inputs)
+    found = gate(*inputs)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise GateError(f"the gate must return {WANTED['gate']}, returns {_form(found)}")
+    a, b = (_pointwise("gate", value, x) for value in found)
     # Whatever autocast made of it.
     dtype = state_dtype(like_sequence(x, a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
@@ -150,9 +163,11 @@ def gated_recurrence(
         reset=reset,
         backend=backend,
     )
-    y = h if readout is None else readout(h, *inputs)
+    if readout is None:
+        return h.to(like_sequence(x, h.is_complex())), h_final
+    y = _pointwise("readout", readout(h, *inputs), x).expand(x.shape)
     y = y.to(like_sequence(x, y.is_complex()))
-    return (y if readout is None or padding is None else y.masked_fill(padding, 0)), h_final
+    return (y if padding is None else y.masked_fill(padding, 0)), h_final
 
 
 def _apply(
@@ -196,6 +211,30 @@ def _apply(
     return call(gate, readout, pre, h0, lengths, reset, reverse, exclusive, name)
 
 
+def _pointwise(kind: str, value: Any, x: Tensor) -> Tensor:
+    """What a pointwise function of sequences like x may return, a parameter or a number too."""
+    if not isinstance(value, Tensor):
+        raise GateError(f"the {kind} must return {WANTED[kind]}, returns {_form(value)}")
+    ahead = x.shape[x.ndim - value.ndim :] if value.ndim <= x.ndim else ()
+    # A sum over all would have none.
+    ranks = len(ahead) == value.ndim and (value.ndim > 0 or kind == "gate")
+    if not ranks or not all(
+        n == of_x or (n == 1 and place < value.ndim - 1)
+        for place, (n, of_x) in enumerate(zip(value.shape, ahead, strict=True))
+    ):
+        raise GateError(
+            f"the {kind} must be pointwise: of sequences {tuple(x.shape)} it returns "
+            f"{tuple(value.shape)}"
+        )
+    return value
+
+
+def _check_flags(reverse: Any, exclusive: Any) -> None:
+    # In every call, of every step perhaps.
+    if type(reverse) is not bool or type(exclusive) is not bool:
+        check_flags(TypeError, reverse=reverse, exclusive=exclusive)
+
+
 def _form(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
@@ -208,6 +247,12 @@ def _has(x: Tensor, shape: Sequence[int]) -> bool:
 def _check_sequence(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim != 3:
         raise ValueError(f"`{name}` must be a tensor (B, T, D), got {_form(x)}")
+    _check_layout(name, x)
+
+
+def _check_layout(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided:
+        raise TypeError(f"`{name}` must be a dense tensor, got {x.layout}: call `to_dense()`")
 
 
 def _check_tensor(name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
@@ -224,6 +269,7 @@ def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
         raise ValueError(
             f"`{name}` must be (B, T, D) = {tuple(x.shape)}, (D,) or (B, D), got {_form(p)}"
         )
+    _check_layout(name, p)
     if p.device != x.device:
         raise TypeError(f"`{name}` is on {p.device}, the first sequence on {x.device}")
     if p.ndim == 3 and p.dtype != x.dtype:

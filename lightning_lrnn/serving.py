@@ -40,12 +40,15 @@ class RecordedStep:
 
     Raises:
         ValueError: if a layer is bidirectional: what comes after the step would be needed.
-        TypeError: if `input` is not on a CPU, or `module` does not return a pair.
+        TypeError: if they are none, `input` is not on a CPU, or `module` does not return a pair.
         RuntimeError: under autocast; if the module draws random numbers, as dropout does in
             training mode, or looks at values.
     """
 
     def __init__(self, module: nn.Module, input: Tensor) -> None:
+        if not isinstance(module, nn.Module) or not isinstance(input, Tensor):
+            given = f"{type(module).__name__} and {type(input).__name__}"
+            raise TypeError(f"`module` must be a torch.nn.Module and `input` a tensor, got {given}")
         if input.device.type != "cpu":
             raise TypeError(
                 f"`input` is on {input.device}, steps are recorded on a CPU; "

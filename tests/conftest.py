@@ -17,7 +17,13 @@ from lightning_lrnn.backends._operands import Operand
 collect_ignore = (
     []
     if find_spec("jsonargparse")
-    else ["test_cli.py", "test_compare.py", "test_configs.py", "test_sweeps.py"]
+    else [
+        "test_bad_inputs_command_line.py",
+        "test_cli.py",
+        "test_compare.py",
+        "test_configs.py",
+        "test_sweeps.py",
+    ]
 )
 
 DTYPES = (

@@ -107,73 +107,6 @@ def test_module_is_the_command() -> None:
     assert "there is no config no_such; known are: adding.yaml, byte_lm.yaml" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        ([], "COMMAND"),
-        (["trian"], "invalid choice: 'trian'"),
-        (["generate", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (["generate", "text"], "text cannot be read as a checkpoint"),
-        (["generate", "text", "--backend", "fast"], "there is no backend 'fast'; known are"),
-        (["generate", "text", "--length", "0"], "0 is not a positive number"),
-        (["generate", "text", "--temperature", "warm"], "invalid float value: 'warm'"),
-        (["generate", "text", "--prompt", ""], "the prompt is empty"),
-        (["configs", "copy", "none"], "there is no config none; known are: adding.yaml, byte_lm"),
-        (["configs", "copy", "byte_lm", "no/folder.yaml"], "there is no folder no"),
-        (["fit", "--config", "none.yaml"], "none.yaml"),
-        (["fit", "--model.hiden_size", "8"], "hiden_size"),
-        (["fit", "--data.path", "none", *OPTIONS], "there is no file or folder 'none'"),
-        (["fit", "--model.backend", "fast", *OPTIONS], "there is no backend 'fast'; known are"),
-        (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
-        (
-            ["fit", "--model.rnn", "QRRN"],
-            "there is no layer 'QRRN'; known are GILR, GILRGRU, GILRLSTM, ",
-        ),
-        (
-            ["fit", "--model.rnn", "LSTM"],
-            "there is no layer 'LSTM'; known are GILR, GILRGRU, GILRLSTM, ",
-        ),
-        (["fit", "--model.rnn", "torch.nn.LSMT"], "there is no layer 'torch.nn.LSMT'; known are"),
-        (["fit", "--model.rnn", "no.Layer"], "(No module named 'no')"),
-        (["fit", "--model.rnn", "json.dumps"], "there is no layer 'json.dumps'; known are GILR"),
-        (["fit", "--model.rnn.windw", "5"], "'windw' is not accepted; there are output_activation"),
-        (["fit", "--model.rnn=RGLRU", "--model.rnn.blocks=two"], "Got value: two"),
-        (["fit", "--model.rnn=RGLRU", "--model.rnn.memory=5"], "Got value: 5"),
-        (
-            ["fit", "--model.rnn=RGLRU", "--model.rnn.blocks=3", *OPTIONS, *TINY],
-            "`blocks` must divide hidden_size=8, got 3",
-        ),
-        (
-            ["fit", "--model.rnn=torch.nn.GRU", "--model.rnn.bidirectional=true", *OPTIONS],
-            "`rnn.bidirectional` must be False here, got True: the model may not see",
-        ),
-        (["fit", "--model.num_layers=-3", *OPTIONS], "`num_layers` must be an integer of at least"),
-        (
-            ["fit", "--model.hidden_size=0", *OPTIONS],
-            "`hidden_size` must be an integer of at least",
-        ),
-        (
-            ["fit", "--model.weight_decay=-1", *OPTIONS],
-            "`weight_decay` must be a number of at leas",
-        ),
-        (["fit", "--model.lr=.nan", *OPTIONS], "`lr` must be a number of at least 0, got nan"),
-        (
-            ["fit", "--model.total_steps=0", *OPTIONS],
-            "`total_steps` must be an integer of at least",
-        ),
-        (
-            ["fit", "--model.rnn.proj_size=4", *OPTIONS],
-            "`rnn.proj_size` must be 0 here, got 4: the output is added",
-        ),
-    ],
-    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
-)
-def test_mistakes_are_told_in_a_sentence(
-    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert answer in complaint(capsys, *words)
-
-
 def test_missing_package_is_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,3 +337,26 @@ def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert main([*words, "--data.path=text", *OPTIONS, "--trainer.fast_dev_run=true"]) == 0
     assert lightning_lrnn.last_backend() == "serial"
     assert sys.modules["own_module"].Own.seen == 2.5
+
+
+@pytest.mark.parametrize(
+    ("words", "batches"),
+    [
+        ("--trainer.limit_val_batches=1", 1),
+        ("--trainer.limit_val_batches=1.0", 4),
+        ("--trainer.limit_val_batches 1", 1),
+        ("--trainer.limit_val_batches=3", 3),
+        ("--config=one.yaml", 1),
+        ("--config=one.yaml --trainer.limit_val_batches=1.0", 4),
+    ],
+)
+def test_one_batch_is_not_all_of_them(
+    words: str, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("one.yaml").write_text("trainer: {limit_val_batches: 1}")
+    counted: list[int] = []
+    monkeypatch.setattr(LanguageModel, "validation_step", lambda self, batch, i: counted.append(i))
+    options = [word for word in OPTIONS if "limit" not in word and "window" not in word]
+    options += ["--data.window=64", "--data.path=text", "--data.val_fraction=0.02"]
+    assert main(["validate", *options, *TINY, *words.split(" ")]) == 0
+    assert len(counted) == batches

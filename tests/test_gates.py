@@ -206,13 +206,3 @@ def test_parameters_of_a_gate_may_differ_by_row(backend):
             biased, f[i : i + 1], z[i : i + 1], rows[i], h0=h0[i : i + 1], backend=backend
         )
         torch.testing.assert_close(y[i : i + 1], one)
-
-
-def test_wrong_pre_activations_are_named():
-    x = torch.randn(2, 5, 3)
-    with pytest.raises(ValueError, match=r"pre\[1\]` must be .*got shape \(7,\)"):
-        lrnn.gated_recurrence(gilr, x, torch.randn(7))
-    with pytest.raises(TypeError, match=r"pre\[1\]` is torch.float64"):
-        lrnn.gated_recurrence(gilr, x, x.double())
-    with pytest.raises(ValueError, match="at least one pre-activation"):
-        lrnn.gated_recurrence(gilr, x[0, 0], x[0, 0])

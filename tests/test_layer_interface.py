@@ -222,7 +222,7 @@ def test_refused_steps(name):
             step(torch.zeros(B, M, dtype=F64))
     with pytest.raises(ValueError, match="of a bidirectional stack would need what comes after"):
         make(name, bidirectional=True).step(torch.zeros(B, M))
-    with pytest.raises(ValueError, match="`hidden_size` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`hidden_size` must be an integer of at least 1, got 0"):
         cell_of(name)(M, 0)
 
 
@@ -435,24 +435,6 @@ def test_zoneout_keeps_the_state(pooling):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(
-    "name, options, message",
-    [
-        ("QRNN", {"window": 0}, "`window` must be at least 1, got 0"),
-        ("QRNN", {"pooling": "of"}, "`pooling` must be one of f, fo, ifo, got 'of'"),
-        ("QRNN", {"zoneout": 1.5}, "`zoneout` must be a probability, got 1.5"),
-        ("LRU", {"ring": (0.9, 0.5)}, r"`ring` must be radii, .* got \(0.9, 0.5\)"),
-        ("LRU", {"max_phase": 7.0}, r"`max_phase` must be in \(0, 2 pi\], got 7.0"),
-        ("RGLRU", {"blocks": 3}, "`blocks` must divide hidden_size=5, got 3"),
-    ],
-    ids=str,
-)
-def test_refused_options_of_one_cell(name, options, message):
-    for kind in (CELLS[name], cell_of(name)):
-        with pytest.raises(ValueError, match=message):
-            kind(M, H, **options)
-
-
 def test_bounds_of_hgrn_rise_with_the_layer():
     rnn = CELLS["HGRN"](M, H, num_layers=4, bidirectional=True)
     with torch.no_grad():
@@ -540,12 +522,6 @@ def test_zoneout_of_16_bit_is_as_rare_as_asked():
     assert abs(kept - 0.002) < 0.00065
 
 
-@pytest.mark.parametrize("memory", [5, "ab", (1,), (1, float("inf")), (0, 3)], ids=str)
-def test_refused_memory(memory):
-    with pytest.raises(ValueError, match=r"`memory` must be \(shortest, longest\) steps"):
-        CELLS["GILR"](M, H, memory=memory)
-
-
 def test_more_that_is_refused():
     rnn, cell = make("QRNN"), make("QRNN").cells[0]
     x = torch.zeros(B, M)
@@ -561,8 +537,6 @@ def test_more_that_is_refused():
     lengths, reset = torch.tensor([T] * B), torch.zeros(T, B)
     with pytest.raises(TypeError, match=r"`reset` must be torch.bool, got torch.float32"):
         rnn(torch.zeros(T, B, M), lengths=lengths, reset=reset)
-    with pytest.raises(ValueError, match="`ring` must be radii"):
-        CELLS["LRU"](M, H, ring=0.9)
 
 
 def test_first_values_of_lru_and_s5():

@@ -445,35 +445,6 @@ def test_autocast(name, dtype, backend, device):
 
 
 @every_cell
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"num_layers": 0}, "`num_layers` must be at least 1, got 0"),
-        ({"dropout": 1.5}, "`dropout` must be a probability, got 1.5"),
-        ({"proj_size": H}, r"`proj_size` must be (smaller than hidden_size=5|0), got 5"),
-        ({"memory": (9, 3)}, r"`memory` must be .* 0 < shortest <= longest, got \(9, 3\)"),
-        ({"memory": (1, 3), "bias": False}, r"`memory`=\(1, 3\) sets biases, and there are none"),
-    ],
-    ids=str,
-)
-def test_refused_options(name, options, message):
-    if "bias" in options and not CELLS[name].cell_type.memory_in_bias:
-        assert CELLS[name](M, H, **options).memory == (1, 3)
-        return
-    with pytest.raises(ValueError, match=message):
-        CELLS[name](M, H, **options)
-
-
-def test_options_of_one_cell():
-    with pytest.raises(
-        ValueError, match="`output_activation` must be one of tanh, identity, got 'relu'"
-    ):
-        CELLS["GILRLSTM"](M, H, output_activation="relu")
-    with pytest.raises(TypeError, match="output_activation"):
-        CELLS["GILR"](M, H, output_activation="tanh")
-
-
-@every_cell
 def test_dropout_with_one_layer_warns(name):
     with pytest.warns(UserWarning, match=r"dropout=0.1 acts between layers"):
         CELLS[name](M, H, dropout=0.1)

@@ -295,36 +295,3 @@ def test_half_precision_keeps_its_state_in_float32(backend, device):
     y, final = lrnn.linear_recurrence(one, one, backend=backend)
     assert final.dtype == torch.float32 and final.item() == 1000
     assert y.dtype == torch.bfloat16 and y[0, -1].item() == 1000
-
-
-@pytest.mark.parametrize(
-    "arguments, error, words",
-    [
-        (lambda x: ((x[0], x)), ValueError, r"`a` must be .* = \(2, 5, 3\)"),
-        (
-            lambda x: (x.double(), x),
-            TypeError,
-            "share one dtype, got torch.float64 and torch.float32",
-        ),
-        (lambda x: (x, x[0]), ValueError, r"`b` must be a tensor \(B, T, D\), got shape \(5, 3\)"),
-        (lambda x: (x, x, x[0]), ValueError, r"`h0` must have shape \(2, 3\), got shape \(5, 3\)"),
-        (lambda x: (x, x, x[:, 0].double()), TypeError, "`h0` must be torch.float32"),
-        (lambda x: (x.int(), x.int()), lrnn.BackendError, "dtype torch.int32"),
-        (lambda x: (x, x, x[:, 0].to("meta")), TypeError, "`h0` is on meta"),
-    ],
-)
-def test_wrong_inputs_are_named(arguments, error, words):
-    with pytest.raises(error, match=words):
-        lrnn.linear_recurrence(*arguments(torch.randn(2, 5, 3)), backend="serial")
-
-
-def test_wrong_lengths_and_resets_are_named():
-    x = torch.randn(2, 5, 3)
-    with pytest.raises(ValueError, match="between 0 and T = 5, got 0 to 6"):
-        lrnn.linear_recurrence(x, x, lengths=torch.tensor([0, 6]))
-    with pytest.raises(TypeError, match="`lengths` must be integers"):
-        lrnn.linear_recurrence(x, x, lengths=torch.tensor([0.0, 5.0]))
-    with pytest.raises(ValueError, match=r"`reset` must have shape \(2, 5\)"):
-        lrnn.linear_recurrence(x, x, reset=torch.zeros(2, 4, dtype=torch.bool))
-    with pytest.raises(TypeError, match=r"`reset` must be torch\.bool"):
-        lrnn.linear_recurrence(x, x, reset=torch.zeros(2, 5))

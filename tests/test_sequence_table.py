@@ -269,32 +269,6 @@ def wrong(message: str, **options: Any) -> Any:
     return pytest.param(options, message, id=message[:40])
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        wrong("needs `target`, `window` and `horizon`", window=None),
-        wrong("`horizon` must be an integer of at least 1, got -1", horizon=-1),
-        wrong("`task` must be one of forecast, classify, tag, got 'guess'", task="guess"),
-        wrong("`scaling` must be one of standard, group, none, got 'robust'", scaling="robust"),
-        wrong("`scaling: group` needs `split_by: time`", scaling="group", split_by="group"),
-        wrong("has no `classes`", classes=["a"]),
-        wrong("`horizon` is for `task: forecast`, not for 'tag'", task="tag"),
-        wrong(
-            "one column in `target`, got heat, wind",
-            task="tag",
-            target=["heat", "wind"],
-            horizon=None,
-        ),
-        wrong("`task: tag` needs `target`", task="tag", target=None, horizon=None),
-        wrong("only be split by group", task="classify", split_by="time", horizon=None),
-    ],
-)
-def test_arguments_of_a_table_that_cannot_be(options: dict, told: str) -> None:
-    given: dict[str, Any] = {"task": "forecast", "target": "heat", "window": 5, "horizon": 3}
-    with pytest.raises(DataError, match=told):
-        SequenceTable("nowhere", **(given | options))
-
-
 @tables
 @pytest.mark.parametrize(
     ("options", "told"),
@@ -343,75 +317,6 @@ def test_tables_that_do_not_fit(weather: Path, options: dict, told: str) -> None
     data = SequenceTable(str(weather), **(given | options))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=told):
         data.setup()
-
-
-@tables
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("", "is empty"),
-        ("x,t\n", "is empty"),
-        (
-            "x,t\n1,0\nmany,1\n",
-            "column 'x' of .* has 'many' where a number is wanted .step 2 of 2, line 3",
-        ),
-        (
-            "x,t\n1,monday\n2,2020-01-01\n",
-            "'t' of .*line 2. has 'monday' for a time, which is in no known format",
-        ),
-        ("x,t\n1,2020-01-01\n2,monday\n", "'t' of .*line 3. has 'monday' for a time"),
-        ("x,t\n1,0\ninf,1\n", "'x' of .* has 'inf' where a number is wanted .step 2 of 2, line 3"),
-        ("x,t\n1,0\n1e999,1\n", "'x' of .* is infinite at step 2 of 2, line 3"),
-        ("x,t,x\n1,0,1\n", "has several columns 'x'"),
-        ("x,t\n" + "\n".join(f",{i}" for i in range(60)), "'x' has no value in the training part"),
-    ],
-)
-def test_tables_with_something_wrong_inside(tmp_path: Path, text: str, told: str) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text(text)
-    data = SequenceTable(str(path), "forecast", "x", time="t", window=1, horizon=1, missing="mean")
-    with pytest.raises(DataError, match=told):
-        data.setup()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("a.npy", np.array([{}]), "cannot be read: .*not pickled objects"),
-        ("a.npy", np.ones((2, 2, 2)), r"must be \(T,\) or \(T, columns\), got \(2, 2, 2\)"),
-        ("a.npz", {"x": np.ones(3), "y": np.ones(4)}, "same length, the steps, got x 3, y 4"),
-        ("a.npz", {"x": np.array(1.0)}, "same length, the steps, got none"),
-        ("a.npy", np.ones((0, 2)), "a.npy is empty"),
-        ("a.npy", np.ones(3, dtype=complex), "where a number is wanted"),
-    ],
-)
-def test_arrays_with_something_wrong(tmp_path: Path, name: str, content: Any, told: str) -> None:
-    if isinstance(content, dict):
-        np.savez(tmp_path / name, **content)
-    else:
-        np.save(tmp_path / name, content, allow_pickle=True)
-    with pytest.raises(DataError, match=told):
-        SequenceTable(str(tmp_path), "forecast", 0, window=1, horizon=1).setup()
-
-
-@pytest.mark.parametrize(
-    ("path", "told"),
-    [
-        ("nothing", "there is no file or folder 'nothing'"),
-        ("empty", "the folder empty has no file of .csv, .parquet, .npy, .npz"),
-        ("text.txt", "text.txt is none of .csv"),
-        ("broken.npz", "broken.npz cannot be read"),
-    ],
-)
-def test_paths_that_lead_nowhere(
-    path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    Path("text.txt").write_text("x\n1\n")
-    Path("broken.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(DataError, match=told):
-        SequenceTable(path, "classify").setup()
 
 
 @tables

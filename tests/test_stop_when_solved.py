@@ -87,8 +87,3 @@ def test_another_metric() -> None:
     assert fit(model, StopWhenSolved(2, metric="found")).global_step == 2
     with pytest.raises(RuntimeError, match=r"'train/accuracy', .* logs train/found: set `met"):
         fit(Scripted([1.0], [1.0], "found"), StopWhenSolved(2))
-
-
-def test_batches_must_be_some() -> None:
-    with pytest.raises(ValueError, match="`batches` must be at least 1, got 0"):
-        StopWhenSolved(0)

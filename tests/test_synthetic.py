@@ -15,7 +15,6 @@ from lightning_lrnn.data import (
     IGNORE,
     Adding,
     Copying,
-    DataError,
     LongMemory,
     NextSymbol,
     SequenceBatch,
@@ -190,25 +189,6 @@ def test_a_resumed_run_goes_on_in_the_stream(tmp_path: Path) -> None:
 def test_overfitting_takes_the_same_batches_again() -> None:
     batches = seen(TASKS["adding"](batch_size=4, epoch_rows=12), epochs=2, overfit_batches=2)
     assert [torch.equal(batches[0], batch) for batch in batches] == [True, False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("make", "told"),
-    [
-        (lambda: LongMemory(steps=0), "`steps`, `epoch_rows` and `held_out` .* got 0, 800 and"),
-        (lambda: LongMemory(held_out=0), "got 8192, 800 and 0"),
-        (lambda: LongMemory(symbols=1), "`symbols` must be at least 2, got 1"),
-        (lambda: LongMemory(sampling="pairs"), "`sampling` must be one of random, .* got 'pairs'"),
-        (lambda: NextSymbol(lag=1), "`symbols` must be at least 2, got 1"),
-        (lambda: Adding(steps=1), "one for each number, got 1"),
-        (lambda: Copying(delay=-1), "got -1 and 10"),
-        (lambda: Copying(length=0), "got 200 and 0"),
-        (lambda: LongMemory(batch_size=0), "`batch_size` must be an integer of at least 1, got 0"),
-    ],
-)
-def test_arguments_that_cannot_be(make: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
-        make()
 
 
 def test_a_task_of_ones_own() -> None:

@@ -82,21 +82,6 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, told: str
         read(tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    ("form", "told"),
-    [
-        (CsvFormat(";;"), "`separator` must be one character"),
-        (CsvFormat(decimal="'"), "`decimal` must be '.' or ','"),
-        (CsvFormat(decimal=","), "both ','"),
-        (CsvFormat(encoding="morse"), "'morse' is no encoding"),
-        (CsvFormat(encoding="rot13"), "'rot13' is no encoding"),
-    ],
-)
-def test_formats_that_cannot_be(tmp_path: Path, form: CsvFormat, told: str) -> None:
-    with pytest.raises(DataError, match=told):
-        read(tmp_path, "t\n1\n", form=form)
-
-
 def test_other_formats_are_named(tmp_path: Path) -> None:
     text = "zähler;y\n07;1,5\n".encode("cp1252")
     found = read(tmp_path, text, form=CsvFormat(";", ",", "cp1252"))

@@ -4,7 +4,11 @@ Made to catch: cells beyond the header shifting the others; a short row taken fr
 leading zeros lost; NA read as no name; rows of a group in the order of another; a time before 1677
 wrapped; a value through float32.
 
-LIGHTNING_LRNN_FUZZ is the number of tables, 100 if it is not set.
+LIGHTNING_LRNN_FUZZ is the number of tables, 100 if it is not set. A nightly run has
+
+    LIGHTNING_LRNN_FUZZ=2000 python -m pytest tests/test_table_fuzz.py
+
+which takes some minutes.
 """
 
 from __future__ import annotations

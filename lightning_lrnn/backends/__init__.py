@@ -122,7 +122,7 @@ def load(name: str) -> ModuleType:
 
 def check_name(name: str) -> None:
     """Raises `BackendError` unless `name` is "auto" or a registered backend."""
-    if name != "auto" and name not in _modules():
+    if name != "auto" and (not isinstance(name, str) or name not in _modules()):
         raise BackendError(
             f"there is no backend {name!r}; known are: auto, {', '.join(_modules())}"
         )
@@ -202,6 +202,8 @@ def resolve(backend: str, request: Request) -> str:
         BackendError: with the reasons, if it cannot run here.
     """
     name = default() if backend == "auto" else backend
+    if not isinstance(name, str):
+        check_name(name)
     return _resolve(name, str(request.device), *request[1:])
 
 

@@ -8,6 +8,7 @@ from lightning_lrnn.callbacks.stop_when_solved import StopWhenSolved
 from lightning_lrnn.callbacks.switch_backend import SwitchBackend
 from lightning_lrnn.callbacks.switch_rnn import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.throughput import Throughput
+from lightning_lrnn.callbacks.write_forecast import WriteForecast
 
 __all__ = [
     "BackendReport",
@@ -18,5 +19,6 @@ __all__ = [
     "SwitchBackend",
     "SwitchRNN",
     "Throughput",
+    "WriteForecast",
     "load_switched",
 ]

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn._noted_decays import NotedDecays
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb, log_metrics
@@ -74,8 +75,7 @@ class MemoryHorizon(Callback):
     """
 
     def __init__(self, every_n_steps: int = 200) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"`every_n_steps` must be at least 1, got {every_n_steps}")
+        check_counts(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self.latest: dict[str, Tensor] = {}
         self._batch: Any = None

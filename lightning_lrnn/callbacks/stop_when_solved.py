@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
 
 __all__ = ["StopWhenSolved"]
@@ -33,8 +34,7 @@ class StopWhenSolved(Callback):
     """
 
     def __init__(self, batches: int = 20, metric: str = "accuracy") -> None:
-        if batches < 1:
-            raise ValueError(f"`batches` must be at least 1, got {batches}")
+        check_counts(batches=batches)
         self.batches, self.metric, self.solved = batches, metric, False
         self._right, self._asked = 0, False
 

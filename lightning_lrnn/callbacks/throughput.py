@@ -13,6 +13,7 @@ from lightning_fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import log_metrics
 
@@ -63,8 +64,7 @@ class Throughput(Callback):
     """
 
     def __init__(self, window: int = 50) -> None:
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
+        check_counts(window=window)
         self.latest: dict[str, float] = {}
         # One entry more than intervals.
         self._marks: deque[_Mark] = deque(maxlen=window + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequences import SequenceRow
 from lightning_lrnn.data.synthetic import SyntheticData
@@ -41,9 +42,9 @@ class Adding(SyntheticData):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
+        # One for each number.
+        check_counts(2, DataError, steps=steps)
         super().__init__(steps, batch_size, epoch_rows, held_out, seed, num_workers)
-        if steps < 2:
-            raise DataError(f"`steps` must be at least 2, one for each number, got {steps}")
 
     def row(self, rng: np.random.Generator, k: int | None) -> SequenceRow:
         """One sequence and its sum."""

@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
+from lightning_lrnn.data.splits import check_fractions
 from lightning_lrnn.data.windows import Windows
 
 __all__ = ["ByteText", "TextError"]
@@ -76,17 +78,13 @@ class ByteText(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         check_path(path, TextError)
-        if batch_size < 1 or window < 1:
-            raise TextError(
-                f"`batch_size` and `window` must be at least 1, got {batch_size} and {window}"
-            )
-        if not (0 < val_fraction and 0 < test_fraction and val_fraction + test_fraction < 1):
-            raise TextError(
-                "`val_fraction` and `test_fraction` must be positive and leave something to train "
-                f"on, got {val_fraction} and {test_fraction}"
-            )
-        if max_bytes is not None and max_bytes < 1:
-            raise TextError(f"`max_bytes` must be at least 1 or null, got {max_bytes}")
+        check_counts(1, TextError, batch_size=batch_size, window=window)
+        check_counts(0, TextError, seed=seed)
+        check_fractions(val_fraction, test_fraction, TextError)
+        if max_bytes is not None:
+            check_counts(1, TextError, max_bytes=max_bytes)
+        if not isinstance(pattern, str):
+            raise TextError(f"`pattern` must be one of names, such as '**/*', got {pattern!r}")
         self.path, self.pattern = path, pattern
         self.batch_size, self.window = batch_size, window
         self.val_fraction, self.test_fraction = val_fraction, test_fraction

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.long_memory import check_symbols
 from lightning_lrnn.data.sequences import SequenceRow
@@ -50,10 +51,8 @@ class Copying(SyntheticData):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        if delay < 0 or length < 1:
-            raise DataError(
-                f"`delay` must be at least 0 and `length` at least 1, got {delay} and {length}"
-            )
+        check_counts(0, DataError, delay=delay)
+        check_counts(1, DataError, length=length)
         super().__init__(2 * length + delay, batch_size, epoch_rows, held_out, seed, num_workers)
         self.delay, self.length, self.symbols = delay, length, check_symbols(symbols)
         self.classes = [str(k) for k in range(symbols)]

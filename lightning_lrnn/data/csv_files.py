@@ -40,7 +40,8 @@ class CsvFormat(NamedTuple):
 
     def check(self) -> None:
         """Raises DataError for what cannot be."""
-        if len(self.separator) != 1 or self.separator in '"\r\n\0' or self.separator.isalnum():
+        one = isinstance(self.separator, str) and len(self.separator) == 1
+        if not one or self.separator in '"\r\n\0' or self.separator.isalnum():
             raise DataError(
                 f"`separator` must be one character, such as ';', got {self.separator!r}"
             )

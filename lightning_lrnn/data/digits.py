@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from lightning_lrnn._checks import check_choice, check_flags
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import import_package
 from lightning_lrnn.data.sequence_data import SequenceData
@@ -61,8 +62,8 @@ class Digits(SequenceData):
             drop_last=drop_last,
             num_workers=num_workers,
         )
-        if steps not in ("pixels", "rows"):
-            raise DataError(f"`steps` must be 'pixels' or 'rows', got {steps!r}")
+        check_choice(("pixels", "rows"), DataError, steps=steps)
+        check_flags(DataError, permute=permute)
         self.steps, self.permute = steps, permute
         self.classes = [str(digit) for digit in range(10)]
 

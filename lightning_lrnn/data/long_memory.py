@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from lightning_lrnn._checks import check_choice, check_counts
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequences import SequenceRow
 from lightning_lrnn.data.synthetic import SyntheticData
@@ -60,8 +61,7 @@ class LongMemory(SyntheticData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(steps, batch_size, epoch_rows, held_out, seed, num_workers)
-        if sampling not in SAMPLING:
-            raise DataError(f"`sampling` must be one of {', '.join(SAMPLING)}, got {sampling!r}")
+        check_choice(SAMPLING, DataError, sampling=sampling)
         self.symbols, self.sampling = check_symbols(symbols), sampling
         self.siblings = 2 if sampling == "paired" else 1
 
@@ -114,6 +114,7 @@ class NextSymbol(SyntheticData):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
+        check_counts(1, DataError, lag=lag)
         super().__init__(lag, batch_size, epoch_rows, held_out, seed, num_workers)
         self.symbols = check_symbols(lag if symbols is None else symbols)
         self.classes = [*(f"a{k + 1}" for k in range(self.symbols - 1)), "x", "y"]
@@ -133,6 +134,5 @@ class NextSymbol(SyntheticData):
 
 def check_symbols(symbols: int) -> int:
     """Returns them; raises DataError if there are too few to choose from."""
-    if symbols < 2:
-        raise DataError(f"`symbols` must be at least 2, got {symbols}")
+    check_counts(2, DataError, symbols=symbols)
     return symbols

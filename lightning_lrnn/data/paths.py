@@ -13,7 +13,9 @@ __all__ = ["check_path", "existing", "files_below", "read_bytes"]
 
 
 def check_path(path: str | None, error: type[DataError] = DataError, what: str = "path") -> None:
-    """Raises for the empty path, which would be the working directory."""
+    """Raises for what is no path, and the empty one, which would be the working directory."""
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise error(f"`{what}` must be a path, got {path!r}")
     if path is not None and not str(path).strip():
         raise error(f"`{what}` is empty: give a file or a folder")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_lrnn._checks import check_counts, check_flags
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
@@ -18,7 +19,7 @@ from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
 from lightning_lrnn.data.windows import IGNORE
 
-__all__ = ["SequenceData", "check_count", "state_of"]
+__all__ = ["SequenceData", "state_of"]
 
 FITTED = "fitted_data"
 """Key of a data module's state; by it the modules find that in a checkpoint."""
@@ -73,9 +74,9 @@ class SequenceData(pl.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        check_count("batch_size", batch_size)
-        for name, value in (("seed", seed), ("bucket", bucket), ("num_workers", num_workers)):
-            check_count(name, value, 0)
+        check_counts(1, DataError, batch_size=batch_size)
+        check_counts(0, DataError, seed=seed, bucket=bucket, num_workers=num_workers)
+        check_flags(DataError, packed=packed, drop_last=drop_last)
         check_fractions(val_fraction, test_fraction)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
@@ -229,12 +230,6 @@ def state_of(checkpoint: str) -> dict[str, Any]:
         if isinstance(state, dict) and FITTED in state:
             return state
     raise DataError(f"`checkpoint`: {path} has nothing that was fitted to data")
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises DataError for what is no integer, or a smaller one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"`{name}` must be an integer of at least {least}, got {value!r}")
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_lrnn._checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.csv_files import CsvFormat
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.paths import check_path
-from lightning_lrnn.data.sequence_data import SequenceData, check_count, state_of
+from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
 from lightning_lrnn.data.table_columns import (
@@ -37,6 +38,7 @@ from lightning_lrnn.data.table_rows import (
     step_spans,
 )
 from lightning_lrnn.data.table_scaling import Array, ColumnScaling, refuse_gaps
+from lightning_lrnn.data.table_times import check_format
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["SequenceTable"]
@@ -166,16 +168,19 @@ class SequenceTable(SequenceData):
             num_workers=num_workers,
         )
         check_path(path)
+        check_path(package, what="package")
         self.path, self.package, self.task = path, package, task
-        self.target, self.group, self.time = _names(target), _names(group), time
-        self.features = None if features is None else _names(features)
+        self.target, self.group = _names("target", target), _names("group", group)
+        self.features = None if features is None else _names("features", features)
+        self.time = time
         self.window, self.horizon = window, horizon or 0
         self.stride = stride or (1 if task == "forecast" else window) or 1
-        self.split_by = split_by or ("time" if task == "forecast" else "group")
+        by_task = "time" if task == "forecast" else "group"
+        self.split_by = by_task if split_by is None else split_by
         self.scaling, self.missing, self.predict = scaling, missing, predict
         self.checkpoint, self.refit = checkpoint, refit
         self.form, self.time_format = CsvFormat(separator, decimal, encoding), time_format
-        self.classes = self._named_classes = _names(classes)
+        self.classes = self._named_classes = _names("classes", classes)
         self.feature_names: list[str] = []
         self.target_names: list[str] = []
         self._lacking: dict[str, str] = {}
@@ -187,11 +192,10 @@ class SequenceTable(SequenceData):
             ("missing", missing, ("error", "mean")),
             ("predict", predict, ("test", "future")),
         ):
-            if value not in known:
-                raise DataError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
+            check_choice(known, DataError, **{name: value})
         for name, size in (("window", window), ("stride", stride), ("horizon", horizon)):
             if size is not None:
-                check_count(name, size)
+                check_counts(1, DataError, **{name: size})
         for name, names in (
             ("target", self.target),
             ("features", self.features or []),
@@ -200,12 +204,16 @@ class SequenceTable(SequenceData):
         ):
             if twice := sorted({one for one in names if names.count(one) > 1}):
                 raise DataError(f"`{name}` has {', '.join(twice)} more than once")
+        check_flags(DataError, refit=refit)
         self.form.check()
+        check_format(time_format)
         if problem := self._problem():
             raise DataError(problem)
 
     def _problem(self) -> str | None:
         """What is wrong with the arguments together."""
+        if self.features == []:
+            return "`features` is empty: leave it out for all columns"
         forecast = self.task == "forecast"
         if forecast and not (self.target and self.window and self.horizon):
             return "`task: forecast` needs `target`, `window` and `horizon`"
@@ -256,6 +264,8 @@ class SequenceTable(SequenceData):
 
             table = data.forecast_table(trainer.predict(model, data), model.quantiles)
             pandas.DataFrame(table).to_csv("forecast.csv", index=False)
+
+        The callback `lightning_lrnn.callbacks.WriteForecast` writes them without code.
 
         Args:
             predictions: batch by batch, (B, horizon, targets, levels), in the user's units.
@@ -492,7 +502,10 @@ class SequenceTable(SequenceData):
             )
 
 
-def _names(given: Name | Sequence[Name] | None) -> list[str]:
+def _names(what: str, given: Name | Sequence[Name] | None) -> list[str]:
     if given is None:
         return []
-    return [str(name) for name in ([given] if isinstance(given, (str, int)) else given)]
+    listed_up = given if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(name, (str, int)) for name in listed_up):
+        raise DataError(f"`{what}` must be names, or numbers, got {given!r}")
+    return [str(name) for name in listed_up]

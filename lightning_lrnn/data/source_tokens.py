@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.data.byte_text import ByteText
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import SequenceData
@@ -91,8 +92,7 @@ class SourceTokens(SequenceData):
             drop_last=drop_last,
             num_workers=num_workers,
         )
-        if window < 1:
-            raise DataError(f"`window` must be at least 1, got {window}")
+        check_counts(1, DataError, window=window)
         self.window = window
         self.text = ByteText(
             path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from lightning_lrnn._checks import check_numbers
 from lightning_lrnn.data.errors import DataError
 
 __all__ = ["PARTS", "check_fractions", "split"]
@@ -12,10 +13,13 @@ __all__ = ["PARTS", "check_fractions", "split"]
 PARTS = ("train", "val", "test")
 
 
-def check_fractions(val_fraction: float, test_fraction: float) -> None:
-    """Raises DataError for fractions that cannot be."""
+def check_fractions(
+    val_fraction: float, test_fraction: float, error: type[DataError] = DataError
+) -> None:
+    """Raises DataError (or `error`) for fractions that cannot be."""
+    check_numbers(0, 1, error, val_fraction=val_fraction, test_fraction=test_fraction)
     if not (0 < val_fraction and 0 < test_fraction and val_fraction + test_fraction < 1):
-        raise DataError(
+        raise error(
             "`val_fraction` and `test_fraction` must be positive and leave something to train on, "
             f"got {val_fraction} and {test_fraction}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import SequenceData
 from lightning_lrnn.data.sequences import SequenceRow, SequenceRows
@@ -50,11 +51,7 @@ class SyntheticData(SequenceData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, seed=seed, num_workers=num_workers)
-        if min(steps, epoch_rows, held_out) < 1:
-            raise DataError(
-                "`steps`, `epoch_rows` and `held_out` must be at least 1, got "
-                f"{steps}, {epoch_rows} and {held_out}"
-            )
+        check_counts(1, DataError, steps=steps, epoch_rows=epoch_rows, held_out=held_out)
         self.steps, self.epoch_rows, self.held_out = steps, epoch_rows, held_out
 
     def row(self, rng: np.random.Generator, k: int | None) -> SequenceRow:

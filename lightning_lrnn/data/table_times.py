@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lrnn.data.cells import Column, Unlike, label, to_numbers
+from lightning_lrnn.data.errors import DataError
 
-__all__ = ["TimeError", "following", "to_times"]
+__all__ = ["TimeError", "check_format", "following", "to_times"]
 
 MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 LONG_MONTHS = (
@@ -211,6 +212,20 @@ def _joined(times: Sequence[_Time]) -> Column:
             "has nanoseconds outside of the years 1678 to 2261: leave them out",
         )
     return (seconds * PER_SECOND + nano).view("datetime64[ns]")
+
+
+def check_format(form: str | None) -> None:
+    """Raises DataError for what `datetime.strptime` does not know as a format."""
+    if form is None:
+        return
+    told = "" if isinstance(form, str) and "%" in form else "it names no part of a time"
+    try:
+        # No text fits; a directive that there is not is told before that.
+        datetime.strptime("", form if not told else "%Y")
+    except ValueError as error:
+        told = told or (str(error) if "directive" in str(error) or "stray" in str(error) else "")
+    if told:
+        raise DataError(f"`time_format` must be as strptime has it, got {form!r}: {told}")
 
 
 def following(times: Column, steps: int) -> NDArray[Any]:

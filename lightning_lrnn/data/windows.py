@@ -123,14 +123,14 @@ class Windows:
         return {"position": self._position, **self._shape()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a position.
+        """Continues from a position; the beginning is one in all streams.
 
         Raises:
             ValueError: if it is one in other streams.
         """
         here = self._shape()
         differ = [f"{k} was {state.get(k)}, is {v}" for k, v in here.items() if state.get(k) != v]
-        if differ:
+        if differ and state.get("position") != 0:
             raise ValueError(
                 f"the checkpoint's position in the text does not fit these data "
                 f"({'; '.join(differ)}): resume with the same data arguments, or start a new run "

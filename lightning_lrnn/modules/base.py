@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils._pytree import tree_map
@@ -16,6 +18,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
+from lightning_lrnn._checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack
 
@@ -40,7 +44,8 @@ class RecurrentModule(pl.LightningModule):
     `make_schedule`, `prediction`. Train, validation and test go through one `step`.
 
     State is carried over consecutive batches, detached (truncated back-propagation through time):
-    batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. Each
+    batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. A
+    batch of another number of rows, the last one perhaps, starts from zeros, with a warning. Each
     stage has its own state, so validation does not touch that of training, and each epoch starts
     from zeros. A checkpoint contains the state and the state of the random numbers: a run resumed
     in the middle of an epoch has the losses of one that was never interrupted.
@@ -84,10 +89,11 @@ class RecurrentModule(pl.LightningModule):
         final_lr: float = 0.05,
     ) -> None:
         super().__init__()
-        check_at_least(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
+        check_numbers(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
         check_counts(0, warmup_steps=warmup_steps)
         if total_steps is not None:
             check_counts(1, total_steps=total_steps)
+        check_flags(carry_state=carry_state)
         self.backend = backend
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
@@ -95,6 +101,7 @@ class RecurrentModule(pl.LightningModule):
         # What the data module fitted to what the model was trained on; it takes it from here.
         self.data_state: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
+        self._rows_of: dict[str, int | None] = {}
         self._taken_up = False
         self._random: dict[str, Tensor] = {}
         self._checked: set[str] = set()
@@ -350,6 +357,7 @@ class RecurrentModule(pl.LightningModule):
 
     def _start(self, stage: str) -> None:
         self._states.pop(stage, None)
+        self._rows_of.pop(stage, None)
         self._taken_up = self._taken_up and stage != "train"
         self._checked.discard(stage)
         if stage in STAGES:
@@ -360,9 +368,19 @@ class RecurrentModule(pl.LightningModule):
     def _advance(self, batch: Any, stage: str) -> Any:
         """Runs a batch from the stage's state and keeps the state after it."""
         if stage not in self._checked:
-            self.check(batch)
+            try:
+                self.check(batch)
+            except ValueError as error:
+                raise DataError(str(error)) from error
             self._checked.add(stage)
         state = self._states.get(stage) if self.carry_state else None
+        rows = _rows(batch)
+        if state is not None and self._rows_of.get(stage, rows) != rows:
+            rank_zero_warn(
+                f"a batch of {rows} rows after one of {self._rows_of[stage]} starts from a state "
+                "of zeros: no row of it goes on; `drop_last` of the data leaves a smaller one out"
+            )
+            state = None
         state = tree_map(self._here, state)
         if stage == "train" and self._taken_up:
             state = tree_map(self._as_wide, state)
@@ -378,6 +396,7 @@ class RecurrentModule(pl.LightningModule):
         self._taken_up = False
         if self.carry_state:
             self._states[stage] = tree_map(_detached, state)
+            self._rows_of[stage] = rows
         return output
 
     def _runs(self, batch: Any) -> bool:
@@ -426,22 +445,6 @@ class RecurrentModule(pl.LightningModule):
         ]
 
 
-def check_at_least(least: float, **options: float) -> None:
-    """Raises ValueError for options that are not numbers of at least so much."""
-    for name, value in options.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # NaN is not.
-        if not (number and least <= value < math.inf):
-            raise ValueError(f"`{name}` must be a number of at least {least}, got {value!r}")
-
-
-def check_counts(least: int = 1, **options: int) -> None:
-    """Raises ValueError for options that are not integers of at least so much."""
-    for name, value in options.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
-
-
 def _synchronised(metrics: Any, over_processes: bool) -> None:
     """Whether metrics are computed over all processes or of the own."""
     for metric in metrics.values(copy_state=False):
@@ -452,6 +455,14 @@ def _synchronised(metrics: Any, over_processes: bool) -> None:
 
 def _alone() -> bool:
     return False
+
+
+def _rows(batch: Any) -> int | None:
+    """Of a batch, padded or packed; None where they are not known."""
+    inputs = getattr(batch, "inputs", None)
+    if isinstance(inputs, PackedSequence):
+        return int(inputs.batch_sizes[0])
+    return len(inputs) if isinstance(inputs, Tensor) and inputs.ndim else None
 
 
 def _detached(value: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_lrnn._checks import plain_numbers
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["check_classes", "class_weights_of", "weighted_cross_entropy"]
@@ -22,11 +23,12 @@ def class_weights_of(weights: Iterable[Any] | None, num_classes: int) -> list[fl
     """
     if weights is None:
         return None
-    plain = [float(weight) for weight in weights]
-    if len(plain) != num_classes or not all(0 <= weight < float("inf") for weight in plain):
+    plain = plain_numbers(weights)
+    fits = plain is not None and len(plain) == num_classes
+    if not fits or not all(0 <= weight < float("inf") for weight in plain or ()):
         raise ValueError(
             f"`class_weights` must be {num_classes} numbers, one for each class and none negative, "
-            f"got {plain}"
+            f"got {weights if plain is None else plain}"
         )
     return plain
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from lightning_lrnn._checks import check_choice, check_counts, check_numbers
 from lightning_lrnn.data.sequences import SequenceBatch
-from lightning_lrnn.modules.base import check_counts
 from lightning_lrnn.modules.class_loss import (
     check_classes,
     class_weights_of,
@@ -103,15 +102,16 @@ class SequenceClassifier(SequenceModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"`pooling` must be 'last' or 'mean', got {pooling!r}")
-        if not 0 < logit_scale < math.inf:
+        check_choice(("last", "mean"), pooling=pooling)
+        check_counts(num_features=num_features)
+        check_counts(2, num_classes=num_classes)
+        check_numbers(0, logit_scale=logit_scale)
+        if logit_scale == 0:
             raise ValueError(f"`logit_scale` must be a number above 0, got {logit_scale}")
         self.logit_scale = logit_scale
         check_checkpoint_time(checkpoint_time)
         self.checkpoint_time = checkpoint_time
         self.class_weights = class_weights_of(class_weights, num_classes)
-        check_counts(num_features=num_features, num_classes=num_classes)
         self.num_features, self.num_classes, self.pooling = num_features, num_classes, pooling
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
         if checkpoint_time and self.directions > 1:

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import NormalDist
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, Normal, StudentT
 
+from lightning_lrnn._checks import plain_numbers
 from lightning_lrnn.modules.scores import (
     crps_of_laplace,
     crps_of_normal,
@@ -241,14 +243,20 @@ HEADS: dict[str, type[ForecastHead]] = {
 }
 
 
-def check_levels(levels: Sequence[float]) -> None:
-    """Raises unless levels of quantiles rise between 0 and 1 and have the median."""
-    rising = all(low < high for low, high in pairwise(levels))
-    if not (rising and levels and 0 < levels[0] and levels[-1] < 1 and 0.5 in levels):
+def check_levels(given: Any) -> list[float]:
+    """Levels of quantiles, as plain numbers.
+
+    Raises:
+        ValueError: unless they rise between 0 and 1 and have the median.
+    """
+    levels = plain_numbers(given)
+    rising = all(low < high for low, high in pairwise([0.0, *(levels or ()), 1.0]))
+    if levels is None or not (rising and 0.5 in levels):
         raise ValueError(
             f"`quantiles` must rise, lie between 0 and 1 and contain 0.5, which is the point "
-            f"forecast, got {list(levels)}"
+            f"forecast, got {given if levels is None else levels}"
         )
+    return levels
 
 
 def _inverse_softplus(y: float) -> float:

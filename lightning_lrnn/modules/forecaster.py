@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
+from lightning_lrnn._checks import check_choice, check_counts
 from lightning_lrnn.data.sequences import SequenceBatch
-from lightning_lrnn.modules.base import check_counts
 from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
 from lightning_lrnn.modules.metrics import CRPS, PinballLoss
 from lightning_lrnn.modules.residual import State
@@ -92,10 +92,8 @@ class Forecaster(SequenceModule):
             final_lr=final_lr,
         )
         check_counts(num_features=num_features, horizon=horizon, num_targets=num_targets)
-        if head not in HEADS:
-            raise ValueError(f"`head` must be one of {', '.join(HEADS)}, got {head!r}")
-        levels = [float(level) for level in quantiles]
-        check_levels(levels)
+        check_choice(HEADS, head=head)
+        levels = check_levels(quantiles)
         self.num_features, self.horizon, self.num_targets = num_features, horizon, num_targets
         self.quantiles = levels
         self.make_blocks(rnn, hidden_size, num_layers, dropout)

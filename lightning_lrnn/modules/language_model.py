@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_lrnn._checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.data.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.metrics import BitsPerByte, Perplexity
 from lightning_lrnn.modules.residual import ResidualModule, State
@@ -85,6 +86,8 @@ class LanguageModel(ResidualModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
+        check_counts(hidden_size=hidden_size)
+        check_flags(tie_weights=tie_weights)
         self.embedding = nn.Embedding(VOCABULARY, hidden_size)
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
         self.head = nn.Linear(hidden_size, VOCABULARY)
@@ -105,9 +108,26 @@ class LanguageModel(ResidualModule):
 
         Returns:
             Logits (B, T, 256) and the state after the last step.
+
+        Raises:
+            ValueError: for inputs of another form. IndexError: on a CPU, for what is no byte; see
+                `check`.
         """
+        if inputs.ndim != 2 or inputs.is_floating_point() or inputs.is_complex():
+            raise ValueError(
+                f"`inputs` must be bytes (B, T), integers below {VOCABULARY}, got {inputs.dtype} "
+                f"of shape {tuple(inputs.shape)}"
+            )
         x, state = self.blocks(self.embedding(inputs), state, reset=reset)
         return self.head(x), state
+
+    def check(self, batch: TextBatch) -> None:
+        """Raises for inputs that are no bytes."""
+        low, high = (int(k) for k in batch.inputs.aminmax())
+        if low < 0 or high >= VOCABULARY:
+            raise ValueError(
+                f"`inputs` must be bytes, 0 to {VOCABULARY - 1}, got {low if low < 0 else high}"
+            )
 
     def loss(self, output: Tensor, batch: TextBatch) -> Tensor:
         """Cross entropy in nats, the mean over all bytes that are not padding."""
@@ -153,12 +173,13 @@ class LanguageModel(ResidualModule):
             One byte at a time.
 
         Raises:
-            ValueError: for a negative temperature or length.
+            ValueError: for a negative temperature or length. TypeError: for a prompt of characters.
         """
-        if temperature < 0 or (length is not None and length < 0):
-            raise ValueError(
-                f"`temperature` and `length` must not be negative, got {temperature} and {length}"
-            )
+        check_numbers(0, temperature=temperature)
+        if length is not None:
+            check_counts(0, length=length)
+        if not isinstance(prompt, bytes | bytearray):
+            raise TypeError(f"`prompt` must be bytes, got {prompt!r}: `encode()` it")
         return self._generate(prompt, length, temperature, generator)
 
     def _generate(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
+from os import PathLike
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lrnn.modules.base import RecurrentModule, check_counts
+from lightning_lrnn._checkpoint import read
+from lightning_lrnn._checks import check_counts, check_numbers
+from lightning_lrnn.modules.base import RecurrentModule
 from lightning_lrnn.nn.layer import Layer
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ class ResidualModule(RecurrentModule):
             ValueError: if there is no such layer, or for options of it or sizes that cannot be.
         """
         check_counts(hidden_size=hidden_size, num_layers=num_layers)
+        check_numbers(0, 1, dropout=dropout)
         layer = Layer.of(rnn, self.decided)
         self.save_hyperparameters(ignore=["backend"], frame=self._constructor())
         self.keep("rnn", layer.plain())
@@ -93,7 +98,17 @@ class ResidualModule(RecurrentModule):
 
         Returns:
             The normalised x (B, T, hidden_size), and the state after the last step.
+
+        Raises:
+            ValueError: for another number of states.
         """
+        if state is not None and not (
+            isinstance(state, list | tuple) and len(state) == len(self.rnns)
+        ):
+            form = f"{len(state)}" if isinstance(state, list | tuple) else type(state).__name__
+            raise ValueError(
+                f"`state` must be a list of {len(self.rnns)} states, one for each layer, got {form}"
+            )
         given = {name: value for name, value in steps.items() if value is not None}
         after = []
         parts = zip(self.norms, self.rnns, self.mixes, strict=True)
@@ -114,4 +129,10 @@ class ResidualModule(RecurrentModule):
         kwargs = {"_instantiator": None, **kwargs}
         if kwargs.get("weights_only") is None and len(args) < 4:
             kwargs["weights_only"] = True
-        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except Exception as error:
+            # Lightning reads without looking: what it stumbles over is told by whoever looks.
+            if isinstance(checkpoint_path, str | PathLike) and not isinstance(error, OSError):
+                read(os.fspath(checkpoint_path), kwargs.get("weights_only") is not False)
+            raise

@@ -52,6 +52,11 @@ class SequenceModule(ResidualModule):
         if are_indices(inputs):
             columns = cast("nn.Linear", self.encoder)
             return F.embedding(inputs, columns.weight.T + columns.bias)
+        self._check_features(inputs)
+        encoded: Tensor = self.encoder(inputs.to(next(self.encoder.parameters()).dtype))
+        return encoded
+
+    def _check_features(self, inputs: Tensor) -> None:
         if inputs.ndim != 3 or inputs.shape[-1] != self.num_features:
             raise ValueError(
                 f"`inputs` have {inputs.shape[-1]} features, the model was made for "
@@ -60,13 +65,17 @@ class SequenceModule(ResidualModule):
                 else f"`inputs` must be (B, T, {self.num_features}), or integers (B, T), got "
                 f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
             )
-        encoded: Tensor = self.encoder(inputs.to(next(self.encoder.parameters()).dtype))
-        return encoded
 
     def check(self, batch: SequenceBatch) -> None:
-        """Raises for indices that stand for no feature; a subclass asks for more."""
+        """Raises for features, or indices of some, that the model does not have.
+
+        A subclass asks for more.
+        """
         inputs = batch.inputs
-        if are_indices(padded(inputs)[0] if isinstance(inputs, PackedSequence) else inputs):
+        rows = padded(inputs)[0] if isinstance(inputs, PackedSequence) else inputs
+        if not are_indices(rows):
+            self._check_features(rows)
+        else:
             low, high = (int(k) for k in inputs.data.aminmax())
             if low < 0 or high >= self.num_features:
                 raise ValueError(

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from lightning_lrnn._checks import check_choice, check_counts
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.data.windows import IGNORE
-from lightning_lrnn.modules.base import check_counts
 from lightning_lrnn.modules.class_loss import (
     check_classes,
     class_weights_of,
@@ -96,11 +96,11 @@ class SequenceTagger(SequenceModule):
             total_steps=total_steps,
             final_lr=final_lr,
         )
-        if metrics_at not in ("steps", "end"):
-            raise ValueError(f"`metrics_at` must be 'steps' or 'end', got {metrics_at!r}")
+        check_choice(("steps", "end"), metrics_at=metrics_at)
+        check_counts(num_features=num_features)
+        check_counts(2, num_classes=num_classes)
         self.metrics_at = metrics_at
         self.class_weights = class_weights_of(class_weights, num_classes)
-        check_counts(num_features=num_features, num_classes=num_classes)
         self.num_features, self.num_classes = num_features, num_classes
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
         if carry_state and self.directions > 1:

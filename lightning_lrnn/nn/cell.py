@@ -75,7 +75,7 @@ class Cell(nn.Module):
         super().__init__()
         kind = type(self).__name__.removesuffix("Cell")
         does = (self.projects, self.memory_in_bias)
-        check_cell(kind, *does, input_size, hidden_size, bias, proj_size, memory)
+        check_cell(kind, *does, input_size, hidden_size, bias, proj_size, memory, dtype)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
         self.memory = memory

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_lrnn.nn.memory import Memory
+from lightning_lrnn._checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.nn.memory import Memory, check_memory
 
 __all__ = [
     "check_cell",
@@ -20,17 +20,17 @@ __all__ = [
     "check_step",
     "check_steps",
     "form",
-    "is_pair",
     "refuse_script",
 ]
 
 
-def check_layers(num_layers: int, dropout: float) -> None:
-    """Raises for arguments of a stack's constructor that cannot be."""
-    if num_layers < 1:
-        raise ValueError(f"`num_layers` must be at least 1, got {num_layers}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"`dropout` must be a probability, got {dropout}")
+def check_layers(
+    hidden_size: int, num_layers: int, dropout: float, bidirectional: bool, batch_first: bool
+) -> None:
+    """Raises for arguments of a stack's constructor that cannot be, and are none of a cell."""
+    check_counts(hidden_size=hidden_size, num_layers=num_layers)
+    check_numbers(0, 1, dropout=dropout)
+    check_flags(bidirectional=bidirectional, batch_first=batch_first)
 
 
 def check_cell(
@@ -42,32 +42,23 @@ def check_cell(
     bias: bool,
     proj_size: int,
     memory: Memory,
+    dtype: torch.dtype | None,
 ) -> None:
     """Raises for arguments of a cell's constructor that cannot be; `kind` is its name."""
-    for name, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}")
+    check_counts(input_size=input_size, hidden_size=hidden_size)
+    check_flags(bias=bias)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"`dtype` must be a torch.dtype of real numbers, got {dtype!r}")
+    check_counts(0, proj_size=proj_size)
     if proj_size and not projects:
         raise ValueError(f"{kind} has no projection: `proj_size` must be 0, got {proj_size}")
-    if not 0 <= proj_size < hidden_size:
+    if proj_size >= hidden_size:
         raise ValueError(
             f"`proj_size` must be smaller than hidden_size={hidden_size}, got {proj_size}"
         )
-    if memory is not None and not (is_pair(memory) and 0 < memory[0] <= memory[1] < math.inf):
-        raise ValueError(
-            f"`memory` must be (shortest, longest) steps, 0 < shortest <= longest, got {memory}"
-        )
+    check_memory(memory)
     if memory is not None and memory_in_bias and not bias:
         raise ValueError(f"`memory`={memory} sets biases, and there are none with bias=False")
-
-
-def is_pair(value: Any) -> bool:
-    """Whether a value is two numbers."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(isinstance(part, int | float) for part in value)
-    )
 
 
 def check_input(input: Any, size: int, batch_first: bool, weight: Tensor) -> None:

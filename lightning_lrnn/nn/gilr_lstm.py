@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn._checks import check_choice
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.surrogate import SurrogateRNNCell
 
@@ -199,8 +200,7 @@ class GILRRNN(Stack):
 
 
 def _one_of(name: str, value: str, known: dict[str, str]) -> str:
-    if value not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
+    check_choice(known, **{name: value})
     return known[value]
 
 

@@ -69,6 +69,23 @@ class HGRNCell(Cell):
         return linear(y, self.weight_out), h_n
 
 
+def _whole(bound: Any) -> Tensor:
+    """A parameter where FSDP has divided it among processes: outside of its cell it is in parts.
+
+    Each process has a gradient of its own for it, of which FSDP takes the mean.
+    """
+    if not hasattr(bound, "full_tensor"):
+        whole: Tensor = bound
+        return whole
+    from torch.distributed.tensor import Partial
+
+    mesh = bound.device_mesh
+    whole = bound.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    # The sum over processes of the gradients, each divided by their number.
+    mean: Tensor = whole.detach() + (whole - whole.detach()) / mesh.size()
+    return mean
+
+
 class HGRN(Stack):
     """Hierarchically gated recurrent layers, called as `torch.nn.GRU`.
 
@@ -97,7 +114,7 @@ class HGRN(Stack):
 
     def for_cells(self) -> list[dict[str, Tensor]]:
         """The lower bound of each."""
-        parts = torch.stack([cell.bound for cell in self.cells])  # type: ignore[misc]
+        parts = torch.stack([_whole(cell.bound) for cell in self.cells])
         shares = torch.unflatten(parts, 0, (self.num_layers, self.directions)).softmax(0)
         bounds = [total - shares[0] for total in accumulate(shares)]
         return [{"bound": bound} for of_layer in bounds for bound in of_layer]

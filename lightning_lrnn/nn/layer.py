@@ -18,6 +18,8 @@ __all__ = ["KNOWN", "Layer", "LayerClass"]
 
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
+OPTIONS = ("init_args", "dict_kwargs")
+"""Where a config, or jsonargparse, has a layer's options."""
 
 
 class LayerClass(Protocol):
@@ -65,6 +67,11 @@ class Layer:
             kind, options = (rnn.func, *rnn.args)[-1], rnn.keywords
         elif isinstance(rnn, Mapping):
             kind = rnn.get("class_path")
+            if others := sorted(map(str, set(rnn) - {"class_path", *OPTIONS})):
+                raise ValueError(f"`rnn` has class_path and init_args, but no {', '.join(others)}")
+            for name in OPTIONS:
+                if not isinstance(rnn.get(name) or {}, Mapping):
+                    raise ValueError(f"`rnn`: {name} must be options by name, got {rnn[name]!r}")
             options = {**(rnn.get("init_args") or {}), **(rnn.get("dict_kwargs") or {})}
         if isinstance(kind, str):
             kind = _class(kind)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_lrnn._checks import check_numbers
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.nn.cell import Cell, linear
-from lightning_lrnn.nn.checks import is_pair
 from lightning_lrnn.nn.diagonal import DiagonalCell, diagonal
-from lightning_lrnn.nn.memory import Memory, memory_bias_
+from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.walk import Walk
 
@@ -135,6 +135,7 @@ def check_ring(ring: Any, max_phase: float) -> None:
     """Raises for radii and phases that cannot be."""
     if not is_pair(ring) or not 0 <= ring[0] < ring[1] <= 1:
         raise ValueError(f"`ring` must be radii, 0 <= inner < outer <= 1, got {ring}")
+    check_numbers(0, max_phase=max_phase)
     if not 0 < max_phase <= 2 * math.pi:
         raise ValueError(f"`max_phase` must be in (0, 2 pi], got {max_phase}")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_lrnn._dtypes import state_dtype
 
-__all__ = ["Memory", "memory_bias_"]
+__all__ = ["Memory", "check_memory", "is_pair", "memory_bias_"]
 
 Memory = tuple[float, float] | None
 """Shortest and longest expected memory in steps; None for the default of `memory_bias_`."""
@@ -34,7 +35,11 @@ def memory_bias_(bias: Tensor, memory: Memory) -> Tensor:
 
     Returns:
         `bias`.
+
+    Raises:
+        ValueError: for other steps.
     """
+    check_memory(memory)
     # Drawn in the dtype of a state: in 16 bits a draw is exactly 0 every few hundred times.
     b = torch.empty_like(bias, dtype=state_dtype(bias.dtype))
     if memory is None:
@@ -42,3 +47,20 @@ def memory_bias_(bias: Tensor, memory: Memory) -> Tensor:
     else:
         b.uniform_(*memory).log_()
     return bias.copy_(b)
+
+
+def check_memory(memory: Any) -> None:
+    """Raises ValueError for what is neither None nor (shortest, longest) steps."""
+    if memory is not None and not (is_pair(memory) and 0 < memory[0] <= memory[1] < math.inf):
+        raise ValueError(
+            f"`memory` must be (shortest, longest) steps, 0 < shortest <= longest, got {memory}"
+        )
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a value is two numbers."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn._checks import check_choice, check_counts, check_numbers
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
 from lightning_lrnn.nn.stack import Stack
@@ -70,12 +71,9 @@ class QRNNCell(GatedCell):
         zoneout: float = 0.0,
         **options: Any,
     ) -> None:
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
-        if pooling not in POOLINGS:
-            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        if not 0 <= zoneout <= 1:
-            raise ValueError(f"`zoneout` must be a probability, got {zoneout}")
+        check_counts(window=window)
+        check_choice(POOLINGS, pooling=pooling)
+        check_numbers(0, 1, zoneout=zoneout)
         projections, self.gate, self.readout = POOLINGS[pooling]
         self.sizes = (projections, projections)
         self.window, self.pooling, self.zoneout = window, pooling, zoneout

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn._dtypes import state_dtype
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, linear
@@ -62,7 +63,8 @@ class RGLRUCell(Cell):
         **options: Any,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, **options)
-        if blocks < 1 or hidden_size % blocks:
+        check_counts(blocks=blocks)
+        if hidden_size % blocks:
             raise ValueError(f"`blocks` must divide hidden_size={hidden_size}, got {blocks}")
         width = hidden_size // blocks
         self.weight = self.parameter(2, blocks, width, width)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_lrnn import backends
+from lightning_lrnn._checks import check_numbers
 from lightning_lrnn._evaluation import padding_mask
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checks import (
@@ -87,7 +88,7 @@ class Stack(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_layers(num_layers, dropout)
+        check_layers(hidden_size, num_layers, dropout, bidirectional, batch_first)
         if dropout and num_layers == 1:
             warnings.warn(
                 f"dropout={dropout} acts between layers and does nothing with num_layers=1",
@@ -163,7 +164,13 @@ class Stack(nn.Module):
             weight_decay: of the matrices.
             lr: learning rate of the matrices; None for the optimizer's.
             gate_lr: that of biases and decays; None for the optimizer's.
+
+        Raises:
+            ValueError: for what is no number of at least 0.
         """
+        check_numbers(0, weight_decay=weight_decay)
+        rates = {"lr": lr, "gate_lr": gate_lr}
+        check_numbers(0, **{name: rate for name, rate in rates.items() if rate is not None})
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [

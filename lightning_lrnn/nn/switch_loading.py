@@ -51,7 +51,7 @@ def _become(old: Any, plan: Mapping[str, Any]) -> None:
             "here its weights are divided among devices already; switch it before, by "
             "lightning_lrnn.SwitchRNN or replace_rnn"
         )
-    layer = Layer.of(plan, KEPT)
+    layer = Layer.of({k: v for k, v in plan.items() if k not in ("replaces", "state")}, KEPT)
     if not issubclass(layer.kind, Stack):
         raise SwitchError(f"{layer.path} is no layer of lightning_lrnn.nn")
     before, weight = dict(old.named_parameters()), next(old.parameters())

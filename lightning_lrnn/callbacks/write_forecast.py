@@ -1,0 +1,87 @@
+"""Writes what `predict` forecasts as a table, with the times that it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.data.errors import DataError, why
+from lightning_lrnn.data.paths import check_path
+
+__all__ = ["WriteForecast"]
+
+
+class WriteForecast(Callback):
+    """Writes the forecasts of `Trainer.predict`, or of the command `predict`, as a CSV table.
+
+    Its columns are those of `lightning_lrnn.data.SequenceTable.forecast_table`: group, time, target
+    and a column for each quantile. With `predict: future` of the data it is what comes after the
+    end of their table. The file is there when all of it is written, in the place of an older one.
+
+    Args:
+        path: of the CSV.
+
+    Raises:
+        lightning_lrnn.data.DataError: in `predict`, for data without `forecast_table`, a model
+            without `quantiles`, several processes, or if the file cannot be written.
+    """
+
+    def __init__(self, path: str = "forecast.csv") -> None:
+        check_path(path)
+        self.path = path
+        self._batches: list[Tensor] = []
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what it could not write in the end."""
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "forecast_table") or not hasattr(pl_module, "quantiles"):
+            raise DataError(
+                f"WriteForecast is for a Forecaster and a SequenceTable, not for "
+                f"{type(pl_module).__name__} and {type(data).__name__}: leave it out"
+            )
+        if trainer.world_size > 1:
+            raise DataError(
+                f"each of {trainer.world_size} processes has a part of the forecasts: predict with "
+                "`trainer.devices: 1`"
+            )
+        self._batches = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the forecasts of a batch."""
+        self._batches.append(outputs.cpu())
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the table."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        table = data.forecast_table(self._batches, pl_module.quantiles)
+        self._batches = []
+        target = Path(self.path)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("w", newline="", encoding="utf-8") as file:
+                rows = csv.writer(file)
+                rows.writerow(table)
+                rows.writerows(zip(*table.values(), strict=True))
+            part.replace(target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise DataError(f"the forecast {target} cannot be written ({why(error)})") from error
+        rank_zero_info(f"The forecast is in {target}, {len(table['target']):,} rows.")
