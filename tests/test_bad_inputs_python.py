@@ -1,7 +1,6 @@
 """Bad arguments of layers, models and functions: each is refused in words that name it.
 
-A row is a call, what is wrong in it, and words of the message. Every row was seen to fail without
-the check that it asks for.
+A row is a call, what is wrong in it, and words of the message.
 """
 
 from __future__ import annotations

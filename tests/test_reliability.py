@@ -1,4 +1,7 @@
-"""docs/reliability.md names tests that exist; file and function were misspelt once to see it."""
+"""docs/reliability.md names tests that exist.
+
+Seen to fail: a file and a function of another name.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The command line writes a forecast of what comes after a table's end as a table.
 
-Proved against: predictions of a batch left out, the file written in its place, no look at the data.
+Made to catch: predictions of a batch left out, the file written in its place, no look at the data.
 """
 
 from __future__ import annotations
