@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import SwitchRNN, backends
+from lightning_lrnn import SwitchRNN, backends, fit_surrogate, replace_rnn
 from lightning_lrnn import callbacks as on
 from lightning_lrnn.backends import BackendError
 from lightning_lrnn.gates import GateError
@@ -516,3 +516,19 @@ def test_models(kind: Any, options: dict[str, Any], words: str) -> None:
 )
 def test_callbacks(kind: Any, options: dict[str, Any], words: str) -> None:
     told(lambda: kind(**options), (ValueError, TypeError, BackendError), words)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: replace_rnn(None), "`module` must be a torch.nn.Module, got NoneType"),
+        (lambda: replace_rnn(nn.GRU), "`module` must be a torch.nn.Module, got type"),
+        (lambda: replace_rnn(nn.Module(), "QRNN", options=5), "must be options by name, got 5"),
+        (lambda: replace_rnn(nn.Module(), where=5), "`where` must be patterns of paths, got 5"),
+        (lambda: replace_rnn(nn.Module(), measure="yes"), f"`measure` {FLAG}'yes'"),
+        (lambda: fit_surrogate(None, []), "`module` must be a torch.nn.Module, got NoneType"),
+        (lambda: fit_surrogate(nn.Module(), [], steps=0), f"`steps` {COUNT}0"),
+    ],
+)
+def test_switching_without_a_trainer(call: Any, words: str) -> None:
+    told(call, (ValueError, TypeError), words)

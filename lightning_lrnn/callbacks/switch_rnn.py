@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_lrnn._checks import check_counts, check_flags
+from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.nn import made_before
@@ -71,12 +71,6 @@ class SwitchRNN(Callback):
         measure: bool = False,
     ) -> None:
         check_counts(carry_steps=carry_steps)
-        check_flags(measure=measure)
-        if not isinstance(options or {}, dict):
-            raise ValueError(f"`options` must be options by name, got {options!r}")
-        patterns = [where] if isinstance(where, str) else where or []
-        if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
-            raise ValueError(f"`where` must be patterns of paths, got {where!r}")
         if rnn == {}:
             raise ValueError("`rnn` names no layer; leave it out for `auto`")
         self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}

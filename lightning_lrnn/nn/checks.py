@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lrnn._checks import check_counts, check_flags, check_numbers
@@ -15,6 +15,7 @@ __all__ = [
     "check_cell",
     "check_input",
     "check_layers",
+    "check_module",
     "check_packed",
     "check_state",
     "check_step",
@@ -22,6 +23,12 @@ __all__ = [
     "form",
     "refuse_script",
 ]
+
+
+def check_module(module: Any) -> None:
+    """Raises for what is no module."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
 
 
 def check_layers(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_lrnn._checks import check_counts
+from lightning_lrnn.nn.checks import check_module
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.surrogate import SurrogateRNNCell
 
@@ -152,8 +154,11 @@ def fit_surrogate(
         The relative error of each step.
 
     Raises:
-        ValueError: if there is no batch, or no layer that has an old one to learn from.
+        ValueError: if there is no batch, or no layer that has an old one to learn from, or for
+            `steps` that cannot be. TypeError: if `module` is no module.
     """
+    check_module(module)
+    check_counts(steps=steps)
     distillation = Distillation(module, steps)
     if not distillation.layers:
         raise ValueError("no layer has an old one to learn from: replace with weights='carried'")

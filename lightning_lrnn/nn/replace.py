@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn._checks import check_choice, check_flags
 from lightning_lrnn.nn import made_before
+from lightning_lrnn.nn.checks import check_module
 from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.layer import Layer
@@ -141,13 +143,18 @@ def replace_rnn(
         SwitchError: if a layer that is named cannot replace one that is there, a layer that
             replaces all can replace none and none was replaced before, or `module` is itself a
             recurrent layer.
-        ValueError: for arguments that cannot be.
+        ValueError: for arguments that cannot be. TypeError: if `module` is no module.
     """
     backends.check_name(backend)
-    if state not in STATES:
-        raise ValueError(f"`state` must be one of {', '.join(STATES)}, got {state!r}")
-    if weights not in WEIGHTS:
-        raise ValueError(f"`weights` must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    check_choice(STATES, state=state)
+    check_choice(WEIGHTS, weights=weights)
+    check_flags(measure=measure)
+    if not isinstance(options or {}, Mapping):
+        raise ValueError(f"`options` must be options by name, got {options!r}")
+    patterns = [where] if isinstance(where, str) else where or []
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise ValueError(f"`where` must be patterns of paths, got {where!r}")
+    check_module(module)
     if isinstance(module, nn.RNNBase):
         raise SwitchError(
             f"the module is itself a {type(module).__name__}: make the new layer in its place, or "
