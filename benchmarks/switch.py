@@ -133,14 +133,14 @@ def ratio(before: list[float], after: list[float]) -> float:
 def table(report: dict[str, Any]) -> Iterator[str]:
     """In Markdown; means over the seeds. A loss below 0 is a likelihood's, see `ratio`."""
     yield (
-        "| project | in it | first loss | as it is | switched | ratio | unseen data | ratio "
-        "| ms/step | ratio | loaded again |"
+        "| project | in it | seeds | first loss | as it is | switched | ratio | unseen data "
+        "| ratio | ms/step | ratio | loaded again |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     missed = []
     for name, about in report["projects"].items():
         runs = [run for run in report["runs"] if run["project"] == name]
-        head = f"| {name} | {about['cell']} |"
+        head = f"| {name} | {about['cell']} | {len({run['seed'] for run in runs})} |"
         if errors := sorted({run["error"] for run in runs if "error" in run}):
             yield f"{head} {'; '.join(errors)} |" + " |" * 8
             missed.append(name)

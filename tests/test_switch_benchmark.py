@@ -114,7 +114,7 @@ def test_table(benchmark):
     rows = list(benchmark.table(report))
     cells = rows[0].count("|")
     assert rows[1].count("|") == rows[2].count("|") == rows[3].count("|") == cells
-    assert rows[2].startswith("| better | GRU | 9 | 2 | 1.5 | 0.750 | 2 -> 1 | 0.500 |")
+    assert rows[2].startswith("| better | GRU | 2 | 9 | 2 | 1.5 | 0.750 | 2 -> 1 | 0.500 |")
     assert rows[2].endswith("| 200.0 -> 100.0 | 0.500 | same |")
     assert "| -1 | -0.9 | 1.100 |" in rows[3] and rows[3].endswith("| NO: KeyError: 'x' |")
     assert "ValueError: no" in rows[4] and rows[4].count("|") == cells
