@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lrnn import SwitchError, replace_rnn
+from lightning_lrnn.nn.recommended import SMALL, recommended
 from lightning_lrnn.nn.stack import Stack
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -26,12 +27,14 @@ B, T = 4, 6
 F64 = torch.float64
 KINDS = ["LSTM", "GRU", "RNN"]
 NAMES = ["auto", "GILRLSTM", "GILRGRU", "GILRRNN", "SurrogateRNN"]
+LARGE = recommended(nn.LSTM(1, SMALL + 1)).plain()
+"""What `rnn: auto` has for an LSTM of many units, here at few."""
 
 
 def sizes(kind, name):
     """Eight sets of arguments, hidden sizes of 1 and odd ones among them."""
     draw = random.Random(f"{kind} {name}")
-    smallest = 1 if name == "auto" else 2
+    smallest = 1 if name in ("auto", LARGE) else 2
     for n in range(8):
         hidden = [smallest, 3, 5][n] if n < 3 else draw.randint(smallest, 9)
         options = {"bias": draw.random() < 0.7, "batch_first": n % 2 == 0}
@@ -44,6 +47,7 @@ def sizes(kind, name):
 
 
 CASES = [(kind, name, *size) for kind in KINDS for name in NAMES for size in sizes(kind, name)]
+CASES += [("LSTM", LARGE, *size) for size in sizes("LSTM", LARGE)]
 places = pytest.mark.parametrize("kind, name, size, hidden, options", CASES, ids=str)
 by_kind = pytest.mark.parametrize("kind", KINDS)
 

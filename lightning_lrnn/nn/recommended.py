@@ -10,6 +10,8 @@ from lightning_lrnn.nn.surrogate import SurrogateRNN
 
 __all__ = ["of_the_same_function", "recommended"]
 
+SMALL = 64
+"""Units up to which half a state of linear units has learned better, see `benchmarks/switch.py`."""
 PASSES = 3
 """With which a trained layer is reproduced, see `benchmarks/carried.py`."""
 
@@ -17,16 +19,17 @@ PASSES = 3
 def recommended(old: nn.RNNBase) -> Layer:
     """The layer in the place of a `torch.nn.LSTM`, `GRU` or `RNN`.
 
-    In the place of an LSTM a GRU with an input gate, whose outputs start as small as an LSTM's. Its
-    gates see the states of an LRU; h is the state of the GRU, and c that of the LRU. In the place
-    of a GRU or RNN a GRU without reset gate; it and the LRU share the columns of the state, for
-    which there must be two.
+    Gated units whose gates see the states of an LRU. In the place of an LSTM of more than `SMALL`
+    units a GRU with an input gate, whose outputs start as small as an LSTM's: h is the state of the
+    GRU, and c that of the LRU. Elsewhere a GRU without reset gate, which shares the columns of the
+    state with the LRU, so that linear states are among the outputs; there must be two.
     """
-    lstm = isinstance(old, nn.LSTM)
-    if old.hidden_size == 1 and not (lstm and not old.proj_size):
+    if old.hidden_size == 1:
         return Layer(GILR, {})
-    cell = "GRU_WITH_INPUT_GATE" if lstm else "GRU_WITHOUT_RESET"
-    return Layer(SurrogateRNN, {"cell": cell, "surrogate": "LRU"})
+    if isinstance(old, nn.LSTM) and old.hidden_size > SMALL:
+        return Layer(SurrogateRNN, {"cell": "GRU_WITH_INPUT_GATE", "surrogate": "LRU"})
+    options = {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 0.5}
+    return Layer(SurrogateRNN, options)
 
 
 def of_the_same_function(old: nn.RNNBase) -> Layer:
