@@ -162,8 +162,13 @@ def test_the_commands_in_the_comments(config: str) -> None:
     assert said[0] == f"fit --config {name}"
     parse(["fit", "--config", config])
     for command in said[1:]:
-        assert command == f"compare comparisons/{Path(config).stem}_cells"
-        assert (Path(config).parent / f"{command.split()[1]}.yaml").is_file()
+        word, *rest = command.split()
+        if word == "compare":
+            assert rest == [f"comparisons/{Path(config).stem}_cells"]
+            assert (Path(config).parent / f"{rest[0]}.yaml").is_file()
+        else:
+            assert (word, rest[:4]) == ("predict", ["--config", name, "--ckpt_path", "CKPT"])
+            parse(["predict", "--config", config, *rest[4:]])
 
 
 def test_wandb_twice_into_one_folder(wandb: Any) -> None:
