@@ -352,7 +352,7 @@ def test_generate_samples() -> None:
     assert abs(share(1.0) - 0.75) < 0.11  # 3.6 standard deviations
     assert abs(share(0.5) - 0.9) < 0.08
     assert share(1.0) == share(1.0)
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+    with pytest.raises(ValueError, match="must be a number of at least 0, got -1"):
         model.generate(b"", 3, -1)
 
 
