@@ -114,7 +114,7 @@ def test_metrics_at_steps_have_no_end_error() -> None:
     model = SequenceTagger(3, 4, hidden_size=8)
     assert set(model.make_metrics()) == {"accuracy"}
     assert set(SequenceTagger(3, 4, metrics_at="end").make_metrics()) == {"accuracy", "end_error"}
-    with pytest.raises(ValueError, match="`metrics_at` must be 'steps' or 'end', got 'last'"):
+    with pytest.raises(ValueError, match="`metrics_at` must be one of steps, end, got 'last'"):
         SequenceTagger(3, 4, metrics_at="last")  # type: ignore[arg-type]
 
 
