@@ -153,7 +153,7 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         seconds = report["seconds_per_step"].get(name, {}).values()
         milliseconds = [[1e3 * statistics.median(samples)] for samples in seconds]
         first = statistics.fmean(run["losses"][0] for run in arms[0])
-        other = sorted({run["reloaded"] for run in runs} - {"same"})
+        other = sorted({run["reloaded"].partition(": [")[0] for run in runs} - {"same"})
         cells = [
             f"{first:.3g}",
             *pair(losses, "{:.4g}"),
