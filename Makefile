@@ -19,10 +19,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What docs/performance.md shows; on two cores some 30 minutes.
+# What docs/performance.md shows; on two cores some 35 minutes.
 bench: $(VENV)/.ready
 	$(RUN) benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
 	$(RUN) benchmarks/layer_times.py
+	$(BIN)/python benchmarks/stand_in_times.py
 	$(RUN) benchmarks/equal_time.py
 	$(RUN) benchmarks/threads.py
 	$(RUN) benchmarks/step.py
