@@ -18,6 +18,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn.nn import GILRLSTM, SurrogateRNN
 from lightning_lrnn.nn.distil import carry_weights
 from lightning_lrnn.nn.lru import LRUStateCell
+from lightning_lrnn.nn.recommended import SMALL, recommended
 from lightning_lrnn.nn.surrogate import SURROGATES
 from lightning_lrnn.nn.walk import Step, Walk
 
@@ -248,3 +249,27 @@ def test_states_of_an_lru_of_any_size(size, batch, backend):
     # A gradient that is a part of another one, at an odd place.
     losses = [torch.cat([end[0, :1], y.flatten(), end.flatten()]).cos().sum() for y, end in found]
     close(*(torch.autograd.grad(loss, [start, *cell.parameters()]) for loss in losses))
+
+
+@pytest.mark.parametrize(
+    ("old", "cell", "shares"),
+    [
+        (torch.nn.LSTM(3, SMALL + 1), "GRU_WITH_INPUT_GATE", False),
+        (torch.nn.LSTM(3, SMALL), "GRU_WITHOUT_RESET", True),
+        (torch.nn.GRU(3, SMALL + 1), "GRU_WITHOUT_RESET", True),
+        (torch.nn.RNN(3, 2), "GRU_WITHOUT_RESET", True),
+    ],
+    ids=str,
+)
+def test_what_is_recommended(old, cell, shares):
+    layer = recommended(old)
+    options = layer.options
+    assert (options["cell"], options["surrogate"]) == (cell, "LRU")
+    assert ("surrogate_size" in options) is shares
+
+
+def test_an_input_gate_starts_a_quarter_open():
+    cell = SurrogateRNN(8, 400, cell="GRU_WITH_INPUT_GATE").cells[0]
+    z, i, n = (cell.bias_ih + cell.bias_hh).detach().chunk(3)
+    assert abs(i.sigmoid().mean() - 0.27) < 0.02
+    assert abs(z.mean()) < 0.02 and abs(n.mean()) < 0.02
