@@ -482,6 +482,7 @@ def _list_configs(options: argparse.Namespace) -> None:
 
 def _copy_config(options: argparse.Namespace) -> None:
     from lightning_lrnn._configs import config_texts
+    from lightning_lrnn._whole_file import write_whole
 
     configs = config_texts()
     name = options.name.removesuffix(".yaml") + ".yaml"
@@ -493,14 +494,9 @@ def _copy_config(options: argparse.Namespace) -> None:
         raise UserError(f"{target} exists; --force overwrites it")
     if not target.parent.is_dir():
         raise UserError(f"there is no folder {target.parent}; make it first")
-    # Beside it first: what stands there goes only when all of it is written.
-    part = target.with_name(f"{target.name}.part")
     try:
-        part.write_text(configs[name], encoding="utf-8")
-        part.replace(target)
+        write_whole(target, configs[name])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise UserError(f"{target} cannot be written ({error.strerror})") from error
     if "/" in name:
         print(f"{target}\nits second line says how to start it")

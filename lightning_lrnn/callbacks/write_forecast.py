@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_lrnn._whole_file import write_whole
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import check_path
@@ -71,17 +71,14 @@ class WriteForecast(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = data.forecast_table(self._batches, pl_module.quantiles)
         self._batches = []
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(table)
+        rows.writerows(zip(*table.values(), strict=True))
         target = Path(self.path)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w", newline="", encoding="utf-8") as file:
-                rows = csv.writer(file)
-                rows.writerow(table)
-                rows.writerows(zip(*table.values(), strict=True))
-            part.replace(target)
+            write_whole(target, text.getvalue())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
             raise DataError(f"the forecast {target} cannot be written ({why(error)})") from error
         rank_zero_info(f"The forecast is in {target}, {len(table['target']):,} rows.")
