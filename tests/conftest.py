@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,10 +22,13 @@ collect_ignore = (
     if find_spec("jsonargparse")
     else [
         "test_bad_inputs_command_line.py",
+        "test_checkpoint.py",
         "test_cli.py",
         "test_compare.py",
         "test_configs.py",
+        "test_stop.py",
         "test_sweeps.py",
+        "test_write_forecast.py",
     ]
 )
 
@@ -106,3 +112,18 @@ def parts(request):
     """Whole rows, or parts of them."""
     with in_parts_of_time() if request.param else contextlib.nullcontext():
         yield
+
+
+@pytest.fixture
+def benchmark_script(monkeypatch):
+    """Imports a script of benchmarks/ by its name.
+
+    Its modules, whose names are everyday words, go when the test ends.
+    """
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

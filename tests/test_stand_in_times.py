@@ -5,24 +5,13 @@ Seen to fail: the layer in its place timed twice; times of all repeated steps ta
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 from torch import nn
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def stand_ins(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delitem(sys.modules, "timing", raising=False)
-    import stand_in_times
-
-    yield stand_in_times
-    for name in ("stand_in_times", "timing"):
-        sys.modules.pop(name, None)
+def stand_ins(benchmark_script):
+    return benchmark_script("stand_in_times")
 
 
 def test_quick(stand_ins, capsys):

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 RNN = {"LSTM": "MinLSTM"}
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The script; its modules have the names of everyday words, and go when the test ends."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    mine = ("switch", "timing", "projects")
-    for name in [name for name in sys.modules if name.split(".")[0] in mine]:
-        monkeypatch.delitem(sys.modules, name)
-    import switch
-
-    yield switch
-    for name in [name for name in sys.modules if name.split(".")[0] in mine]:
-        sys.modules.pop(name)
+def benchmark(benchmark_script):
+    return benchmark_script("switch")
 
 
 @pytest.fixture
