@@ -40,7 +40,7 @@ from timing import about, environment
 from torch import nn
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.nn.distil import Distillation
+from lightning_lrnn.switch.distil import Distillation
 
 RESULTS = Path(__file__).parent / "results" / "carried.json"
 STEPS = {"bytes": 1500, "Stanza-charlm": 1200, "Flair-tagger-LSTM": 400}

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import backends, reference
-from lightning_lrnn.adjoint import adjoint
+from lightning_lrnn import backends
+from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.gates import Gate
-from lightning_lrnn.nn.gilr import gilr
-from lightning_lrnn.nn.min_gru import min_gru
-from lightning_lrnn.nn.surrogate import lstm, output_tanh
+from lightning_lrnn.nn.cells.gilr import gilr
+from lightning_lrnn.nn.cells.min_gru import min_gru
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 Contender = Callable[..., Tensor]
 ASSOCIATIVE = "associative_scan, compiled"
@@ -126,15 +127,15 @@ def changed(contender: Contender, **macros: str) -> Contender:
 
 @contextlib.contextmanager
 def other_kernel(macros: dict[str, str]) -> Iterator[None]:
-    from lightning_lrnn.backends import _cuda
+    from lightning_lrnn.backends.cuda import launch
 
-    planned = _cuda._planned
+    planned = launch._planned
 
     def plan(*arguments):
         code, how = planned(*arguments)
         return code, how._replace(macros=tuple({**dict(how.macros), **macros}.items()))
 
-    with mock.patch.object(_cuda, "_planned", plan):
+    with mock.patch.object(launch, "_planned", plan):
         yield
 
 

@@ -23,11 +23,11 @@ from typing import Any
 
 from timing import about, environment
 
-from lightning_lrnn import demo
-from lightning_lrnn._quiet import quiet_lightning
+from lightning_lrnn.cli.demos import text
+from lightning_lrnn.cli.quiet import quiet_lightning
 from lightning_lrnn.data import ByteText
 
-EQUAL = f"{demo.OURS}, as many steps as torch.nn.LSTM"
+EQUAL = f"{text.OURS}, as many steps as torch.nn.LSTM"
 RESULTS = Path(__file__).parent / "results" / "equal_time.json"
 
 
@@ -35,13 +35,13 @@ def measure(seeds: list[int], seconds: float) -> dict[str, Any]:
     quiet_lightning()
     runs = []
     for seed in seeds:
-        data = ByteText(batch_size=demo.BATCH_SIZE, window=demo.WINDOW, seed=seed)
+        data = ByteText(batch_size=text.BATCH_SIZE, window=text.WINDOW, seed=seed)
         of_seed: dict[str, dict[str, Any]] = {}
-        for name, of in {**{name: name for name in demo.MODELS}, EQUAL: demo.OURS}.items():
+        for name, of in {**{name: name for name in text.MODELS}, EQUAL: text.OURS}.items():
             print(f"{name}, seed {seed}", flush=True)
             steps = of_seed["torch.nn.LSTM"]["steps"] if name == EQUAL else None
             with tempfile.TemporaryDirectory() as folder:
-                found = demo.train(demo.MODELS[of], data, seconds, Path(folder), seed, steps)
+                found = text.train(text.MODELS[of], data, seconds, Path(folder), seed, steps)
             del found["horizons"]
             of_seed[name] = {"model": name, "seed": seed, **found}
         runs += of_seed.values()

@@ -36,7 +36,7 @@ from timing import Clock, Run, about, environment, in_turn
 from torch import Tensor
 
 from lightning_lrnn import nn
-from lightning_lrnn._process_memory import process_memory, process_peak
+from lightning_lrnn.core.process_memory import process_memory, process_peak
 
 RESULTS = Path(__file__).parent / "results" / "layer_times.json"
 LSTM, GRU, YARD = "torch.nn.LSTM", "torch.nn.GRU", "matmuls"

@@ -56,8 +56,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_lrnn import last_backend
-from lightning_lrnn._figure import new_figure, save
-from lightning_lrnn._process_memory import process_memory, process_peak
+from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.core.process_memory import process_memory, process_peak
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.windows import TextBatch, Windows
 from lightning_lrnn.modules import LanguageModel

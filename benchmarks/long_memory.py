@@ -28,9 +28,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 from timing import environment
 
-from lightning_lrnn._figure import new_figure, save
-from lightning_lrnn._lightning_cli import run
-from lightning_lrnn._process_memory import process_peak
+from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.fit import run
+from lightning_lrnn.core.process_memory import process_peak
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"

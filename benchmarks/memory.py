@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from timing import environment
 
-from lightning_lrnn._figure import new_figure, save
-from lightning_lrnn._process_memory import process_memory, process_peak
+from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.core.process_memory import process_memory, process_peak
 from lightning_lrnn.modules import SequenceClassifier
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"

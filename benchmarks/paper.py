@@ -42,7 +42,7 @@ from timing import Clock, Run, as_many, environment, repeated
 from torch import Tensor
 
 from lightning_lrnn import backends, nn
-from lightning_lrnn._process_memory import process_memory, process_peak
+from lightning_lrnn.core.process_memory import process_memory, process_peak
 
 RESULTS = Path(__file__).parent / "results"
 LSTM = "torch.nn.LSTM"

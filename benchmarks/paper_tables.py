@@ -279,7 +279,7 @@ def in_heat(cell: Cell | None) -> str:
 def draw(report: dict[str, Any], path: Path) -> None:
     """PNGs beside the JSON: ratios over length, and the heat map."""
     try:
-        from lightning_lrnn._figure import new_figure, save
+        from lightning_lrnn.cli.figures import new_figure, save
     except ImportError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return

@@ -16,8 +16,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from lightning_lrnn import _nvrtc
 from lightning_lrnn.backends import Request
+from lightning_lrnn.backends.cuda import nvrtc
 
 THREADS = 128
 
@@ -165,7 +165,7 @@ def cubin(arch: str) -> bytes:
     """Both kernels, compiled by NVRTC; needs no device."""
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(name="plain.cu", arch=arch, std=_nvrtc.STANDARD)
+    options = ProgramOptions(name="plain.cu", arch=arch, std=nvrtc.STANDARD)
     return bytes(Program(SOURCE, "c++", options).compile("cubin").code)
 
 
@@ -173,7 +173,7 @@ def cubin(arch: str) -> bytes:
 def _kernel(name: str, capability: tuple[int, int]) -> Any:
     from cuda.core import ObjectCode
 
-    code = cubin(_nvrtc.architecture(capability))
+    code = cubin(nvrtc.architecture(capability))
     return ObjectCode.from_cubin(code, name="plain").get_kernel(name)
 
 
@@ -194,4 +194,4 @@ def _launch(name: str, inputs: Any, outputs: Any, exclusive: bool) -> None:
     state, device = outputs[-1], outputs[-1].device
     kernel = _kernel(name, torch.cuda.get_device_capability(device))
     blocks = -(-state.numel() // THREADS)
-    _nvrtc.launch(kernel, blocks, THREADS, problem(inputs, outputs, exclusive), device)
+    nvrtc.launch(kernel, blocks, THREADS, problem(inputs, outputs, exclusive), device)

@@ -26,7 +26,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from timing import environment
 
-from lightning_lrnn._lightning_cli import run
+from lightning_lrnn.cli.fit import run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "tasks.json"

@@ -3,7 +3,7 @@
 //   a_t, b_t = gate(x_t);  h_t = a_t * h_{t-1} + b_t;  y_t = readout(h_t, x_t), or h_t
 //
 //   LRNN_GATE      struct Gate: gate, readout, their derivatives, access to their inputs; generated
-//                  from the gate's program (lightning_lrnn/backends/_cuda_gate.py)
+//                  from the gate's program (lightning_lrnn/backends/cuda/codegen.py)
 //   LRNN_PASS      forward | backward
 //   LRNN_SCHEDULE  scan | serial
 //   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); none: not at all,

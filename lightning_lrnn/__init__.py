@@ -3,16 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lightning_lrnn import _flops as _flops  # registers
 from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
-from lightning_lrnn.backends._cuda import warmup
+from lightning_lrnn.backends.cuda.launch import warmup
 from lightning_lrnn.gates import GateError, gate
-from lightning_lrnn.nn import switch_loading as switch_loading  # hooks into loading
-from lightning_lrnn.nn.distil import fit_surrogate
-from lightning_lrnn.nn.replace import SwitchError, replace_rnn
+from lightning_lrnn.ops import flops as flops  # registers
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
 from lightning_lrnn.serving import RecordedStep
+from lightning_lrnn.switch import loading as loading  # hooks into loading
+from lightning_lrnn.switch.distil import fit_surrogate
+from lightning_lrnn.switch.replace import SwitchError, replace_rnn
 
 if TYPE_CHECKING:
     from lightning_lrnn import L as L

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn._checks import check_flags
-from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable, like_sequence, operands, padding_mask
-from lightning_lrnn._operator import call, computed_by, last_backend
 from lightning_lrnn.backends import Request
+from lightning_lrnn.core.checks import check_flags
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.unfused import broadcastable, like_sequence, operands, padding_mask
 from lightning_lrnn.gates import WANTED, Gate, GateError
+from lightning_lrnn.ops.operator import call, computed_by, last_backend
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn.backends import Request, _cpu_rows, _cuda
-from lightning_lrnn.backends._cuda_gate import Fused, fused
-from lightning_lrnn.backends._operands import Operand
+from lightning_lrnn.backends import Request
+from lightning_lrnn.backends.cpu import launch
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.cuda import launch as cuda_launch
+from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
@@ -54,7 +56,7 @@ TOLERANCE = {
 
 def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
     """The gate of the plain recurrence as CUDA compiles it, and its operands."""
-    operands = (Operand(_cuda.STORAGE[dtype], True),) * 2
+    operands = (Operand(cuda_launch.STORAGE[dtype], True),) * 2
     return fused(gates.IDENTITY, "", operands, step), operands
 
 
@@ -98,13 +100,13 @@ def _seed() -> None:
 @contextlib.contextmanager
 def in_parts_of_time():
     """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = _cpu_rows.PART, _cpu_rows.DIVIDED
-    _cpu_rows.PART, _cpu_rows.DIVIDED = 1, 0
+    before = launch.PART, launch.DIVIDED
+    launch.PART, launch.DIVIDED = 1, 0
     try:
-        assert _cpu_rows.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
+        assert launch.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
         yield
     finally:
-        _cpu_rows.PART, _cpu_rows.DIVIDED = before
+        launch.PART, launch.DIVIDED = before
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])

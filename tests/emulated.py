@@ -6,7 +6,7 @@ from functools import cache, partial
 
 from host_kernel import Compiler, as_cuda
 
-from lightning_lrnn.backends import _cuda
+from lightning_lrnn.backends.cuda import launch
 
 launches: list = []
 """(macros, traffic) of every launch so far."""
@@ -32,7 +32,7 @@ def _call(function, *arguments, **options):
     return result
 
 
-run = partial(_call, _cuda.forward)
-run_backward = partial(_call, _cuda.backward)
-run_gated = partial(_call, _cuda.gated_forward)
-run_gated_backward = partial(_call, _cuda.gated_backward)
+run = partial(_call, launch.forward)
+run_backward = partial(_call, launch.backward)
+run_gated = partial(_call, launch.gated_forward)
+run_gated_backward = partial(_call, launch.gated_backward)

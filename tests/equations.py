@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_lrnn.nn.surrogate import FUNCTIONS
+from lightning_lrnn.nn.cells.surrogate import FUNCTIONS
 
 sigmoid, tanh = torch.sigmoid, torch.tanh
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_lrnn import _nvrtc
+from lightning_lrnn.backends.cuda import nvrtc
 
 HOST = Path(__file__).parent / "host"
 SOURCES = Path(__file__).parent.parent / "cuda_src"
@@ -46,7 +46,7 @@ class Compiler:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
-    def kernel(self, macros: _nvrtc.Macros, sources: Path = SOURCES) -> ctypes.CDLL:
+    def kernel(self, macros: nvrtc.Macros, sources: Path = SOURCES) -> ctypes.CDLL:
         key = macros, sources
         if key not in self._loaded:
             name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
@@ -60,7 +60,7 @@ class Compiler:
             self._loaded[key] = library
         return self._loaded[key]
 
-    def kernels(self, variants: list[_nvrtc.Macros]) -> None:
+    def kernels(self, variants: list[nvrtc.Macros]) -> None:
         """Compiles several side by side."""
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self.kernel, variants))
@@ -81,7 +81,7 @@ def launch(
 
 @contextlib.contextmanager
 def as_cuda(compiler: Compiler):
-    """CPU tensors can be given to `backends/_cuda.py`; yields the launches, as (variant, traffic).
+    """CPU tensors can be given to `cuda/launch.py`; yields the launches, as (variant, traffic).
 
     Everything that touches a device is replaced; what is left is the whole path from the tensors
     to the kernel: programs, generated code, plan, workspace, pointers, strides.
@@ -95,6 +95,6 @@ def as_cuda(compiler: Compiler):
         patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
         patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        patch.setattr(_nvrtc, "kernel", lambda source, macros, capability: macros)
-        patch.setattr(_nvrtc, "launch", on_host)
+        patch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
+        patch.setattr(nvrtc, "launch", on_host)
         yield seen

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_lrnn.nn import CELLS, walk
+from lightning_lrnn.nn import CELLS, scan_context
 from lightning_lrnn.recurrence import gated_recurrence
 
 F64 = torch.float64
@@ -81,7 +81,7 @@ def recurrences(name, options, dtype=torch.float32):
         return gated_recurrence(gate, *pre, readout=readout, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(walk, "gated_recurrence", asked)
+        patch.setattr(scan_context, "gated_recurrence", asked)
         make(name, **options, dtype=dtype)(torch.zeros(T, B, M, dtype=dtype))
     return seen
 

@@ -15,7 +15,7 @@ import torch
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.backends import _compiled, serial
+from lightning_lrnn.backends import compiled, serial
 
 
 def run(**options):
@@ -80,7 +80,7 @@ def test_unknown_names_list_the_known_ones(monkeypatch):
 
 
 def test_a_named_backend_is_never_replaced(fresh):
-    fresh.setattr(_compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
     with pytest.raises(
         lrnn.BackendError, match=r"'scan' cannot run on cpu.*llvmlite is not installed"
     ):
@@ -90,7 +90,7 @@ def test_a_named_backend_is_never_replaced(fresh):
 
 
 def test_auto_says_once_that_it_leaves_compiled_code(fresh, recwarn):
-    fresh.setattr(_compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
     with pytest.warns(UserWarning, match="'auto' uses 'serial' on cpu.*llvmlite is not installed"):
         assert run() == "serial"
     recwarn.clear()
@@ -98,7 +98,7 @@ def test_auto_says_once_that_it_leaves_compiled_code(fresh, recwarn):
 
 
 def test_the_loop_of_last_resort_has_the_right_gradients(fresh):
-    fresh.setattr(_compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
     x = [torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda a, b: lrnn.linear_recurrence(a, b, backend="serial"), x)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lrnn._checkpoint import CheckpointError, check, read
+from lightning_lrnn.cli.checkpoint import CheckpointError, check, read
 from lightning_lrnn.modules import LanguageModel
 
 GOOD: dict[str, Any] = {

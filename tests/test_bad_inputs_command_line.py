@@ -177,7 +177,7 @@ def test_a_model_and_its_data(words: str, answer: str, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("option", ["memory", "checkpoint_time"])
 def test_null_is_a_value_of_an_option(option: str) -> None:
-    from lightning_lrnn._lightning_cli import parse
+    from lightning_lrnn.cli.fit import parse
 
     words = ["--model.rnn=QRNN", f"--model.rnn.{option}=null", "--model.rnn.window=3"]
     options = parse(["fit", *words]).fit.model.init_args.rnn.init_args

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_lrnn import _chunks
+from lightning_lrnn.ops import projections
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 12), (1, 5, 12), (3, 1, 12), (12,)])
@@ -19,7 +19,7 @@ def test_chunks_are_joined(shape):
         torch.randn(*shape[:-1], 20)[..., 4:16],
         x.mT.contiguous().mT if x.ndim > 1 else x,
     ):
-        found = _chunks.joined(whole.chunk(4, -1))
+        found = projections.joined(whole.chunk(4, -1))
         if whole.stride(-1) == 1:
             assert torch.equal(found, whole)
             assert found.data_ptr() == whole.data_ptr()
@@ -41,7 +41,7 @@ def test_what_no_chunks_are():
         (steps[:, :-1], steps[:, 1:]),  # a step further is not beside
         (a[..., :2], b[..., :2]),
     ):
-        assert _chunks.joined(other) is None
+        assert projections.joined(other) is None
 
 
 def test_gradients_apart_are_copied_together():
@@ -49,11 +49,11 @@ def test_gradients_apart_are_copied_together():
     weight = torch.randn(2, 3, 4, dtype=torch.float64)
 
     def product(x):
-        a, b = _chunks.split(x, 2)
+        a, b = projections.split(x, 2)
         return a * b.exp() * weight
 
     assert torch.autograd.gradcheck(product, x)
     assert torch.autograd.gradgradcheck(product, x)
-    a, _ = _chunks.split(x, 2)  # only one is used
+    a, _ = projections.split(x, 2)  # only one is used
     (gradient,) = torch.autograd.grad(a, x, weight)
     assert torch.equal(gradient, torch.cat([weight, torch.zeros_like(weight)], -1))

@@ -22,9 +22,10 @@ import pytest
 import torch
 
 import lightning_lrnn
-from lightning_lrnn import _kernel_cache, _lightning_cli, cli
-from lightning_lrnn._lightning_cli import _without_secrets, parse
-from lightning_lrnn.cli import main
+from lightning_lrnn import cli
+from lightning_lrnn.backends import kernel_cache
+from lightning_lrnn.cli import fit, main
+from lightning_lrnn.cli.fit import _without_secrets, parse
 from lightning_lrnn.modules import Forecaster, LanguageModel
 from lightning_lrnn.nn import CELLS
 
@@ -235,11 +236,11 @@ def test_secrets_are_not_logged() -> None:
 
 
 def test_what_is_made_can_be_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lightning_cli._CLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(fit._CLI, "_run_subcommand", lambda self, name: None)
     words = ["fit", *OPTIONS, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp_spawn"]
-    cli = _lightning_cli.run([*words, "--data.path=text"])
+    cli = fit.run([*words, "--data.path=text"])
     trainer, _, _ = pickle.loads(pickle.dumps((cli.trainer, cli.model, cli.datamodule)))
-    (saved,) = (c for c in trainer.callbacks if isinstance(c, _lightning_cli._LogConfig))
+    (saved,) = (c for c in trainer.callbacks if isinstance(c, fit._LogConfig))
     saved.parser.save(saved.config, "config.yaml")
     assert parse(["fit", "--config=config.yaml"]).fit.model.init_args.hidden_size == 8
 
@@ -257,15 +258,15 @@ def test_what_fit_logs_has_no_options_of_loggers() -> None:
 
 
 def test_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(Path("cache").absolute()))
-    name = _kernel_cache.key([b"a kernel"])
-    _kernel_cache.write(name, b"cubin" * 10_000)
-    _kernel_cache.write(name, b"object" * 10_000, "o")
+    monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(Path("cache").absolute()))
+    name = kernel_cache.key([b"a kernel"])
+    kernel_cache.write(name, b"cubin" * 10_000)
+    kernel_cache.write(name, b"object" * 10_000, "o")
     assert main(["cache", "info"]) == 0
     assert ": 2 compiled kernels, 0.11 MB" in capsys.readouterr().out
     assert main(["cache", "clear"]) == 0
     assert ": 2 files deleted, 0.11 MB" in capsys.readouterr().out
-    assert _kernel_cache.read(name) is None
+    assert kernel_cache.read(name) is None
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])

@@ -21,11 +21,11 @@ from typing import Any
 import pytest
 from wandb_file import group
 
-from lightning_lrnn import _compare
-from lightning_lrnn._compare import Contender, commands, contenders, text_table
-from lightning_lrnn._lightning_cli import parse
-from lightning_lrnn._plot import PlotError, Run, _chosen, read, runs_in
 from lightning_lrnn.cli import main
+from lightning_lrnn.cli.compare import command as _compare
+from lightning_lrnn.cli.compare.command import Contender, commands, contenders, text_table
+from lightning_lrnn.cli.fit import parse
+from lightning_lrnn.cli.plot import PlotError, Run, _chosen, read, runs_in
 
 pytestmark = [
     # LightningCLI 2.6 calls what newer jsonargparse has renamed.
@@ -244,7 +244,7 @@ def test_a_run_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_memory_is_what_the_process_grew_by() -> None:
     # Bytes of the process that starts it must not count, nor those that were there before.
     script = (
-        "from lightning_lrnn._process_memory import process_memory, process_peak\n"
+        "from lightning_lrnn.core.process_memory import process_memory, process_peak\n"
         "earlier = bytearray(b'x' * 200_000_000); del earlier\n"
         "before = process_memory()\n"
         "block = bytearray(b'x' * 50_000_000); del block\n"

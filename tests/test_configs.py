@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 import lightning_lrnn
-from lightning_lrnn._lightning_cli import parse
 from lightning_lrnn.cli import main
+from lightning_lrnn.cli.fit import parse
 
 pytestmark = [
     # Windows are slices of memory: workers would only cost.

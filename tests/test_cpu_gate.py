@@ -17,10 +17,11 @@ import torch
 from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _kernel_cache, gates
-from lightning_lrnn.backends import _cpu_gate, _cpu_rows, _cpu_walk, _llvm
-from lightning_lrnn.backends._operands import Operand
-from lightning_lrnn.nn.surrogate import lstm, output_tanh
+from lightning_lrnn import gates
+from lightning_lrnn.backends import kernel_cache
+from lightning_lrnn.backends.cpu import codegen, launch, llvm, walk
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 INF, NAN = math.inf, math.nan
@@ -36,11 +37,11 @@ def _restored_threads():
 @pytest.fixture
 def compiled_anew(monkeypatch, tmp_path):
     """No steps in memory, but the walk, and an empty folder for them on disk."""
-    _cpu_walk.walker("f32")
-    monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path))
-    _cpu_rows._code.cache_clear()
+    walk.walker("f32")
+    monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path))
+    launch._code.cache_clear()
     yield tmp_path / "kernels"
-    _cpu_rows._code.cache_clear()
+    launch._code.cache_clear()
 
 
 # In units in the last place, of the exact result rounded to float32 and of PyTorch's in float64.
@@ -179,9 +180,9 @@ def test_bits_of_a_column_are_its_own(reverse, exclusive, compiled_anew, monkeyp
     few = results([p[..., 5:18].contiguous() for p in pre], **options)
     apart = [torch.stack([p, p + 1], -1).flatten(-2)[..., ::2] for p in pre]
     elsewhere = results(apart, **options)
-    monkeypatch.setattr(_llvm, "vector_bytes", lambda: 32)
-    _cpu_rows._code.cache_clear()
-    monkeypatch.setenv(_kernel_cache.ENVIRONMENT_VARIABLE, str(compiled_anew / "narrow"))
+    monkeypatch.setattr(llvm, "vector_bytes", lambda: 32)
+    launch._code.cache_clear()
+    monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(compiled_anew / "narrow"))
     narrow = results(pre, **options)
     for expected, *others in zip(whole, elsewhere, narrow, strict=True):
         assert all(torch.equal(expected, other) for other in others)
@@ -194,7 +195,7 @@ def test_stores_past_the_caches_have_the_same_bits(reverse, exclusive, monkeypat
     pre = operands(2, 37, 128)
     found = []
     for large in (1 << 40, 0):
-        monkeypatch.setattr(_cpu_rows, "LARGE", large)
+        monkeypatch.setattr(launch, "LARGE", large)
         found.append(results(pre, reverse=reverse, exclusive=exclusive))
     assert all(map(torch.equal, *found))
 
@@ -229,11 +230,11 @@ def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
     assert len(entries) == 2 and all(entry.suffix == ".o" for entry in entries)
     code = """
 import torch, lightning_lrnn as lrnn
-from lightning_lrnn.backends import _cpu_gate, _llvm
+from lightning_lrnn.backends import codegen, _llvm
 import test_cpu_gate
 def refuse(*_):
     raise AssertionError("written anew")
-_cpu_gate._Gate.__init__ = refuse
+codegen._Gate.__init__ = refuse
 torch.save(test_cpu_gate.results(torch.load("pre")), "results")
 """
     folder = compiled_anew.parent
@@ -245,14 +246,14 @@ torch.save(test_cpu_gate.results(torch.load("pre")), "results")
 
     # What is damaged is compiled anew, and replaced.
     entries[0].write_bytes(entries[0].read_bytes()[:-1] + b"?")
-    monkeypatch.setattr(_kernel_cache, "_warned", False)
-    _cpu_rows._code.cache_clear()
+    monkeypatch.setattr(kernel_cache, "_warned", False)
+    launch._code.cache_clear()
     with pytest.warns(UserWarning, match="corrupt"):
         assert all(map(torch.equal, results(pre), expected))
-    _cpu_rows._code.cache_clear()
-    monkeypatch.setattr(_cpu_gate._Gate, "__init__", None)
+    launch._code.cache_clear()
+    monkeypatch.setattr(codegen._Gate, "__init__", None)
     assert all(map(torch.equal, results(pre), expected))
-    assert _kernel_cache.clear_cache()[0] == 3  # the other process compiled its walk, too
+    assert kernel_cache.clear_cache()[0] == 3  # the other process compiled its walk, too
 
 
 def test_the_key_has_what_the_code_depends_on(compiled_anew, monkeypatch):
@@ -260,15 +261,15 @@ def test_the_key_has_what_the_code_depends_on(compiled_anew, monkeypatch):
     with torch.no_grad():
 
         def run():
-            _cpu_rows._code.cache_clear()
+            launch._code.cache_clear()
             lrnn.gated_recurrence(biased, *pre, backend="scan")
             return len(list(compiled_anew.iterdir()))
 
         assert [run(), run()] == [1, 1]
-        monkeypatch.setattr(_cpu_gate, "_sources", lambda: (b"another generator",))
+        monkeypatch.setattr(codegen, "_sources", lambda: (b"another generator",))
         assert run() == 2
-        cpu, features = _llvm._host()
-        monkeypatch.setattr(_llvm, "_host", lambda: (cpu, features + ","))
+        cpu, features = llvm._host()
+        monkeypatch.setattr(llvm, "_host", lambda: (cpu, features + ","))
         assert run() == 3
 
 
@@ -301,12 +302,12 @@ def test_makes_nothing_but_its_results():
 def test_why_pytorch_evaluates_a_gate(monkeypatch):
     def reasons(function, *storages):
         operands = tuple(Operand(s, True) for s in storages)
-        return _cpu_gate.uncompiled(gates.trace(function), "", operands)
+        return codegen.uncompiled(gates.trace(function), "", operands)
 
     assert reasons(lstm, *["f32"] * 4) == []
     assert reasons(lambda z, a: (a, a.conj() * z.real), "c64", "c64") == []
     ring = reasons(lambda x, angle: (torch.polar(x, angle), x), "f32", "f32")
     assert "there is no vector code for polar of complex numbers" in ring
     assert reasons(lambda z, x: (x, z), "c64", "c128") != []
-    monkeypatch.setattr(_llvm, "missing", lambda symbol: symbol == "erff")
+    monkeypatch.setattr(llvm, "missing", lambda symbol: symbol == "erff")
     assert reasons(lambda x, y: (torch.erf(x), y), "f32", "f32") == ["the C library has no erf"]

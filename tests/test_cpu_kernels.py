@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_lrnn import reference
-from lightning_lrnn.backends import _cpu_plain, _cpu_rows, _llvm
+from lightning_lrnn.backends.cpu import launch, llvm, plain
+from lightning_lrnn.core import reference as reference
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 
@@ -51,7 +51,7 @@ def wide(dtype):
 
 
 def state(dtype):
-    return torch.float32 if dtype in _cpu_plain.SIXTEEN_BIT else dtype
+    return torch.float32 if dtype in plain.SIXTEEN_BIT else dtype
 
 
 def decays(*shape, dtype):
@@ -76,9 +76,9 @@ def make(B, T, D, dtype, masks=False, edges=True):
 
 def compiled(inputs, dy, dh, parallel=True, y=None, **options):
     a, b, h0, *masks = inputs
-    out, h_final = _cpu_plain.forward(a, b, h0, *masks, **options, parallel=parallel)
+    out, h_final = plain.forward(a, b, h0, *masks, **options, parallel=parallel)
     y = out if y is None else y
-    gradients = _cpu_plain.backward(a, y, h0, dy, dh, *masks, **options, parallel=parallel)
+    gradients = plain.backward(a, y, h0, dy, dh, *masks, **options, parallel=parallel)
     return [out, h_final, *gradients]
 
 
@@ -127,17 +127,17 @@ def test_dtypes(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
 def test_stores_past_the_caches_have_the_same_bits(dtype, monkeypatch):
-    alignment = _llvm.vector_bytes()
+    alignment = llvm.vector_bytes()
     for (B, T, D), aligned in {(2, 37, 80): True, (3, 9, 1104): True, (2, 21, 97): False}.items():
         assert aligned == (D * dtype.itemsize % alignment == 0)
         for (reverse, exclusive), masks in itertools.product(FLAGS, [False, True]):
             inputs = make(B, T, D, dtype, masks=masks)
             results = []
             for large in (1 << 40, 0):
-                monkeypatch.setattr(_cpu_rows, "LARGE", large)
+                monkeypatch.setattr(launch, "LARGE", large)
                 results.append(compiled(*inputs, reverse=reverse, exclusive=exclusive))
                 y = results[-1][0]
-                assert _cpu_rows._past(y, alignment=alignment) == (large == 0 and aligned)
+                assert launch._past(y, alignment=alignment) == (large == 0 and aligned)
             for usual, past in zip(*results, strict=True):
                 assert torch.equal(usual, past)
 
@@ -165,7 +165,7 @@ def test_layouts(shape):
 
 def test_every_layout_is_planned():
     first = [
-        _cpu_plain.plan(torch.empty(1).expand(shape), True, False, True, shape[1])[0][0]
+        plain.plan(torch.empty(1).expand(shape), True, False, True, shape[1])[0][0]
         for shape in LAYOUTS
     ]
     assert first == [False, False, False, True, True]
@@ -324,7 +324,7 @@ def test_sixteen_bits_keep_a_state_of_thirty_two():
     T = 3000
     a = torch.ones(1, T, 40, dtype=torch.bfloat16)
     b = torch.full((1, T, 40), 2.0**-9, dtype=torch.bfloat16)  # lost beside 1 in bfloat16
-    y, h_final = _cpu_plain.forward(
+    y, h_final = plain.forward(
         a, b, None, None, None, reverse=False, exclusive=False, parallel=True
     )
     assert (h_final == T * 2.0**-9).all()
@@ -348,7 +348,7 @@ def test_more_elements_than_large_pages():
 
 def test_runs_where_nothing_can_be_written(tmp_path):
     """A copy of the package that no cache can be made for: files stand where folders would be."""
-    package = Path(_cpu_plain.__file__).parents[1]
+    package = Path(plain.__file__).parents[1]
     target = tmp_path / "lightning_lrnn"
     for source in [*package.glob("*.py"), *(package / "backends").glob("*.py")]:
         copy = target / source.relative_to(package)
@@ -358,11 +358,11 @@ def test_runs_where_nothing_can_be_written(tmp_path):
     (tmp_path / "home").touch()
     code = """
 import torch, lightning_lrnn
-from lightning_lrnn.backends import _cpu_plain
+from lightning_lrnn.backends.cpu import plain
 x = torch.ones(2, 9, 5)
 y, _ = lightning_lrnn.linear_recurrence(x, x, backend="scan")
 assert y[0, -1, 0] == 9
-print(_cpu_plain.__file__)
+print(plain.__file__)
 """
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""What `backends/_cuda.py` launches: variant, grid, workspace and arguments; on a GPU, the launch.
+"""What `cuda/launch.py` launches: variant, grid, workspace and arguments; on a GPU, the launch.
 
 Without a GPU the kernel is replaced by one that reads its arguments as the CUDA kernel does, from
 raw pointers and strides, so a wrong pointer, stride, order or flag gives a wrong result.
@@ -22,10 +22,11 @@ import torch
 from conftest import TOLERANCE, plain
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _nvrtc, reference
-from lightning_lrnn.adjoint import adjoint
-from lightning_lrnn.backends import _cuda
-from lightning_lrnn.nn.surrogate import lstm, output_tanh
+from lightning_lrnn.backends.cuda import launch as _cuda
+from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core.adjoint import adjoint
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product((False, True), repeat=3))
 
@@ -44,7 +45,7 @@ def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None =
 class Kernel:
     """Stands for the compiled kernel of the plain recurrence: reads the same struct."""
 
-    def __init__(self, macros: _nvrtc.Macros):
+    def __init__(self, macros: nvrtc.Macros):
         variant = dict(macros)
         self.backward = variant["LRNN_PASS"] == "backward"
         self.scan = variant["LRNN_SCHEDULE"] == "scan"
@@ -135,8 +136,8 @@ def launches(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(_nvrtc, "kernel", lambda source, macros, capability: macros)
-    monkeypatch.setattr(_nvrtc, "launch", launch)
+    monkeypatch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
+    monkeypatch.setattr(nvrtc, "launch", launch)
     return seen
 
 
@@ -275,11 +276,11 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
     x = torch.zeros(1, 1, 1)
     options = {"reverse": False, "exclusive": False, "parallel": True}
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    monkeypatch.setattr(_nvrtc, "_kernels", {})
+    monkeypatch.setattr(nvrtc, "_kernels", {})
     with pytest.raises(RuntimeError, match="warmup"):
         _cuda.forward(x, x, None, None, None, **options)
     macros = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, (1, 1, 1)).macros
-    monkeypatch.setattr(_nvrtc, "_kernels", {(_cuda.SOURCE, macros, (9, 0)): macros})
+    monkeypatch.setattr(nvrtc, "_kernels", {(_cuda.SOURCE, macros, (9, 0)): macros})
     _cuda.forward(x, x, None, None, None, **options)
 
 
@@ -329,9 +330,9 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7 + 2 * index, 0))
-    monkeypatch.setattr(_nvrtc, "missing", lambda: [])
+    monkeypatch.setattr(nvrtc, "missing", lambda: [])
     monkeypatch.setattr(
-        _nvrtc, "missing_for", lambda capability: [f"sm_{capability[0]}0 is too old"]
+        nvrtc, "missing_for", lambda capability: [f"sm_{capability[0]}0 is too old"]
         if capability < (8, 0) else [],
     )  # fmt: skip
     yield monkeypatch
@@ -367,7 +368,7 @@ def test_missing_device(machine):
 
 
 def test_missing_from_nvrtc(machine):
-    machine.setattr(_nvrtc, "missing", lambda: ["no NVIDIA driver"])
+    machine.setattr(nvrtc, "missing", lambda: ["no NVIDIA driver"])
     assert _cuda.missing() == ["no NVIDIA driver"]
 
 
@@ -478,7 +479,7 @@ def test_captured_in_a_graph(parallel):
 @pytest.mark.gpu
 def test_capture_without_warmup_says_so(monkeypatch):
     a, b, h0, options, _ = on_gpu()
-    monkeypatch.setattr(_nvrtc, "_kernels", {})
+    monkeypatch.setattr(nvrtc, "_kernels", {})
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="warmup"), torch.cuda.graph(graph):

@@ -349,7 +349,7 @@ def test_auto_never_takes_it(device):
     assert backends.load("serial").unsupported_reasons(Request(torch.device("xpu"), F64)) == []
 
 
-@pytest.mark.parametrize("program", [lrnn.nn.gilr.gilr.program, free.program], ids=str)
+@pytest.mark.parametrize("program", [lrnn.nn.cells.gilr.gilr.program, free.program], ids=str)
 def test_a_canonical_program_computes_the_same(program):
     text, order = cudnn.canonical(program)
     inputs = [torch.randn(5, dtype=F64) for _ in range(3)]

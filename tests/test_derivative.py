@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from test_gates import REAL
 from torch.nn import functional as F
 
-from lightning_lrnn import derivative, gates
-from lightning_lrnn.nn.gilr import gilr
-from lightning_lrnn.nn.min_gru import min_gru
-from lightning_lrnn.nn.min_lstm import min_lstm
-from lightning_lrnn.nn.rg_lru import rg_lru as clipped_rg_lru
-from lightning_lrnn.nn.sru import highway, sru
-from lightning_lrnn.nn.surrogate import lstm, output_identity, output_tanh
-from lightning_lrnn.nn.t_rnn import t_rnn
+from lightning_lrnn import gates
+from lightning_lrnn.gates import derivative as derivative
+from lightning_lrnn.nn.cells.gilr import gilr
+from lightning_lrnn.nn.cells.min_gru import min_gru
+from lightning_lrnn.nn.cells.min_lstm import min_lstm
+from lightning_lrnn.nn.cells.rg_lru import rg_lru as clipped_rg_lru
+from lightning_lrnn.nn.cells.sru import highway, sru
+from lightning_lrnn.nn.cells.surrogate import lstm, output_identity, output_tanh
+from lightning_lrnn.nn.cells.t_rnn import t_rnn
 
 NAN, INF = float("nan"), float("inf")
 

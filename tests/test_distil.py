@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
 
 from lightning_lrnn import SwitchRNN, fit_surrogate, replace_rnn
-from lightning_lrnn.nn.distil import Distillation
+from lightning_lrnn.switch.distil import Distillation
 
 B, T, M, H = 4, 9, 3, 6
 close = torch.testing.assert_close

@@ -24,10 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _chunks, backends, gates, nn, reference
-from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn.backends import _cpu_gate, _cpu_rows
-from lightning_lrnn.nn.surrogate import lstm, output_tanh
+from lightning_lrnn import backends, gates, nn
+from lightning_lrnn.backends.cpu import codegen, launch
+from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
+from lightning_lrnn.ops import projections
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 
@@ -47,7 +49,7 @@ compiled_walks: list = []
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
-    code = _cpu_rows.code
+    code = launch.code
 
     def noted(gate, readout, *arguments):
         found = code(gate, readout, *arguments)
@@ -55,7 +57,7 @@ def place(request, monkeypatch):
             compiled_walks.append(found)
         return found
 
-    monkeypatch.setattr(_cpu_rows, "code", noted)
+    monkeypatch.setattr(launch, "code", noted)
     modules = {**backends._modules(), "emulated": "emulated"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
     for cached in (backends.load, backends._resolved, backends._fuses_here):
@@ -99,8 +101,8 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
     on_a_cpu = device == "cpu" and backend != "emulated"
     programs = gate.program, "" if readout is None else readout.program
-    operands = tuple(_cpu_rows.OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
-    compiled = on_a_cpu and not _cpu_gate.uncompiled(*programs, operands)
+    operands = tuple(launch.OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
+    compiled = on_a_cpu and not codegen.uncompiled(*programs, operands)
     assert len(compiled_walks) == compiled, "not one walk"
 
     wides = [wide(x.cpu()).requires_grad_() for x in leaves]
@@ -480,7 +482,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
     rnn = layer(4, 6, batch_first=batch_first, bidirectional=True, backend=place[0])
     x, lengths = torch.randn(3, 70, 4), torch.tensor([70, 0, 33])
     x = x if batch_first else x.transpose(0, 1).contiguous()
-    results, joined, found = [], _chunks.joined, []
+    results, joined, found = [], projections.joined, []
 
     def noted(chunks):
         found.append(joined(chunks))
@@ -490,7 +492,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
         with pytest.MonkeyPatch.context() as patch:
             if not together:
                 patch.setattr("lightning_lrnn.nn.cell.unobserved", lambda *_: False)
-            patch.setattr(_chunks, "joined", noted)
+            patch.setattr(projections, "joined", noted)
             rnn.zero_grad()
             rnn(x, lengths=lengths)[0].square().sum().backward()
         results.append([p.grad for p in rnn.parameters()])
@@ -522,7 +524,7 @@ def test_random_programs(place, program, T):
 def test_saturated_gates_are_exact(place):
     f = torch.tensor([INF, -INF, 1e4, -1e4, 100.0, -100.0])[None, :, None].repeat(1, 1, 3)
     z = torch.full_like(f, 0.5)
-    y, _ = lrnn.gated_recurrence(nn.gilr.gilr, f, z, h0=torch.ones(1, 3), backend=place[0])
+    y, _ = lrnn.gated_recurrence(nn.cells.gilr.gilr, f, z, h0=torch.ones(1, 3), backend=place[0])
     assert (y[:, 0] == 1).all()
     torch.testing.assert_close(y[:, 1], torch.full_like(y[:, 1], 0.5).tanh())
 

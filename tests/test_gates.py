@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import gates, reference
+from lightning_lrnn import gates
+from lightning_lrnn.core import reference as reference
 
 
 @lrnn.gate

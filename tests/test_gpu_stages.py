@@ -19,7 +19,7 @@ import torch
 from test_cuda_launch import launches  # noqa: F401
 from test_fused import only_emulated, place  # noqa: F401
 
-from lightning_lrnn.backends import _cuda
+from lightning_lrnn.backends.cuda import launch
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 
@@ -170,15 +170,15 @@ def test_digest_sees_every_source(gpu, tmp_path, monkeypatch):
 
 def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
     """What compute-sanitizer watches, with the stand-in for the kernel, on small tiles."""
-    monkeypatch.setattr(_cuda, "THREADS", 32)
+    monkeypatch.setattr(launch, "THREADS", 32)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    for cached in (_cuda.macros, _cuda._planned):
+    for cached in (launch.macros, launch._planned):
         cached.cache_clear()
     try:
         gpu.exercise()
     finally:
-        for cached in (_cuda.macros, _cuda._planned):
+        for cached in (launch.macros, launch._planned):
             cached.cache_clear()
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
     carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}
@@ -187,7 +187,7 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
     assert layouts == {"apart", "ahead", "behind"}
     assert {v["LRNN_RESETS"] for v, _, _ in launches} == {"0", "1"}
     assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
-    for storage in _cuda.DTYPE:
+    for storage in launch.DTYPE:
         assert any(f"State = storage::{storage};" in v["LRNN_GATE"] for v, _, _ in launches)
 
 

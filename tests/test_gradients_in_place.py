@@ -11,8 +11,8 @@ from layers import CASES, H, M, make, random_state, weighted
 from torch.utils.checkpoint import checkpoint
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _chunks
-from lightning_lrnn.nn.gilr import gilr
+from lightning_lrnn.nn.cells.gilr import gilr
+from lightning_lrnn.ops import projections as _chunks
 
 B, T = 3, 40
 

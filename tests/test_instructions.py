@@ -25,8 +25,7 @@ from pathlib import Path
 import pytest
 from test_kernels_compile import KINDS, PASSES, variant
 
-from lightning_lrnn import _nvrtc
-from lightning_lrnn.backends import _cuda
+from lightning_lrnn.backends.cuda import launch, nvrtc
 
 ARCHITECTURE = "sm_90"
 NAMES = (
@@ -48,8 +47,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @cache
-def instructions(macros: _nvrtc.Macros) -> Counter:
-    code = _nvrtc.compile_program(_cuda.SOURCE, (*macros, ("LRNN_TILES", "whole")), ARCHITECTURE)
+def instructions(macros: nvrtc.Macros) -> Counter:
+    code = nvrtc.compile_program(launch.SOURCE, (*macros, ("LRNN_TILES", "whole")), ARCHITECTURE)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
@@ -77,7 +76,7 @@ def table() -> dict[str, dict[str, tuple[float, float]]]:
     found = {name: {step: per_step(name, step) for step in PASSES} for name in NAMES}
     if os.environ.get("LIGHTNING_LRNN_RECORD_INSTRUCTIONS"):
         lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
-        version = ".".join(map(str, _nvrtc.version()))
+        version = ".".join(map(str, nvrtc.version()))
         RESULTS.write_text(
             f'{{\n  "nvrtc": "{version}",\n  "architecture": "{ARCHITECTURE}",\n  "unit": '
             f'["instructions of a step", "all instructions over steps"],\n  "variants": '

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lrnn import _kernel_cache as cache
+from lightning_lrnn.backends import kernel_cache as cache
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
 NAME, OTHER = cache.key([b"one"]), cache.key([b"two"])

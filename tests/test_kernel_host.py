@@ -19,10 +19,11 @@ from conftest import TOLERANCE, plain
 from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler
 from torch import Tensor
 
-from lightning_lrnn import _nvrtc, gates
-from lightning_lrnn.backends import _cuda
-from lightning_lrnn.backends._cuda_gate import fused
-from lightning_lrnn.backends._operands import Operand
+from lightning_lrnn import gates
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.cuda import launch as _cuda
+from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda.codegen import fused
 
 pytestmark = needs_compiler
 
@@ -50,7 +51,7 @@ class Variant:
     threads: int = 64
     steps: int | None = None
 
-    def macros(self, pass_: str) -> _nvrtc.Macros:
+    def macros(self, pass_: str) -> nvrtc.Macros:
         operands = (Operand(self.storage, True),) * 2
         return (
             ("LRNN_PASS", pass_),

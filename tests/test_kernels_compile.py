@@ -28,12 +28,12 @@ from layers import ALONE, recurrences
 from test_derivative import FUNCTIONS
 from test_nvrtc import other_python, run_elsewhere
 
-from lightning_lrnn import _nvrtc, gates
-from lightning_lrnn.backends import _cuda
-from lightning_lrnn.backends._cuda_gate import fused
-from lightning_lrnn.backends._operands import Operand
-from lightning_lrnn.nn.sru import highway, sru
-from lightning_lrnn.nn.surrogate import lstm, output_tanh
+from lightning_lrnn import gates
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.nn.cells.sru import highway, sru
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -61,7 +61,7 @@ def gated(name: str, storage: str) -> Kind:
 
 
 KINDS = {
-    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in _cuda.DTYPE},
+    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in launch.DTYPE},
     **{
         f"{name} {storage}": gated(name, storage)
         for name, storages in {
@@ -88,7 +88,7 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
     seen = set(KINDS.values())
     for cell, options in ALONE:
         for gate, readout, pre in recurrences(cell, options):
-            operands = tuple(Operand(_cuda.STORAGE[p.dtype], p.ndim == 3) for p in pre)
+            operands = tuple(Operand(launch.STORAGE[p.dtype], p.ndim == 3) for p in pre)
             kind = Kind(gate.program, readout.program if readout else "", operands)
             if kind not in seen:
                 seen.add(kind)
@@ -99,13 +99,13 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
 KINDS |= of_layers()
 
 
-def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> _nvrtc.Macros:
+def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> nvrtc.Macros:
     """`how`: carry, resets, layout."""
     code = fused(*kind, step)
-    return _cuda.macros(code, kind.operands, step, parallel, width, *how)
+    return launch.macros(code, kind.operands, step, parallel, width, *how)
 
 
-def listed() -> Iterator[tuple[str, _nvrtc.Macros]]:
+def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
     """Every gate in either schedule; every other macro with gates small and large."""
     some = ("f32", "c128", "lstm with readout f32")
     for step, layout in zip(PASSES, ("ahead", "behind"), strict=True):
@@ -147,7 +147,7 @@ class Report(NamedTuple):
 
 def report(name: str, arch: str) -> Report:
     log = io.StringIO()
-    _nvrtc.compile_program(_cuda.SOURCE, VARIANTS[name], arch, ptxas_options=["-v"], log=log)
+    nvrtc.compile_program(launch.SOURCE, VARIANTS[name], arch, ptxas_options=["-v"], log=log)
     said = log.getvalue()
 
     def figures(pattern: str) -> list[int]:
@@ -174,7 +174,7 @@ def reports_of(arch: str, part: int) -> list[Report]:
 def reports() -> list[Report]:
     """The whole table, by two processes: NVRTC does not compile side by side within one."""
     try:
-        _nvrtc.version()
+        nvrtc.version()
     except RuntimeError as error:
         pytest.skip(f"NVRTC is not installed: {error}")
     work = [(arch, part) for arch in ARCHITECTURES for part in (0, 1)]
@@ -192,7 +192,7 @@ def record(found: list[Report]) -> None:
     for r in found:
         table.setdefault(r.variant, {})[r.architecture] = [r.registers, r.shared]
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items()))
-    version = ".".join(map(str, _nvrtc.version()))
+    version = ".".join(map(str, nvrtc.version()))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(
         f'{{\n  "nvrtc": "{version}",\n  "unit": ["registers per thread", "bytes of shared memory '
@@ -251,11 +251,11 @@ def test_arguments_fit_the_kernel(step, parallel, launched):
     x = torch.zeros(2, 3, 5)
     options = {"reverse": False, "exclusive": False, "parallel": parallel}
     if step == "forward":
-        _cuda.forward(x, x, None, None, None, **options)
+        launch.forward(x, x, None, None, None, **options)
     else:
-        _cuda.backward(x, x, None, x, None, None, None, **options)
+        launch.backward(x, x, None, x, None, None, None, **options)
     ((macros, problem),) = launched
-    code = _nvrtc.compile_program(_cuda.SOURCE, macros, "sm_90")
+    code = nvrtc.compile_program(launch.SOURCE, macros, "sm_90")
     assert [8 * len(problem)] == parameters(code, "recurrence")
 
 
@@ -264,8 +264,8 @@ def launched(monkeypatch):
     """(variant, arguments) of every launch, none of which takes place."""
     seen = []
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(_cuda, "_kernel", lambda variant, _: variant)
-    monkeypatch.setattr(_nvrtc, "launch", lambda k, g, b, args, _: seen.append((k, args)))
+    monkeypatch.setattr(launch, "_kernel", lambda variant, _: variant)
+    monkeypatch.setattr(nvrtc, "launch", lambda k, g, b, args, _: seen.append((k, args)))
     return seen
 
 
@@ -275,15 +275,15 @@ def test_other_nvrtc(arch, tmp_path):
     """Every storage, pass and schedule with the NVRTC of another interpreter, without spills."""
     variants = [macros for name, macros in VARIANTS.items() if not name.endswith(" x1")]
     script = (
-        "_nvrtc.source_folder = lambda: pathlib.Path(sys.argv[1])\n"
+        "nvrtc.source_folder = lambda: pathlib.Path(sys.argv[1])\n"
         "for macros in json.loads(pathlib.Path(sys.argv[3]).read_text()):\n"
         "    log = io.StringIO()\n"
         "    macros = tuple(map(tuple, macros))\n"
-        "    _nvrtc.compile_program('recurrence.cu', macros, sys.argv[2],\n"
+        "    nvrtc.compile_program('recurrence.cu', macros, sys.argv[2],\n"
         "                           ptxas_options=['-v'], log=log)\n"
         "    print(*re.findall(r'(\\d+) bytes spill stores', log.getvalue()))\n"
     )
     path = tmp_path / "variants.json"
     path.write_text(json.dumps(variants))
-    folder = str(_nvrtc.source_folder())
+    folder = str(nvrtc.source_folder())
     assert run_elsewhere(script, folder, arch, str(path)).split() == ["0"] * len(variants)

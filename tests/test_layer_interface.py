@@ -584,7 +584,7 @@ def test_the_root_of_rg_lru_is_clipped(rate, slope):
     """d sqrt(s) / ds is 1 / (2 sqrt(s)), but never above 1000."""
     rate = torch.tensor(rate, dtype=F64, requires_grad=True)
     zero, large, one = (torch.tensor(v, dtype=F64) for v in (0.0, 50.0, 1.0))
-    a, b = lrnn.nn.rg_lru.rg_lru(zero, large, one, rate)
+    a, b = lrnn.nn.cells.rg_lru.rg_lru(zero, large, one, rate)
     square = -torch.expm1(2 * a.detach().log())
     close(b, torch.sqrt(square), rtol=1e-6, atol=0)
     (found,) = torch.autograd.grad(b, rate)

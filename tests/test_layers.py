@@ -364,7 +364,7 @@ def test_min_lstm_shares_tiny_gates():
     """f / (f + i), where both are 0 in float32."""
     f = torch.tensor([-200.0, -300.0, -1e4, 200.0, -150.0, 0.0], requires_grad=True)
     i = torch.tensor([-200.0, -299.0, 1e4, 200.0, 150.0, -1e4], requires_grad=True)
-    a, b = lrnn.nn.min_lstm.min_lstm(f, i, torch.ones(6))
+    a, b = lrnn.nn.cells.min_lstm.min_lstm(f, i, torch.ones(6))
     close(a, torch.tensor([0.5, 1 / (1 + torch.e), 0, 0.5, 0, 1]))
     close(a + b, torch.ones(6))
     of_f, of_i = torch.autograd.grad(a.sum(), (f, i))

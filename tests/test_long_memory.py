@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_lrnn import _demo_memory
 from lightning_lrnn.cli import main
+from lightning_lrnn.cli.demos import long_memory as _demo_memory
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_lrnn import SwitchError, replace_rnn
-from lightning_lrnn.nn.recommended import SMALL, recommended
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.switch.recommended import SMALL, recommended
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 close = torch.testing.assert_close

@@ -26,12 +26,12 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from wandb_file import history, summary
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _layer_times
-from lightning_lrnn._layer_times import LayerTimes
-from lightning_lrnn._plot import read
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, RecurrenceMonitor, Throughput
 from lightning_lrnn.callbacks import throughput as throughput_module
 from lightning_lrnn.callbacks.memory_horizon import saturation, time_constants
+from lightning_lrnn.callbacks.probes import layer_times
+from lightning_lrnn.callbacks.probes.layer_times import LayerTimes
+from lightning_lrnn.cli.plot import read
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
@@ -221,7 +221,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The time of LayerTimes, which stands but where somebody takes some."""
     clock = types.SimpleNamespace(now=0.0)
     now = types.SimpleNamespace(perf_counter=lambda: clock.now)
-    monkeypatch.setattr(_layer_times, "time", now)
+    monkeypatch.setattr(layer_times, "time", now)
     return clock
 
 
@@ -313,7 +313,7 @@ def test_an_exception_leaves_no_hook(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="on purpose"):
             train(model, tmp_path / str(step), RecurrenceMonitor(every_n_steps=4))
         assert hooks(model) == 0
-        assert lrnn._observed._observer is None
+        assert lrnn.ops.profiling._observer is None
 
 
 def test_accumulated_gradients_measure_a_step_once(tmp_path: Path) -> None:

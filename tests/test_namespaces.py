@@ -440,7 +440,7 @@ PROJECTS = {"pytorch_lightning": "Here", OTHER: "There"}
 
 
 def test_own_command_stays_on_pytorch_lightning(folder) -> None:
-    from lightning_lrnn._lightning_cli import run as own
+    from lightning_lrnn.cli.fit import run as own
 
     cli = own(["fit", "--config", str(config("pytorch_lightning", folder))])
     assert type(cli.trainer) is pytorch_lightning.Trainer

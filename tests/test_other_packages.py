@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.nn.min_gru import min_gru
-from lightning_lrnn.nn.min_lstm import min_lstm
+from lightning_lrnn.nn.cells.min_gru import min_gru
+from lightning_lrnn.nn.cells.min_lstm import min_lstm
 
 F64 = torch.float64
 

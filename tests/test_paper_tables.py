@@ -21,8 +21,10 @@ import torch
 from host_kernel import COMPILER, needs_compiler
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _nvrtc, backends, reference
+from lightning_lrnn import backends
 from lightning_lrnn.backends import scan
+from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.core import reference as reference
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -245,7 +247,7 @@ def test_plain_loop(paper, exclusive):
 def test_plain_kernels_compile(paper):
     pytest.importorskip("cuda.core")
     try:
-        _nvrtc.version()
+        nvrtc.version()
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"NVRTC is not installed: {error}")
     import plain

@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_map
 
 import lightning_lrnn
-from lightning_lrnn._process_memory import give_back, resident
+from lightning_lrnn.core.process_memory import give_back, resident
 from lightning_lrnn.modules import SequenceClassifier
-from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU, recompute
+from lightning_lrnn.nn import CELLS, GILRLSTM, QRNN, MinGRU, checkpointing
 
 T, SIZE = 23, 5
 
@@ -66,7 +66,7 @@ def test_bit_for_bit_what_is_kept(
     layer = make(name, bidirectional=bidirectional, dropout=0.3)
     torch.manual_seed(3)
     again = results(layer, x, **along)
-    monkeypatch.setattr(recompute, "checkpoint", kept)
+    monkeypatch.setattr(checkpointing, "checkpoint", kept)
     torch.manual_seed(3)
     for a, b in zip(again, results(layer, x, **along), strict=True):
         assert torch.equal(a, b)
@@ -109,7 +109,7 @@ def test_activations_of_a_window_are_all_that_is_kept(kind: Any) -> None:
 def test_without_a_gradient_there_are_no_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, whole = make("MinGRU"), make("MinGRU", None)
     x = example()[0]
-    monkeypatch.setattr(recompute, "checkpoint", None)
+    monkeypatch.setattr(checkpointing, "checkpoint", None)
     with torch.no_grad():
         assert torch.equal(layer(x)[0], whole(x)[0])
     # Nor in a sequence that is one window.
@@ -210,11 +210,11 @@ def test_what_malloc_keeps_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
         given.append(held[0])
         held[0] = 50
 
-    monkeypatch.setattr(recompute, "GROWTH", 100)
-    monkeypatch.setattr(recompute, "resident", lambda: held[0])
-    monkeypatch.setattr(recompute, "give_back", give_back)
+    monkeypatch.setattr(checkpointing, "GROWTH", 100)
+    monkeypatch.setattr(checkpointing, "resident", lambda: held[0])
+    monkeypatch.setattr(checkpointing, "give_back", give_back)
     x = torch.randn(1, 5, 1, requires_grad=True)
-    recompute.in_windows(window, x, None, None, None, 1)
+    checkpointing.in_windows(window, x, None, None, None, 1)
     assert given == [120, 170]
 
 

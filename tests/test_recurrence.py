@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import adjoint, backends, reference
+from lightning_lrnn import backends
+from lightning_lrnn.core import adjoint as adjoint
+from lightning_lrnn.core import reference as reference
 
 LENGTHS_OF_TIME = [1, 2, 31, 32, 33, 127, 128, 129, 513, 1999, 4097]
 FLAGS = list(itertools.product([False, True], [False, True]))

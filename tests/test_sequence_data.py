@@ -37,12 +37,12 @@ from lightning_lrnn.data import (
     SpokenDigits,
     collate,
     packages,
-    spoken_digits,
 )
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
 from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.source_tokens import CLASSES, token_classes
 from lightning_lrnn.data.splits import PARTS, split
+from lightning_lrnn.data.tasks import spoken_digits as spoken_digits
 
 pytestmark = [
     # All data lie in memory: workers would only cost.

@@ -26,8 +26,8 @@ from dealt_out import everything
 
 from lightning_lrnn import data
 from lightning_lrnn.data import IGNORE, DataError, SequenceRow, SequenceTable
-from lightning_lrnn.data.cells import label
 from lightning_lrnn.data.splits import PARTS
+from lightning_lrnn.data.tables.cells import label
 
 tables = pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="needs pandas")
 

@@ -12,9 +12,10 @@ import torch
 from layers import every_cell
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _evaluation, reference
-from lightning_lrnn.adjoint import adjoint
-from lightning_lrnn.nn import CELLS, walk
+from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import unfused
+from lightning_lrnn.core.adjoint import adjoint
+from lightning_lrnn.nn import CELLS, scan_context
 from lightning_lrnn.recurrence import gated_recurrence, linear_recurrence
 
 LONG = 33_000
@@ -45,7 +46,7 @@ def asked(name, dtype, T, D=2):
     memory = None if name == "TRNN" else (500, 2000)
     rnn = CELLS[name](3, D, batch_first=True, memory=memory).to(parameters)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(walk, "gated_recurrence", noted)
+        patch.setattr(scan_context, "gated_recurrence", noted)
         rnn(torch.randn(1, T, 3).to(parameters))
     return seen
 
@@ -151,7 +152,7 @@ def test_single_steps_are_as_exact_as_float32(name, dtype):
     for gate, pre, options in asked(name, dtype, 400):
         exact = [p.to(torch.complex64 if p.is_complex() else torch.float32) for p in pre]
         expected = by_backend("serial", gate, exact, **options)
-        h, ys, step = None, [], walk.Step(exclusive=options.get("exclusive", False))
+        h, ys, step = None, [], scan_context.Step(exclusive=options.get("exclusive", False))
         for t in range(400):
             now = [p[:, t : t + 1] if p.ndim == 3 else p for p in pre]
             y, h = step.scan("state", gate, *now, h0=h, readout=options.get("readout"))
@@ -271,5 +272,5 @@ def test_widened_is_what_compiled_code_computes_in():
     x = torch.zeros(1, 1, 1, dtype=torch.float16)
     dtypes = [torch.float16, torch.float64, torch.complex128]
     pre = [x, *(torch.zeros(1, dtype=d) for d in dtypes)]
-    found = [p.dtype for p in _evaluation.widened(pre)]
+    found = [p.dtype for p in unfused.widened(pre)]
     assert found == [torch.float32] * 3 + [torch.complex64]

@@ -23,9 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
 
 import lightning_lrnn as lrnn
-from lightning_lrnn._tape import Tape
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.nn import CELLS
+from lightning_lrnn.serving.replay import Tape
 
 close = torch.testing.assert_close
 every_option = pytest.mark.parametrize("name, options", ALONE, ids=str)

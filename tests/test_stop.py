@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from test_cli import OPTIONS, TINY
 from test_cli import pytestmark as of_the_command
 
-from lightning_lrnn._stop import STATUS
+from lightning_lrnn.cli.stop import STATUS
 
 pytestmark = [*of_the_command]
 
@@ -60,7 +60,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_the_status_is_that_of_the_signal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_lrnn._lightning_cli import run
+    from lightning_lrnn.cli.fit import run
 
     asked, before = Signal(), signal.getsignal(signal.SIGTERM)
     words = [word for word in OPTIONS if "limit" not in word]

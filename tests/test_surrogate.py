@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import lightning_lrnn as lrnn
 from lightning_lrnn.nn import GILRLSTM, SurrogateRNN
-from lightning_lrnn.nn.distil import carry_weights
-from lightning_lrnn.nn.lru import LRUStateCell
-from lightning_lrnn.nn.recommended import SMALL, recommended
-from lightning_lrnn.nn.surrogate import SURROGATES
-from lightning_lrnn.nn.walk import Step, Walk
+from lightning_lrnn.nn.cells.lru import LRUStateCell
+from lightning_lrnn.nn.cells.surrogate import SURROGATES
+from lightning_lrnn.nn.scan_context import Step, Walk
+from lightning_lrnn.switch.distil import carry_weights
+from lightning_lrnn.switch.recommended import SMALL, recommended
 
 F64 = torch.float64
 close = torch.testing.assert_close

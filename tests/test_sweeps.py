@@ -17,8 +17,8 @@ import pytest
 import yaml
 from wandb_file import history
 
-from lightning_lrnn._lightning_cli import CommandLineError, parse
 from lightning_lrnn.cli import main
+from lightning_lrnn.cli.fit import CommandLineError, parse
 
 pytestmark = [
     # Windows are slices of memory: workers would only cost.

@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from lightning_lrnn import replace_rnn
 from lightning_lrnn.nn import MinLSTM
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.stand_in import standing_in
-from lightning_lrnn.nn.switch_marker import GUARD, MARKER, write
+from lightning_lrnn.switch.marker import GUARD, MARKER, write
+from lightning_lrnn.switch.subclass import standing_in
 
 close = torch.testing.assert_close
 B, T, M, H = 3, 5, 4, 6

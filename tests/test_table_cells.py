@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from lightning_lrnn.data import DataError
-from lightning_lrnn.data.cells import Unlike, label, labels, packed, to_numbers, typed
-from lightning_lrnn.data.csv_files import CsvFormat
-from lightning_lrnn.data.table_columns import class_names, numbers
-from lightning_lrnn.data.table_files import read_series
-from lightning_lrnn.data.table_times import TimeError, following, to_times
+from lightning_lrnn.data.tables.cells import Unlike, label, labels, packed, to_numbers, typed
+from lightning_lrnn.data.tables.columns import class_names, numbers
+from lightning_lrnn.data.tables.csv_files import CsvFormat
+from lightning_lrnn.data.tables.files import read_series
+from lightning_lrnn.data.tables.times import TimeError, following, to_times
 
 arrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
 
@@ -136,7 +136,7 @@ def test_classes_are_sorted_as_numbers_if_all_are(tmp_path: Path) -> None:
 
 
 def test_a_meter_is_one_wherever_it_stands_in_a_long_table(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("lightning_lrnn.data.csv_files.AT_ONCE", 10)
+    monkeypatch.setattr("lightning_lrnn.data.tables.csv_files.AT_ONCE", 10)
     rows = [(f"{i % 3:04d}" if i < 35 else f"A{'0' * (i % 2 * 80)}", i) for i in range(40)]
     found = read(tmp_path, "meter,x\n" + "".join(f"{meter},{i}\n" for meter, i in rows), "meter")
     assert {name: columns["x"] for name, columns in found.items()} == {

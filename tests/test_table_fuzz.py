@@ -26,10 +26,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from lightning_lrnn.data import DataError
-from lightning_lrnn.data.cells import labels
-from lightning_lrnn.data.csv_files import CsvFormat
-from lightning_lrnn.data.table_columns import numbers
-from lightning_lrnn.data.table_files import Series, read_series
+from lightning_lrnn.data.tables.cells import labels
+from lightning_lrnn.data.tables.columns import numbers
+from lightning_lrnn.data.tables.csv_files import CsvFormat
+from lightning_lrnn.data.tables.files import Series, read_series
 
 COUNT = int(os.environ.get("LIGHTNING_LRNN_FUZZ", "100"))
 

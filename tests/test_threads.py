@@ -23,8 +23,9 @@ import pytest
 import torch
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import _kernel_cache
-from lightning_lrnn.backends import _cpu_walk, _threads
+from lightning_lrnn.backends import kernel_cache
+from lightning_lrnn.backends.cpu import threads as _threads
+from lightning_lrnn.backends.cpu import walk
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +144,7 @@ def test_who_comes_late_touches_nothing(monkeypatch):
     walker, problem, threads, kept = walked[0]
     y = kept[0][3]
     assert threads == 3 and y.numpy().tobytes() == before
-    problem[_cpu_walk.FIELDS.index("taken")] = 0
+    problem[walk.FIELDS.index("taken")] = 0
     y.zero_()
     walker(problem.buffer_info()[0], 1)
     assert not y.any()
@@ -394,7 +395,7 @@ assert len(results) == 12
 def test_threads_and_forked_children_compile_at_once(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", COMPILED_AT_ONCE],
-        env=os.environ | {_kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
+        env=os.environ | {kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -440,7 +441,7 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
 def test_a_signal_handler_compiles_and_forks_within_a_compilation(tmp_path):
     result = subprocess.run(
         [sys.executable, "-W", "ignore:.*fork:DeprecationWarning", "-c", HANDLED],
-        env=os.environ | {_kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
+        env=os.environ | {kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

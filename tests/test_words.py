@@ -17,7 +17,7 @@ import sys
 import pytest
 
 from lightning_lrnn import backends, nn
-from lightning_lrnn._cells_table import cells_table
+from lightning_lrnn.cli.cells import cells_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -24,9 +24,9 @@ and, if it can compile gates and readouts into its loop,
 
 where `gate` and `readout` are programs (`lightning_lrnn.gates`), `readout` "" for none, and `pre`
 are sequences (B, T, D) and parameters (D,) or (B, D). Backward, those that
-`lightning_lrnn.derivative.needed` leaves out have a shape and a dtype, but no values. `into`: where
-the gradients of sequences go if not into new tensors, (B, T, D) of equal strides, that of D 1; None
-in the places of parameters.
+`lightning_lrnn.gates.derivative.needed` leaves out have a shape and a dtype, but no values.
+`into`: where the gradients of sequences go if not into new tensors, (B, T, D) of equal strides,
+that of D 1; None in the places of parameters.
 
 Shapes and meanings are those of `lightning_lrnn.linear_recurrence`; `T`, `B`, `D` are at least 1.
 A third party adds one through the entry point group `lightning_lrnn.backends`.

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn import gates
-from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._evaluation import broadcastable, read_out
 from lightning_lrnn.backends import BackendError, Request
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.unfused import broadcastable, read_out
 from lightning_lrnn.gates import Gate, Program, Step, gate, parse
 
 __all__ = ["run_differentiable", "unsupported_reasons"]

@@ -13,13 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends._compiled import (
-    fuses,
-    gated,
-    implementation,
-    missing,
-    wrong_dtype,
-)
+from lightning_lrnn.backends.compiled import fuses, gated, implementation, missing, wrong_dtype
 
 __all__ = [
     "fuses",

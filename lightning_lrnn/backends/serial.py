@@ -12,16 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn import reference
-from lightning_lrnn.adjoint import adjoint
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends._compiled import (
-    fuses,
-    gated,
-    implementation,
-    missing,
-    wrong_dtype,
-)
+from lightning_lrnn.backends.compiled import fuses, gated, implementation, missing, wrong_dtype
+from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core.adjoint import adjoint
 
 __all__ = [
     "fuses",

@@ -9,10 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from lightning_lrnn import _operator
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.ops import operator
 
 __all__ = ["BackendReport"]
 
@@ -47,7 +47,7 @@ class BackendReport(Callback):
         """A new run, a new report."""
         self.report = {}
         # What an earlier model of this process used says nothing about this one.
-        _operator._last = None
+        operator._last = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
@@ -77,7 +77,7 @@ class BackendReport(Callback):
         if self.report:
             return
         self.report = {
-            "recurrence/backend": _operator.last_backend() or "none",
+            "recurrence/backend": operator.last_backend() or "none",
             "recurrence/requested": _requested(pl_module),
             "recurrence/device": _device_name(pl_module.device),
             "version/python": platform.python_version(),

@@ -8,10 +8,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lightning_lrnn._checks import check_counts
-from lightning_lrnn._noted_decays import NotedDecays
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.callbacks.probes.decays import NotedDecays
 from lightning_lrnn.callbacks.to_loggers import is_wandb, log_metrics
+from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["MemoryHorizon", "saturation", "time_constants"]

@@ -7,10 +7,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from lightning_lrnn._layer_times import LayerTimes
 from lightning_lrnn.callbacks.backend_report import BackendReport
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.memory_horizon import MemoryHorizon
+from lightning_lrnn.callbacks.probes.layer_times import LayerTimes
 from lightning_lrnn.callbacks.throughput import Throughput
 from lightning_lrnn.callbacks.to_loggers import log_metrics
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.core.checks import check_counts
 
 __all__ = ["StopWhenSolved"]
 

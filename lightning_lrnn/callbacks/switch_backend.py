@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 
 from lightning_lrnn import backends
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.nn.replace import SwitchError
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.switch.replace import SwitchError
 
 __all__ = ["SwitchBackend"]
 

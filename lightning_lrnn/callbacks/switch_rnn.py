@@ -10,13 +10,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
-from lightning_lrnn.nn import made_before
-from lightning_lrnn.nn.distil import Distillation
-from lightning_lrnn.nn.replace import Report, SwitchError, matches, replace_rnn
-from lightning_lrnn.nn.stand_in import standing_in
+from lightning_lrnn.core.checks import check_counts
+from lightning_lrnn.switch import made_before as made_before
+from lightning_lrnn.switch.distil import Distillation
+from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
+from lightning_lrnn.switch.subclass import standing_in
 
 __all__ = ["SwitchRNN", "load_switched"]
 
@@ -37,8 +37,8 @@ class SwitchRNN(Callback):
 
     **Parameters start anew**, unless `weights` are carried: then the first `carry_steps` steps of
     fit change nothing but the new layers, which learn from the old ones, see
-    `lightning_lrnn.nn.distil`. A checkpoint of a switched model says so in its `state_dict`, and
-    loads into the project's own model too, see `lightning_lrnn.nn.switch_loading`.
+    `lightning_lrnn.switch.distil`. A checkpoint of a switched model says so in its `state_dict`,
+    and loads into the project's own model too, see `lightning_lrnn.switch.loading`.
 
     Args:
         rnn: "auto" for the layer that is recommended; the name of a layer, which replaces what it

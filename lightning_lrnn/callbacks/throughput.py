@@ -13,9 +13,9 @@ from lightning_fabric.utilities.throughput import get_available_flops
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_lrnn._checks import check_counts
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import log_metrics
+from lightning_lrnn.core.checks import check_counts
 
 __all__ = ["Throughput"]
 

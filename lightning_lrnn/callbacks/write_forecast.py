@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_lrnn._whole_file import write_whole
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.core.files import write_whole
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import check_path
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lightning_lrnn._checks import check_counts
+from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
 from lightning_lrnn.data.splits import check_fractions

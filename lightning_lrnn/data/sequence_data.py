@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_lrnn._checks import check_counts, check_flags
+from lightning_lrnn.core.checks import check_counts, check_flags
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder

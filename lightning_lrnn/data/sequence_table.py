@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_lrnn._checks import check_choice, check_counts, check_flags
-from lightning_lrnn.data.csv_files import CsvFormat
+from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.paths import check_path
 from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
-from lightning_lrnn.data.table_columns import (
+from lightning_lrnn.data.tables.columns import (
     chosen,
     class_names,
     class_of,
     classes_of_steps,
     numbers,
 )
-from lightning_lrnn.data.table_files import Series, listed, read_series
-from lightning_lrnn.data.table_forecasts import KnownSeries, forecast_table, known_series
-from lightning_lrnn.data.table_rows import (
+from lightning_lrnn.data.tables.csv_files import CsvFormat
+from lightning_lrnn.data.tables.files import Series, listed, read_series
+from lightning_lrnn.data.tables.fitted import Array, ColumnScaling, refuse_gaps
+from lightning_lrnn.data.tables.forecasts import KnownSeries, forecast_table, known_series
+from lightning_lrnn.data.tables.rows import (
     ForecastRows,
     Span,
     StepRows,
@@ -37,8 +38,7 @@ from lightning_lrnn.data.table_rows import (
     spans_by_time,
     step_spans,
 )
-from lightning_lrnn.data.table_scaling import Array, ColumnScaling, refuse_gaps
-from lightning_lrnn.data.table_times import check_format
+from lightning_lrnn.data.tables.times import check_format
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["SequenceTable"]
@@ -53,7 +53,7 @@ class SequenceTable(SequenceData):
     """Series from a CSV or Parquet table, or from a folder of such tables or of NumPy arrays.
 
     A series is the rows of a group in order of time, or a file; see
-    `lightning_lrnn.data.table_files.read_series` for how columns are named. A row is a step: gaps
+    `lightning_lrnn.data.tables.files.read_series` for how columns are named. A row is a step: gaps
     in time are not filled. Tables need `pip install "lightning-lrnn[table]"`.
 
     Tasks:
@@ -105,7 +105,7 @@ class SequenceTable(SequenceData):
         decimal: "." or ",", of a CSV table.
         encoding: of a CSV table.
         time_format: of times that are text, as `datetime.strptime` has it; None for dates that are
-            told by themselves, see `lightning_lrnn.data.table_times.to_times`.
+            told by themselves, see `lightning_lrnn.data.tables.times.to_times`.
         package: an installed package in whose folder `path` is.
         batch_size: see `SequenceData`, as for all that follow.
         val_fraction: ".

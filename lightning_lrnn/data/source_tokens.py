@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_lrnn._checks import check_counts
+from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.byte_text import ByteText
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import SequenceData
 from lightning_lrnn.data.sequences import SequenceRow, SequenceRows
 from lightning_lrnn.data.splits import PARTS
-from lightning_lrnn.data.table_rows import Span, step_spans
+from lightning_lrnn.data.tables.rows import Span, step_spans
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["SourceTokens"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from lightning_lrnn._checks import check_numbers
+from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.data.errors import DataError
 
 __all__ = ["PARTS", "check_fractions", "split"]

@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
-from lightning_lrnn._checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack

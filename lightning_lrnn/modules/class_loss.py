@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn._checks import plain_numbers
+from lightning_lrnn.core.checks import plain_numbers
 from lightning_lrnn.data.windows import IGNORE
 
 __all__ = ["check_classes", "class_weights_of", "weighted_cross_entropy"]

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_lrnn._checks import check_choice, check_counts, check_numbers
+from lightning_lrnn.core.checks import check_choice, check_counts, check_numbers
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.class_loss import (
     check_classes,
@@ -27,8 +27,8 @@ from lightning_lrnn.modules.sequence_module import (
     valid_steps,
 )
 from lightning_lrnn.nn import GILRLSTM
+from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows
 from lightning_lrnn.nn.layer import LayerClass
-from lightning_lrnn.nn.recompute import check_checkpoint_time, in_windows
 
 __all__ = ["SequenceClassifier"]
 
@@ -61,8 +61,8 @@ class SequenceClassifier(SequenceModule):
             them apart, changes the loss only by its square. For memories of very many steps.
         checkpoint_time: steps of a window, for sequences that do not fit into memory: everything
             from the encoder to the pooling runs window by window, and the backward pass computes
-            each again; see `lightning_lrnn.nn.recompute.in_windows`. Memory then hardly grows with
-            the steps. Not with a bidirectional layer, which has a `checkpoint_time` of its own.
+            each again; see `lightning_lrnn.nn.checkpointing.in_windows`. Memory then hardly grows
+            with the steps. Not with a bidirectional layer, which has its own `checkpoint_time`.
         backend: see `RecurrentModule`, as for all that follow.
         lr: ".
         weight_decay: ".

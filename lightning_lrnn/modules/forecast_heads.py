@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, Normal, StudentT
 
-from lightning_lrnn._checks import plain_numbers
+from lightning_lrnn.core.checks import plain_numbers
 from lightning_lrnn.modules.scores import (
     crps_of_laplace,
     crps_of_normal,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-from lightning_lrnn._checks import check_choice, check_counts
+from lightning_lrnn.core.checks import check_choice, check_counts
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
 from lightning_lrnn.modules.metrics import CRPS, PinballLoss

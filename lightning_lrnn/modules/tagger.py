@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_lrnn._checks import check_choice, check_counts
+from lightning_lrnn.core.checks import check_choice, check_counts
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.data.windows import IGNORE
 from lightning_lrnn.modules.class_loss import (

@@ -1,7 +1,7 @@
 """Recurrent layers with the interface of `torch.nn.LSTM` and `torch.nn.GRU`, parallel over time."""
 
-from lightning_lrnn.nn.gilr import GILR, GILRCell
-from lightning_lrnn.nn.gilr_lstm import (
+from lightning_lrnn.nn.cells.gilr import GILR, GILRCell
+from lightning_lrnn.nn.cells.gilr_lstm import (
     GILRGRU,
     GILRLSTM,
     GILRRNN,
@@ -9,19 +9,19 @@ from lightning_lrnn.nn.gilr_lstm import (
     GILRLSTMCell,
     GILRRNNCell,
 )
-from lightning_lrnn.nn.hgrn import HGRN, HGRNCell
-from lightning_lrnn.nn.lru import LRU, LRUCell
-from lightning_lrnn.nn.min_gru import MinGRU, MinGRUCell
-from lightning_lrnn.nn.min_lstm import MinLSTM, MinLSTMCell
-from lightning_lrnn.nn.qrnn import QRNN, QRNNCell
-from lightning_lrnn.nn.rg_lru import RGLRU, RGLRUCell
-from lightning_lrnn.nn.s5 import S5, S5Cell
-from lightning_lrnn.nn.sru import SRU, SRUCell
+from lightning_lrnn.nn.cells.hgrn import HGRN, HGRNCell
+from lightning_lrnn.nn.cells.lru import LRU, LRUCell
+from lightning_lrnn.nn.cells.min_gru import MinGRU, MinGRUCell
+from lightning_lrnn.nn.cells.min_lstm import MinLSTM, MinLSTMCell
+from lightning_lrnn.nn.cells.qrnn import QRNN, QRNNCell
+from lightning_lrnn.nn.cells.rg_lru import RGLRU, RGLRUCell
+from lightning_lrnn.nn.cells.s5 import S5, S5Cell
+from lightning_lrnn.nn.cells.sru import SRU, SRUCell
+from lightning_lrnn.nn.cells.surrogate import SurrogateRNN, SurrogateRNNCell
+from lightning_lrnn.nn.cells.t_gru import TGRU, TGRUCell
+from lightning_lrnn.nn.cells.t_lstm import TLSTM, TLSTMCell
+from lightning_lrnn.nn.cells.t_rnn import TRNN, TRNNCell
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.nn.surrogate import SurrogateRNN, SurrogateRNNCell
-from lightning_lrnn.nn.t_gru import TGRU, TGRUCell
-from lightning_lrnn.nn.t_lstm import TLSTM, TLSTMCell
-from lightning_lrnn.nn.t_rnn import TRNN, TRNNCell
 
 _LAYERS = (
     *(GILR, GILRGRU, GILRLSTM, GILRRNN, HGRN, LRU, MinGRU, MinLSTM, QRNN, RGLRU, S5, SRU),

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_lrnn import _chunks
-from lightning_lrnn._dtypes import state_dtype
-from lightning_lrnn._operator import unobserved
+from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.gates import Gate
+from lightning_lrnn.nn.causal_conv import windowed
 from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
 from lightning_lrnn.nn.memory import Memory, memory_bias_
-from lightning_lrnn.nn.walk import Step, Walk
-from lightning_lrnn.nn.window import windowed
+from lightning_lrnn.nn.scan_context import Step, Walk
+from lightning_lrnn.ops import projections
+from lightning_lrnn.ops.operator import unobserved
 
 __all__ = ["Cell", "GatedCell", "State", "chunks", "linear", "linear_sum"]
 
@@ -280,7 +280,7 @@ class GatedCell(Cell):
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:
     """The pre-activations in a projection (B, T, n * D), each (B, T, D), in place."""
     if unobserved(projection):
-        return _chunks.split(projection, n)
+        return projections.split(projection, n)
     return projection.chunk(n, -1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_lrnn._checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.nn.memory import Memory, check_memory
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn._dtypes import state_dtype
+from lightning_lrnn.core.dtypes import state_dtype
 
 __all__ = ["Memory", "check_memory", "is_pair", "memory_bias_"]
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lightning_lrnn import backends
-from lightning_lrnn._checks import check_numbers
-from lightning_lrnn._evaluation import padding_mask
+from lightning_lrnn.core.checks import check_numbers
+from lightning_lrnn.core.unfused import padding_mask
 from lightning_lrnn.nn.cell import Cell, State
+from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows, recomputes
 from lightning_lrnn.nn.checks import (
     check_input,
     check_layers,
@@ -26,8 +27,7 @@ from lightning_lrnn.nn.checks import (
     refuse_script,
 )
 from lightning_lrnn.nn.memory import Memory
-from lightning_lrnn.nn.recompute import check_checkpoint_time, in_windows, recomputes
-from lightning_lrnn.nn.walk import Asking, Step, Walk
+from lightning_lrnn.nn.scan_context import Asking, Step, Walk
 
 __all__ = ["Stack"]
 
@@ -51,8 +51,8 @@ class Stack(nn.Module):
             gates; see `lightning_lrnn.nn.memory.memory_bias_` for this and the default.
         checkpoint_time: steps of a window, for sequences whose activations do not fit into memory:
             the backward pass computes them again, window by window, and only outputs and a state
-            per window are kept; see `lightning_lrnn.nn.recompute.in_windows`. With two directions
-            also the outputs of every layer. None keeps all. It may be set at any time.
+            per window are kept; see `lightning_lrnn.nn.checkpointing.in_windows`. With two
+            directions also the outputs of every layer. None keeps all. It may be set at any time.
         device: of the parameters.
         dtype: of the parameters.
         options: what only this cell has.

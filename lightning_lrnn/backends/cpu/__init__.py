@@ -1,0 +1,1 @@
+"""Compiled code for CPUs: LLVM IR made of gates, run on threads."""

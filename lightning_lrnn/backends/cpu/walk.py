@@ -1,0 +1,537 @@
+"""The walk over rows as LLVM IR: hands out pieces of the work, passes states on between them.
+
+A column is one feature of one row. The walk goes through rows whose columns stand side by side in
+memory, and leaves the steps themselves to code that is compiled for a gate (`steps`). It is
+called by each of some threads with the same problem, and takes pieces until none is left. Rows are
+divided over time as on a GPU (`recurrence.cu`): a piece waits for the state that the one before it
+ends in, which somebody has in hands who waits only for still earlier ones.
+
+The thread in slot 0, the caller's, returns when all others that have entered have left, and nobody
+enters after that: who comes later reads nothing but the problem. So once it has returned, nothing
+touches the tensors, whatever happens to the interpreter meanwhile. It waits without the
+interpreter, which would call signal handlers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llvmlite import ir
+
+from lightning_lrnn.backends.cpu import llvm, threads
+from lightning_lrnn.backends.cpu.launch import ROOM
+from lightning_lrnn.backends.cpu.steps import (
+    ARGUMENTS,
+    FIRST,
+    PAIR,
+    PARTS,
+    RESTART,
+    SIZE,
+    TYPES,
+    WALK,
+    WITHIN,
+)
+from lightning_lrnn.backends.cpu.vector_math import INT
+
+__all__ = ["FIELDS", "problem", "walker"]
+
+NAME = "walk"
+LOOKS = 64
+"""At a flag, before the core is offered to another thread."""
+LAST_LOOKS = 1 << 12
+"""At the number of others at work, some microseconds, before the thread sleeps."""
+CLOSED = 1 << 32
+"""Added to that number when nobody may enter any more."""
+YIELDS = "sched_yield", "SwitchToThread"
+"""Functions of the C library, or of Windows, that offer it."""
+FIELDS = (
+    *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
+    "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside", "past",
+    "places", "outputs",
+)  # fmt: skip
+"""Of a problem, 64-bit integers: what `_threads` writes; how many pieces are taken; how many
+other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
+of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
+the states between parts (parts - 1, B, D), of the state before the first part (B, D), which that
+after the last replaces, of lengths and of bytes (B, T) that say whether no state passes into a
+step of time, both 0 if there are none; sizes; the walk's direction (1 or -1) of time; whether it
+is backward, whether then all states before a step stand inside the emitted ones, and whether
+outputs are stored past the caches; how many places and outputs follow.
+
+There follow four integers of each place; the indices of those places that are 0 at padded steps;
+and a flag for each piece, and those of one more part, raised when the state before it is there."""
+
+
+CHANGING = "taken", "others"
+SHARED = FIELDS.index("parts")
+"""Fields that do not belong to the work."""
+
+
+def problem(
+    fields: Sequence[int],
+    places: Sequence[tuple[int, int, int, int]],
+    outputs: Sequence[int],
+    flags: int,
+) -> array[int]:
+    """What a walk is told, as it was not begun yet; a copy of it for each walk.
+
+    Args:
+        fields: those from `parts` to `past`.
+        places: of all tensors, in the order that the steps know.
+        outputs: indices of those that are 0 at padded steps.
+        flags: how many.
+    """
+    words = array("q", [*[0] * SHARED, *fields, len(places), len(outputs)])
+    for place in places:
+        words.extend(place)
+    words.extend(outputs)
+    words.frombytes(bytes(words.itemsize * flags))
+    return words
+
+
+@cache
+def walker(storage: str) -> Callable[[int, int], None]:
+    """The walk, for states of one storage; runs without the interpreter's lock.
+
+    It takes the address of a problem and a slot, which no other thread has for this problem.
+    """
+    waits = next((name for name in YIELDS if not llvm.missing(name)), "")
+    parts = [*_sources(), repr((storage, waits, ROOM)).encode()]
+    address = llvm.load(NAME, parts, lambda: _Walk(storage, waits).text())
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(address)
+
+
+@cache
+def _sources() -> tuple[bytes, ...]:
+    """The text of what writes the IR."""
+    return (Path(__file__).read_bytes(),)
+
+
+class _Word:
+    """A 64-bit integer of the function, with Python's operators."""
+
+    def __init__(self, builder: ir.IRBuilder, value: Any) -> None:
+        self.builder = builder
+        self.value = ir.Constant(INT, value) if isinstance(value, int) else value
+
+    def _with(self, operation: Callable[[Any, Any], Any], other: _Word | int) -> _Word:
+        return _Word(self.builder, operation(self.value, self._value(other)))
+
+    def _value(self, other: _Word | int) -> Any:
+        return ir.Constant(INT, other) if isinstance(other, int) else other.value
+
+    def __add__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.add, other)
+
+    def __sub__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.sub, other)
+
+    def __mul__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.mul, other)
+
+    def __floordiv__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.udiv, other)
+
+    def __mod__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.urem, other)
+
+    def __and__(self, other: _Word | int) -> _Word:
+        return self._with(self.builder.and_, other)
+
+    # Conditions.
+
+    def __lt__(self, other: _Word | int) -> Any:
+        return self.builder.icmp_signed("<", self.value, self._value(other))
+
+    def __ge__(self, other: _Word | int) -> Any:
+        return self.builder.icmp_signed(">=", self.value, self._value(other))
+
+    def equals(self, other: _Word | int) -> Any:
+        return self.builder.icmp_signed("==", self.value, self._value(other))
+
+    def holds(self) -> Any:
+        """Whether it is not 0."""
+        return self.builder.icmp_signed("!=", self.value, self._value(0))
+
+    def smaller(self, other: _Word | int) -> _Word:
+        """The smaller one of two."""
+        return self.chosen(self < other, other)
+
+    def chosen(self, condition: Any, other: _Word | int) -> _Word:
+        """This if the condition holds, else the other."""
+        value = self.builder.select(condition, self.value, self._value(other))
+        return _Word(self.builder, value)
+
+
+class _Loop:
+    """`with` it, its block is repeated until `leave_if` leaves it."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+        self.head, self.done = builder.append_basic_block(), builder.append_basic_block()
+
+    def __enter__(self) -> _Loop:
+        self.builder.branch(self.head)
+        self.builder.position_at_end(self.head)
+        return self
+
+    def leave_if(self, condition: Any) -> None:
+        further = self.builder.append_basic_block()
+        self.builder.cbranch(condition, self.done, further)
+        self.builder.position_at_end(further)
+
+    def __exit__(self, *_: object) -> None:
+        self.builder.branch(self.head)
+        self.builder.position_at_end(self.done)
+
+
+class _Walk:
+    """Writes the function."""
+
+    def __init__(self, storage: str, waits: str) -> None:
+        self.real = TYPES[PARTS.get(storage, storage)]
+        self.size, self.complex = SIZE[storage], storage in PARTS
+        self.waits = waits
+        self.module = ir.Module(name=NAME)
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INT, INT]), NAME)
+        self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.problem, self.slot = (_Word(self.builder, x) for x in self.function.args)
+        self.fields = {name: self.load(self.field(name)) for name in FIELDS if name not in CHANGING}
+
+    def __getattr__(self, name: str) -> _Word:
+        """A field."""
+        return self.fields[name]
+
+    # Memory.
+
+    def field(self, name: str) -> _Word:
+        """The address of a field."""
+        return self.problem + 8 * FIELDS.index(name)
+
+    def pointer(self, address: _Word, kind: ir.Type = INT) -> Any:
+        return self.builder.inttoptr(address.value, kind.as_pointer())
+
+    def load(self, address: _Word) -> _Word:
+        return _Word(self.builder, self.builder.load(self.pointer(address), align=8))
+
+    def observed(self, address: _Word) -> _Word:
+        """What another thread has stored last; what it stored before that can then be read."""
+        value = self.builder.load_atomic(self.pointer(address), "acquire", 8)
+        return _Word(self.builder, value)
+
+    def counted(self, name: str, more: int) -> _Word:
+        """Adds to a counter of all threads; what it was before."""
+        pointer, more = self.pointer(self.field(name)), ir.Constant(INT, more)
+        return _Word(self.builder, self.builder.atomic_rmw("add", pointer, more, "seq_cst"))
+
+    def raise_flag(self, flag: _Word) -> None:
+        """After all that this thread has stored before."""
+        self.builder.store_atomic(ir.Constant(INT, 1), self.pointer(flag), "release", 8)
+
+    def called(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
+        """A function of the C library."""
+        if name not in self.module.globals:
+            kind = ir.FunctionType(result, [x.type for x in arguments])
+            ir.Function(self.module, kind, name)
+        return self.builder.call(self.module.globals[name], arguments)
+
+    def copy(self, target: _Word, source: _Word, size: _Word) -> None:
+        byte = ir.IntType(8)
+        places = [self.pointer(target, byte), self.pointer(source, byte)]
+        self.called("memcpy", byte.as_pointer(), [*places, size.value])
+
+    def clear(self, target: _Word, size: _Word) -> None:
+        byte, zero = ir.IntType(8), ir.Constant(ir.IntType(32), 0)
+        arguments = [self.pointer(target, byte), zero, size.value]
+        self.called("memset", byte.as_pointer(), arguments)
+
+    # Control.
+
+    def word(self, value: int) -> _Word:
+        return _Word(self.builder, value)
+
+    def variable(self, value: _Word | int) -> _Variable:
+        return _Variable(self.builder, value)
+
+    def wait(self, flag: _Word) -> None:
+        """Until a flag is raised."""
+        looks = self.variable(0)
+        with _Loop(self.builder) as loop:
+            loop.leave_if(self.observed(flag).holds())
+            looks.set(looks.get() + 1)
+            if self.waits:
+                with self.builder.if_then((looks.get() % LOOKS).equals(0)):
+                    self.called(self.waits, ir.IntType(32), [])
+
+    # The walk.
+
+    def text(self) -> str:
+        """The module's."""
+        b = self.builder
+        self.units = self.B * self.blocks
+        self.room = (self.width + (ROOM - 1)) // ROOM * ROOM
+        self.state = self.scratch + self.slot * self.room * (3 * self.size)
+        self.table = self.problem + 8 * len(FIELDS)
+        self.indices = self.table + self.places * 32
+        self.flags = self.indices + self.outputs * 8
+        helps = self.slot.holds()
+        with b.if_then(helps):
+            self.enter()
+        with _Loop(b) as pieces:
+            # Who finds none left has seen all enter who took one.
+            piece = self.counted("taken", 1)
+            pieces.leave_if(piece >= self.parts * self.units)
+            self.write_piece(piece)
+        with b.if_then(self.past.holds()):
+            b.fence("seq_cst")  # what was stored past the caches is there for other threads
+        with b.if_else(helps) as (helper, caller):
+            with helper:
+                self.leave()
+            with caller:
+                self.wait_for_others()
+        b.ret_void()
+        return str(self.module)
+
+    def enter(self) -> None:
+        """Counts this thread; returns from the function if nobody may enter any more."""
+        b, others = self.builder, self.field("others")
+        with _Loop(b) as loop:
+            seen = self.observed(others)
+            with b.if_then(seen >= CLOSED):
+                b.ret_void()
+            more = (seen + 1).value
+            result = b.cmpxchg(self.pointer(others), seen.value, more, "seq_cst", "seq_cst")
+            loop.leave_if(b.extract_value(result, 1))
+
+    def leave(self) -> None:
+        """The last one wakes the caller."""
+        b = self.builder
+        left = self.counted("others", -1)
+        with b.if_then(left.equals(CLOSED + 1)):
+            kind = ir.FunctionType(ir.VoidType(), [INT])
+            b.call(self.pointer_to(self.release, kind), [self.lock.value])
+
+    def wait_for_others(self) -> None:
+        """Nobody enters any more; returns when nobody is at work."""
+        b, others, looks = self.builder, self.field("others"), self.variable(0)
+        with _Loop(b) as loop:
+            loop.leave_if(looks.get() >= LAST_LOOKS)
+            loop.leave_if(self.observed(others).equals(0))
+            looks.set(looks.get() + 1)
+        with b.if_then((self.counted("others", CLOSED) % CLOSED).holds()):
+            kind, wait = ir.FunctionType(ir.IntType(32), [INT, ir.IntType(32)]), ir.IntType(32)(1)
+            b.call(self.pointer_to(self.acquire, kind), [self.lock.value, wait])
+
+    def pointer_to(self, address: _Word, kind: ir.FunctionType) -> Any:
+        return self.builder.inttoptr(address.value, kind.as_pointer())
+
+    def write_piece(self, piece: _Word) -> None:
+        """One part of time of one block of one row; later parts are later pieces."""
+        b = self.builder
+        part, unit = piece // self.units, piece % self.units
+        row, low = unit // self.blocks, unit % self.blocks * self.width
+        n = self.width.smaller(self.D - low)
+        length = self.variable(self.T)
+        with b.if_then(self.lengths.holds()):
+            length.set(self.load(self.lengths + row * 8))
+        steps = length.get()
+        begin, end = (part * self.chunk).smaller(steps), ((part + 1) * self.chunk).smaller(steps)
+        first, last = part.equals(0), part.equals(self.parts - 1)
+        column, layer = row * self.D + low, self.B * self.D
+
+        def place(final: Any, between: _Word) -> _Word:
+            inner = self.states + (between * layer + column) * self.size
+            return (self.h + column * self.size).chosen(final, inner)
+
+        before, after = place(first, part - 1), place(last, part)
+        mine, following = self.flags + piece * 8, self.flags + (piece + self.units) * 8
+        what = self.begin(before, mine, first, last, n)
+        with _Loop(b) as walks:
+            walks.leave_if(what.get().equals(0))
+            self.write_walk(row, part, low, n, begin, end, steps, what.get())
+            self.pass_on(what, before, after, mine, following, first, n)
+        with b.if_then(b.and_(last, steps < self.T)):
+            self.clear_padding(row, low, n, steps)
+
+    def begin(self, before: _Word, mine: _Word, first: Any, last: Any, n: _Word) -> _Variable:
+        """Makes the state ready for a part of time; what to compute of it first.
+
+        That is the pair, if the state before this part is not there yet, so that the next part need
+        not wait for all of this one. The walk then reads the inputs again, from the caches.
+        """
+        b, what = self.builder, self.variable(PAIR)
+        with b.if_then(b.and_(last, b.not_(first))):
+            self.wait(mine)
+        with b.if_then(b.or_(first, self.observed(mine).holds())):
+            self.copy(self.state, before, n * self.size)
+            what.set(self.word(WALK).chosen(last, WALK | PAIR))
+        with b.if_then((what.get() & PAIR).holds()):
+            A, B = (self.state + self.room * (part * self.size) for part in (1, 2))
+            self.clear(A, n * self.size)
+            self.clear(B, n * self.size)
+            d = self.variable(0)
+            with _Loop(b) as loop:
+                loop.leave_if(d.get() >= n)
+                b.store(ir.Constant(self.real, 1), self.pointer(A + d.get() * self.size, self.real))
+                d.set(d.get() + 1)
+        return what
+
+    def write_walk(
+        self, row: _Word, part: _Word, low: _Word, n: _Word, begin: _Word, end: _Word,
+        steps: _Word, what: _Word,
+    ) -> None:  # fmt: skip
+        """All steps of a part, in runs that no restart is within.
+
+        Backward, the first step of the forward walk finds the state before it in h0, unless all
+        states stand inside the emitted ones.
+        """
+        b = self.builder
+        rises = self.word(0) < self.direction
+        k, t = self.variable(begin), self.variable(begin.chosen(rises, steps - 1 - begin))
+        all_of_state = self.room * (3 * self.size)
+        with _Loop(b) as loop:
+            loop.leave_if(k.get() >= end)
+            i, left = row * self.T + t.get(), end - k.get()
+            restart = self.variable(0)
+            with b.if_then(self.restarts.holds()):
+                restart.set(self.byte(self.restarts + i))
+            place, run = self.variable(WITHIN), self.variable(1)
+            with b.if_else(self.backward.holds()) as (backward, forward):
+                with forward:
+                    with b.if_then(restart.get().holds()):
+                        self.clear(self.state, all_of_state)
+                    run.set(self.until_restart(i + self.direction, left - 1) + 1)
+                with backward, b.if_else(restart.get().holds()) as (new, same):
+                    with new:
+                        place.set(RESTART)
+                    with same:
+                        inside = self.inside.holds()
+                        within = left.chosen(inside, end.smaller(steps - 1) - k.get())
+                        with b.if_else(self.word(0) < within) as (another, edge):
+                            with another:
+                                run.set(self.until_restart(i, within))
+                            with edge:
+                                place.set(FIRST)
+            arguments = {
+                "table": self.table, "state": self.state, "row": row, "part": part, "t": t.get(),
+                "low": low, "columns": n, "steps": run.get(), "what": what, "place": place.get(),
+                "direction": self.direction, "past": self.past, "width": self.room,
+            }  # fmt: skip
+            kind = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
+            values = [arguments[name].value for name in ARGUMENTS]
+            b.call(self.pointer_to(self.code, kind), values)
+            with b.if_then(place.get().equals(RESTART)):
+                self.clear(self.state, all_of_state)
+            k.set(k.get() + run.get())
+            t.set(t.get() + self.direction * run.get())
+
+    def byte(self, address: _Word) -> _Word:
+        value = self.builder.load(self.pointer(address, ir.IntType(8)), align=1)
+        return _Word(self.builder, self.builder.zext(value, INT))
+
+    def until_restart(self, i: _Word, most: _Word) -> _Word:
+        """Steps before the next one that no state passes into."""
+        b, run = self.builder, self.variable(most)
+        with b.if_then(self.restarts.holds()):
+            run.set(0)
+            with _Loop(b) as loop:
+                loop.leave_if(run.get() >= most)
+                at = self.restarts + i + run.get() * self.direction
+                loop.leave_if(self.byte(at).holds())
+                run.set(run.get() + 1)
+        return run.get()
+
+    def pass_on(
+        self, what: _Variable, before: _Word, after: _Word, mine: _Word, following: _Word,
+        first: Any, n: _Word,
+    ) -> None:  # fmt: skip
+        """Publishes the state after a part; leaves what is still to be computed of it: WALK or 0.
+
+        That state is A * h + B whether this part was walked already or not: timing decides no bit.
+        If that is not finite it may differ from the walk (inf * 0), and what the walk ends in is
+        taken.
+        """
+        b = self.builder
+        with b.if_then(b.not_(first)):
+            self.wait(mine)
+        walked = what.get() & WALK
+        with b.if_then(self.observed(following).equals(0)):
+            finite = self.variable(what.get() & PAIR)
+            with b.if_then(finite.get().holds()):
+                self.combine(finite, before, after, n)
+            with b.if_then(b.and_(finite.get().equals(0), walked.holds())):
+                self.copy(after, self.state, n * self.size)
+            with b.if_then(b.or_(finite.get().holds(), walked.holds())):
+                self.raise_flag(following)
+        with b.if_else(walked.holds()) as (done, other):
+            with done:
+                what.set(0)
+            with other:
+                self.copy(self.state, before, n * self.size)
+                what.set(WALK)
+
+    def combine(self, finite: _Variable, before: _Word, after: _Word, n: _Word) -> None:
+        """A * h + B of all columns; `finite` becomes 0 if one of them is not."""
+        b, d = self.builder, self.variable(0)
+        half = self.size // 2
+        with _Loop(b) as loop:
+            loop.leave_if(d.get() >= n)
+            offset = d.get() * self.size
+
+            def parts(address: _Word, offset: _Word = offset) -> list[Any]:
+                places = [offset, offset + half] if self.complex else [offset]
+                return [b.load(self.pointer(address + p, self.real)) for p in places]
+
+            A = parts(self.state + self.room * self.size)
+            B = parts(self.state + self.room * (2 * self.size))
+            h = parts(before)
+            if self.complex:
+                products = [
+                    b.fsub(b.fmul(A[0], h[0]), b.fmul(A[1], h[1])),
+                    b.fadd(b.fmul(A[0], h[1]), b.fmul(A[1], h[0])),
+                ]
+            else:
+                products = [b.fmul(A[0], h[0])]
+            for index, (product, add) in enumerate(zip(products, B, strict=True)):
+                x = b.fadd(product, add)
+                b.store(x, self.pointer(after + offset + index * half, self.real))
+                # inf - inf and NaN are not 0.
+                is_finite = b.fcmp_ordered("==", b.fsub(x, x), ir.Constant(self.real, 0))
+                finite.set(finite.get().chosen(is_finite, 0))
+            d.set(d.get() + 1)
+
+    def clear_padding(self, row: _Word, low: _Word, n: _Word, steps: _Word) -> None:
+        b, output = self.builder, self.variable(0)
+        with _Loop(b) as outputs:
+            outputs.leave_if(output.get() >= self.outputs)
+            place = self.table + self.load(self.indices + output.get() * 8) * 32
+            start, by_row, by_step, size = (self.load(place + 8 * i) for i in range(4))
+            t = self.variable(steps)
+            with _Loop(b) as loop:
+                loop.leave_if(t.get() >= self.T)
+                target = start + row * by_row + t.get() * by_step + low * size
+                self.clear(target, n * size)
+                t.set(t.get() + 1)
+            output.set(output.get() + 1)
+
+
+class _Variable:
+    """A 64-bit integer that changes."""
+
+    def __init__(self, builder: ir.IRBuilder, value: _Word | int) -> None:
+        self.builder = builder
+        with builder.goto_entry_block():
+            self.place = builder.alloca(INT)
+        self.set(value)
+
+    def set(self, value: _Word | int) -> None:
+        word = _Word(self.builder, value) if isinstance(value, int) else value
+        self.builder.store(word.value, self.place)
+
+    def get(self) -> _Word:
+        return _Word(self.builder, self.builder.load(self.place))

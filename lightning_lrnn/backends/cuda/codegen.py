@@ -1,0 +1,268 @@
+"""A gate and a readout as CUDA C++: the `struct Gate` that `recurrence.cu` is compiled with.
+
+Value and derivative come from the same programs (`gates`, `derivative`); `pointwise.cuh` has the
+operations. The plain recurrence is the gate `lambda a, b: (a, b)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.gates import (
+    Constant,
+    GateError,
+    Program,
+    complex_values,
+    inputs_of,
+    parse,
+    pruned,
+    state_is_complex,
+)
+from lightning_lrnn.gates.derivative import needed, pullback, readout_or_state
+
+__all__ = ["Fused", "fused"]
+
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/",
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
+}  # fmt: skip
+
+REAL_ONLY = frozenset(
+    "lt le gt ge ne softplus relu gelu erf clamp minimum maximum complex polar".split()
+)
+
+DOUBLE = frozenset({"f64", "c128"})
+UNUSED = "[[maybe_unused]]"
+
+
+class Fused(NamedTuple):
+    """What a kernel with a gate in it is made of."""
+
+    source: str
+    """`struct Gate`, for one pass."""
+    needed: tuple[bool, ...]
+    """Which operands it reads."""
+    state: str
+    """Storage of the emitted states."""
+    output: str
+    """Storage of what the readout puts out; `state` if there is none."""
+    reads_out: bool
+    """Whether there is a readout."""
+
+
+@cache
+def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> Fused:
+    """The gate's struct for one pass.
+
+    Args:
+        gate: a program, from the operands to (a, b).
+        readout: a program, from h and the operands to y; "" for none.
+        operands: of the gate.
+        step: "forward" or "backward".
+
+    Raises:
+        GateError: naming what cannot be compiled.
+    """
+    n, kinds = len(operands), tuple(o.storage.startswith("c") for o in operands)
+    sequences = [o.storage for o in operands if o.varies]
+    double = not DOUBLE.isdisjoint(sequences)
+    for operand in operands:
+        if (operand.storage in DOUBLE) != double and (operand.varies or operand.storage[0] == "c"):
+            raise GateError(f"one gate cannot take both single and double precision: {operands}")
+    real = "double" if double else "float"
+    read_out = readout_or_state(readout, n)
+    h_is_complex = state_is_complex(gate, kinds)
+    y_is_complex = _result_is_complex(read_out, (h_is_complex, *kinds))
+
+    if step == "forward":
+        read = inputs_of(parse(gate)) | {i - 1 for i in inputs_of(parse(read_out))}
+        used = tuple(i in read for i in range(n))
+    else:
+        used = needed(gate, readout, kinds)
+
+    def storage(is_complex: bool) -> str:
+        if is_complex:
+            return "c128" if double else "c64"
+        return next((s for s in sequences if s in ("f16", "bf16")), "f64" if double else "f32")
+
+    state, output = storage(h_is_complex), storage(y_is_complex)
+    parts = [
+        "struct Gate {",
+        f"using State = storage::{state};",
+        f"using Output = storage::{output};",
+        "using Value = State::Value;",
+        f"static constexpr int kInputs = {n};",
+        f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
+        *_access(operands, used, real),
+        *_mathematics(gate, read_out, kinds, h_is_complex, y_is_complex, real),
+        "};",
+    ]
+    # One line: it becomes the value of a macro.
+    return Fused(" ".join(parts), used, state, output, bool(readout))
+
+
+def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:
+    """`Pre`, the values of one step, and what moves them between memory and registers."""
+    types = [_type(o.storage.startswith("c"), real) for o in operands]
+
+    def each(varies: bool, statement: str, chosen: Sequence[bool]) -> str:
+        lines = (
+            statement.format(i=i, storage=operand.storage, type=types[i])
+            for i, operand in enumerate(operands)
+            if operand.varies is varies and chosen[i]
+        )
+        return f"{{ {' '.join(lines)} }}"
+
+    every = [True] * len(operands)
+    run = "Run<storage::{storage}, kWhole>"
+    load = f"{run}{{{{first[{{i}}], stride[{{i}}]}}}}.load(pre, &Pre::x{{i}}, count);"
+    store = f"{run}::of(to[{{i}}], at, stride).store(dx, &Pre::x{{i}}, count);"
+    zeros = "Run<storage::{storage}, false>::of(to[{i}], at, stride).store_zeros(count);"
+    parameter = "pre.x{i} = {type}(load_as<storage::{storage}>(first[{i}]));"
+    add = "sums.x{i} = sums.x{i} + dx.x{i};"
+    steps = "template <bool kWhole, typename Count> static __device__ void"
+    yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
+    arguments = "(Pre* pre, char* const* first, const Index* stride, Count count)"
+    yield f"{steps} load_steps{arguments} {each(True, load, used)}"
+    arguments = f"({UNUSED} Pre& pre, {UNUSED} char* const* first)"
+    yield f"static __device__ void load_parameters{arguments} {each(False, parameter, used)}"
+    arguments = "(const Pre* dx, char* const* to, Index at, Index stride, Count count)"
+    yield f"{steps} store_steps{arguments} {each(True, store, every)}"
+    arguments = "(char* const* to, Index at, Index stride, Index count)"
+    yield f"static __device__ void store_zeros{arguments} {each(True, zeros, every)}"
+    arguments = f"({UNUSED} Pre& sums, {UNUSED} const Pre& dx)"
+    yield f"static __device__ void add_parameters{arguments} {each(False, add, every)}"
+    arguments = f"({UNUSED} const Pre& sums, {UNUSED} Each each)"
+    yield (
+        f"template <typename Each> static __device__ void each_parameter{arguments} "
+        + each(False, "each({i}, sums.x{i});", every)
+    )
+
+
+def _mathematics(
+    gate: str,
+    readout: str,
+    kinds: tuple[bool, ...],
+    h_is_complex: bool,
+    y_is_complex: bool,
+    real: str,
+) -> Iterator[str]:
+    """Gate, readout and their derivatives."""
+    types = [_type(kind, real) for kind in kinds]
+    pre = [f"pre.x{i}" for i in range(len(kinds))]
+    of_readout = (h_is_complex, *kinds)
+
+    lines, (a, b) = _body(parse(gate), pre, kinds, real)
+    yield f"static __device__ void gate({UNUSED} const Pre& pre, Value& a, Value& b) {{"
+    yield from [*lines, f"a = Value({a}); b = Value({b}); }}"]
+
+    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout, real)
+    yield f"static __device__ Output::Value readout(Value h, {UNUSED} const Pre& pre) {{"
+    yield from [*lines, f"return Output::Value({y}); }}"]
+
+    # The readout's share of a gradient comes first, the gate's is added to it.
+    back = parse(pullback(readout, of_readout))
+    begun = {i for i, gradient in enumerate(back.outputs[1:]) if gradient != 0}
+    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex), real)
+    yield (
+        f"static __device__ Value readout_pullback({UNUSED} Value h, {UNUSED} const Pre& pre, "
+        f"Output::Value dy, {UNUSED} Pre& dx) {{"
+    )
+    yield from [*lines, *(f"dx.x{i} = {types[i]}({dx[i]});" for i in sorted(begun))]
+    yield f"return Value({dh}); }}"
+
+    back = parse(pullback(gate, kinds))
+    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), real)
+    yield (
+        f"static __device__ void gate_pullback({UNUSED} const Pre& pre, {UNUSED} Value da, "
+        f"{UNUSED} Value db, Pre& dx) {{"
+    )
+    yield from lines
+    for i, gradient in enumerate(back.outputs):
+        if gradient != 0:
+            yield f"dx.x{i} = {f'dx.x{i} + ' if i in begun else ''}{types[i]}({dx[i]});"
+    yield "}"
+
+
+def _type(is_complex: bool, real: str) -> str:
+    return f"Complex<{real}>" if is_complex else real
+
+
+def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
+    program = parse(readout)
+    (y,) = program.outputs
+    return isinstance(y, str) and complex_values(program, kinds)[y]
+
+
+def _body(
+    program: Program, names: Sequence[str], kinds: Sequence[bool], real: str
+) -> tuple[list[str], list[str]]:
+    """C++ that computes a program: statements, and an expression for each output.
+
+    Args:
+        program: what to compute.
+        names: of its inputs in C++.
+        kinds: whether each input is complex.
+        real: "float" or "double".
+    """
+    program = pruned(program)
+    is_complex = complex_values(program, kinds)
+    values = {f"x{i}": name for i, name in enumerate(names)}
+
+    def expression(argument: str | Constant, as_type: str | None = None) -> str:
+        if isinstance(argument, str):
+            name = values.get(argument, argument)
+            return f"{as_type}({name})" if as_type else name
+        if argument is None or argument != argument or abs(argument) == float("inf"):
+            raise GateError(f"{argument} is not a number that a kernel can hold: {program}")
+        return f"{as_type or real}({argument!r})"
+
+    statements = []
+    for index, (operation, arguments) in enumerate(program.steps):
+        takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
+        if takes_complex and operation in REAL_ONLY:
+            raise GateError(f"{operation} is not defined for complex numbers: {program}")
+        kind = _type(takes_complex, real)
+        first, *others = arguments
+        if operation in INFIX:
+            mixed = kind if takes_complex else None
+            left, right = expression(first, mixed), expression(others[0], mixed)
+            written = f"{left} {INFIX[operation]} {right}"
+        elif operation == "neg":
+            written = f"-{expression(first)}"
+        elif operation == "detach":
+            written = expression(first)
+        elif operation == "where":
+            chosen = _type(is_complex[f"t{index}"], real)
+            written = f"{expression(first)} ? " + " : ".join(expression(a, chosen) for a in others)
+        elif operation == "clamp":
+            low, high = others
+            written = expression(first)
+            # Comparisons as PyTorch has them: NaN stays.
+            if low is not None:
+                written = f"pointwise::at_least({written}, {expression(low)})"
+            if high is not None:
+                written = f"pointwise::at_most({written}, {expression(high)})"
+        elif operation == "pow":
+            written = _power(expression(first), first, others[0], expression(others[0]))
+        elif operation in ("conj", "real") and not takes_complex:
+            written = expression(first)
+        elif operation == "conj":
+            written = f"conj({expression(first)})"
+        else:
+            written = f"pointwise::{operation}({', '.join(map(expression, arguments))})"
+        statements.append(f"const auto t{index} = {written};")
+    return statements, [expression(output) for output in program.outputs]
+
+
+def _power(base: str, x: str | Constant, exponent: str | Constant, written: str) -> str:
+    exact = {
+        0: f"{base} * 0 + 1", 1: base, 2: f"{base} * {base}", 3: f"{base} * {base} * {base}",
+        0.5: f"pointwise::sqrt({base})", -0.5: f"pointwise::rsqrt({base})",
+    }  # fmt: skip
+    if not isinstance(exponent, str) and exponent in exact:
+        return exact[exponent]
+    return f"pointwise::pow({base}, {written})"

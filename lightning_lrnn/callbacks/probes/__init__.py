@@ -1,0 +1,1 @@
+"""What callbacks measure layers with."""

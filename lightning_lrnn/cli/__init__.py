@@ -1,0 +1,5 @@
+"""The command line, `lightning-lrnn`."""
+
+from lightning_lrnn.cli.main import main
+
+__all__ = ["main"]

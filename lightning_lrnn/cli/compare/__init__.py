@@ -1,0 +1,1 @@
+"""`lightning-lrnn compare`: configs trained side by side."""

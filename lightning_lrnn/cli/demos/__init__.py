@@ -1,0 +1,1 @@
+"""`lightning-lrnn demo`: what the package does, shown in minutes."""

@@ -1,0 +1,174 @@
+"""`lightning-lrnn demo long-memory`: what one symbol says, thousands of steps later.
+
+A GILR-LSTM and a torch.nn.LSTM of the same size learn the task of Martin & Cundy (ICLR 2018) in the
+same time, and are then asked about sequences that neither has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean as mean
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lightning_lrnn.callbacks import StopWhenSolved
+from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.quiet import quiet_lightning
+from lightning_lrnn.data import LongMemory
+from lightning_lrnn.modules import SequenceClassifier
+
+__all__ = ["main"]
+
+LAST = 20
+"""Batches over which a share of right answers is a mean."""
+
+
+class _Budget(pl.Callback):
+    """Trains until the time is over, and says how far it is.
+
+    Attributes:
+        curve: (seconds, share of right answers) of every batch.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.curve: list[tuple[float, float]] = []
+        self._start, self._next_line = 0.0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Notes the accuracy."""
+        seconds = time.perf_counter() - self._start
+        accuracy = float(trainer.callback_metrics["train/accuracy"])
+        self.curve.append((seconds, accuracy))
+        over = seconds >= self.seconds
+        if over or seconds >= self._next_line:
+            # One line that is rewritten in a terminal, a line now and then in a file.
+            self._next_line = seconds + (1 if sys.stdout.isatty() else 10)
+            right = mean([right for _, right in self.curve[-LAST:]])
+            line = f"  {seconds:4.0f} s   step {len(self.curve):5,}   {right:4.0%} right"
+            print(line, end="\n" if over or not sys.stdout.isatty() else "\r", flush=True)
+        trainer.should_stop = trainer.should_stop or over
+
+
+def main(
+    steps: int = 4096, seconds: float = 45.0, folder: str = "runs/demo-long-memory", seed: int = 0
+) -> dict[str, Any]:
+    """Runs the demo and leaves a figure and what was measured in a folder.
+
+    Args:
+        steps: T of every sequence.
+        seconds: training time of each model; it ends sooner when the task is learned.
+        folder: where everything goes.
+        seed: of weights and of the training sequences.
+
+    Returns:
+        What was measured, as in the folder's results.json.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    quiet_lightning()
+    data = LongMemory(
+        steps, sampling="paired", batch_size=2, epoch_rows=10**6, held_out=200, seed=seed
+    )
+    print(
+        f"Task      the first of {steps:,} symbols is +e_1 or -e_1, all others are any of 128;\n"
+        "          after the last it is asked which one the first was\n"
+        f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+        f"Models    two residual layers of 16, at most {seconds:.0f} s of training each"
+    )
+    memory = {"memory": (steps / 2, 2 * steps), "output_activation": "identity"}
+    models: dict[str, Any] = {
+        "GILR-LSTM": {"class_path": "GILRLSTM", "init_args": memory},
+        "torch.nn.LSTM": torch.nn.LSTM,
+    }
+    results: dict[str, Any] = {"steps": steps, "seconds": seconds, "seed": seed, "models": {}}
+    for name, rnn in models.items():
+        print(f"\n{name}", flush=True)
+        results["models"][name] = _train(rnn, data, seconds, seed)
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    figure = _draw(results, out / "demo.png") if find_spec("matplotlib") else None
+    print(
+        f"\nFigure    {figure or 'none: pip install matplotlib'}\n"
+        "Next      lightning-lrnn configs copy long_memory_8192\n"
+        "          lightning-lrnn fit --config long_memory_8192.yaml"
+    )
+    return results
+
+
+def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, Any]:
+    """Trains one model, and asks it about held-out sequences."""
+    pl.seed_everything(seed, verbose=False)
+    model = SequenceClassifier(
+        data.num_features,
+        data.num_classes,
+        rnn=rnn,
+        hidden_size=16,
+        dropout=0.0,
+        logit_scale=3e-3,
+        lr=4e-3,
+        weight_decay=0.0,
+        warmup_steps=10,
+        total_steps=10**6,
+    )
+    # Lets the first use of compiled code not count as training.
+    model(torch.zeros(1, 2, dtype=torch.long))[0].sum().backward()
+    model.zero_grad()
+    budget, solved = _Budget(seconds), StopWhenSolved()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        callbacks=[solved, budget],
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, data)
+    right = round(float(trainer.callback_metrics["val/accuracy"]) * data.held_out)
+    print(f"  held out: {right} of {data.held_out} right{': solved' if solved.solved else ''}")
+    return {
+        "right": right,
+        "held_out": data.held_out,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "curve": budget.curve,
+    }
+
+
+def _draw(results: dict[str, Any], path: Path) -> Path:
+    """The share of right answers over time."""
+    figure = new_figure(700, 400)
+    axes = figure.subplots()
+    for color, (name, model) in zip(("C0", "C1"), results["models"].items(), strict=True):
+        seconds, right = zip(*model["curve"], strict=True)
+        means = [mean(right[max(0, i - LAST) : i]) for i in range(1, len(right) + 1)]
+        axes.plot(seconds, means, color=color, label=f"{name}, training")
+        share = model["right"] / model["held_out"]
+        axes.plot(seconds[-1], share, "o", color=color, label=f"{name}, held out")
+    axes.axhline(0.5, color="0.5", linestyle=":", label="chance")
+    axes.set(
+        xlabel="seconds of training",
+        ylabel="right answers",
+        ylim=(0, 1.05),
+        title=f"The first of {results['steps']:,} symbols, asked for after the last",
+    )
+    axes.legend(fontsize=8)
+    return save(figure, path)

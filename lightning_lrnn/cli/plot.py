@@ -1,0 +1,231 @@
+"""`lightning-lrnn plot`: learning curves and memory horizons from what a CSVLogger has written."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_lrnn.cli.figures import new_figure, save
+
+__all__ = ["PlotError", "Run", "main", "read", "runs_in"]
+
+FILE = "metrics.csv"
+WIDTH, HEIGHT = 800, 360
+QUANTILES = ("p10", "p50", "p90")
+MAX_SHOWN = 1e5
+"""Longer memories, infinite ones too, are drawn here."""
+FEW = 20
+"""Points of a curve that are drawn as such."""
+
+Curve = list[tuple[int, float]]
+
+
+class PlotError(ValueError):
+    """There is nothing to draw; the message says where and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run has logged.
+
+    Attributes:
+        name: where, as far as it differs from the others.
+        curves: by metric, (step, value) in order of steps.
+    """
+
+    name: str
+    curves: dict[str, Curve]
+
+    def horizons(self) -> dict[str, dict[str, Curve]]:
+        """By layer and quantile, time constants in steps."""
+        found: dict[str, dict[str, Curve]] = {}
+        for name, curve in self.curves.items():
+            head, _, rest = name.partition("/")
+            layer, _, quantile = rest.rpartition("/")
+            if head == "horizon" and quantile in QUANTILES:
+                found.setdefault(layer, {})[quantile] = curve
+        return {layer: q for layer, q in found.items() if len(q) == len(QUANTILES)}
+
+
+def runs_in(folders: list[Path]) -> list[Run]:
+    """The runs in folders, and in folders inside of them.
+
+    Raises:
+        PlotError: if a folder is not there, or has no logs.
+    """
+    files: list[Path] = []
+    for folder in folders:
+        if not folder.exists():
+            raise PlotError(f"there is no folder {folder}")
+        found = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
+        if not found:
+            raise PlotError(
+                f"{folder} has no {FILE}, nor has a folder in it; a CSVLogger writes one: "
+                f"`trainer.logger: CSVLogger` in the config"
+            )
+        files += [file for file in found if file not in files]
+    parents = [file.absolute().parent for file in files]
+    common = Path(os.path.commonpath(parents)) if len(parents) > 1 else parents[0].parent
+    return [
+        Run(parent.relative_to(common).as_posix(), read(file))
+        for file, parent in zip(files, parents, strict=True)
+    ]
+
+
+def read(file: Path) -> dict[str, Curve]:
+    """The curves in a metrics.csv.
+
+    Raises:
+        PlotError: if it is not one, or is empty.
+    """
+    curves: dict[str, Curve] = {}
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                step = int(float(row["step"]))
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        curves.setdefault(name, []).append((step, float(value)))
+    except OSError as error:
+        raise PlotError(f"{file} cannot be read ({error.strerror})") from error
+    except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
+        raise PlotError(f"{file} is not a file of a CSVLogger ({error!r})") from error
+    if not curves:
+        raise PlotError(f"{file} has no figures yet; the run may have ended before it logged")
+    return {name: sorted(curve) for name, curve in curves.items()}
+
+
+def main(folders: list[Path], metric: str | None = None, output: str | None = None) -> Path:
+    """Draws all runs in one figure.
+
+    Args:
+        folders: see `runs_in`.
+        metric: its name without the stage, such as "loss"; None for the one that is validated.
+        output: path of the PNG; None for plot.png in the first folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        PlotError: if there is nothing to draw.
+        ModuleNotFoundError: without matplotlib.
+    """
+    runs = runs_in(folders)
+    metric = _chosen(runs, metric)
+    first = folders[0].parent if folders[0].is_file() else folders[0]
+    path = Path(output) if output else first / "plot.png"
+    with_horizons = [run for run in runs if run.horizons()]
+    alone = len(runs) == 1
+    labels = len(runs[0].horizons()) if alone else len(runs)
+    figure = new_figure(WIDTH, HEIGHT + 9 * labels)
+    axes = figure.subplots(1, 2 if with_horizons else 1, sharex=True, squeeze=False)[0]
+    _draw_curves(axes[0], runs, metric)
+    if with_horizons:
+        _draw_horizons(axes[1], runs)
+    for axis in axes:
+        axis.set_xlabel("optimizer steps")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    if alone:
+        figure.suptitle(_text(runs[0].name), fontsize=10)
+    handles, names = axes[-1 if alone else 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    if path.is_dir():
+        raise PlotError(f"the figure cannot be written to {path}, a folder; name a file in it")
+    try:
+        return save(figure, path)
+    except OSError as error:
+        raise PlotError(f"{path} cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        raise PlotError(f"the figure cannot be made: {error}") from error
+
+
+def _chosen(runs: list[Run], metric: str | None) -> str:
+    """A metric that the runs have, without its stage."""
+    names = [{n.partition("/")[2] for n in _staged(run)} for run in runs]
+    there = sorted(set().union(*names))
+    if metric is not None:
+        if metric not in there:
+            raise PlotError(f"no run has logged {metric}; there are {', '.join(there)}")
+        return metric
+    validated = [
+        {n.partition("/")[2] for n in _staged(run) if n.startswith("val/")} for run in runs
+    ]
+    for candidates in (validated, names):
+        # What every run has, or else one; and rather what has a name than the loss.
+        shared = set.intersection(*candidates) or set().union(*candidates)
+        if shared:
+            return min(shared, key=lambda name: (name == "loss", name))
+    raise PlotError("no run has logged a metric of training or validation, only others")
+
+
+def _staged(run: Run) -> list[str]:
+    return [n for n in run.curves if n.startswith(("train/", "val/")) and "per_sec" not in n]
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Of two runs with equal curves both are to be seen."""
+    return {"color": f"C{index % 10}", "linestyle": ("-", "--", ":", "-.")[index % 4]}
+
+
+def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
+    ends = []
+    for index, run in enumerate(runs):
+        style = _style(index)
+        training, validated = (
+            run.curves.get(f"{stage}/{metric}", []) for stage in ("train", "val")
+        )
+        few = "." if len(training) < FEW else ""
+        axis.plot(*_columns(training), marker=few, **style, alpha=0.45, linewidth=1)
+        axis.plot(*_columns(validated), **style, marker="o", markersize=4, label=_text(run.name))
+        ends += [value for curve in (training, validated) for _, value in curve[len(curve) // 10 :]]
+    finite = [value for value in ends if math.isfinite(value)]
+    if finite and max(finite) > min(finite):
+        # Not to the first steps, which would leave the rest no room.
+        margin = 0.05 * (max(finite) - min(finite))
+        axis.set_ylim(min(finite) - margin, max(finite) + margin)
+    axis.set_ylabel(_text(metric.replace("_", " ")))
+    axis.set_title("Thin: training; dots: validation", fontsize=10)
+
+
+def _draw_horizons(axis: Any, runs: list[Run]) -> None:
+    """Of one run all quantiles of each layer; of several the medians."""
+    alone = len(runs) == 1
+    for number, run in enumerate(runs):
+        for index, (layer, quantiles) in enumerate(run.horizons().items()):
+            style = _style(index if alone else number)
+            curves = {
+                q: _columns([(step, min(tau, MAX_SHOWN)) for step, tau in curve])
+                for q, curve in quantiles.items()
+            }
+            if alone:
+                style["linestyle"] = "-"
+                for q in ("p10", "p90"):
+                    axis.plot(*curves[q], color=style["color"], linestyle=":", linewidth=1)
+            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=_text(layer))
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(_sparse)
+    axis.set_ylabel("time constant -1 / log a, steps")
+    what = "dotted: 10 and 90 %" if alone else "a line per layer"
+    axis.set_title(f"Median memory of units; {what}", fontsize=10)
+
+
+def _sparse(value: float, _: int) -> str:
+    """Between the powers of ten only 2 and 5 have a label."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def _columns(curve: Curve) -> tuple[list[int], list[float]]:
+    """Steps and values; an infinite value is a gap."""
+    values = [value if math.isfinite(value) else math.nan for _, value in curve]
+    return [step for step, _ in curve], values
+
+
+def _text(name: str) -> str:
+    """A name as it stands: between two $ matplotlib would read mathematics."""
+    return name.replace("$", r"\$")

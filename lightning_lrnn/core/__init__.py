@@ -1,0 +1,1 @@
+"""What the rest of the package stands on: checks, dtypes, the recurrence as a loop."""

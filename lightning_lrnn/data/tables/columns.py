@@ -1,0 +1,154 @@
+"""Numbers and classes from the columns of a series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.tables.cells import NUMBER, Unlike, labels, to_numbers
+from lightning_lrnn.data.tables.files import Series, listed
+from lightning_lrnn.data.windows import IGNORE
+
+COMMA = re.compile(r"[+-]?[\d.]*\d,\d+", re.ASCII)
+TOLD_APART = 1e-6
+"""Rounding of integers that may be, against their range."""
+
+__all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "numbers"]
+
+
+def chosen(names: Sequence[str], series: Series, what: str) -> list[str]:
+    """The columns that names mean: a column, or with "a" all of "a.0", "a.1" and so on.
+
+    Args:
+        names: as a user gave them.
+        series: one that has the columns.
+        what: the argument they were given for.
+
+    Raises:
+        DataError: for a name without column.
+    """
+    found: list[str] = []
+    for name in names:
+        parts = [c for c in series.columns if name and c.rpartition(".")[0] == name]
+        if name in series.columns:
+            parts = [name]
+        if not parts:
+            raise DataError(
+                f"`{what}`: {series.source} has no column {name!r}; there are "
+                f"{listed(series.columns)}"
+            )
+        found += parts
+    return found
+
+
+def numbers(series: Series, names: Sequence[str]) -> NDArray[np.float64]:
+    """Columns side by side, (T, len(names)), NaN where there is no value.
+
+    Raises:
+        DataError: for text, dates, complex numbers and infinities.
+    """
+    columns = [_number(series, name) for name in names]
+    return np.stack(columns, -1)
+
+
+def _number(series: Series, name: str) -> NDArray[np.float64]:
+    try:
+        values = to_numbers(series.cells(name), series.decimal)
+    except Unlike as error:
+        step, shown = error.args[0]
+        comma = (
+            "; commas are decimal with `decimal: ','`, those between thousands must be taken out"
+            if series.decimal == "." and COMMA.fullmatch(shown)
+            else ""
+        )
+        raise DataError(
+            f"column {name!r} of {series.source} has {shown!r} where a number is wanted "
+            f"({series.place(step)}): leave the column out of `features`, or make numbers of it"
+            f"{comma}"
+        ) from None
+    column = np.asarray(values, dtype=np.float64)
+    infinite = np.isinf(column)
+    if infinite.any():
+        raise DataError(
+            f"column {name!r} of {series.source} is infinite at "
+            f"{series.place(int(np.argmax(infinite)))}: make it a finite number or leave it empty"
+        )
+    if values.dtype.kind in "iu" and len(values):
+        low, high = int(values.min()), int(values.max())
+        rounding = float(np.spacing(float(max(-low, high))))
+        if rounding > 1 and rounding > TOLD_APART * (high - low) > 0:
+            raise DataError(
+                f"column {name!r} of {series.source} has integers from {low} to {high}, which are "
+                f"rounded to {rounding:.0f}: subtract what they have in common, or leave the "
+                "column out of `features`"
+            )
+    return column
+
+
+def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:
+    """All classes there are, sorted as numbers if they are numbers.
+
+    Args:
+        all_series: at least one.
+        column: that has them; None for the names of the folders.
+    """
+    found: set[str] = set()
+    for series in all_series:
+        values = [series.folder] if column is None else np.unique(labels(series.cells(column)))
+        found |= {str(value) for value in values if value}
+    if all(NUMBER.fullmatch(name) for name in found):
+        return sorted(found, key=lambda name: (float(name), name))
+    return sorted(found)
+
+
+def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
+    """The class of a whole series; `IGNORE` if it has none.
+
+    Args:
+        series: whose values in `column` are all the same, but for those that are missing.
+        column: None for the name of the folder.
+        classes: names, by number.
+
+    Raises:
+        DataError: for several classes, one that is not among `classes`, or no folder.
+    """
+    if column is None:
+        if not series.folder:
+            raise DataError(
+                f"{series.source} lies in no folder that would be its class: put the files into "
+                "one folder for each class, or name the column with the class in `target`"
+            )
+        return _number_of(series.folder, classes, series, "its folder")
+    found = [str(name) for name in np.unique(labels(series.cells(column))) if name]
+    if len(found) > 1:
+        raise DataError(
+            f"column {column!r} of {series.source} has several classes ({listed(found)}), where "
+            "one for each sequence is wanted: name the columns that tell sequences apart in "
+            "`group`, or take `task: tag`"
+        )
+    return _number_of(found[0], classes, series, f"column {column!r}") if found else IGNORE
+
+
+def classes_of_steps(series: Series, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """The class of every step, (T,); `IGNORE` where there is none.
+
+    Raises:
+        DataError: for one that is not among `classes`.
+    """
+    names, where = np.unique(labels(series.cells(column)), return_inverse=True)
+    told = f"column {column!r}"
+    numbered = [_number_of(name, classes, series, told) if name else IGNORE for name in names]
+    return np.array(numbered, dtype=np.int64)[where.reshape(-1)]
+
+
+def _number_of(name: str, classes: Sequence[str], series: Series, where: str) -> int:
+    if name not in classes:
+        raise DataError(
+            f"{where} of {series.source} has the class {str(name)!r}; `classes` are "
+            f"{listed(classes)}"
+        )
+    return list(classes).index(name)

@@ -1,0 +1,280 @@
+"""Tables and arrays of a user, read into series: one for each group of a table, or each file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lrnn.data.errors import DataError, printable, why
+from lightning_lrnn.data.paths import existing, files_below
+from lightning_lrnn.data.tables.cells import Column, label, labels, typed
+from lightning_lrnn.data.tables.csv_files import CsvFormat, read_csv
+from lightning_lrnn.data.tables.parquet_files import read_parquet
+from lightning_lrnn.data.tables.times import TimeError, to_times
+
+__all__ = ["Series", "listed", "read_series"]
+
+TABLES = (".csv", ".parquet")
+ARRAYS = (".npy", ".npz")
+EXTRA = "lightning-lrnn[table]"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Columns of the same length T.
+
+    Attributes:
+        name: the path of the file inside the folder, without suffix, and the group, if there are
+            such; of its own.
+        folder: the name of the folder of its file, inside the folder that was given; else empty.
+        source: says in a message where it comes from.
+        columns: name -> (T,); the cells of a CSV table as they are written.
+        places: (T,), where each step stands in its file.
+        unit: what places count: "line" of a CSV table, "row" of others, the first is 1.
+        groups: the values of the columns of `group`.
+        times: (T,), rising, if there is a column of time.
+        decimal: of the numbers in text.
+    """
+
+    name: str
+    folder: str
+    source: str
+    columns: dict[str, Column]
+    places: NDArray[np.int64]
+    unit: str
+    groups: tuple[str, ...] = ()
+    times: Column | None = None
+    decimal: str = "."
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self.places)
+
+    def cells(self, name: str) -> Column:
+        """The column of that name, of a CSV table as text.
+
+        Raises:
+            DataError: if there is none.
+        """
+        if name not in self.columns:
+            raise DataError(
+                f"{self.source} has no column {name!r}; there are {listed(self.columns)}"
+            )
+        return self.columns[name]
+
+    def column(self, name: str) -> Column:
+        """The same, as numbers if all cells are numbers."""
+        return typed(self.cells(name), self.decimal)
+
+    def place(self, step: int) -> str:
+        """Where a step stands, for a message."""
+        return f"step {step + 1} of {len(self)}, {self.unit} {self.places[step]}"
+
+    def at(self, rows: Column) -> Series:
+        """Some of the steps, or all in another order."""
+        return replace(
+            self,
+            columns={name: values[rows] for name, values in self.columns.items()},
+            places=self.places[rows],
+            times=None if self.times is None else self.times[rows],
+        )
+
+
+def read_series(
+    path: Path,
+    group: Sequence[str] = (),
+    time: str | None = None,
+    form: CsvFormat | None = None,
+    time_format: str | None = None,
+) -> list[Series]:
+    """All series of a file or of a folder, sorted by name.
+
+    CSV and Parquet: columns by their names; a column of CSV without one is "Unnamed: " and its
+    place. `.npy`: (T,) or (T, C), columns "0", "1" and so on. `.npz`: an array (T,) under "a" is
+    the column "a", one (T, C) the columns "a.0", "a.1" and so on, a single value one that is the
+    same at every step. Pickled objects are not read.
+
+    Args:
+        path: one such file, or a folder with such files, at any depth; hidden ones do not count.
+        group: columns that say which rows belong together; all rows of a file if there are none.
+        time: column to sort the rows of a series by, ascending; as in the file if there is none.
+        form: how CSV tables are written; None for `CsvFormat()`.
+        time_format: how times are that are text; see `lightning_lrnn.data.tables.times.to_times`.
+
+    Raises:
+        DataError: if there is nothing to read, or what there is cannot be read.
+    """
+    path = existing(path)
+    known = (*TABLES, *ARRAYS)
+    whole: list[Series] = []
+    if path.is_file():
+        if path.suffix.lower() not in known:
+            raise DataError(f"`path`: {path} is none of {', '.join(known)}")
+        whole.append(_of_file(path, path.stem if not group else "", "", form))
+    else:
+        for file in files_below(path):
+            if file.suffix.lower() in known:
+                inside = file.relative_to(path)
+                folder = inside.parent.as_posix() if len(inside.parts) > 1 else ""
+                whole.append(_of_file(file, inside.with_suffix("").as_posix(), folder, form))
+    if not whole:
+        raise DataError(f"`path`: the folder {path} has no file of {', '.join(known)}")
+    found = [part for one in whole for part in _grouped(_timed(one, time, time_format), group)]
+    often = Counter(series.name for series in found)
+    named = [
+        series
+        if often[series.name] == 1
+        else replace(series, name=f"{series.name} {series.source}")
+        for series in found
+    ]
+    return sorted((_sorted(series, time) for series in named), key=lambda series: series.name)
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for a message; of many the first. Those with blanks around them in quotes."""
+    names = [name if name == name.strip() and name else repr(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _of_file(file: Path, name: str, folder: str, form: CsvFormat | None) -> Series:
+    form = form or CsvFormat()
+    places, unit = None, "row"
+    if file.suffix.lower() == ".csv":
+        names, values, places = read_csv(file, form)
+        unit = "line"
+    elif file.suffix.lower() == ".parquet":
+        names, values = read_parquet(file, EXTRA)
+    else:
+        arrays = _arrays(file)
+        names, values = list(arrays), list(arrays.values())
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DataError(
+            f"{file} has several columns {', '.join(map(repr, twice))}: give each a name of its own"
+        )
+    if places is None:
+        places = np.arange(1, 1 + (len(values[0]) if values else 0))
+    if not len(places):
+        raise DataError(f"{file} is empty")
+    return Series(
+        printable(name),
+        printable(folder),
+        str(file),
+        dict(zip(names, values, strict=True)),
+        places,
+        unit,
+        decimal=form.decimal,
+    )
+
+
+def _timed(series: Series, time: str | None, time_format: str | None) -> Series:
+    """With the times of the whole table: what a date means is told by all of them."""
+    if time is None:
+        return series
+    try:
+        times = to_times(series.cells(time), time_format, series.decimal)
+    except TimeError as error:
+        step, problem = error.args
+        where = "" if step is None else f" ({series.place(step)})"
+        raise DataError(f"column {time!r} of {series.source}{where} {problem}") from error
+    return replace(series, times=times)
+
+
+def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:
+    if not group:
+        return [whole]
+    codes: list[NDArray[np.intp]] = []
+    names: list[NDArray[np.object_]] = []
+    for column in group:
+        values = labels(whole.cells(column))
+        if (values == "").any():
+            step = int(np.argmax(values == ""))
+            raise DataError(
+                f"column {column!r} of {whole.source} has no value in {whole.unit} "
+                f"{whole.places[step]} of {whole.places[-1]}, which therefore belongs to no group"
+            )
+        distinct, code = np.unique(values, return_inverse=True)
+        names.append(distinct)
+        codes.append(code.reshape(-1))
+    keys, member = np.unique(np.stack(codes), axis=1, return_inverse=True)
+    order = np.argsort(member.reshape(-1), kind="stable")
+    counts = np.bincount(member.reshape(-1))
+    found = []
+    for key, rows in zip(keys.T, np.split(order, np.cumsum(counts)[:-1]), strict=True):
+        values_of = tuple(str(distinct[i]) for distinct, i in zip(names, key, strict=True))
+        # So that ("a, b", "c") is another one than ("a", "b, c").
+        apart = len(values_of) == 1 or not any(", " in value for value in values_of)
+        told = ", ".join(values_of if apart else map(repr, values_of))
+        found.append(
+            replace(
+                whole.at(rows),
+                name=f"{whole.name}/{told}" if whole.name else told,
+                source=f"{whole.source}, group {told!r}",
+                groups=values_of,
+            )
+        )
+    return found
+
+
+def _sorted(series: Series, time: str | None) -> Series:
+    times = series.times
+    if times is None or time is None:
+        return series
+    order = np.argsort(times, kind="stable")
+    again = np.flatnonzero(times[order][1:] == times[order][:-1])
+    if len(again):
+        first, second = order[again[0]], order[again[0] + 1]
+        raise DataError(
+            f"column {time!r} of {series.source} has {label(series.cells(time)[first])} more than "
+            f"once ({series.unit}s {series.places[first]} and {series.places[second]}): name the "
+            "columns in `group` that tell the series apart, leave out what is double, or, where "
+            "clocks were put back, give times with their offset"
+        )
+    return series.at(order)
+
+
+def _arrays(file: Path) -> dict[str, Column]:
+    try:
+        # Opened here, for numpy.load leaves a broken file open.
+        with file.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            arrays = (
+                loaded
+                if isinstance(loaded, np.ndarray)
+                else {name: loaded[name] for name in loaded.files}
+            )
+    except Exception as error:
+        # Of a broken file NumPy and what it calls raise of all kinds.
+        raise DataError(
+            f"{file} cannot be read: {why(error)}. Arrays of numbers or text are read, as "
+            "numpy.save and numpy.savez write them; not pickled objects"
+        ) from error
+    if isinstance(arrays, np.ndarray):
+        return _split(arrays, None, file)
+    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
+    if len(set(lengths.values())) != 1:
+        raise DataError(
+            f"the arrays of {file} must have the same length, the steps, got "
+            f"{', '.join(f'{name} {length}' for name, length in lengths.items()) or 'none'}"
+        )
+    (steps,) = set(lengths.values())
+    columns: dict[str, Column] = {}
+    for name, array in arrays.items():
+        columns |= _split(array if array.ndim else np.repeat(array, steps), name, file)
+    return columns
+
+
+def _split(array: Column, name: str | None, file: Path) -> dict[str, Column]:
+    """Columns of (T,) or (T, C)."""
+    if array.ndim not in (1, 2):
+        where = file if name is None else f"{name} in {file}"
+        raise DataError(f"{where} must be (T,) or (T, columns), got {array.shape}")
+    if array.ndim == 1:
+        return {name or "0": array}
+    prefix = "" if name is None else f"{name}."
+    return {f"{prefix}{i}": array[:, i] for i in range(array.shape[1])}

@@ -1,0 +1,261 @@
+"""Times as they are written, as what can be sorted and continued."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timezone
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.tables.cells import Column, Unlike, label, to_numbers
+
+__all__ = ["TimeError", "check_format", "following", "to_times"]
+
+MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+LONG_MONTHS = (
+    "january february march april may june july august september october november december".split()
+)
+CLOCK = (
+    r"(?:(?:[T ]\s*|,\s+)(?P<h>\d{1,2}):(?P<min>\d\d)(?::(?P<s>\d\d)(?:[.,](?P<f>\d{1,9}))?)?"
+    r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?\s*(?P<zone>Z|z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)?)?"
+)
+FORMS = {
+    "year first": r"(?P<y>\d{4})(?P<p>[-/.])(?P<m>\d{1,2})(?:(?P=p)(?P<d>\d{1,2}))?",
+    "day or month first": r"(?P<one>\d{1,2})(?P<p>[-/.])(?P<two>\d{1,2})(?P=p)(?P<y>\d{4})",
+    "day, name": r"(?P<d>\d{1,2})[-/. ]\s*(?P<name>[A-Za-z]{3,9})[-/., ]\s*(?P<y>\d{4})",
+    "name, day": r"(?P<name>[A-Za-z]{3,9})\.? (?P<d>\d{1,2}),? (?P<y>\d{4})",
+}
+PATTERNS = {form: re.compile(pattern + CLOCK, re.ASCII) for form, pattern in FORMS.items()}
+AMBIGUOUS = "day or month first"
+DAY = 86_400
+PER_SECOND = 1_000_000_000
+WANTED = "times are numbers, or dates as 2020-01-31 or 2020-01-31 23:59:59.5, all of one kind"
+
+
+class TimeError(Exception):
+    """Times that cannot be sorted. Its arguments are the step, or None, and what is wrong."""
+
+
+class _Time(NamedTuple):
+    """As written; `one` and `two` are month and day, but for AMBIGUOUS, where it is not known."""
+
+    kind: str
+    year: int
+    one: int
+    two: int
+    second: int
+    nano: int
+    zoned: bool
+
+
+def to_times(values: Column, form: str | None = None, decimal: str = ".") -> Column:
+    """Times that can be sorted, (T,): numbers, datetime64 (of UTC, if with a zone) or timedelta64.
+
+    Args:
+        values: numbers, times, or text: ISO 8601 and its like, with or without clock, fractions and
+            offset; dates with the year at the end if it can be told which number is the month; or
+            with English names of months.
+        form: of text, in the way of `datetime.strptime`; None for those.
+        decimal: what numbers have in the place of a point.
+
+    Raises:
+        TimeError: for a step without time, or with one that is not understood.
+    """
+    if values.dtype.kind in "OSU":
+        times = _of_text(values, form, decimal)
+    else:
+        times = values
+    if times.dtype.kind not in "iufMm":
+        raise TimeError(None, f"has {times.dtype} where times are wanted: {WANTED}")
+    none = np.isnat(times) if times.dtype.kind in "Mm" else np.isnan(times)
+    if none.any():
+        raise TimeError(int(np.argmax(none)), f"has no time: {WANTED}")
+    return times
+
+
+def _of_text(values: Column, form: str | None, decimal: str) -> Column:
+    if form is None:
+        try:
+            numbers = to_numbers(values, decimal)
+        except Unlike as error:
+            step, shown = error.args[0]
+            if step:
+                if label(values[0]) is None:
+                    raise TimeError(0, f"has no time: {WANTED}") from None
+                raise TimeError(
+                    step, f"has {shown!r} for a time, after numbers: {WANTED}"
+                ) from None
+        else:
+            if numbers.dtype.kind in "iuf":
+                return numbers
+    read = _reader(form) if form else _read
+    seen: dict[Any, _Time] = {}
+    found: list[_Time] = []
+    first = ""
+    for step, cell in enumerate(values):
+        value = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
+        if label(value) is None:
+            raise TimeError(step, f"has no time: {WANTED}")
+        if not isinstance(value, (str, date)):
+            raise TimeError(step, f"has {str(value)!r} for a time: {WANTED}")
+        if cell in seen:
+            found.append(seen[cell])
+            continue
+        try:
+            time = _of_object(value) if isinstance(value, date) else read(str(value).strip())
+        except (ValueError, OverflowError) as error:
+            raise TimeError(step, f"has {str(value)!r} for a time, {error}: {WANTED}") from None
+        found.append(time)
+        seen[cell] = time
+        first = first or str(value)
+        if time.kind != found[0].kind:
+            raise TimeError(
+                step,
+                f"has the time {str(value)!r}, written in another way ({time.kind}) than {first!r} "
+                f"({found[0].kind}): write all in one",
+            )
+        if time.zoned != found[0].zoned:
+            raise TimeError(
+                step, f"has {str(value)!r} beside {first!r}: all times have an offset, or none has"
+            )
+    return _joined(found)
+
+
+def _of_object(value: date) -> _Time:
+    if not isinstance(value, datetime):
+        return _Time("date", value.year, value.month, value.day, 0, 0, False)
+    nano = value.microsecond * 1000
+    offset = value.utcoffset()
+    if offset:
+        value = value.astimezone(timezone.utc)
+    second = value.hour * 3600 + value.minute * 60 + value.second
+    return _Time("time", value.year, value.month, value.day, second, nano, offset is not None)
+
+
+def _reader(form: str) -> Callable[[str], _Time]:
+    def read(text: str) -> _Time:
+        return _of_object(datetime.strptime(text, form))
+
+    return read
+
+
+def _read(text: str) -> _Time:
+    found = ((kind, pattern.fullmatch(text)) for kind, pattern in PATTERNS.items())
+    kind, match = next(((kind, match) for kind, match in found if match), ("", None))
+    if match is None:
+        raise ValueError("which is in no known format (`time_format` names one for strptime)")
+    part = match.groupdict()
+    if "name" in part:
+        name = part["name"].lower()
+        of = LONG_MONTHS if name in LONG_MONTHS else MONTHS
+        if name not in of:
+            raise ValueError(f"of which {part['name']!r} is no month")
+        one, two = of.index(name) + 1, int(part["d"])
+    elif kind == AMBIGUOUS:
+        one, two = int(part["one"]), int(part["two"])
+    else:
+        one, two = int(part["m"]), int(part["d"] or 1)
+    second, nano = _clock(part)
+    return _Time(kind, int(part["y"]), one, two, second, nano, part["zone"] is not None)
+
+
+def _clock(part: dict[str, str | None]) -> tuple[int, int]:
+    """Seconds of the day, of UTC if there is a zone, and nanoseconds."""
+    hour, minute, second = (int(part[name] or 0) for name in ("h", "min", "s"))
+    if part["half"]:
+        if not 1 <= hour <= 12:
+            raise ValueError("which is no hour")
+        hour = hour % 12 + (12 if part["half"] in "pP" else 0)
+    if hour > 23 or minute > 59 or second > 59:
+        raise ValueError("which is no time of a day")
+    zone = part["zone"] or "Z"
+    offset = 0
+    if zone[0] in "+-":
+        offset = int(zone[1:3]) * 3600 + int(zone[3:].lstrip(":") or 0) * 60
+        offset = -offset if zone[0] == "-" else offset
+    return hour * 3600 + minute * 60 + second - offset, int((part["f"] or "").ljust(9, "0"))
+
+
+def _joined(times: Sequence[_Time]) -> Column:
+    year, one, two, second, nano = (
+        np.array([time[i] for time in times], dtype=np.int64) for i in range(1, 6)
+    )
+    month, day = one, two
+    if times and times[0].kind == AMBIGUOUS:
+        month_first, day_first = (one <= 12).all(), (two <= 12).all()
+        if month_first and day_first and (one != two).any():
+            raise TimeError(
+                int(np.argmax(one != two)),
+                "has a date of which it cannot be told whether day or month comes first: give "
+                "`time_format`, such as '%d/%m/%Y' or '%m/%d/%Y', or write dates as 2020-01-31",
+            )
+        if day_first and not month_first:
+            month, day = two, one
+    wrong = (month < 1) | (month > 12) | (day < 1)
+    months = (year - 1970) * 12 + month - 1
+    start = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    end = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    wrong |= start + day > end
+    if wrong.any():
+        raise TimeError(int(np.argmax(wrong)), "has a date that there is not")
+    seconds = (start + day - 1) * DAY + second
+    if not (nano % 1000).any():
+        return (seconds * 1_000_000 + nano // 1000).view("datetime64[us]")
+    limit = np.iinfo(np.int64).max // PER_SECOND - 1
+    if (abs(seconds) > limit).any():
+        raise TimeError(
+            int(np.argmax(abs(seconds) > limit)),
+            "has nanoseconds outside of the years 1678 to 2261: leave them out",
+        )
+    return (seconds * PER_SECOND + nano).view("datetime64[ns]")
+
+
+def check_format(form: str | None) -> None:
+    """Raises DataError for what `datetime.strptime` does not know as a format."""
+    if form is None:
+        return
+    told = "" if isinstance(form, str) and "%" in form else "it names no part of a time"
+    try:
+        # No text fits; a directive that there is not is told before that.
+        datetime.strptime("", form if not told else "%Y")
+    except ValueError as error:
+        told = told or (str(error) if "directive" in str(error) or "stray" in str(error) else "")
+    if told:
+        raise DataError(f"`time_format` must be as strptime has it, got {form!r}: {told}")
+
+
+def following(times: Column, steps: int) -> NDArray[Any]:
+    """The times after the last one, (steps,), in the step that most of them have; by months, if so.
+
+    Args:
+        times: rising, what `to_times` returns; of a single one a step is 1, or a day.
+        steps: how many.
+    """
+    ahead = np.arange(1, steps + 1)
+    last = times[-1]
+    if times.dtype.kind == "M" and len(times) > 1:
+        days = times.astype("datetime64[D]")
+        months = days.astype("datetime64[M]")
+        within = days - months.astype("datetime64[D]")
+        ends = (months + 1).astype("datetime64[D]") - 1
+        apart = np.unique(np.diff(months.astype(np.int64)))
+        clock = times - days
+        of_months = len(apart) == 1 and apart[0] > 0 and (clock == clock[0]).all()
+        if of_months and (days == ends).all():
+            until = (months[-1] + apart[0] * ahead + 1).astype("datetime64[D]") - 1
+            return np.asarray((until + clock[0]).astype(times.dtype))
+        if of_months and (within == within[0]).all() and within[0] < np.timedelta64(28, "D"):
+            until = (months[-1] + apart[0] * ahead).astype("datetime64[D]") + within[0]
+            return np.asarray((until + clock[0]).astype(times.dtype))
+    if len(times) > 1:
+        between, counts = np.unique(np.diff(times), return_counts=True)
+        step: Any = between[np.argmax(counts)]
+    else:
+        step = np.timedelta64(1, "D") if times.dtype.kind in "Mm" else times.dtype.type(1)
+    if times.dtype.kind in "Mm":
+        return np.asarray((last + step * ahead).astype(times.dtype))
+    return np.asarray(last + step * ahead.astype(times.dtype))

@@ -1,0 +1,209 @@
+"""From a pointwise PyTorch function to its program."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from lightning_lrnn.gates.operations import OPERATIONS
+from lightning_lrnn.gates.program import Constant, GateError, Program, Step, pruned
+
+__all__ = ["Gate", "gate", "program_of", "trace"]
+
+_NAMES: dict[Any, str] = {
+    **{function: name for name, function in OPERATIONS.items()},
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    operator.neg: "neg",
+    operator.pow: "pow",
+    operator.lt: "lt",
+    operator.le: "le",
+    operator.gt: "gt",
+    operator.ge: "ge",
+    operator.eq: "eq",
+    operator.ne: "ne",
+    operator.abs: "abs",
+    F.relu: "relu",
+    F.sigmoid: "sigmoid",
+    F.tanh: "tanh",
+    torch.special.expit: "sigmoid",
+    torch.special.erf: "erf",
+    torch.complex: "complex",
+}
+
+# Options that PyTorch's own wrappers pass on, at values that change nothing.
+_DEFAULTS = {"inplace": False, "approximate": "none", "beta": 1, "threshold": 20, "alpha": 1}
+
+
+class _Tracer(fx.Tracer):
+    """Keeps the line of every operation, for error messages."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._file = inspect.unwrap(function).__code__.co_filename
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        lines = [f.lineno for f in traceback.extract_stack() if f.filename == self._file]
+        node.meta["line"] = f" ({self._file}, line {lines[-1]})" if lines else ""
+        return node
+
+
+def trace(function: Callable[..., Any]) -> str:
+    """The canonical program of a pointwise PyTorch function.
+
+    Common subexpressions are merged and what no output needs is dropped.
+
+    Args:
+        function: takes tensors by position, returns a tensor or a tuple of tensors, and uses only
+            `OPERATIONS` between them (Python's operators and the tensors' methods included).
+
+    Raises:
+        GateError: naming the operation, and the line where it stands, that is not in the set.
+    """
+    if isinstance(function, Gate):
+        return function.program
+    if not hasattr(inspect.unwrap(function), "__code__"):
+        raise GateError(f"a gate is a Python function of tensors, got {function!r}")
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    if not kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
+        raise GateError(f"{_name(function)}: a gate takes its tensors by position")
+    try:
+        graph = _Tracer(function).trace(function)
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise GateError(
+            f"{_name(function)} cannot be traced: {error}. A gate may not branch on values; "
+            "use torch.where"
+        ) from error
+
+    for node in graph.nodes:
+        if node.op == "output":
+            result = node.args[0] if isinstance(node.args[0], tuple) else node.args
+            if not all(isinstance(value, fx.Node) for value in result):
+                raise GateError(f"{_name(function)} must return tensors, returns {result}")
+    return str(program_of(graph, _name(function)))
+
+
+def program_of(graph: fx.Graph, name: str) -> Program:
+    """The program of a graph of pointwise operations; `name` says whose it is, for errors."""
+    names: dict[fx.Node, str] = {}
+    steps: dict[Step, str] = {}
+    outputs: tuple[str | Constant, ...] = ()
+    inputs = 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            names[node] = f"x{inputs}"
+            inputs += 1
+        elif node.op == "output":
+            result = node.args[0] if isinstance(node.args[0], tuple) else node.args
+            outputs = tuple(names.get(value, value) for value in result)
+        else:
+            step = _step(name, node, names)
+            names[node] = steps.setdefault(step, f"t{len(steps)}")
+    return pruned(Program(inputs, tuple(steps), outputs))
+
+
+def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
+    """The program's form of one traced operation."""
+    arguments: Sequence[Any] = node.args
+    if node.op == "call_method":
+        operation = str(node.target).strip("_")
+        operation = {"true_divide": "div", "divide": "div", "multiply": "mul"}.get(
+            operation, operation
+        )
+    elif node.target is getattr:  # z.real, z.imag
+        operation, arguments = str(arguments[1]), arguments[:1]
+    else:
+        operation = _NAMES.get(node.target, "")
+    if operation == "clamp":
+        options = dict(zip(("min", "max"), arguments[1:], strict=False)) | node.kwargs
+        arguments = (arguments[0], options.pop("min", None), options.pop("max", None))
+    else:
+        options = {k: v for k, v in node.kwargs.items() if _DEFAULTS.get(k) != v}
+    if operation not in OPERATIONS or options:
+        what = getattr(node.target, "__name__", node.target)
+        detail = f" with {options}" if operation in OPERATIONS else ""
+        raise GateError(
+            f"{function} uses {what}{detail}, which is not an operation of a gate"
+            f"{node.meta.get('line', '')}. A gate may use: {', '.join(OPERATIONS)}"
+        )
+    for argument in arguments:
+        if not isinstance(argument, fx.Node | int | float | None):
+            raise GateError(
+                f"{function}: {operation} takes tensors and numbers, got {argument!r}"
+                f"{node.meta.get('line', '')}"
+            )
+    numbers = [argument for argument in arguments if not isinstance(argument, fx.Node)]
+    if operation == "pow" and (len(numbers) != 1 or _is_power_of_none(numbers[0], arguments)):
+        raise GateError(
+            f"{function}: a power has a constant exponent, or a constant base above 0"
+            f"{node.meta.get('line', '')}"
+        )
+    if operation == "clamp" and len(numbers) != 2:
+        raise GateError(
+            f"{function}: clamp takes numbers as its bounds; there are torch.minimum and "
+            f"torch.maximum{node.meta.get('line', '')}"
+        )
+    return Step(operation, tuple(names[a] if isinstance(a, fx.Node) else a for a in arguments))
+
+
+def _is_power_of_none(number: Constant, arguments: Sequence[Any]) -> bool:
+    return number is None or (arguments[0] is number and number <= 0)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
+class Gate:
+    """A pointwise function together with its program.
+
+    Calling it calls the function. Backends that fuse compile `program`; the others call.
+
+    Attributes:
+        program: the canonical text, see `trace`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self.program = trace(function)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The function itself."""
+        return self._function(*inputs)
+
+    def __repr__(self) -> str:
+        return f"gate {_name(self._function)}: {self.program}"
+
+    def __reduce__(self) -> str:
+        """Pickled by name, as functions are."""
+        return _name(self._function)
+
+
+def gate(function: Callable[..., Any]) -> Gate:
+    """Makes a pointwise PyTorch function a gate (or a readout) that backends can compile.
+
+        @gate
+        def gilr(f, z):
+            a = torch.sigmoid(f)
+            return a, (1 - a) * torch.tanh(z)
+
+    Args:
+        function: from pre-activations to `(a, b)`, or from `h` and pre-activations to an output;
+            see `OPERATIONS` for what it may use.
+
+    Raises:
+        GateError: naming the operation outside the set, and its line.
+    """
+    return Gate(function)

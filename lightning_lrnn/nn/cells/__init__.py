@@ -1,0 +1,1 @@
+"""One file for each recurrent layer: its equations."""

@@ -1,0 +1,207 @@
+"""LRU: the linear recurrent unit (Orvieto et al., ICML 2023)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_lrnn.core.checks import check_numbers
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.nn.cell import Cell, linear
+from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
+from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
+from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.stack import Stack
+
+__all__ = ["LRU", "LRUCell", "LRUStateCell"]
+
+TINY = 1e-6
+
+
+class LRUCell(DiagonalCell):
+    """One layer of `LRU` in one direction: B, C, D of a `DiagonalCell`, and three vectors.
+
+    Attributes:
+        nu: log of -log |a| (hidden_size).
+        theta: log of the phase of a (hidden_size).
+        gamma: log of the scale (hidden_size).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        ring: tuple[float, float] = (0.0, 1.0),
+        max_phase: float = 2 * math.pi,
+        **options: Any,
+    ) -> None:
+        check_ring(ring, max_phase)
+        super().__init__(input_size, hidden_size, bias, **options)
+        self.ring, self.max_phase = ring, max_phase
+        self.nu = self.parameter(hidden_size)
+        self.theta = self.parameter(hidden_size)
+        self.gamma = self.parameter(hidden_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """a uniform on the ring, or |a| by expected memory; the scale sqrt(1 - |a|^2)."""
+        super().reset_parameters()
+        draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
+
+    def transition(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """a = exp(-exp(nu) + i exp(theta)) and exp(gamma)."""
+        nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
+        return torch.polar(torch.exp(-torch.exp(nu)), torch.exp(theta)), torch.exp(gamma)
+
+
+class LRUStateCell(Cell):
+    """The recurrence of an `LRU` in one direction, whose output is the state: Re h and Im h.
+
+        h_t = a * h_{t-1} + exp(gamma) * B x_t,  y_t = (Re h_1, Im h_1, Re h_2, Im h_2, ...)
+
+    The hidden_size columns of y are those of hidden_size / 2 complex units; of an odd number the
+    last is a unit with a real a. The linear surrogate of `SurrogateRNN` by the name of "LRU", whose
+    readout C and D its matrices U and W have.
+
+    Attributes:
+        B: (hidden_size, input_size), rows as the columns of y.
+        nu: log of -log |a| (units).
+        theta: log of the phase of a (complex units).
+        gamma: log of the scale (units).
+    """
+
+    memory_in_bias = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        ring: tuple[float, float] = (0.0, 1.0),
+        max_phase: float = 2 * math.pi,
+        **options: Any,
+    ) -> None:
+        check_ring(ring, max_phase)
+        super().__init__(input_size, hidden_size, bias, **options)
+        self.ring, self.max_phase = ring, max_phase
+        units = (hidden_size + 1) // 2
+        self.B = self.parameter(hidden_size, input_size)
+        self.nu = self.parameter(units)
+        self.theta = self.parameter(hidden_size // 2)
+        self.gamma = self.parameter(units)
+        self.reset_parameters()
+
+    @property
+    def sample(self) -> Tensor:
+        """One of the parameters."""
+        return self.B
+
+    @property
+    def output_is_state(self) -> bool:
+        """It is."""
+        return True
+
+    def reset_parameters(self) -> None:
+        """As an `LRU`."""
+        nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
+        draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
+
+    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+        """The layer's equations."""
+        S = self.hidden_size
+        u = linear(x, self.B)
+        dtype = state_dtype(u.dtype)
+        nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
+        phase = torch.exp(theta)
+        if S % 2:
+            phase = F.pad(phase, (0, 1))
+        a = torch.polar(torch.exp(-torch.exp(nu)), phase)
+        h_0 = None if carry is None else _complex(carry.to(dtype).clone())
+        h, h_n = walk.scan("state", diagonal, _complex(u.to(dtype)), a, torch.exp(gamma), h0=h_0)
+        # Also where S is all there is: the gradient of a narrow is dense, as that of a view of
+        # complex numbers must be.
+        y, y_n = (torch.view_as_real(v).flatten(-2).narrow(-1, 0, S) for v in (h, h_n))
+        return y.to(u.dtype), y_n
+
+
+def check_ring(ring: Any, max_phase: float) -> None:
+    """Raises for radii and phases that cannot be."""
+    if not is_pair(ring) or not 0 <= ring[0] < ring[1] <= 1:
+        raise ValueError(f"`ring` must be radii, 0 <= inner < outer <= 1, got {ring}")
+    check_numbers(0, max_phase=max_phase)
+    if not 0 < max_phase <= 2 * math.pi:
+        raise ValueError(f"`max_phase` must be in (0, 2 pi], got {max_phase}")
+
+
+@torch.no_grad()
+def draw_(
+    nu: Tensor,
+    theta: Tensor,
+    gamma: Tensor,
+    ring: tuple[float, float],
+    max_phase: float,
+    memory: Memory,
+) -> None:
+    """Fills the vectors of an LRU: a uniform on the ring, or |a| by expected memory."""
+    # Drawn in the dtype of the state, and away from a radius of 0 or 1 and a phase of 0, which
+    # have no logarithm.
+    draw = torch.empty_like(nu, dtype=state_dtype(nu.dtype))
+    if memory is None:
+        low, high = ring
+        square = draw.uniform_(low**2, high**2).clamp(TINY, 1 - TINY)
+        forgotten = -square.log() / 2
+    else:
+        forgotten = torch.log1p(1 / memory_bias_(draw, memory).exp())
+    nu.copy_(forgotten.log())
+    phase = torch.empty_like(theta, dtype=draw.dtype).uniform_(0, max_phase)
+    theta.copy_(phase.clamp(min=TINY).log())
+    gamma.copy_(torch.log(-torch.expm1(-2 * forgotten)) / 2)
+
+
+def _complex(columns: Tensor) -> Tensor:
+    """Pairs of columns, from the start of a storage, as complex numbers; a last one is real."""
+    if columns.shape[-1] % 2:
+        columns = F.pad(columns, (0, 1))
+    columns = columns.contiguous()
+    return torch.view_as_complex(torch.unflatten(columns, -1, (-1, 2)))
+
+
+class LRU(Stack):
+    """Linear recurrent units, called as `torch.nn.GRU`; the state is complex.
+
+        a = exp(-exp(nu) + i exp(theta))
+        h_t = a * h_{t-1} + exp(gamma) * B x_t
+        y_t = Re(C h_t) + D x_t
+
+    with a constant a, in the unit circle whatever nu and theta are. What is non-linear goes between
+    the layers of a model, and is not part of this one. Source: Orvieto et al., "Resurrecting
+    Recurrent Neural Networks for Long Sequences", ICML 2023 (arXiv 2303.06349), sections 3.3 and
+    3.4. At first a is uniform on a ring of the complex plane.
+
+    `output, h_n = rnn(input, h_0)`, see `Stack.forward`; h_n and h_0 are (num_layers * directions,
+    B, hidden_size), complex64 (complex128 in float64 modules).
+
+    Args: see `Stack`; `proj_size` must be 0, there are no biases; and
+        ring: inner and outer radius, in which |a| lies at first where no `memory` is asked for.
+        max_phase: the largest phase of a at first.
+    """
+
+    cell_type = LRUCell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        ring: tuple[float, float] = (0.0, 1.0),
+        max_phase: float = 2 * math.pi,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, *args, ring=ring, max_phase=max_phase, **kwargs)

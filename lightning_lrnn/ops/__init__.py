@@ -1,0 +1,1 @@
+"""The recurrence as an operator of PyTorch: autograd, tracing, vmap."""

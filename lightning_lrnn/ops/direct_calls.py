@@ -1,0 +1,186 @@
+"""Checks of what the operators are given by others than this package's own functions.
+
+Those have checked their arguments and do not come here. `torch.ops`, an exported program and a
+package made of one do, with whatever tensors they were given: compiled code would read and write
+beyond these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn import backends, gates
+from lightning_lrnn.backends import BackendError, Request
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.unfused import like_sequence
+
+__all__ = ["check_backward", "check_forward", "check_gated_backward", "check_one_device"]
+
+
+def check_forward(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    backend: str,
+) -> None:
+    """Raises unless the operator can take these; see `check_gated_backward`."""
+    x = _check_gate(gate, readout, pre)
+    state = _state(gate, pre, x)
+    _check_rest(x, state_dtype(state), {"h0": h0}, lengths, reset)
+    _check_backend(backend, x, gate, readout)
+
+
+def check_backward(
+    a: Tensor,
+    y: Tensor,
+    h0: Tensor | None,
+    dy: Tensor | None,
+    dh_final: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    backend: str,
+) -> None:
+    """Raises unless the adjoint of the plain recurrence can take these.
+
+    Raises:
+        ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
+        BackendError: if the backend cannot run.
+    """
+    if y.ndim != 3:
+        raise ValueError(f"`y` must be (B, T, D), got shape {tuple(y.shape)}")
+    for name, x in (("y", y), ("a", a), ("dy", dy)):
+        if x is not None:
+            _check(name, x, (y.shape,), y.dtype, y)
+    _check_rest(y, state_dtype(y.dtype), {"h0": h0, "dh_final": dh_final}, lengths, reset)
+    _check_backend(backend, y, "", "")
+
+
+def check_gated_backward(
+    gate: str,
+    readout: str,
+    pre: Sequence[Tensor],
+    h: Tensor,
+    h0: Tensor | None,
+    dy: Tensor | None,
+    dh_final: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    backend: str,
+) -> None:
+    """Raises unless the adjoint of a gated recurrence can take these.
+
+    Raises:
+        GateError: if `gate` or `readout` is no program of so many inputs.
+        ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
+        BackendError: if the backend cannot run, or does not compute gates.
+    """
+    x = _check_gate(gate, readout, pre)
+    state = _state(gate, pre, x)
+    _check("h", h, (x.shape,), state, x)
+    if dy is not None:
+        _check("dy", dy, (x.shape,), _output(readout, pre, x, state), x)
+    _check_rest(x, state_dtype(state), {"h0": h0, "dh_final": dh_final}, lengths, reset)
+    _check_backend(backend, x, gate, readout)
+    if not backends.fuses(backend, Request(x.device, x.dtype)):
+        raise BackendError(f"backend {backend!r} computes no gates on {x.device}")
+
+
+def check_one_device(*tensors: Tensor | None) -> None:
+    """Raises a TypeError unless all that are there are on one device."""
+    devices = {x.device for x in tensors if x is not None}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise TypeError(f"all tensors of a recurrence must be on one device, got {names}")
+
+
+def _check_gate(gate: str, readout: str, pre: Sequence[Tensor]) -> Tensor:
+    """The first sequence of a gate's operands."""
+    for name, text, inputs, outputs in (
+        ("gate", gate, len(pre), 2),
+        ("readout", readout, len(pre) + 1, 1),
+    ):
+        if text or name == "gate":
+            program = gates.parse(text)
+            if (program.inputs, len(program.outputs)) != (inputs, outputs):
+                raise gates.GateError(
+                    f"the {name} takes {program.inputs} inputs and returns {len(program.outputs)} "
+                    f"values; given {inputs} it must return {outputs}: {text}"
+                )
+    x = next((p for p in pre if p.ndim == 3), None)
+    if x is None:
+        raise ValueError("none of the inputs is a sequence (B, T, D)")
+    B, _, D = x.shape
+    for index, p in enumerate(pre):
+        dtype = x.dtype if p.ndim == 3 else None
+        _check(f"pre[{index}]", p, (x.shape, (D,), (B, D)), dtype, x)
+    return x
+
+
+def _check_rest(
+    x: Tensor,
+    state: torch.dtype,
+    edges: dict[str, Tensor | None],
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> None:
+    B, T, D = x.shape
+    for name, edge in edges.items():
+        if edge is not None:
+            _check(name, edge, ((B, D),), state, x)
+    if lengths is not None:
+        _check("lengths", lengths, ((B,),), torch.int64, x)
+    if reset is not None:
+        _check("reset", reset, ((B, T),), torch.bool, x)
+
+
+def _check_backend(backend: str, x: Tensor, gate: str, readout: str) -> None:
+    if backend == "auto":
+        raise BackendError("an operator takes the name of a backend, not 'auto'")
+    backends.resolve(backend, Request(x.device, x.dtype, gate, readout))
+
+
+def _check(
+    name: str,
+    x: Tensor,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype | None,
+    like: Tensor,
+) -> None:
+    """One tensor; any floating or complex dtype of the recurrence if `dtype` is None."""
+    if x.device != like.device:
+        raise TypeError(f"`{name}` is on {x.device}, the sequences are on {like.device}")
+    if x.layout != torch.strided:
+        raise TypeError(f"`{name}` must be strided, got {x.layout}")
+    if tuple(x.shape) not in shapes:
+        expected = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"`{name}` must have shape {expected}, got {tuple(x.shape)}")
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"`{name}` must be {dtype}, got {x.dtype}")
+    if dtype is None and not (x.dtype.is_floating_point or x.dtype.is_complex):
+        raise TypeError(f"`{name}` must be floating or complex, got {x.dtype}")
+    if x.numel() and x.device.type != "meta":
+        strides = zip(x.shape, x.stride(), strict=True)
+        last = x.storage_offset() + sum((size - 1) * stride for size, stride in strides)
+        if x.itemsize * (last + 1) > x.untyped_storage().nbytes():
+            raise ValueError(f"`{name}` reaches beyond its storage, which was resized")
+
+
+def _state(gate: str, pre: Sequence[Tensor], x: Tensor) -> torch.dtype:
+    """Dtype of the emitted states."""
+    return like_sequence(x, gates.state_is_complex(gate, tuple(p.is_complex() for p in pre)))
+
+
+def _output(readout: str, pre: Sequence[Tensor], x: Tensor, state: torch.dtype) -> torch.dtype:
+    """Dtype of y."""
+    if not readout:
+        return state
+    program = gates.parse(readout)
+    kinds = [state.is_complex, *(p.is_complex() for p in pre)]
+    (y,) = program.outputs
+    return like_sequence(x, isinstance(y, str) and gates.complex_values(program, kinds)[y])

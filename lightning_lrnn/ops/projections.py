@@ -1,0 +1,64 @@
+"""Chunks of a projection: seen as one tensor again, without a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.ops.batched_gradients import is_batched
+
+__all__ = ["given_away", "joined", "split"]
+
+
+def joined(chunks: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose `chunk(len(chunks), -1)` these are, or None if there is none."""
+    first, n = chunks[0], len(chunks)
+    if any(map(is_batched, chunks)):
+        return None
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    shape, strides = first.shape, first.stride()
+    width = n * shape[-1]
+    rows = zip(shape[:-1], strides[:-1], strict=True)
+    if strides[-1] != 1 or any(size > 1 and stride < width for size, stride in rows):
+        return None
+    for i, chunk in enumerate(chunks):
+        if (
+            chunk.shape != shape
+            or chunk.stride() != strides
+            or chunk.dtype != first.dtype
+            or chunk.storage_offset() != offset + i * shape[-1]
+            or chunk.untyped_storage().data_ptr() != storage
+        ):
+            return None
+    return first.as_strided((*shape[:-1], width), strides)
+
+
+def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
+    """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together.
+
+    x is given away: the backward pass of a recurrence may leave gradients in the place of the
+    chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`.
+    """
+    return _split(x, n)
+
+
+def given_away(chunks: Sequence[Tensor]) -> bool:
+    """Whether `split` made these."""
+    return all(type(chunk.grad_fn) is _Split._backward_cls for chunk in chunks)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> tuple[Tensor, ...]:
+        return x.chunk(n, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        whole = None if torch.is_grad_enabled() else joined(gradients)
+        return torch.cat(gradients, -1) if whole is None else whole, None
+
+
+_split: Callable[[Tensor, int], tuple[Tensor, ...]] = _Split.apply

@@ -1,0 +1,142 @@
+"""A model step by step without what a step costs beside its matmuls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.serving.replay import Tape
+
+__all__ = ["RecordedStep"]
+
+
+class RecordedStep:
+    """A step of a model, recorded once and replayed in the same memory, as CUDA graphs are.
+
+        step = lrnn.RecordedStep(rnn, torch.zeros(1, 1, 64))
+        y_1 = step(x_1).clone()
+        y_2 = step(x_2)                              # in the memory of what the call before gave
+
+    The same as `y_t, state = module(x_t, state)` from a state of zeros, without gradients. The
+    layers' equations run once, here; after that a step is the operations that they were made of,
+    each into memory that it had before, and gate, recurrence and readout in one compiled call. With
+    the layers of this package a step allocates no tensor.
+
+    Parameters that change in place, by an optimizer or `load_state_dict`, count from the next step
+    on. What Python does beside tensors, hooks for example, happens once, and exchanged submodules
+    and another `backend` are not seen. For one thread at a time.
+
+    Args:
+        module: maps `(input, state)` to `(output, state)`, and takes None for a state of zeros:
+            every layer of this package, and models of them such as `LanguageModel`. On a CPU.
+        input: an example. All inputs have its shape, of one time step or a few, and its dtype.
+
+    Attributes:
+        module: as given.
+
+    Raises:
+        ValueError: if a layer is bidirectional: what comes after the step would be needed.
+        TypeError: if they are none, `input` is not on a CPU, or `module` does not return a pair.
+        RuntimeError: under autocast; if the module draws random numbers, as dropout does in
+            training mode, or looks at values.
+    """
+
+    def __init__(self, module: nn.Module, input: Tensor) -> None:
+        if not isinstance(module, nn.Module) or not isinstance(input, Tensor):
+            given = f"{type(module).__name__} and {type(input).__name__}"
+            raise TypeError(f"`module` must be a torch.nn.Module and `input` a tensor, got {given}")
+        if input.device.type != "cpu":
+            raise TypeError(
+                f"`input` is on {input.device}, steps are recorded on a CPU; "
+                f"torch.cuda.make_graphed_callables records on CUDA"
+            )
+        if any(isinstance(m, Stack) and m.bidirectional for m in module.modules()):
+            raise ValueError("a step of a bidirectional stack would need what comes after it")
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("record a step outside of autocast, in the parameters' own dtype")
+        self.module = module
+        with torch.no_grad():
+            self._input = input.detach().clone(memory_format=torch.contiguous_format)
+            result = module(self._input)
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise TypeError(
+                    f"`module` must return (output, state), got {type(result).__name__}"
+                )
+            self._state, self._form = tree_flatten(tree_map(torch.zeros_like, result[1]))
+            with Tape() as self._tape:
+                self._output, state = module(self._input, self._tree())
+                for before, after in zip(self._state, tree_flatten(state)[0], strict=True):
+                    before.copy_(after)
+        self._parameters = [
+            (tensors, name, tensor, tensor.data_ptr())
+            for m in module.modules()
+            for tensors in (m._parameters, m._buffers)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+        self.reset()
+
+    @torch.inference_mode()
+    def __call__(self, input: Tensor) -> Any:
+        """One step.
+
+        Args:
+            input: of the example's shape and dtype.
+
+        Returns:
+            The module's output, in the same memory at every step: `clone()` what is to be kept.
+
+        Raises:
+            ValueError: for another shape, TypeError: for another dtype or device.
+            RuntimeError: if a parameter is no more the tensor that was recorded.
+        """
+        _check("input", input, self._input)
+        for tensors, name, tensor, place in self._parameters:
+            if tensors.get(name) is not tensor or tensor.data_ptr() != place:
+                raise RuntimeError(
+                    f"`{name}` is another tensor than the one recorded, or lies elsewhere: "
+                    f"make a new RecordedStep"
+                )
+        self._input.copy_(input)
+        self._tape.replay()
+        return self._output
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Back to a state of zeros."""
+        for part in self._state:
+            part.zero_()
+
+    @property
+    def state(self) -> Any:
+        """The state, as `module` takes and returns it: a copy. Setting it copies, too."""
+        return tree_map(torch.clone, self._tree())
+
+    @state.setter
+    @torch.inference_mode()
+    def state(self, state: Any) -> None:
+        parts, form = tree_flatten(state)
+        if form != self._form:
+            raise ValueError(f"`state` must be as the module returns it, {self._form}, got {form}")
+        for index, (given, part) in enumerate(zip(parts, self._state, strict=True)):
+            _check(f"state[{index}]", given, part)
+        for given, part in zip(parts, self._state, strict=True):
+            part.copy_(given)
+
+    def _tree(self) -> Any:
+        return tree_unflatten(self._state, self._form)
+
+
+def _check(name: str, given: Any, recorded: Tensor) -> None:
+    if not isinstance(given, Tensor) or given.shape != recorded.shape:
+        form = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"`{name}` was recorded with shape {tuple(recorded.shape)}, got {form}")
+    if given.dtype != recorded.dtype or given.device != recorded.device:
+        raise TypeError(
+            f"`{name}` was recorded in {recorded.dtype} on {recorded.device}, got {given.dtype} "
+            f"on {given.device}"
+        )

@@ -1,0 +1,179 @@
+"""Operations recorded once and replayed in the same memory: what a CUDA graph is, on a CPU.
+
+Every tensor of the recording is kept, and a replay writes the same ones again: an operation by its
+`out` overload, a recurrence by its compiled steps. Views need nothing, their memory is the same. So
+a replay allocates no tensor, and reads whatever stands in its inputs and parameters by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_lrnn.backends.compiled import gated, missing
+
+__all__ = ["Tape"]
+
+aten = torch.ops.aten
+Call = Callable[[], object]
+
+
+class Tape(TorchDispatchMode):
+    """Records what runs inside it: `with Tape() as tape: ...`, then `tape.replay()`.
+
+    Raises:
+        RuntimeError: for an operation whose result a replay could not repeat.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self._alive: list[Tensor] = []
+        """Compiled steps know addresses only, and no storage may come twice."""
+        self._constant: set[int] = set()
+        """Storages of what was made of nothing, such as an `arange`: they stay as they are."""
+
+    def replay(self) -> None:
+        """Everything again, in order."""
+        for call in self.calls:
+            call()
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs an operation and notes how to repeat it."""
+        kwargs = kwargs or {}
+        if func._can_decompose():  # as they are seen in inference mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        _check(func)
+        inputs = _tensors((args, kwargs))
+        if func._schema.is_mutable:
+            self._restore(_written(func, args, kwargs))
+            self.calls.append(partial(func, *args, **kwargs))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        outputs = _tensors(result)
+        known = {_storage(x) for x in inputs}
+        if all(_storage(x) in known for x in outputs):
+            return result
+        self._alive += [*inputs, *outputs]
+        if known <= self._constant:
+            self._constant.update(map(_storage, outputs))
+        else:
+            self.calls.extend(_calls(func, args, kwargs, outputs))
+        return result
+
+    def _restore(self, tensors: Iterable[Tensor]) -> None:
+        """Constants that something is about to be written into begin every replay as they are."""
+        for x in tensors:
+            if _storage(x) in self._constant:
+                self._constant.remove(_storage(x))
+                self.calls.append(partial(x.copy_, x.clone()))
+
+
+def _calls(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
+) -> list[Call]:
+    """What writes the outputs again."""
+    if func in _WITHOUT_OUT:
+        return [_WITHOUT_OUT[func](outputs[0], *args)]
+    if func is torch.ops.lightning_lrnn.gated_recurrence.default:
+        calls = _recurrence(args, outputs)
+        if calls:
+            return calls
+    overload, names = _out_overload(func)
+    if overload is not None and len(names) == len(outputs):
+        return [partial(overload, *args, **kwargs, **dict(zip(names, outputs, strict=True)))]
+
+    def call() -> None:  # which allocates
+        for old, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
+            old.copy_(new)
+
+    return [call]
+
+
+def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]:
+    """The compiled steps of a recurrence, [] where there are none."""
+    gate, readout, pre, h0, lengths, reset, reverse, exclusive, _ = arguments
+    y, h, h_final = outputs
+    if missing(y.device.type) or lengths is not None or reset is not None:
+        return []
+    emitted = h if readout else y
+    run = gated(y.device.type).prepared(
+        gate, readout, pre, y, emitted, h_final, reverse=reverse, exclusive=exclusive
+    )
+    if run is None:
+        return []
+    return [h_final.zero_ if h0 is None else partial(h_final.copy_, h0), run]
+
+
+def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:
+    """The overload that writes where it is told, if there is one, and the names of its places."""
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    for name in func.overloadpacket.overloads():
+        overload = getattr(func.overloadpacket, name)
+        places = [a.name for a in overload._schema.arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
+        if len(places) == len(func._schema.returns) and rest == wanted:
+            return overload, places
+    return None, []
+
+
+def _copied(out: Tensor, x: Tensor, *_: Any) -> Call:
+    return partial(out.copy_, x)
+
+
+def _padded(out: Tensor, x: Tensor, pad: list[int], *_: Any) -> Call:
+    """The border stays as it is."""
+    inner = out
+    for i in range(len(pad) // 2):
+        dim = out.ndim - 1 - i
+        inner = inner.narrow(dim, max(pad[2 * i], 0), x.shape[dim])
+    return partial(inner.copy_, x)
+
+
+def _looked_up(out: Tensor, weight: Tensor, indices: Tensor, *_: Any) -> Call:
+    rows = out.view(-1, out.shape[-1])
+    return partial(aten.index_select.out, weight, 0, indices.view(-1), out=rows)
+
+
+_WITHOUT_OUT: dict[OpOverload, Callable[..., Call]] = {
+    aten._to_copy.default: _copied,
+    aten.clone.default: _copied,
+    aten.constant_pad_nd.default: _padded,
+    aten.embedding.default: _looked_up,
+}
+"""Operations whose `out` overload allocates a result and copies it."""
+
+
+def _check(func: OpOverload) -> None:
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        raise RuntimeError(
+            f"{func} draws random numbers; `eval()` the module before it is recorded"
+        )
+    if func is aten._local_scalar_dense.default or torch.Tag.dynamic_output_shape in func.tags:
+        raise RuntimeError(f"{func} depends on values, which a recorded step does not look at")
+
+
+def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    mutable = [a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+    return _tensors([given[name] for name in mutable if name in given])
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)

@@ -1,0 +1,1 @@
+"""Layers in the place of a project's torch.nn.LSTM, GRU and RNN."""

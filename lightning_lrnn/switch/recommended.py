@@ -1,0 +1,38 @@
+"""Which layer replaces one of PyTorch where none is named; `benchmarks/switch.py` measures it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_lrnn.nn.cells.gilr import GILR
+from lightning_lrnn.nn.cells.surrogate import SurrogateRNN
+from lightning_lrnn.nn.layer import Layer
+
+__all__ = ["of_the_same_function", "recommended"]
+
+SMALL = 64
+"""Units of an LSTM: forecasters of 25 to 40 learn better below, a character model of 128 above."""
+PASSES = 3
+"""With which a trained layer is reproduced, see `benchmarks/carried.py`."""
+
+
+def recommended(old: nn.RNNBase) -> Layer:
+    """The layer in the place of a `torch.nn.LSTM`, `GRU` or `RNN`.
+
+    Gated units whose gates see the states of an LRU. In the place of an LSTM of more than `SMALL`
+    units a GRU with an input gate, whose outputs start as small as an LSTM's: h is the state of the
+    GRU, and c that of the LRU. Elsewhere a GRU without reset gate, which shares the columns of the
+    state with the LRU, so that linear states are among the outputs. One column cannot be shared: a
+    GILR has it.
+    """
+    if old.hidden_size == 1:
+        return Layer(GILR, {})
+    if isinstance(old, nn.LSTM) and old.hidden_size > SMALL:
+        return Layer(SurrogateRNN, {"cell": "GRU_WITH_INPUT_GATE", "surrogate": "LRU"})
+    options = {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 0.5}
+    return Layer(SurrogateRNN, options)
+
+
+def of_the_same_function(old: nn.RNNBase) -> Layer:
+    """The layer that takes over weights: fixed-point passes of the old layer's own function."""
+    return Layer(SurrogateRNN, {"cell": old.mode, "surrogate": "LRU", "passes": PASSES})

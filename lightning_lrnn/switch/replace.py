@@ -1,0 +1,391 @@
+"""Replaces the recurrent layers of PyTorch inside any module by layers of this package."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_lrnn import backends
+from lightning_lrnn.core.checks import check_choice, check_flags
+from lightning_lrnn.nn.cells.gilr_lstm import GILRRNN
+from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
+from lightning_lrnn.nn.checks import check_module
+from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.switch import made_before as made_before
+from lightning_lrnn.switch.distil import carry_weights
+from lightning_lrnn.switch.recommended import of_the_same_function, recommended
+from lightning_lrnn.switch.step_time import SIZES, step_times
+from lightning_lrnn.switch.subclass import SwitchError, stand_in, standing_in
+
+__all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn"]
+
+KINDS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+SINGLE = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+STATES = ("strict", "carried")
+WEIGHTS = ("new", "carried")
+LEARNS = "it learns from the old layer first"
+OWN_FUNCTION = "`state`: carried would start at the old layer's own function"
+SHARE = 0.5
+"""Of the state's columns that a surrogate gets, where it cannot have its own."""
+
+KEPT = {
+    name: (None, "it is that of the layer that is replaced; leave it out")
+    for name in ("num_layers", "bias", "dropout", "bidirectional", "proj_size", "device", "dtype")
+} | {"backend": (None, "give it as `backend`, not as an option")}
+"""Options of a layer that a replacement does not choose."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What became of one recurrent layer.
+
+    Attributes:
+        path: where it is in the module.
+        old: the layer that was there, as it prints itself.
+        new: the layer that is there now; "" where the old one was left.
+        before: its number of parameters.
+        after: the number of parameters now.
+        notes: what differs for code that uses it; or why it was left.
+    """
+
+    path: str
+    old: str
+    new: str
+    before: int
+    after: int
+    notes: tuple[str, ...] = ()
+
+
+class Report(tuple[Replacement, ...]):
+    """The replacements in the order of the module; prints as a table."""
+
+    @property
+    def replaced(self) -> Report:
+        """Those that were replaced."""
+        return Report(r for r in self if r.new)
+
+    @property
+    def left(self) -> Report:
+        """Those that were not."""
+        return Report(r for r in self if not r.new)
+
+    def __str__(self) -> str:
+        lines = []
+        for r in self:
+            if r.new:
+                lines.append(f"{r.path}: {r.old}")
+                lines.append(f"  -> {r.new}, {r.before:,} -> {r.after:,} parameters")
+            else:
+                lines.append(f"{r.path}: {r.old}\n  left as it is")
+            lines += [f"     {note}" for note in r.notes]
+        if any(r.new and LEARNS not in r.notes for r in self):
+            lines.append("The parameters of what was replaced start anew.")
+        return "\n".join(lines) or "no torch.nn.LSTM, GRU or RNN"
+
+
+def replace_rnn(
+    module: nn.Module,
+    rnn: Any = "auto",
+    *,
+    options: Mapping[str, Any] | None = None,
+    backend: str = "auto",
+    state: str = "strict",
+    weights: str = "new",
+    where: str | Sequence[str] | None = None,
+    measure: bool = False,
+) -> Report:
+    """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` in a module, in place.
+
+    Sizes, layers, directions, projection, dropout, `bias`, `batch_first`, device, dtype and hooks
+    are kept. **The parameters start anew**, but for `weights`. The new layer is still an instance
+    of the class that it replaces; a subclass keeps the methods and attributes that it has brought.
+    The state keeps its form: (h, c) in the place of an LSTM, where a layer with one state has its
+    last output as h, and a tensor in the place of a GRU or RNN. Layers that are shared stay shared.
+    In a `state_dict` each says what it is, so that it can be loaded, see
+    `lightning_lrnn.switch.loading`.
+
+    Nothing is changed if an error is raised. Optimizers that are there already get the new
+    parameters in the places of the old ones; see `lightning_lrnn.switch.made_before`.
+
+    Args:
+        module: any module; a LightningModule before its optimizers are made.
+        rnn: "auto" takes what `lightning_lrnn.switch.recommended` has for each layer; where `state`
+            and `weights` are both carried, fixed-point passes of the old layer's own function. Or
+            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
+            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
+            reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
+            named must be possible.
+        options: of the new layers, such as {"window": 1}.
+        backend: of the new layers.
+        state: "strict": the state has exactly the shapes and dtypes of `torch.nn`'s. A surrogate
+            then has a share of its columns; a layer that needs more is not taken. "carried": any
+            layer; a state may be wider, since all that the next window needs is in it, and is
+            float32 in 16-bit modules.
+        weights: "new": parameters start anew. "carried": the layer learns from the one that it
+            replaces, in `lightning_lrnn.fit_surrogate` or, of a `SwitchRNN`, in the first steps of
+            fit; what both have by name and shape is copied.
+        where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
+            all.
+        measure: whether the report says how long a training step of each layer takes before and
+            after, on some short sequences; it takes some tenths of a second.
+
+    Returns:
+        What was replaced by what, and what was left, why.
+
+    Raises:
+        SwitchError: if a layer that is named cannot replace one that is there, a layer that
+            replaces all can replace none and none was replaced before, or `module` is itself a
+            recurrent layer.
+        ValueError: for arguments that cannot be. TypeError: if `module` is no module.
+    """
+    backends.check_name(backend)
+    check_choice(STATES, state=state)
+    check_choice(WEIGHTS, weights=weights)
+    check_flags(measure=measure)
+    if not isinstance(options or {}, Mapping):
+        raise ValueError(f"`options` must be options by name, got {options!r}")
+    patterns = [where] if isinstance(where, str) else where or []
+    if not isinstance(patterns, list | tuple) or not all(isinstance(p, str) for p in patterns):
+        raise ValueError(f"`where` must be patterns of paths, got {where!r}")
+    check_module(module)
+    if isinstance(module, nn.RNNBase):
+        raise SwitchError(
+            f"the module is itself a {type(module).__name__}: make the new layer in its place, or "
+            f"give the module that has it"
+        )
+    by_kind = _layers(rnn, options)
+    made: dict[int, Stack] = {}
+    report = []
+    for path, old in _recurrent(module):
+        paths = [name for name, m in module.named_modules(remove_duplicate=False) if m is old]
+        if not any(matches(name, where) for name in paths):
+            continue
+        before = sum(p.numel() for p in old.parameters())
+        entry = Replacement(path, _line(old), "", before, before)
+        try:
+            layer = _choose(old, by_kind, state == weights == "carried")
+            _check_tied(module, old)
+            new = _make(old, layer, backend, state)
+            notes = _differences(old, new, weights)
+            if weights == "carried" and state == "strict" and by_kind[_kind(old)] is None:
+                notes.append(OWN_FUNCTION)
+            made[id(old)] = stand_in(old, new)
+        except SwitchError as error:
+            if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
+                raise SwitchError(f"{path}: {error}") from error
+            report.append(replace(entry, notes=(str(error),)))
+            continue
+        if measure:
+            notes.append(_speed(old, new))
+        after = sum(p.numel() for p in new.parameters())
+        report.append(replace(entry, new=_line(new), after=after, notes=tuple(notes)))
+    if report and not made and not any(standing_in(m) for m in module.modules()):
+        reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
+        raise SwitchError(f"nothing could be replaced: {reasons}")
+    if weights == "carried":
+        for _, old in _recurrent(module):
+            if id(old) in made:
+                carry_weights(old, made[id(old)])
+    _swap(module, made)
+    # What nobody else holds is gone then, and needs no search.
+    old = None
+    made_before.exchange_all()
+    return Report(report)
+
+
+def matches(path: str, where: str | Sequence[str] | None) -> bool:
+    """Whether a path is one of those that `where` names; None names all."""
+    patterns = [where] if isinstance(where, str) else where
+    return patterns is None or any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _line(layer: nn.Module) -> str:
+    return f"{type(layer).__name__}({layer.extra_repr()})"
+
+
+def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | None]:
+    """By the name of what is replaced, the layer that replaces it; None for the recommended one."""
+    chosen = rnn
+    if not isinstance(rnn, Mapping) or "class_path" in rnn:
+        chosen = dict.fromkeys(KINDS, rnn)
+    layers: dict[str, Layer | None] = {}
+    for name, value in chosen.items():
+        kind = str(name).removeprefix("torch.nn.").removeprefix("nn.")
+        if kind not in KINDS:
+            raise ValueError(f"`rnn` replaces {', '.join(KINDS)}; there is no {name!r} among them")
+        if value == "auto":
+            if options:
+                raise ValueError(f"`options` are of a layer that is named, and `rnn` is {value!r}")
+            layers[kind] = None
+            continue
+        layer = Layer.of(value, KEPT)
+        if kept := KEPT.keys() & (options or {}).keys():
+            raise ValueError(
+                f"`options` may not have {', '.join(sorted(kept))}: kept, or given apart"
+            )
+        if not issubclass(layer.kind, Stack):
+            raise ValueError(
+                f"`rnn` must name layers of lightning_lrnn.nn, got {layer.path} for {name}"
+            )
+        layers[kind] = replace(layer, options={**layer.options, **(options or {})})
+    return layers
+
+
+def _recurrent(module: nn.Module) -> Iterable[tuple[str, Any]]:
+    """Paths and recurrent layers of PyTorch, single cells too, not those that stand in for one.
+
+    A layer with several paths comes once.
+    """
+    return [
+        (path, m)
+        for path, m in module.named_modules()
+        if isinstance(m, (*KINDS.values(), *SINGLE)) and not isinstance(m, Stack)
+    ]
+
+
+def _kind(old: nn.Module) -> str:
+    return next((name for name, kind in KINDS.items() if isinstance(old, kind)), "")
+
+
+def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None], carried: bool) -> Layer:
+    kind = _kind(old)
+    if not kind:
+        raise SwitchError("a single cell, which is called step by step, is not replaced")
+    if kind not in by_kind:
+        raise SwitchError(f"`rnn` names nothing for {kind}")
+    return by_kind[kind] or (of_the_same_function if carried else recommended)(old)
+
+
+def _check_tied(module: nn.Module, old: nn.Module) -> None:
+    """Raises if a layer has a weight that is another module's too."""
+    own = {id(p): name for name, p in old.named_parameters()}
+    inside = set(old.modules())
+    for path, other in module.named_modules():
+        for name, p in () if other in inside else other._parameters.items():
+            if id(p) in own:
+                raise SwitchError(
+                    f"its {own[id(p)]} is also {path + '.' if path else ''}{name}, and a new layer "
+                    f"would have one of its own; untie them first"
+                )
+
+
+def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
+    """A layer with the sizes of the old one, its state in the old one's form."""
+    kind: Any = layer.kind
+    name, pair = kind.__name__, isinstance(old, nn.LSTM)
+    made_anew = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
+    if made_anew or torch.nn.utils.parametrize.is_parametrized(old):
+        raise SwitchError(
+            f"its weights ({', '.join(made_anew) or 'parametrized'}) are made of other parameters "
+            f"before each call, by a parametrization, weight_norm, prune, or a module around it, "
+            f"which would act on nothing; undo that first"
+        )
+    if old.proj_size and not kind.cell_type.projects:
+        raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
+    weight = next(old.parameters())
+    make = functools.partial(
+        kind,
+        old.input_size,
+        old.hidden_size,
+        old.num_layers,
+        old.bias,
+        old.batch_first,
+        # Without layers to act between dropout only warns.
+        old.dropout if old.num_layers > 1 else 0.0,
+        old.bidirectional,
+        old.proj_size,
+        backend,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    options = dict(layer.options)
+    if issubclass(kind, GILRRNN) and isinstance(old, nn.RNN):
+        options.setdefault("nonlinearity", old.nonlinearity)
+    try:
+        new: Stack = _with_pairs(make(**options), pair)
+        if state == "strict" and new._cells()[0].packed_size != old.hidden_size:
+            new = _strict(new, lambda: _with_pairs(make(**options, surrogate_size=SHARE), pair))
+    except SwitchError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SwitchError(f"{name} cannot be made: {error}") from error
+    new.dropout, new.strict_state = old.dropout, state == "strict"
+    return new.train(old.training)
+
+
+def _with_pairs(new: Stack, pair: bool) -> Stack:
+    """With the state in the form of an LSTM's, or of a GRU's."""
+    for cell in new._cells():
+        cell.remembers_output = pair
+    return new
+
+
+def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
+    """In place of a layer with a wider state, one whose surrogate has a share of the columns."""
+    cell, name = new._cells()[0], type(new).__name__
+    if isinstance(cell, SurrogateRNNCell) and not cell.shares:
+        try:
+            return sharing()
+        except ValueError as error:
+            # Of a size that only this switch has chosen.
+            raise SwitchError(
+                f"{name} cannot be made with a state of hidden_size={cell.hidden_size} columns: "
+                f"{error}; or take a wider state, `state`: carried"
+            ) from error
+    part = "c_n" if cell.remembers_output else "h_n"
+    raise SwitchError(
+        f"{part} of {name} has {cell.packed_size} features, not {cell.hidden_size}: all that the "
+        f"next window needs; `state`: carried takes it so"
+    )
+
+
+def _differences(old: nn.RNNBase, new: Stack, weights: str) -> list[str]:
+    """What code that uses the layer may notice. Raises where that is not allowed."""
+    cell = new._cells()[0]
+    name = type(new).__name__
+    part = "c_n" if cell.remembers_output else "h_n"
+    notes = []
+    if cell.packed_size != old.hidden_size:
+        notes.append(
+            f"{part} of {name} has {cell.packed_size} features, not {old.hidden_size}: all that "
+            f"the next window needs"
+        )
+    if cell.carry_dtype.is_complex:
+        if new.strict_state:
+            raise SwitchError(f"{part} of {name} is complex; `state`: carried takes it so")
+        notes.append(f"{part} of {name} is complex")
+    if not cell.remembers_output and not cell.output_is_state:
+        notes.append(f"h_n of {name} is its state, not its last output")
+    own = isinstance(cell, SurrogateRNNCell) and cell.is_surrogate_of(old)
+    if getattr(old, "nonlinearity", "tanh") != "tanh" and not own:
+        notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
+    if weights == "carried":
+        notes.append(LEARNS)
+    elif not any(p.requires_grad for p in old.parameters()):
+        notes.append("the old parameters were frozen, and the new ones start anew")
+    return notes
+
+
+def _speed(old: nn.RNNBase, new: Stack) -> str:
+    before, after = step_times(old, new)
+    rows, steps = SIZES
+    return (
+        f"a training step of {rows} rows of {steps} steps took {before:.1f} ms and takes "
+        f"{after:.1f} ms, {after / before:.2f} of it"
+    )
+
+
+def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
+    """Puts new layers in the places of old ones, wherever those are."""
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and id(child) in made:
+                parent._modules[name] = made[id(child)]
+                made_before.replaced(dict(child.named_parameters()), made[id(child)])

@@ -1,0 +1,184 @@
+"""A layer of this package that stands in for one of PyTorch, also for one with methods of its own.
+
+Its class derives from both: `isinstance` says so, and in the method resolution order the layer of
+this package comes just before `torch.nn.LSTM`. So a subclass of that keeps its methods, and its
+`super().forward(...)` is the new layer's.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, TypeGuard
+
+from torch import nn
+
+from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.switch.marker import GUARD, MARKER, marked, read, take, write
+
+__all__ = ["SwitchError", "become", "kind_of", "stand_in", "stand_in_class", "standing_in"]
+
+BASES = (nn.LSTM, nn.GRU, nn.RNN)
+WEIGHTS = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"}
+"""Attributes of a layer of PyTorch that say where its weights are."""
+
+
+class SwitchError(ValueError):
+    """A layer cannot be replaced as asked; the message says which, why, and what to do."""
+
+
+class StandIn(nn.Module):
+    """What layers that stand in do about a `state_dict`: it says what they are, see `marked`."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        write(destination, prefix, _plan(self))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        here, path = _plan(self), prefix.rstrip(".") or "the layer itself"
+        if not marked(state_dict, prefix):
+            # Not among the errors, which count where loading is not strict too.
+            missing_keys.append(
+                f"{path}: {_name(here)} in the place of torch.nn.{kind_of(self)}, which was not "
+                f"switched in the model of this state_dict"
+            )
+        elif (there := read(state_dict, prefix)) != here:
+            error_msgs.append(
+                f"{path}: the state_dict is of {_name(there)} with {there.get('init_args')}, the "
+                f"layer is {_name(here)} with {here['init_args']}; make the same switch, or load "
+                f"it into a model that is not switched, which then gets the layers that were saved"
+            )
+        take(state_dict, prefix)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+
+# torch.distributed.checkpoint asks for an attribute by every key.
+setattr(StandIn, MARKER, None)
+setattr(StandIn, GUARD, None)
+
+
+def _plan(module: Any) -> dict[str, Any]:
+    """What `Layer.of` reads, which kind of layer was there before, and the form of the state."""
+    plain = Layer(stand_in_class(module), module.options).plain()
+    state = "strict" if module.strict_state else "carried"
+    return plain | {"replaces": kind_of(module), "state": state}
+
+
+def _name(plan: dict[str, Any]) -> str:
+    return str(plan.get("class_path", "a layer that is not named")).rpartition(".")[2]
+
+
+def become(old: nn.RNNBase, new: Stack) -> None:
+    """Makes an old layer itself the one that stands in for it: whoever has it has the new one.
+
+    Raises:
+        SwitchError: as `stand_in`.
+    """
+    made = stand_in(old, new)
+    vars(old).clear()
+    object.__setattr__(old, "__class__", type(made))
+    vars(old).update(vars(made))
+
+
+def stand_in(old: nn.RNNBase, new: Stack) -> Stack:
+    """Lets a new layer stand in for an old one, with all that a subclass has added to it.
+
+    Raises:
+        SwitchError: if the old layer has an attribute of its own by a name that the new one needs.
+    """
+    base: Any = _base(type(old))
+    of_base = vars(base(1, 1)).keys()
+    own = {k: v for k, v in vars(old).items() if k not in of_base}
+    if clash := own.keys() & vars(new).keys():
+        raise SwitchError(
+            f"its class {type(old).__qualname__} has attributes by names that "
+            f"{type(new).__name__} uses: {', '.join(sorted(clash))}"
+        )
+    kept = {k: v for k, v in vars(old).items() if k not in WEIGHTS}
+    made = _blank(type(old), type(new))
+    # Of hooks the old dictionaries: their handles know in which one they are.
+    vars(made).update(kept | {k: v for k, v in vars(new).items() if "hook" not in k})
+    made._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
+    own = {k: p for k, p in old._parameters.items() if k not in old._flat_weights_names}
+    made._parameters = {**own, **new._parameters}
+    made._buffers = {**old._buffers, **new._buffers}
+    made._modules = {**old._modules, **new._modules}
+    return made
+
+
+def standing_in(module: nn.Module) -> TypeGuard[Stack]:
+    """Whether a module stands in for a layer of PyTorch."""
+    return isinstance(module, StandIn)
+
+
+def kind_of(module: nn.Module) -> str:
+    """The name of the layer of PyTorch that a module is, or stands in for."""
+    return _base(type(module)).__name__
+
+
+def stand_in_class(module: Stack) -> type[Stack]:
+    """The class of this package of a layer that stands in."""
+    classes = type(module).__mro__
+    return next(c for c in classes if issubclass(c, Stack) and not issubclass(c, nn.RNNBase))
+
+
+def _base(kind: type[nn.Module]) -> type[nn.RNNBase]:
+    return next(base for base in BASES if issubclass(kind, base))
+
+
+_classes: dict[tuple[Any, Any], type[Stack]] = {}
+_making = threading.Lock()
+
+
+def _class(old: Any, new: Any) -> type[Stack]:
+    """The class that stands in for an old one, the same one in all threads."""
+    with _making:
+        if (old, new) not in _classes:
+            _classes[old, new] = _new_class(old, new)
+        return _classes[old, new]
+
+
+def _new_class(old: Any, new: Any) -> type[Stack]:
+    base = _base(old)
+    # What torch.nn.RNNBase overrides of torch.nn.Module is about its weights.
+    plain = {
+        name: getattr(nn.Module, name)
+        for name in vars(nn.RNNBase)
+        if name in vars(nn.Module) and name not in vars(Stack) and name not in vars(StandIn)
+    }
+
+    def reduce(self: Stack, protocol: Any) -> Any:
+        # For pickle, which cannot find a class that is made here by its name.
+        return _blank, (old, new), vars(self)
+
+    # A local class: of two with one path, a short name in a config would mean neither.
+    name = f"stand_in.<locals>.{new.__name__}"
+    body = {**plain, "__module__": new.__module__, "__qualname__": name}
+    body |= {"__doc__": new.__doc__, "__reduce_ex__": reduce}
+    made: type[Stack] = type(new.__name__, (StandIn, new, base), body)
+    if old is not base:
+        body = {"__module__": old.__module__, "__qualname__": old.__qualname__}
+        made = type(old)(old.__name__, (old, made), body)
+    return made
+
+
+def _blank(old: Any, new: Any) -> Stack:
+    kind = _class(old, new)
+    return kind.__new__(kind)
