@@ -144,10 +144,6 @@ def gated_recurrence(
     return _evaluated(gate, readout, problem, backend)
 
 
-_checked: dict[tuple[object, ...], tuple[str, Backend]] = {}
-"""Backends, with their names, for problems whose form was checked before."""
-
-
 def _known(problem: Problem, backend: str) -> tuple[str, Backend] | None:
     """The backend, if nothing but values can be wrong in an eager problem of this form."""
     if (
@@ -162,7 +158,7 @@ def _known(problem: Problem, backend: str) -> tuple[str, Backend] | None:
         key = _key(problem, backend)
     except (AttributeError, RuntimeError):  # not all are tensors, or not dense ones
         return None
-    found = _checked.get(key)
+    found = backends.checked.get(key)
     lengths = problem.lengths
     if found is not None and lengths is not None and lengths.device.type == "cpu":
         arguments.check_length_values(lengths, problem.x.shape[1])
@@ -183,9 +179,8 @@ def _computed(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
         y, _, final = backends.loaded[name].forward(dense)
         return y, final
     if unobserved(*problem.pre, *problem[3:6]):
-        if len(_checked) >= backends.FORMS:
-            _checked.clear()
-        _checked[_key(problem, backend)] = name, backends.prepared(name, dense)
+        prepared = name, backends.prepared(name, dense)
+        backends.remember(backends.checked, _key(problem, backend), prepared)
     return call(name, dense)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "BackendError",
     "Request",
     "check_name",
+    "checked",
     "default",
     "differentiable",
     "explain",
@@ -207,6 +208,8 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
 
 
 _prepared: dict[tuple[object, ...], Backend] = {}
+checked: dict[tuple[object, ...], tuple[str, Backend]] = {}
+"""Names of backends, and these prepared, for forms of problems that were checked."""
 
 
 def prepared(name: str, problem: Problem) -> Backend:
@@ -236,11 +239,11 @@ def _form(x: Tensor) -> tuple[object, ...]:
     return x.shape, x.stride(), x.dtype, x.device, x.is_conj(), x.is_neg()
 
 
-def remember(kept: dict[tuple[object, ...], Backend], key: Any, backend: Backend) -> None:
-    """Keeps a backend by a key; all others are forgotten when there are too many."""
+def remember(kept: dict[tuple[object, ...], Any], key: tuple[object, ...], value: Any) -> None:
+    """Keeps a value by a key; all others are forgotten when there are too many."""
     if len(kept) >= FORMS:
         kept.clear()
-    kept[key] = backend
+    kept[key] = value
 
 
 def forget() -> None:
@@ -248,3 +251,4 @@ def forget() -> None:
     for cached in (_modules, load, _resolved):
         cached.cache_clear()
     _prepared.clear()
+    checked.clear()
