@@ -17,7 +17,10 @@ __all__ = ["Gradients", "Problem", "States", "sequence", "sequence_dtype"]
 
 def sequence(pre: Sequence[Tensor]) -> Tensor:
     """The first pre-activation that varies over time: it has the shape (B, T, D) of the problem."""
-    return next(p for p in pre if p.ndim == 3)
+    for p in pre:
+        if p.ndim == 3:
+            return p
+    raise ValueError("none of the inputs is a sequence (B, T, D)")
 
 
 def sequence_dtype(x: Tensor, is_complex: bool) -> torch.dtype:

@@ -13,9 +13,8 @@ from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.pytorch import is_batched, keep_graph
 from lightning_lrnn.core.unfused import read_out
 from lightning_lrnn.gates import derivative
-from lightning_lrnn.ops import projections, schema
+from lightning_lrnn.ops import profiling, projections, schema
 from lightning_lrnn.ops.batched_gradients import one_by_one
-from lightning_lrnn.ops.profiling import observed
 from lightning_lrnn.ops.running import unobserved
 
 __all__ = [
@@ -119,14 +118,16 @@ def first_order_gradients(
     return dpre, dh0
 
 
-@observed
 def compute_gradients(
     backend: Backend, problem: Problem, h: Tensor, gradients: Gradients
 ) -> tuple[list[Tensor], Tensor]:
     """What a backend computes."""
     if gradients.final is not None:
         gradients = gradients._replace(final=gradients.final.contiguous())
-    return backend.backward(problem, h, gradients)
+    if profiling.observer is None:
+        return backend.backward(problem, h, gradients)
+    with profiling.observer():
+        return backend.backward(problem, h, gradients)
 
 
 def zeros_of_output(problem: Problem, h: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from lightning_lrnn.backends import Backend
 from lightning_lrnn.core.problem import Problem, States
 from lightning_lrnn.core.pytorch import dispatch_modes, functorch, profiler
-from lightning_lrnn.ops.profiling import observed
+from lightning_lrnn.ops import profiling
 
 __all__ = ["compute", "computed_by", "last_backend", "unobserved"]
 
@@ -41,8 +41,11 @@ def last_backend() -> str | None:
     return _last
 
 
-@observed
 def compute(name: str, backend: Backend, problem: Problem) -> States:
     """What a backend computes, noted as the last of this process."""
-    computed_by(name)
-    return backend.forward(problem)
+    global _last
+    _last = name
+    if profiling.observer is None:
+        return backend.forward(problem)
+    with profiling.observer():
+        return backend.forward(problem)

@@ -13,7 +13,7 @@ from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.plan import Code, Division, code, divided, operations, rounded
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
-from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.problem import Gradients, Problem, States, sequence
 
 __all__ = ["Gated", "gated"]
 
@@ -37,6 +37,7 @@ class Gated:
     ) -> None:
         self._code, self._division, self._parallel = compiled, division, parallel
         self._programs = problem.gate, problem.readout
+        self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
         self._forward: Pass | None = None
         self._backward: dict[tuple[object, ...], Pass] = {}
@@ -51,14 +52,19 @@ class Gated:
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
-        x, h0 = problem.x, problem.h0
+        _, readout, pre, h0, lengths, reset, _, _ = problem
+        x = sequence(pre)
         hidden = empty(x, self._code.state)
-        y = empty(x, self._code.output) if problem.readout else hidden
+        y = empty(x, self._code.output) if readout else hidden
         final = _zeros(hidden) if h0 is None else h0.clone()
-        tensors, written = _of_forward(problem.pre, y, hidden)
+        if self._lazy:
+            pre = list(map(resolved, pre))
+        tensors = [*pre, y, hidden]
         if self._forward is None:
-            self._forward = self._pass(tensors, written, final)
-        self._forward(tensors, final, *_masks(problem))
+            self._forward = self._pass(tensors, final)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        self._forward(tensors, final, lengths, reset)
         return States(y, hidden, final)
 
     def bound(self, problem: Problem, y: Tensor, hidden: Tensor, h: Tensor) -> Callable[[], None]:
@@ -70,10 +76,12 @@ class Gated:
             hidden: where the hidden states go; `y` itself without a readout.
             h: the state (B, D) before; replaced by that after it.
         """
-        tensors, written = _of_forward(problem.pre, y, hidden)
-        return self._pass(tensors, written, h).bound(tensors, h)
+        tensors = [*map(resolved, problem.pre), y, hidden]
+        return self._pass(tensors, h).bound(tensors, h)
 
-    def _pass(self, tensors: Sequence[Tensor], written: Sequence[int], h: Tensor) -> Pass:
+    def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Pass:
+        n = len(tensors) - 2
+        written = (n, n + 1) if self._programs[1] else (n + 1,)
         return Pass(
             self._code, self._division, tensors, written, h,
             backward=False, reverse=self._flags[0], inside=True,
@@ -116,14 +124,6 @@ class Gated:
         return [_reduced(g, p, D) for g, p in zip(dpre, pre, strict=True)], c
 
 
-def _of_forward(
-    pre: Sequence[Tensor], y: Tensor, hidden: Tensor
-) -> tuple[list[Tensor], Sequence[int]]:
-    """The tensors of a forward pass, and which of them are written."""
-    n = len(pre)
-    return [*map(resolved, pre), y, hidden], (n + 1,) if y is hidden else (n, n + 1)
-
-
 def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     """Lengths, none beyond the sequence, and where no state passes into a step."""
     lengths, reset = problem.lengths, problem.reset
@@ -136,7 +136,8 @@ def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
 
 def _zeros(h: Tensor) -> Tensor:
     """A state (B, D) of zeros beside hidden states (B, T, D)."""
-    return h.new_zeros((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+    B, _, D = h.shape
+    return torch.zeros((B, D), dtype=state_dtype(h.dtype))
 
 
 def _reduced(gradient: Tensor, p: Tensor, D: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu import threads, walk
@@ -105,7 +106,7 @@ class Pass:
         restarts: Tensor | None,
     ) -> tuple[array[int], object]:
         """The problem of `walk` with all addresses, and what must stay alive meanwhile."""
-        words, scratch = self._words[:], h.new_empty(self._room)
+        words, scratch = self._words[:], torch.empty(self._room, dtype=h.dtype)
         states = scratch.data_ptr()
         words[SCRATCH], words[STATES] = states + self._between * h.itemsize, states
         words[H] = h.data_ptr()
