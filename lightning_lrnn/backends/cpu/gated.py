@@ -39,6 +39,8 @@ class Gated:
         self._programs = problem.gate, problem.readout
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
+        self._adjoint_division = divided(problem.x, operations(*self._programs, True), parallel)
+        self._no_state: Tensor | None = None
         self._forward: Pass | None = None
         self._backward: dict[tuple[object, ...], Pass] = {}
 
@@ -91,37 +93,60 @@ class Gated:
         self, problem: Problem, h: Tensor, gradients: Gradients
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0."""
-        reverse, exclusive = self._flags
-        x, D = problem.x, h.shape[2]
-        pre = list(map(resolved, problem.pre))
-        h, dy = resolved(h), spread(resolved(gradients.y))
-        c = _zeros(h) if gradients.final is None else gradients.final.clone()
+        _, _, pre, h0, lengths, reset, _, _ = problem
+        if self._lazy:
+            pre, h = list(map(resolved, pre)), resolved(h)
+        dy, final, out = gradients
+        dy = spread(resolved(dy))
+        c = _zeros(h) if final is None else final.clone()
         # Rounded as the states after it are.
-        first = (_zeros(h) if problem.h0 is None else problem.h0).to(h.dtype)
-        division = divided(x, operations(*self._programs, True), self._parallel)
-        parts, room = -(-x.shape[1] // division.chunk), division.blocks * rounded(division.width)
-        out = gradients.out or [None] * len(pre)
-        dpre = []
-        for p, given in zip(pre, out, strict=True):
+        first = self._zero_before(h) if h0 is None else h0.to(h.dtype)
+        dpre = self._room_for_gradients(pre, h, out)
+        tensors = [*pre, dy, h, first, *dpre]
+        form = tuple([t.stride() for t in tensors])
+        steps = self._backward.get(form)
+        if steps is None:
+            steps = self._backward[form] = self._adjoint(pre, tensors, c)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        steps(tensors, c, lengths, reset)
+        return [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)], c
+
+    def _zero_before(self, h: Tensor) -> Tensor:
+        """The state before the first step; nothing writes to it."""
+        if self._no_state is None:
+            self._no_state = _zeros(h).to(h.dtype)
+        return self._no_state
+
+    def _room_for_gradients(
+        self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
+    ) -> list[Tensor]:
+        """Where gradients go: of a parameter a sum for every part of time and row."""
+        _, blocks, width, _ = division = self._adjoint_division
+        room = []
+        for i, p in enumerate(pre):
             if p.ndim < 3:
                 dtype = torch.complex128 if p.is_complex() else torch.float64
-                dpre.append(p.new_zeros((parts, len(h), room), dtype=dtype).transpose(0, 1))
+                parts = -(-h.shape[1] // division.chunk)
+                sums = p.new_zeros((parts, h.shape[0], blocks * rounded(width)), dtype=dtype)
+                room.append(sums.transpose(0, 1))
             else:
-                dpre.append(empty(x) if given is None else given)
-        if gradients.out is not None:
-            in_large_pages(next(g for g, p in zip(dpre, pre, strict=True) if p.ndim == 3))
-        tensors = [*pre, dy, h, first, *dpre]
-        form = tuple(t.stride() for t in tensors)
-        if form not in self._backward:
-            compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
-            assert compiled is not None
-            written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
-            self._backward[form] = Pass(
-                compiled, division, tensors, written, c,
-                backward=True, reverse=reverse, inside=exclusive,
-            )  # fmt: skip
-        self._backward[form](tensors, c, *_masks(problem))
-        return [_reduced(g, p, D) for g, p in zip(dpre, pre, strict=True)], c
+                given = out[i] if out is not None else None
+                room.append(empty(p) if given is None else given)
+        if out is not None:
+            in_large_pages(next(g for g in out if g is not None))
+        return room
+
+    def _adjoint(self, pre: Sequence[Tensor], tensors: Sequence[Tensor], c: Tensor) -> Pass:
+        reverse, exclusive = self._flags
+        division = self._adjoint_division
+        compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
+        assert compiled is not None
+        written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
+        return Pass(
+            compiled, division, tensors, written, c,
+            backward=True, reverse=reverse, inside=exclusive,
+        )  # fmt: skip
 
 
 def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
