@@ -173,7 +173,7 @@ def _problem(x):
 
 def test_every_layout_is_planned():
     first = [
-        bool(plain.parts(_problem(torch.empty(1).expand(shape)), False, shape[1]))
+        bool(plain.parts(_problem(torch.empty(1).expand(shape)), shape[1], backwards=False))
         for shape in LAYOUTS
     ]
     assert first == [False, False, False, True, True]

@@ -134,13 +134,13 @@ class Step(Walk):
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
         inputs, x = operands(pre), sequence(pre)
         a, b = gate(*inputs)
-        after = b.to(state_dtype(sequence_dtype(x, a.is_complex() or b.is_complex())))
+        after = b.to(state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex())))
         before = torch.zeros_like(after) if h0 is None else h0[:, None]
         after = a.to(after.dtype) * before + after
         y = before if self.exclusive else after
         y = y if readout is None else readout(y, *inputs)
         # As the recurrence hands it out: in the dtype of the sequences.
-        return y.to(sequence_dtype(x, y.is_complex())), after[:, 0]
+        return y.to(sequence_dtype(x, is_complex=y.is_complex())), after[:, 0]
 
 
 @dataclass(frozen=True)
