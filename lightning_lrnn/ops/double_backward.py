@@ -27,16 +27,7 @@ def gradients(
     of_h: Tensor | None,
     dh_final: Tensor | None,
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """Gradients of the pre-activations and of h0.
-
-    Args:
-        name: of the backend.
-        problem: of the forward pass.
-        h: its hidden states.
-        dy: gradient of the output.
-        of_h: gradient of the hidden states.
-        dh_final: gradient of the final state.
-    """
+    """Gradients of the pre-activations and of h0; arguments as for `gradient.differentiate`."""
     pre: Sequence[Tensor] = problem.pre
     if not problem.is_plain:
         state = state_dtype(h.dtype)
