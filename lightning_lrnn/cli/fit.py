@@ -21,7 +21,6 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn.backends import BackendError
-from lightning_lrnn.cli.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.cli.configs import ConfigError
 from lightning_lrnn.cli.resume import (
     Said,
@@ -38,6 +37,7 @@ from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data import ByteText, DataError
 from lightning_lrnn.modules import LanguageModel, RecurrentModule
 from lightning_lrnn.modules.base import ResumeError
+from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.nn.layer import Layer
 
 __all__ = ["CommandLineError", "parse", "run"]

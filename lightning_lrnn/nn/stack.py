@@ -19,6 +19,7 @@ from lightning_lrnn.core.unfused import padding_mask
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows, recomputes
 from lightning_lrnn.nn.checks import (
+    check_backend,
     check_input,
     check_layers,
     check_packed,
@@ -117,7 +118,7 @@ class Stack(nn.Module):
 
     @backend.setter
     def backend(self, name: str) -> None:
-        backends.check_name(name)
+        check_backend(name)
         self._backend = name
 
     @property
