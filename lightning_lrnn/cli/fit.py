@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn.backends import BackendError
 from lightning_lrnn.cli.configs import ConfigError
+from lightning_lrnn.cli.process_group import ProcessGroup
 from lightning_lrnn.cli.resume import (
     Said,
     configs_in,
@@ -304,7 +305,7 @@ class _CLI(LightningCLI):
             trainer.strategy.checkpoint_io = CheckpointFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._stop = Stop(trainer)
-        callbacks.append(self._stop)
+        callbacks += [self._stop, ProcessGroup()]
         callbacks.insert(0, _Monitors())
         path = self.config[self.subcommand].get("ckpt_path")
         if path and self.subcommand == "fit":
