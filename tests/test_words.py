@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import plain
 
+import lightning_lrnn
 from lightning_lrnn import backends, nn
 from lightning_lrnn.cli.cells import cells_table
 
@@ -122,6 +123,14 @@ def test_the_page_on_the_architecture_names_every_package_and_what_is_in_its_fil
         text = (ROOT / path).read_text()
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.* = ", text, re.M), (path, name)
+
+
+def test_there_is_one_version():
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in settings and not re.search("^version = ['\"]", settings, re.M)
+    assert 'version = { attr = "lightning_lrnn.__version__" }' in settings
+    (cited,) = re.findall("^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited == lightning_lrnn.__version__
 
 
 def test_the_order_of_packages_on_the_page_is_the_contracts():
