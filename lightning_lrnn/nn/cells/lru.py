@@ -14,7 +14,7 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
 from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LRU", "LRUCell", "LRUStateCell"]
@@ -113,7 +113,7 @@ class LRUStateCell(Cell):
         nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
         draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         S = self.hidden_size
         u = linear(x, self.B)
@@ -124,7 +124,7 @@ class LRUStateCell(Cell):
             phase = F.pad(phase, (0, 1))
         a = torch.polar(torch.exp(-torch.exp(nu)), phase)
         h_0 = None if carry is None else _complex(carry.to(dtype).clone())
-        h, h_n = walk.scan("state", diagonal, _complex(u.to(dtype)), a, torch.exp(gamma), h0=h_0)
+        h, h_n = context.scan("state", diagonal, _complex(u.to(dtype)), a, torch.exp(gamma), h0=h_0)
         # Also where S is all there is: the gradient of a narrow is dense, as that of a view of
         # complex numbers must be.
         y, y_n = (torch.view_as_real(v).flatten(-2).narrow(-1, 0, S) for v in (h, h_n))
