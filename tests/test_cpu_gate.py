@@ -235,7 +235,7 @@ def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
     assert len(entries) == 2 and all(entry.suffix == ".o" for entry in entries)
     code = """
 import torch, lightning_lrnn as lrnn
-from lightning_lrnn.backends.cpu import codegen, llvm
+from lightning_lrnn.backends.cpu import codegen
 import test_cpu_gate
 def refuse(*_):
     raise AssertionError("written anew")

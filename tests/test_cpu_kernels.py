@@ -359,8 +359,8 @@ def test_runs_where_nothing_can_be_written(tmp_path):
     for source in package.rglob("*.py"):
         copy = target / source.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)
+        (copy.parent / "__pycache__").touch()
         copy.write_bytes(source.read_bytes())
-    (target / "backends" / "cpu" / "__pycache__").touch()
     (tmp_path / "home").touch()
     code = """
 import torch, lightning_lrnn
