@@ -19,6 +19,7 @@ from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn import backends
 from lightning_lrnn._checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.callbacks.to_loggers import draw_no_graph
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.stack import Stack
@@ -238,6 +239,11 @@ class RecurrentModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """See `prediction`."""
         return self.prediction(self._advance(batch, "predict"), batch)
+
+    def setup(self, stage: str) -> None:
+        """Lets loggers draw no graph of what cannot be traced."""
+        if self._trainer:
+            draw_no_graph(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule step by step."""
