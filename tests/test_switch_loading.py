@@ -71,7 +71,7 @@ def check_same(loaded, saved):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, Own])
-@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR"])
+@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR", "LRU"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_stock_model_loads_it(kind, rnn, strict):
     saved = switched(rnn, kind, options={"window": 3} if rnn == "QRNN" else None)
