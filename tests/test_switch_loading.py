@@ -130,7 +130,11 @@ def test_on_no_device_and_by_assignment():
 def test_averaged_and_in_16_bits():
     saved = switched()
     for state in (
-        {name: (2 * value.double() + value) / 3 for name, value in saved.state_dict().items()},
+        # Some are a little less than they were.
+        {
+            name: 0.7 * value.double() + 0.3 * value.double()
+            for name, value in file_of(saved).items()
+        },
         {name: value.bfloat16() for name, value in saved.state_dict().items()},
     ):
         loaded = Project()
