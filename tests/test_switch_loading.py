@@ -71,7 +71,7 @@ def check_same(loaded, saved):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, Own])
-@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR"])
+@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR", "LRU"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_stock_model_loads_it(kind, rnn, strict):
     saved = switched(rnn, kind, options={"window": 3} if rnn == "QRNN" else None)
@@ -130,7 +130,11 @@ def test_on_no_device_and_by_assignment():
 def test_averaged_and_in_16_bits():
     saved = switched()
     for state in (
-        {name: (2 * value.double() + value) / 3 for name, value in saved.state_dict().items()},
+        # Some are a little less than they were.
+        {
+            name: 0.7 * value.double() + 0.3 * value.double()
+            for name, value in file_of(saved).items()
+        },
         {name: value.bfloat16() for name, value in saved.state_dict().items()},
     ):
         loaded = Project()

@@ -7,12 +7,13 @@ import types
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.core.checks import check_counts
+from lightning_lrnn.modules.base import draw_no_graph
 from lightning_lrnn.switch import made_before as made_before
 from lightning_lrnn.switch.distil import Distillation
 from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
@@ -102,14 +103,7 @@ class SwitchRNN(Callback):
         Raises:
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
-        for logger in trainer.loggers:
-            # That of TensorBoard draws the graph, by `torch.jit.trace`, when a run starts.
-            if getattr(logger, "_log_graph", False):
-                logger._log_graph = False  # type: ignore[attr-defined]
-                rank_zero_warn(
-                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
-                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
-                )
+        draw_no_graph(trainer)
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -31,6 +31,9 @@ LIGHTNING = {
 OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 """Optional package -> the extra that brings it."""
 
+UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a place where nothing can be written."""
+
 INTERRUPTED = 130
 """What a shell says of a process that Ctrl-C ended."""
 
@@ -86,6 +89,10 @@ def main(args: list[str] | None = None) -> int:
             f"the optional package {missing[0]} is not installed; "
             f'`pip install "lightning-lrnn[{OPTIONAL[missing[0]]}]"` brings it'
         )
+    except UNUSABLE as error:
+        if not error.filename:
+            raise
+        return _complain(f"{error.filename} cannot be used ({error.strerror}); choose another")
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED

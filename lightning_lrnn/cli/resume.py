@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import os
 import sys
 import types
 import typing
@@ -15,7 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from lightning_lrnn.cli.configs import check_yaml
+from lightning_lrnn.cli.configs import ConfigError, check_yaml
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.modules.checkpoint import CheckpointError
 from lightning_lrnn.nn.layer import KNOWN, Layer
@@ -56,7 +57,9 @@ def configs_in(args: list[str]) -> list[Any]:
         if name in ("--config", "-c"):
             try:
                 content = Path(value).read_bytes()
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                if os.path.isfile(value):
+                    raise ConfigError(f"{value} cannot be read ({error.args[-1]})") from error
                 content = value.encode("utf-8", "surrogateescape")
             check_yaml(content, value.splitlines()[0] if value else "--config")
             found.append(loaded(content.decode("utf-8-sig")))

@@ -239,6 +239,11 @@ class RecurrentModule(pl.LightningModule):
         """See `prediction`."""
         return self.prediction(self._advance(batch, "predict"), batch)
 
+    def setup(self, stage: str) -> None:
+        """Lets loggers draw no graph of what cannot be traced."""
+        if self._trainer:
+            draw_no_graph(self.trainer)
+
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule step by step."""
         optimizer = self.make_optimizer()
@@ -474,3 +479,18 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def draw_no_graph(trainer: pl.Trainer) -> None:
+    """Lets loggers go without the graph that they would draw by `torch.jit.trace`, and says so.
+
+    That of TensorBoard draws it when a run starts; what cannot be traced ends the run.
+    """
+    for logger in trainer.loggers:
+        if getattr(logger, "_log_graph", False):
+            logger._log_graph = False  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
+                f"torch.jit.trace, which draws it, holds neither the kernels of this package nor "
+                f"states that may be None; leave `log_graph` out"
+            )

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_lrnn.backends import prepared
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import forward_mode, functorch, unobserved
-from lightning_lrnn.ops import eager
+from lightning_lrnn.ops import double_backward, eager
 from lightning_lrnn.ops import library as library  # registers
 from lightning_lrnn.ops.functorch import differentiable
 from lightning_lrnn.ops.schema import recurrence
@@ -31,3 +31,6 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     else:
         y, _, final = recurrence(gate, readout, pre, *arguments, name)
     return y, final
+
+
+double_backward.recurrence = call

@@ -13,10 +13,14 @@ from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.unfused import decays_and_impulses, read_out, widened
-from lightning_lrnn.ops.call import call
-from lightning_lrnn.ops.gradient import first_order_gradients, zeros_of_output
+from lightning_lrnn.ops.first_order import first_order_gradients, zeros_of_output
 
 __all__ = ["gradients"]
+
+
+def recurrence(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The differentiable recurrence, in whose backward pass this is: `call` puts itself here."""
+    raise NotImplementedError
 
 
 def gradients(
@@ -71,7 +75,7 @@ def _recurrence(
         return first_order_gradients(name, None, plain, h, Gradients(dh, dh_final))
 
     dh = torch.zeros_like(h) if dh is None else dh
-    da, db, dh0 = adjoint(partial(call, name), plain, h, Gradients(dh, dh_final))
+    da, db, dh0 = adjoint(partial(recurrence, name), plain, h, Gradients(dh, dh_final))
     return [da, db], dh0
 
 

@@ -7,6 +7,7 @@ this package comes just before `torch.nn.LSTM`. So a subclass of that keeps its 
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any, TypeGuard
 
@@ -78,7 +79,9 @@ def _plan(module: Any) -> dict[str, Any]:
     """What `Layer.of` reads, which kind of layer was there before, and the form of the state."""
     plain = Layer(stand_in_class(module), module.options).plain()
     state = "strict" if module.strict_state else "carried"
-    return plain | {"replaces": kind_of(module), "state": state}
+    # As it is read again: a pair of numbers is a list.
+    plan: dict[str, Any] = json.loads(json.dumps(plain))
+    return plan | {"replaces": kind_of(module), "state": state}
 
 
 def _name(plan: dict[str, Any]) -> str:
