@@ -25,7 +25,7 @@ bench: $(VENV)/.ready
 	$(RUN) benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
 	$(RUN) benchmarks/layer_times.py
 	$(BIN)/python benchmarks/stand_in_times.py
-	$(RUN) benchmarks/equal_time.py
+	$(BIN)/python benchmarks/equal_time.py
 	$(RUN) benchmarks/threads.py
 	$(RUN) benchmarks/step.py
 
