@@ -12,7 +12,7 @@ import json
 import pytest
 import torch
 
-from lightning_lrnn import demo
+from lightning_lrnn.cli.demos import text as demo
 from lightning_lrnn.nn import SurrogateRNN
 
 OURS, THEIRS = demo.OURS, demo.THEIRS

@@ -158,9 +158,8 @@ def test_the_constants_of_the_kernel_that_a_page_names_change_it(monkeypatch):
         for function in clear:
             function.cache_clear()
         code = plain(torch.float32, "forward")
-        return [module.macros(*code, "forward", True, 64, resets=resets) for resets in (0, 1)] + [
-            module.columns(64)
-        ]
+        passes = [module.Pass("forward", True, resets) for resets in (False, True)]
+        return [*(module.macros(*code, p, 64) for p in passes), module.columns(64)]
 
     names = re.findall(r"`([A-Z_]+)`", names)
     assert len(names) == 5
