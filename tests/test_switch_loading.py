@@ -21,7 +21,7 @@ from lightning_lrnn import replace_rnn
 from lightning_lrnn.nn import MinLSTM
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.marker import GUARD, MARKER, write
-from lightning_lrnn.switch.subclass import standing_in
+from lightning_lrnn.switch.subclass import is_drop_in
 
 close = torch.testing.assert_close
 B, T, M, H = 3, 5, 4, 6
@@ -83,7 +83,7 @@ def test_the_stock_model_loads_it(kind, rnn, strict):
     assert not found.missing_keys and not found.unexpected_keys
     check_same(loaded, saved)
     # Whoever had the layer has the new one.
-    assert loaded.decoder is layer and loaded.again is layer and standing_in(layer)
+    assert loaded.decoder is layer and loaded.again is layer and is_drop_in(layer)
     assert isinstance(loaded.encoder["rnn"], kind)
     # And again, and back.
     loaded.load_state_dict(saved.state_dict())

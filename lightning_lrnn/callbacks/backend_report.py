@@ -44,7 +44,7 @@ class BackendReport(Callback):
         self.report: dict[str, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A new run, a new report."""
+        """Forgets the report of an earlier run."""
         self.report = {}
         # What an earlier model of this process used says nothing about this one.
         computed_by(None)
@@ -52,25 +52,25 @@ class BackendReport(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

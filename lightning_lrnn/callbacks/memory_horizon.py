@@ -98,7 +98,7 @@ class MemoryHorizon(Callback):
         self.start(trainer)
 
     def start(self, trainer: pl.Trainer) -> None:
-        """A run begins, perhaps in the middle."""
+        """Starts from the current step, which is not 0 in a resumed run."""
         self._step = trainer.global_step
 
     def on_train_batch_start(
@@ -128,7 +128,7 @@ class MemoryHorizon(Callback):
         self._step = step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures the trained model, if it can be asked."""
+        """Measures the trained model, if it has a method `decays`."""
         if self._batch is not None and trainer.global_step != self._measured_at:
             self._measure(trainer, pl_module, {})
         self._batch = None

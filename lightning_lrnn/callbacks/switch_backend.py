@@ -30,19 +30,19 @@ class SwitchBackend(Callback):
         self.backend = backend
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it, when all layers have been made."""
+        """Sets the backend of all layers, which have been made by then."""
         self._set(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def _set(self, module: Any) -> None:

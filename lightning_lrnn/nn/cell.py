@@ -47,7 +47,7 @@ class Cell(nn.Module):
         projects: whether `proj_size` means something for this cell.
         remembers_output: whether the user's state is `(h, c)`, h the last output, as that of
             `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`. Where a
-            layer stands in for one of PyTorch, it is set for the cells.
+            layer is a drop-in for one of PyTorch, it is set for the cells.
         memory_in_bias: whether `memory` is the bias of a gate.
         sampled: the name of one of its weights.
 

@@ -21,14 +21,14 @@ from lightning_lrnn.backends import prepared
 from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.core.problem import Problem
 
-__all__ = ["Tape"]
+__all__ = ["Replay"]
 
 aten = torch.ops.aten
 Call = Callable[[], object]
 
 
-class Tape(TorchDispatchMode):
-    """Records what runs inside it: `with Tape() as tape: ...`, then `tape.replay()`.
+class Replay(TorchDispatchMode):
+    """Records what runs inside it: `with Replay() as recording: ...`, then `recording.run()`.
 
     Raises:
         RuntimeError: for an operation whose result a replay could not repeat.
@@ -42,15 +42,15 @@ class Tape(TorchDispatchMode):
         self._constant: set[int] = set()
         """Storages of what was made of nothing, such as an `arange`: they stay as they are."""
 
-    def replay(self) -> None:
-        """Everything again, in order."""
+    def run(self) -> None:
+        """Runs all recorded operations again, in order."""
         for call in self.calls:
             call()
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operation and notes how to repeat it."""
+        """Runs an operation and records how to repeat it."""
         kwargs = kwargs or {}
         if func._can_decompose():  # as they are seen in inference mode
             with self:
@@ -86,7 +86,7 @@ class Tape(TorchDispatchMode):
 def _calls(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
 ) -> list[Call]:
-    """What writes the outputs again."""
+    """Calls that compute the outputs again, into the same memory."""
     if func in _WITHOUT_OUT:
         return [_WITHOUT_OUT[func](outputs[0], *args)]
     if func is torch.ops.lightning_lrnn.gated_recurrence.default:
@@ -97,7 +97,7 @@ def _calls(
     if overload is not None and len(names) == len(outputs):
         return [partial(overload, *args, **kwargs, **dict(zip(names, outputs, strict=True)))]
 
-    def call() -> None:  # which allocates
+    def call() -> None:  # allocates
         for old, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
             old.copy_(new)
 
@@ -117,14 +117,14 @@ def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]
 
 
 def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:
-    """The overload that writes where it is told, if there is one, and the names of its places."""
+    """The overload with `out` arguments, if there is one, and the names of these."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():
         overload = getattr(func.overloadpacket, name)
-        places = [a.name for a in overload._schema.arguments if a.is_out]
+        outs = [a.name for a in overload._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
-        if len(places) == len(func._schema.returns) and rest == wanted:
-            return overload, places
+        if len(outs) == len(func._schema.returns) and rest == wanted:
+            return overload, outs
     return None, []
 
 
