@@ -56,7 +56,9 @@ class Tagger(Project):
                 letters.add_item(letter)
             embeddings.append(CharacterEmbeddings(letters))
         self.tagger = SequenceTagger(
-            StackedEmbeddings(embeddings),
+            # Flair concatenates by the embeddings' names, and loads one-hot ones without the number
+            # that a stack puts before them: of numbered ones letters would come first after loading.
+            StackedEmbeddings(embeddings, overwrite_names=False),
             corpus.make_label_dictionary("part", add_unk=True),
             "part",
             rnn_type=self.cell,
