@@ -56,8 +56,8 @@ class Tagger(Project):
                 letters.add_item(letter)
             embeddings.append(CharacterEmbeddings(letters))
         self.tagger = SequenceTagger(
-            # Flair concatenates by the embeddings' names, and loads one-hot ones without the number
-            # that a stack puts before them: of numbered ones letters would come first after loading.
+            # Flair concatenates in the order of the embeddings' names, and loads one-hot ones
+            # without the number that a stack puts before them: letters would then come first.
             StackedEmbeddings(embeddings, overwrite_names=False),
             corpus.make_label_dictionary("part", add_unk=True),
             "part",
