@@ -1,6 +1,6 @@
 """Projects of others, as they are and with SwitchRNN: losses at equal steps, time, reloading.
 
-    python benchmarks/switch.py [--projects NAME ...] [--rnn auto] [--seeds 5] [--jobs 2]
+    python benchmarks/switch.py [--projects NAME ...] [--rnn auto] [--seeds 5] [--jobs 2] [--keep]
     python benchmarks/switch.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each project keeps its learning rate and
@@ -8,7 +8,8 @@ its data, in the same order. Final loss: the mean of the training losses over th
 steps. First the losses, `--jobs` runs at once; then, one project at a time and with all threads,
 the time of a step: a step of the project as it is and one of the switched in turn. Each run ends
 with saving and loading by the project's own means. Writes benchmarks/results/switch.json; of
-projects that are not named it keeps what it has.
+projects that are not named it keeps what it has, and with `--keep` the runs of the named ones as
+they are.
 """
 
 from __future__ import annotations
@@ -181,21 +182,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     report = json.loads(options.json.read_text()) if options.json.is_file() else {}
     if "seconds_per_step" not in report:
         report = {"runs": [], "seconds_per_step": {}, "projects": {}}
-    kept = [run for run in report["runs"] if run["project"] not in options.projects]
-    arms = [None] if options.stock else [None, rnn]
-    tasks = [
-        (name, arm, seed, options.steps)
-        for name in options.projects
-        for seed in range(options.seeds)
-        for arm in arms
-    ]
+    kept, tasks = wanted(report["runs"], rnn, options)
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with ProcessPoolExecutor(
         options.jobs, get_context("spawn"), initializer=quiet, initargs=(threads,)
     ) as pool:
         runs = []
-        for run in pool.map(losses_of, *zip(*tasks, strict=True)):
-            runs.append(run)
+        for started in [pool.submit(losses_of, *task) for task in tasks]:
+            runs.append(run := started.result())
             print(line(run), file=sys.stderr, flush=True)
     quiet()
     times = dict(report["seconds_per_step"])
@@ -216,6 +210,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def wanted(
+    runs: list[dict[str, Any]], rnn: Any, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
+    """The runs on record that stay there, and the arguments of `losses_of` for those to be made."""
+    kept, there = [], set()
+    for run in runs:
+        as_it_is = run["rnn"] is None and run["seed"] < options.seeds and "error" not in run
+        if run["project"] not in options.projects:
+            kept.append(run)
+        elif options.keep and as_it_is:
+            kept.append(run)
+            there.add((run["project"], run["seed"]))
+    tasks = [
+        (name, arm, seed, options.steps)
+        for name in options.projects
+        for seed in range(options.seeds)
+        for arm in ([None] if options.stock else [None, rnn])
+        if arm is not None or (name, seed) not in there
+    ]
+    return kept, tasks
+
+
 def line(run: dict[str, Any]) -> str:
     head = f"{run['project']}, {run['rnn'] or 'as it is'}, seed {run['seed']}: "
     if "error" in run:
@@ -228,7 +244,7 @@ def line(run: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
+def read(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--projects", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--rnn", default="auto", help="a layer, or JSON as {'LSTM': layer, ...}")
@@ -236,9 +252,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every run; each project's own if not given")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, for the losses")
     parser.add_argument("--stock", action="store_true", help="only the projects as they are")
+    parser.add_argument("--keep", action="store_true", help="runs on record as they are, by seed")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="of what is there, without measuring")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = read()
     if not options.table:
         report = measure(options)
         options.json.write_text(json.dumps(report) + "\n")

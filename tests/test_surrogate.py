@@ -3,12 +3,14 @@
 Seen to fail: rows of a gate in another order; a size of 1.5 or infinity taken; a readout as a gate;
 the rows f, i, o, z of an old checkpoint kept; both biases of one filled; a border in the direction
 of the walk ignored; the initial state at the last step of padded rows forgotten, or its gradient
-lost; a phase of a single last column; a gradient at an odd place seen as complex numbers.
+lost; a phase of a single last column; a gradient at an odd place seen as complex numbers; phases of
+an LRU up to pi, or drawn one by one, or in the order of the radii.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -249,6 +251,17 @@ def test_states_of_an_lru_of_any_size(size, batch, backend):
     # A gradient that is a part of another one, at an odd place.
     losses = [torch.cat([end[0, :1], y.flatten(), end.flatten()]).cos().sum() for y, end in found]
     close(*(torch.autograd.grad(loss, [start, *cell.parameters()]) for loss in losses))
+
+
+def test_an_lru_starts_with_slow_waves_of_every_frequency_and_memory():
+    n = 12
+    cell = LRUStateCell(4, 2 * n)
+    turned = cell.theta.exp() / (math.pi / 2)
+    kept = (-2 * cell.nu.exp()).exp()
+    for spread in (turned, kept):
+        assert sorted((n * spread).int().tolist()) == list(range(n))
+    # Not in the same order: both would be slow and long, or fast and short.
+    assert turned.argsort().tolist() != kept.argsort().tolist()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,30 @@ def test_the_times_are_of_steps_in_turn(benchmark, small):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([], ["other"]),
+        (["--keep", "--seeds", "2"], ["other", "stock"]),
+        (["--keep", "--seeds", "1"], ["other"]),
+    ],
+)
+def test_what_is_kept_of_a_record(benchmark, options, kept):
+    run = {"project": "Stanza-charlm", "rnn": None, "seed": 1, "losses": [1.0]}
+    runs = {
+        "other": {**run, "project": "Allosaurus", "rnn": "auto"},
+        "stock": run,
+        "failed": {**run, "error": "ValueError: no"},
+        "switched": {**run, "rnn": "auto"},
+    }
+    options = benchmark.read(["--projects", "Stanza-charlm", *options])
+    found, tasks = benchmark.wanted(list(runs.values()), "auto", options)
+    assert found == [runs[name] for name in kept]
+    arms = [(seed, arm) for seed in range(options.seeds) for arm in (None, "auto")]
+    there = [(1, None)] if "stock" in kept else []
+    assert tasks == [("Stanza-charlm", a, s, None) for s, a in arms if (s, a) not in there]
+
+
 def test_table(benchmark):
     def runs(name, rnn, losses, **more):
         run = {"project": name, "rnn": rnn, "validation": 2.0, "reloaded": "same", **more}

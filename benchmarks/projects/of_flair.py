@@ -56,7 +56,9 @@ class Tagger(Project):
                 letters.add_item(letter)
             embeddings.append(CharacterEmbeddings(letters))
         self.tagger = SequenceTagger(
-            StackedEmbeddings(embeddings),
+            # Flair concatenates in the order of the embeddings' names, and loads one-hot ones
+            # without the number that a stack puts before them: letters would then come first.
+            StackedEmbeddings(embeddings, overwrite_names=False),
             corpus.make_label_dictionary("part", add_unk=True),
             "part",
             rnn_type=self.cell,

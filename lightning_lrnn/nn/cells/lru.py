@@ -69,7 +69,8 @@ class LRUStateCell(Cell):
 
     The hidden_size columns of y are those of hidden_size / 2 complex units; of an odd number the
     last is a unit with a real a. The linear surrogate of `SurrogateRNN` by the name of "LRU", whose
-    readout C and D its matrices U and W have.
+    readout C and D its matrices U and W have. At first no a turns faster than once in four steps:
+    to what reads Re and Im a phase and its negative are the same, and waves in data are slow.
 
     Attributes:
         B: (hidden_size, input_size), rows as the columns of y.
@@ -87,7 +88,7 @@ class LRUStateCell(Cell):
         bias: bool = True,
         *,
         ring: tuple[float, float] = (0.0, 1.0),
-        max_phase: float = 2 * math.pi,
+        max_phase: float = math.pi / 2,
         **options: Any,
     ) -> None:
         check_ring(ring, max_phase)
@@ -175,20 +176,30 @@ def draw_(
     max_phase: float,
     memory: Memory,
 ) -> None:
-    """Fills the vectors of an LRU: a uniform on the ring, or |a| by expected memory."""
+    """Fills the vectors of an LRU: a uniform on the ring, or |a| by expected memory.
+
+    Radii and phases are spread evenly: of few units drawn one by one, often none has a phase near
+    that of a wave in the data.
+    """
     # Drawn in the dtype of the state, and away from a radius of 0 or 1 and a phase of 0, which
     # have no logarithm.
     draw = torch.empty_like(nu, dtype=state_dtype(nu.dtype))
     if memory is None:
         low, high = ring
-        square = draw.uniform_(low**2, high**2).clamp(TINY, 1 - TINY)
+        square = _evenly_(draw, low**2, high**2).clamp(TINY, 1 - TINY)
         forgotten = -square.log() / 2
     else:
         forgotten = torch.log1p(1 / memory_bias_(draw, memory).exp())
     nu.copy_(forgotten.log())
-    phase = torch.empty_like(theta, dtype=draw.dtype).uniform_(0, max_phase)
+    phase = _evenly_(torch.empty_like(theta, dtype=draw.dtype), 0, max_phase)
     theta.copy_(phase.clamp(min=TINY).log())
     gamma.copy_(torch.log(-torch.expm1(-2 * forgotten)) / 2)
+
+
+def _evenly_(draw: Tensor, low: float, high: float) -> Tensor:
+    """Fills a vector: of its n numbers one is in each n-th of the range, in any order."""
+    part = torch.rand_like(draw).argsort()
+    return draw.uniform_().add_(part).mul_((high - low) / max(1, draw.numel())).add_(low)
 
 
 class LRU(Stack):
