@@ -24,7 +24,7 @@ from typing import Any
 from timing import about, environment
 
 from lightning_lrnn.cli.demos import text
-from lightning_lrnn.cli.quiet import quiet_lightning
+from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.data import ByteText
 
 EQUAL = f"{text.OURS}, as many steps as torch.nn.LSTM"

@@ -20,8 +20,13 @@ def test_text_is_left_and_numbers_are_right() -> None:
 
 
 def test_a_short_row_ends_with_a_cell_of_any_length() -> None:
-    last = text_table([*ROWS, ["SRU", "scan", "failed: out of memory"]], left=2).splitlines()[-1]
-    assert last == "SRU            scan     failed: out of memory"
+    failed = ["SRU", "scan", "failed: out of memory"]
+    assert text_table([*ROWS, failed], left=2).splitlines() == [
+        "layer          backend   ms  steps",
+        "---------------------------------------------",
+        "torch.nn.LSTM  -        1.5  1,200",
+        "SRU            scan     failed: out of memory",
+    ]
 
 
 def test_a_table_in_markdown() -> None:
