@@ -30,7 +30,7 @@ from timing import Clock, Run, about, environment, in_turn
 from torch.utils._pytree import tree_map
 
 from lightning_lrnn.cli.demos import text as demo
-from lightning_lrnn.cli.quiet import quiet_lightning
+from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.data import ByteText
 
 OURS, THEIRS = demo.OURS, demo.THEIRS

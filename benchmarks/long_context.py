@@ -58,6 +58,7 @@ from torch.utils.data import DataLoader
 from lightning_lrnn import last_backend
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.core.process_memory import process_memory, process_peak
+from lightning_lrnn.core.table import text_table
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.windows import TextBatch, Windows
 from lightning_lrnn.modules import LanguageModel
@@ -340,7 +341,7 @@ def table(results: dict[str, Any], sizes: Sizes) -> str:
     found = chosen(results, sizes)
     heads = [f"read by {context:,}" for context in sizes.contexts]
     heads += ["memory beyond", "us/byte, training", "us/byte, in turn", "seconds"]
-    lines = ["layer          context  " + "  ".join(heads)]
+    lines = [["layer", "context", *heads]]
     for rnn in LEARNING_RATES:
         for context in (None, *sizes.contexts):
             kind, of = ("runs", context) if context else ("starts", sizes.contexts[0])
@@ -353,11 +354,11 @@ def table(results: dict[str, Any], sizes: Sizes) -> str:
             cells += [mean(found[kind], rnn, of, "seconds")]
             forms = [*(".3f" for _ in sizes.contexts), "+.3f", ".1f", ".1f", ".0f"]
             words = [
-                f"{'-' if cell is None else format(cell, form):>{len(head)}}"
-                for head, cell, form in zip(heads, cells, forms, strict=True)
+                "-" if cell is None else format(cell, form)
+                for cell, form in zip(cells, forms, strict=True)
             ]
-            lines.append("  ".join([f"{rnn:13}{context or 'first':>9}", *words]))
-    return "\n".join(lines)
+            lines.append([rnn, str(context or "first"), *words])
+    return text_table(lines)
 
 
 def draw(results: dict[str, Any], sizes: Sizes, path: Path) -> None:

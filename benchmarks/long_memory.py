@@ -31,6 +31,7 @@ from timing import environment
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.cli.fit import run
 from lightning_lrnn.core.process_memory import process_peak
+from lightning_lrnn.core.table import text_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"
@@ -38,7 +39,6 @@ CONFIGS = HERE.parent / "configs"
 OPTIONS = {"GILRLSTM": [], "torch.nn.LSTM": ["--model.init_args.rnn", "torch.nn.LSTM"]}
 WINDOW = 20
 """Batches over which the figure's accuracy is a mean."""
-LINE = "{:>9}  {:14}{:>7}{:>9}{:>9}{:>9}{:>8}{:>7}"
 
 
 class Noted(pl.Callback):
@@ -113,8 +113,8 @@ def kept(path: Path) -> list[dict[str, Any]]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Medians of the runs that solved it, of all if none did; of the end if it was not solved."""
-    heads = ("length", "layer", "solved", "updates", "seconds", "slowest", "right", "MiB")
-    lines = [LINE.format(*heads) + "   set"]
+    heads = ["layer", "length", "solved", "updates", "seconds", "slowest", "right", "MiB", "set"]
+    rows = [heads]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for found in sorted(runs, key=key):
         groups.setdefault(key(found)[:3], []).append(found)
@@ -122,18 +122,19 @@ def table(runs: list[dict[str, Any]]) -> str:
         solved = [found for found in group if found["solved"]] or group
         seconds = [found["seconds"] for found in solved]
         right = [found["validation"][-1][2] for found in group if found["validation"]]
-        line = LINE.format(
-            f"{steps:,}",
+        row = [
             rnn,
+            f"{steps:,}",
             f"{sum(found['solved'] for found in group)}/{len(group)}",
             f"{statistics.median(found['optimizer_steps'] for found in solved):.0f}",
             f"{statistics.median(seconds):.0f}",
             f"{max(seconds):.0f}",
             f"{statistics.median(right):.1%}" if right else "",
             f"{max(found['peak_bytes_of_process'] for found in group) / 2**20:.0f}",
-        )
-        lines.append(f"{line}   {changed.replace('init_args.', '')}".rstrip())
-    return "\n".join(lines)
+            changed.replace("init_args.", ""),
+        ]
+        rows.append(row)
+    return text_table(rows)
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:

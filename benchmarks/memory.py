@@ -21,6 +21,7 @@ from timing import environment
 
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.core.process_memory import process_memory, process_peak
+from lightning_lrnn.core.table import text_table
 from lightning_lrnn.modules import SequenceClassifier
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -61,11 +62,11 @@ def mib(row: dict[str, Any]) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'steps':>9}{'all kept':>12}{f'windows of {WINDOW:,}':>22}   MiB"]
+    lines = [["steps", "all kept, MiB", f"windows of {WINDOW:,}, MiB"]]
     for T in sorted({row["steps"] for row in rows}):
         kept = {row["checkpoint_time"]: f"{mib(row):,.0f}" for row in rows if row["steps"] == T}
-        lines.append(f"{T:9,}{kept.get(None, ''):>12}{kept.get(WINDOW, ''):>22}")
-    return "\n".join(lines)
+        lines.append([f"{T:,}", kept.get(None, ""), kept.get(WINDOW, "")])
+    return text_table(lines, left=0)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -22,6 +22,7 @@ from timing import Clock, Run, about, environment, in_turn
 from torch import nn
 
 import lightning_lrnn as lrnn
+from lightning_lrnn.core.table import text_table
 
 RESULTS = Path(__file__).parent / "results" / "stand_in_times.json"
 LARGE = [(64, 1024, 128, 256), (4, 16384, 128, 256), (1, 65536, 64, 64), (1, 65536, 128, 256)]
@@ -68,14 +69,14 @@ def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    print(about(report))
-    print(f"\n{'(B, T, input, hidden)':24}{'layer':>8}{'ms':>10}{'auto ms':>10}{'ratio':>8}")
+    rows = [["(B, T, input, hidden)", "layer", "ms", "auto ms", "ratio"]]
     for case in report["cases"]:
         stock, auto = (
             1e3 * statistics.median(case["samples_in_seconds"][name]) for name in ("stock", "auto")
         )
-        shape = str(tuple(case["shape"]))
-        print(f"{shape:24}{case['layer']:>8}{stock:>10.1f}{auto:>10.1f}{auto / stock:>8.2f}")
+        times = f"{stock:.1f}", f"{auto:.1f}", f"{auto / stock:.2f}"
+        rows.append([str(tuple(case["shape"])), case["layer"], *times])
+    print(f"{about(report)}\n\n{text_table(rows, left=2)}")
 
 
 def main(argv: list[str] | None = None) -> None:

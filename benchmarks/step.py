@@ -28,6 +28,7 @@ from timing import Clock, Run, about, as_many, environment
 from torch import Tensor
 
 import lightning_lrnn as lrnn
+from lightning_lrnn.core.table import text_table
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 SIZE, LAYERS, STEPS = 512, 4, 16
@@ -124,15 +125,15 @@ def measure(name: str, threads: int, seconds: float, size: int) -> dict[str, Any
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'':14s}threads   matmuls      recorded          step       forward   median, µs"]
+    lines = [["median, µs", "threads", "matmuls", "recorded", "step", "forward"]]
     for row in rows:
         found = {way: of_way["median"] for way, of_way in row["microseconds"].items()}
-        cells = [f"{row['layer']:14s}{row['threads']:7d}{found['matmuls']:10.0f}"]
+        cells = [row["layer"], str(row["threads"]), f"{found['matmuls']:.0f}"]
         for way in ("recorded", "step", "forward"):
             ratio = f" ({found[way] / found['matmuls']:.2f})" if way in found else ""
-            cells.append(f"{found[way]:.0f}{ratio}".rjust(13) if way in found else 13 * " ")
-        lines.append(" ".join(cells))
-    return "\n".join(lines)
+            cells.append(f"{found[way]:.0f}{ratio}" if way in found else "")
+        lines.append(cells)
+    return text_table(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,12 +27,12 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from timing import environment
 
 from lightning_lrnn.cli.fit import run
+from lightning_lrnn.core.table import text_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "tasks.json"
 CONFIGS = HERE.parent / "configs"
 TASKS = ("next_symbol", "adding", "copying")
-LINE = "{:12}{:>12}{:>8}{:>9}{:>9}{:>10}"
 
 
 class Noted(pl.Callback):
@@ -79,7 +79,7 @@ def train(task: str, seed: int, seconds: float) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """By task, the medians over the seeds that solved it, of all if none did."""
-    lines = [LINE.format("task", "metric", "solved", "updates", "seconds", "at last")]
+    rows = [["task", "metric", "solved", "updates", "seconds", "at last"]]
     for task in TASKS:
         group = [found for found in runs if found["task"] == task]
         if not group:
@@ -90,8 +90,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         )
         share = f"{sum(found['solved'] for found in group)}/{len(group)}"
         cells = (share, f"{steps:.0f}", f"{seconds:.0f}", f"{value:.3f}")
-        lines.append(LINE.format(task, group[0]["metric"], *cells))
-    return "\n".join(lines)
+        rows.append([task, group[0]["metric"], *cells])
+    return text_table(rows, left=2)
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ import torch
 from test_cli import OPTIONS, TINY, complaint
 from test_cli import pytestmark as of_the_command
 
-from lightning_lrnn.cli import fit, main
+from lightning_lrnn.cli import main
+from lightning_lrnn.cli.fit import checkpoint_file, checkpoint_options
 from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 
@@ -73,7 +74,8 @@ class Runs:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the command tells while it runs."""
     lines: list[str] = []
-    monkeypatch.setattr(fit, "rank_zero_info", lines.append)
+    for module in (checkpoint_file, checkpoint_options):
+        monkeypatch.setattr(module, "rank_zero_info", lines.append)
     return lines
 
 
@@ -252,9 +254,9 @@ def test_the_time_says_which_is_last(checkpoint: dict[str, Any]) -> None:
         os.utime(path, (1000 - age, 1000 - age))
     from jsonargparse import Namespace
 
-    from lightning_lrnn.cli.resume import last_checkpoint
-
-    file, _ = last_checkpoint(Namespace(logger=None, callbacks=None, default_root_dir=None))
+    file, _ = checkpoint_file.last_checkpoint(
+        Namespace(logger=None, callbacks=None, default_root_dir=None)
+    )
     assert file == Path("lightning_logs/version_7/checkpoints/last.ckpt")
 
 

@@ -5,8 +5,8 @@ tests of another backend), `resolve` left out of `generate`, `--force` ignored, 
 `except Exception` in `main`, `add_arguments_to_parser` without the default model, or
 with it whatever is named, or no default beside a config; jsonargparse's
 own words for a layer that is not found, no list of options, no value of a wrong one, no
-`decided`; a config written in place, no `_check_size`, no `_Monitors`, nothing taken out of what is
-logged.
+`decided`; a config written in place, no limit of size in the loader, no `Monitors`, nothing taken
+out of what is logged, Lightning's order of int and float for limits, configs taken for typed words.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import pytest
 import torch
 
 import lightning_lrnn
-from lightning_lrnn import cli
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli import fit, main
-from lightning_lrnn.cli.fit import _without_secrets, parse
+from lightning_lrnn.cli.fit import command as fit_command
+from lightning_lrnn.cli.fit import parse
+from lightning_lrnn.cli.fit.saved_config import SavedConfig, without_secrets
+from lightning_lrnn.cli.fit.words import Words
 from lightning_lrnn.modules import Forecaster, LanguageModel
 from lightning_lrnn.nn import CELLS
 
@@ -92,8 +94,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_help_names_every_command() -> None:
-    text = cli._parser().format_help()
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
     for command in ("fit", "test", "generate", "backends", "cells", "configs", "cache", "demo"):
         assert f"\n    {command}" in text
 
@@ -114,7 +118,7 @@ def test_missing_package_is_told(
     def fail(options: object) -> None:
         raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
 
-    monkeypatch.setattr(cli, "_backends", fail)
+    monkeypatch.setattr("lightning_lrnn.cli.backends.main", fail)
     assert 'pip install "lightning-lrnn[wandb]"' in complaint(capsys, "backends")
 
 
@@ -122,7 +126,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(options: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(cli, "_backends", fail)
+    monkeypatch.setattr("lightning_lrnn.cli.backends.main", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["backends"])
 
@@ -181,7 +185,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     def interrupt(options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_generate", interrupt)
+    monkeypatch.setattr("lightning_lrnn.cli.generate.main", interrupt)
     assert main(["generate", "any.ckpt"]) == 130
     assert capsys.readouterr() == ("", "\n")
 
@@ -229,18 +233,18 @@ def test_secrets_are_not_logged() -> None:
         "trainer": {"logger": [{"class_path": "CometLogger", "init_args": dict(keys)}]},
         "data": {"init_args": {"hub_token": "SECRET", "url": "s3://me:SECRET@host/a", "tokens": 8}},
     }
-    assert _without_secrets(config) == {
+    assert without_secrets(config) == {
         "trainer": {"logger": [{"class_path": "CometLogger"}]},
         "data": {"init_args": {"hub_token": "***", "url": "s3://***@host/a", "tokens": 8}},
     }
 
 
 def test_what_is_made_can_be_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit._CLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(fit_command.FitCLI, "_run_subcommand", lambda self, name: None)
     words = ["fit", *OPTIONS, *TINY, "--trainer.devices=2", "--trainer.strategy=ddp_spawn"]
     cli = fit.run([*words, "--data.path=text"])
     trainer, _, _ = pickle.loads(pickle.dumps((cli.trainer, cli.model, cli.datamodule)))
-    (saved,) = (c for c in trainer.callbacks if isinstance(c, fit._LogConfig))
+    (saved,) = (c for c in trainer.callbacks if isinstance(c, SavedConfig))
     saved.parser.save(saved.config, "config.yaml")
     assert parse(["fit", "--config=config.yaml"]).fit.model.init_args.hidden_size == 8
 
@@ -309,6 +313,7 @@ def test_generate(backend: str, checkpoint: str, capsys: pytest.CaptureFixture[s
         ["--model.num_features=1", "--config=own.yaml"],
         ["--config", "own.yaml", "--model.num_features=1"],
         ["--model=Forecaster", "--model.num_features=1", "--config=options.yaml"],
+        ["--model.num_features=1", "--config={model: {class_path: Forecaster}}"],
     ],
 )
 def test_a_class_that_is_named_has_its_own_defaults(words: list[str]) -> None:
@@ -325,6 +330,13 @@ def test_a_class_that_is_named_has_its_own_defaults(words: list[str]) -> None:
     assert model.init_args.dropout == own["dropout"]
 
 
+def test_a_limit_is_saved_as_it_was_written() -> None:
+    words = ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1.0"]
+    trainer = parse(["fit", *words]).fit.trainer
+    assert type(trainer.limit_val_batches) is int
+    assert type(trainer.limit_test_batches) is float
+
+
 def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("own_module.py").write_text(
         "from lightning_lrnn.modules import LanguageModel\n"
@@ -338,6 +350,19 @@ def test_own_module_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert main([*words, "--data.path=text", *OPTIONS, "--trainer.fast_dev_run=true"]) == 0
     assert lightning_lrnn.last_backend() == "serial"
     assert sys.modules["own_module"].Own.seen == 2.5
+
+
+def test_who_names_an_option() -> None:
+    Path("own.yaml").write_text("{model: {class_path: QRNN, init_args: {lr: 1}, dropout: 0.1}}")
+    typed = ["--model.rnn.window=3", "--model.init_args.warmup_steps", "5", "--model.help", "A"]
+    typed += ["--model={class_path: A, init_args: {hidden_size: 8}}", "--data.window=9"]
+    typed += ["--model.dict_kwargs={twist: 1}", "--model.class_path=B"]
+    words = Words(["--config", "own.yaml", *typed])
+    assert words.typed_options() == {"rnn", "warmup_steps", "hidden_size", "twist"}
+    assert words.configured_options() == {"lr", "dropout"}
+    assert words.class_path("model") == "QRNN"
+    assert words.class_path("data") is None
+    assert Words(["--data=A", "--data.class_path=B"]).class_path("data") == "A"
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ import pytest
 from wandb_file import group
 
 from lightning_lrnn.cli import main
-from lightning_lrnn.cli.compare import command as _compare
-from lightning_lrnn.cli.compare.command import Contender, commands, contenders, text_table
+from lightning_lrnn.cli.compare import comparison
+from lightning_lrnn.cli.compare.comparison import LayerRun, commands, layer_runs
+from lightning_lrnn.cli.compare.table import results_table, summary
 from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.cli.plot import PlotError, Run, _chosen, read, runs_in
+from lightning_lrnn.core.errors import UserError
 
 pytestmark = [
     # LightningCLI 2.6 calls what newer jsonargparse has renamed.
@@ -84,18 +86,18 @@ def size(png: Path) -> tuple[int, int]:
 
 
 def test_layers_of_pytorch_run_once() -> None:
-    found = contenders(["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"])
+    found = layer_runs(["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"])
     assert found == [
-        Contender("torch.nn.LSTM", None),
-        Contender("QRNN", "a"),
-        Contender("QRNN", "b"),
-        Contender("own.Layer", None),
+        LayerRun("torch.nn.LSTM", None),
+        LayerRun("QRNN", "a"),
+        LayerRun("QRNN", "b"),
+        LayerRun("own.Layer", None),
     ]
     assert [run.label for run in found] == ["torch.nn.LSTM", "QRNN-a", "QRNN-b", "own.Layer"]
 
 
 def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
-    (words,) = commands("c.yaml", [Contender("QRNN", "scan")], ["--model.lr=1"], tmp_path, None)
+    (words,) = commands("c.yaml", [LayerRun("QRNN", "scan")], ["--model.lr=1"], tmp_path, None)
     assert words[:4] == ["fit", "--config=c.yaml", "--model.rnn=QRNN", "--model.backend=scan"]
     assert words.index("--model.lr=1") > words.index("--trainer.enable_progress_bar=false")
 
@@ -177,7 +179,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, list, list
     """Config, layers, backends, options and folder of a comparison."""
     found: list[tuple] = []
     results = {"runs": [{"error": ""}]}
-    monkeypatch.setattr(_compare, "main", lambda *a: (found.append(a[:5]), results)[1])
+    monkeypatch.setattr(comparison, "run", lambda *a: (found.append(a[:5]), results)[1])
     assert main(["compare", *words]) == 2  # Without a run that came to an end.
     return found[0]
 
@@ -236,7 +238,7 @@ def test_a_comparison_that_cannot_be(
 
 def test_a_run_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     instead_of_children(monkeypatch, KILLED)
-    outcome = _compare._run("", [], tmp_path / "run", {})
+    outcome = comparison._run("", [], tmp_path / "run", {})
     assert outcome["error"] == "ended with signal SIGKILL; the last words"
 
 
@@ -262,8 +264,8 @@ def test_table_of_all_metrics_where_none_is_monitored() -> None:
     run |= {"metrics": {"val/loss": 0.123456, "val/accuracy": 0.5}, "steps": 1200, "seconds": 3.0}
     run |= {"milliseconds": 1.23456, "parameters": 12345, "megabytes": None}
     run |= {"device": "NVIDIA H100", "threads": 4}
-    results = _compare._summary("folder/c.yaml", [], [run])
-    table = text_table(results).splitlines()
+    results = summary("folder/c.yaml", [], [run])
+    table = results_table(results).splitlines()
     assert table[0] == "c, 1,200 steps each, NVIDIA H100"
     assert table[2].split("  ")[0] == "layer"
     for word in ("val/loss", "val/accuracy", "MB on the GPU"):
@@ -301,9 +303,9 @@ def test_seconds_are_the_trainers_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stop(config: str, rnns: Any, backends: Any, further: Any, *rest: Any) -> Any:
         seen.append(further)
-        raise _compare.CommandLineError("enough")
+        raise UserError("enough")
 
-    monkeypatch.setattr(_compare, "main", stop)
+    monkeypatch.setattr(comparison, "run", stop)
     words = ["compare", "byte_lm", "--rnn", "QRNN", "--seconds"]
     for seconds in ("90", "100000"):
         assert main([*words, seconds, "--model.lr=1"]) == 2

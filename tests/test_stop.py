@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 from test_cli import OPTIONS, TINY
 from test_cli import pytestmark as of_the_command
 
-from lightning_lrnn.cli.stop import STATUS
+from lightning_lrnn.cli.fit.stop import STATUS
 
 pytestmark = [*of_the_command]
 

@@ -18,7 +18,7 @@ import yaml
 from wandb_file import history
 
 from lightning_lrnn.cli import main
-from lightning_lrnn.cli.fit import CommandLineError, parse
+from lightning_lrnn.cli.fit import UserError, parse
 
 pytestmark = [
     # Windows are slices of memory: workers would only cost.
@@ -116,7 +116,7 @@ def test_every_parameter_is_an_option(path: str) -> None:
 
 
 def test_an_unknown_parameter_is_seen() -> None:
-    with pytest.raises(CommandLineError, match="hidden_sizes"):
+    with pytest.raises(UserError, match="hidden_sizes"):
         parse(["fit", "--config", "byte_lm.yaml", "--model.hidden_sizes=3"])
 
 

@@ -6,33 +6,38 @@ import inspect
 import re
 
 from lightning_lrnn import backends
+from lightning_lrnn.cli.parser import Parser
+from lightning_lrnn.core.table import markdown_table
 from lightning_lrnn.nn import CELLS
 from lightning_lrnn.nn.stack import Stack
 
-__all__ = ["cells_table"]
+__all__ = ["cells_table", "main"]
+
+
+def main(words: list[str]) -> None:
+    """Prints the table."""
+    Parser(
+        prog="lightning-lrnn cells",
+        description="Lists the recurrent layers; each is a name for `--model.rnn`.",
+    ).parse_args(words[1:])
+    print(cells_table(), end="")
 
 
 def cells_table() -> str:
-    """Markdown: one row per layer. What a machine happens to lack does not count."""
+    """Returns a table in Markdown with one row per layer, the same on every machine."""
     names = backends.BUILT_IN
     rows = [["layer", "paper", "state", *(f"`{name}`" for name in names)]]
-    for name, kind in CELLS.items():
-        layer = kind(1, 2, device="meta")
-        where = {device: _gate_reasons(layer, device) for device in ("cpu", "cuda")}
-        devices = [[d.upper() for d in where if not where[d][backend]] for backend in names]
-        rows.append(
-            [f"`nn.{name}`", _paper(kind), _state(layer), *(", ".join(d) or "no" for d in devices)]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "".join(
-        f"| {' | '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))} |\n"
-        for row in rows
-    )
+    for name, layer_class in CELLS.items():
+        layer = layer_class(1, 2, device="meta")
+        reasons = {device: _gate_reasons(layer, device) for device in ("cpu", "cuda")}
+        devices = [[d.upper() for d in reasons if not reasons[d][backend]] for backend in names]
+        support = [", ".join(d) or "no" for d in devices]
+        rows.append([f"`nn.{name}`", _paper(layer_class), _state(layer), *support])
+    return markdown_table(rows)
 
 
 def _gate_reasons(layer: Stack, device: str) -> dict[str, list[str]]:
-    """By backend why not, but for what a machine without a GPU lacks."""
+    """Reasons by backend, without those of a machine without a GPU."""
     lacking = backends.explain(device) if device == "cuda" else {}
     return {
         name: [reason for reason in why if reason not in lacking.get(name, [])]
@@ -40,8 +45,8 @@ def _gate_reasons(layer: Stack, device: str) -> dict[str, list[str]]:
     }
 
 
-def _paper(kind: type[Stack]) -> str:
-    (number,) = re.findall(r"arXiv\s+(\d{4}\.\d{5})", inspect.getdoc(kind) or "")[:1]
+def _paper(layer_class: type[Stack]) -> str:
+    (number,) = re.findall(r"arXiv\s+(\d{4}\.\d{5})", inspect.getdoc(layer_class) or "")[:1]
     return f"arXiv {number}"
 
 

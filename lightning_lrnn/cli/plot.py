@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.typed import call
+from lightning_lrnn.core.errors import UserError
 
-__all__ = ["PlotError", "Run", "main", "read", "runs_in"]
+__all__ = ["PlotError", "Run", "draw", "main", "plot", "read", "runs_in"]
 
 FILE = "metrics.csv"
 WIDTH, HEIGHT = 800, 360
@@ -24,16 +26,16 @@ FEW = 20
 Curve = list[tuple[int, float]]
 
 
-class PlotError(ValueError):
-    """There is nothing to draw; the message says where and what to do."""
+class PlotError(UserError):
+    """There is nothing to draw; the message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run has logged.
+    """The log of one run.
 
     Attributes:
-        name: where, as far as it differs from the others.
+        name: folder of the log, as far as it differs from those of other runs.
         curves: by metric, (step, value) in order of steps.
     """
 
@@ -41,33 +43,33 @@ class Run:
     curves: dict[str, Curve]
 
     def horizons(self) -> dict[str, dict[str, Curve]]:
-        """By layer and quantile, time constants in steps."""
-        found: dict[str, dict[str, Curve]] = {}
+        """Returns time constants in steps, by layer and quantile."""
+        layers: dict[str, dict[str, Curve]] = {}
         for name, curve in self.curves.items():
             head, _, rest = name.partition("/")
             layer, _, quantile = rest.rpartition("/")
             if head == "horizon" and quantile in QUANTILES:
-                found.setdefault(layer, {})[quantile] = curve
-        return {layer: q for layer, q in found.items() if len(q) == len(QUANTILES)}
+                layers.setdefault(layer, {})[quantile] = curve
+        return {layer: q for layer, q in layers.items() if len(q) == len(QUANTILES)}
 
 
 def runs_in(folders: list[Path]) -> list[Run]:
-    """The runs in folders, and in folders inside of them.
+    """Returns the runs in folders, and in folders inside of them.
 
     Raises:
-        PlotError: if a folder is not there, or has no logs.
+        PlotError: if a folder does not exist, or has no logs.
     """
     files: list[Path] = []
     for folder in folders:
         if not folder.exists():
             raise PlotError(f"there is no folder {folder}")
-        found = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
-        if not found:
+        logs = [folder] if folder.is_file() else sorted(folder.rglob(FILE))
+        if not logs:
             raise PlotError(
                 f"{folder} has no {FILE}, nor has a folder in it; a CSVLogger writes one: "
                 f"`trainer.logger: CSVLogger` in the config"
             )
-        files += [file for file in found if file not in files]
+        files += [file for file in logs if file not in files]
     parents = [file.absolute().parent for file in files]
     common = Path(os.path.commonpath(parents)) if len(parents) > 1 else parents[0].parent
     return [
@@ -77,7 +79,7 @@ def runs_in(folders: list[Path]) -> list[Run]:
 
 
 def read(file: Path) -> dict[str, Curve]:
-    """The curves in a metrics.csv.
+    """Returns the curves in a metrics.csv.
 
     Raises:
         PlotError: if it is not one, or is empty.
@@ -99,7 +101,24 @@ def read(file: Path) -> dict[str, Curve]:
     return {name: sorted(curve) for name, curve in curves.items()}
 
 
-def main(folders: list[Path], metric: str | None = None, output: str | None = None) -> Path:
+def main(words: list[str]) -> None:
+    """Runs the command; see `plot`."""
+    call(plot, "lightning-lrnn plot", words[1:])
+
+
+def plot(*runs: str, metric: str | None = None, output: str | None = None) -> None:
+    """Draws the logs that a CSVLogger has written, of all runs in one figure.
+
+    Args:
+        *runs: folders with a metrics.csv, or folders above.
+        metric: name without the stage, such as loss or bits_per_byte; by default the one that is
+            validated.
+        output: path of the PNG; by default plot.png in the first folder.
+    """
+    print(draw([Path(run) for run in runs], metric, output))
+
+
+def draw(folders: list[Path], metric: str | None = None, output: str | None = None) -> Path:
     """Draws all runs in one figure.
 
     Args:
@@ -145,12 +164,12 @@ def main(folders: list[Path], metric: str | None = None, output: str | None = No
 
 
 def _chosen(runs: list[Run], metric: str | None) -> str:
-    """A metric that the runs have, without its stage."""
+    """A metric of the runs, without its stage."""
     names = [{n.partition("/")[2] for n in _staged(run)} for run in runs]
-    there = sorted(set().union(*names))
+    logged = sorted(set().union(*names))
     if metric is not None:
-        if metric not in there:
-            raise PlotError(f"no run has logged {metric}; there are {', '.join(there)}")
+        if metric not in logged:
+            raise PlotError(f"no run has logged {metric}; there are {', '.join(logged)}")
         return metric
     validated = [
         {n.partition("/")[2] for n in _staged(run) if n.startswith("val/")} for run in runs
@@ -168,7 +187,7 @@ def _staged(run: Run) -> list[str]:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Of two runs with equal curves both are to be seen."""
+    """A colour and a dash: of two runs with equal curves both are to be seen."""
     return {"color": f"C{index % 10}", "linestyle": ("-", "--", ":", "-.")[index % 4]}
 
 
@@ -193,7 +212,7 @@ def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
 
 
 def _draw_horizons(axis: Any, runs: list[Run]) -> None:
-    """Of one run all quantiles of each layer; of several the medians."""
+    """Draws all quantiles of each layer of one run, or the medians of several runs."""
     alone = len(runs) == 1
     for number, run in enumerate(runs):
         for index, (layer, quantiles) in enumerate(run.horizons().items()):
@@ -211,12 +230,12 @@ def _draw_horizons(axis: Any, runs: list[Run]) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(_sparse)
     axis.set_ylabel("time constant -1 / log a, steps")
-    what = "dotted: 10 and 90 %" if alone else "a line per layer"
-    axis.set_title(f"Median memory of units; {what}", fontsize=10)
+    explanation = "dotted: 10 and 90 %" if alone else "a line per layer"
+    axis.set_title(f"Median memory of units; {explanation}", fontsize=10)
 
 
 def _sparse(value: float, _: int) -> str:
-    """Between the powers of ten only 2 and 5 have a label."""
+    """A label for 2 and 5 only, between the powers of ten."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
@@ -227,5 +246,5 @@ def _columns(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 def _text(name: str) -> str:
-    """A name as it stands: between two $ matplotlib would read mathematics."""
+    """A name without mathematics, which matplotlib would read between two $."""
     return name.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Checkpoint files: read as data, never as code, and written so that no half of one ever stands."""
+"""Checkpoint files: read as data, not as code; written as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
+from lightning_lrnn.core.errors import UserError
+
 __all__ = ["CheckpointError", "CheckpointFiles", "check", "read"]
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|[a-z0-9]+::", re.IGNORECASE)
 FOREIGN = re.compile(r"GLOBAL (\S+)")
-"""What torch says of a class or function that a file of plain data may not name."""
+"""PyTorch's message on a class or function that a file of plain data may not name."""
 SIZES = {
     "": ("num_layers", "hidden_size", "num_features", "num_classes", "horizon", "num_targets"),
     "rnn.": ("num_layers", "window", "blocks"),
@@ -27,7 +29,7 @@ SIZES = {
 REMEDY = "give a file that `lightning-lrnn fit` wrote"
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint cannot be read, used or written; the message is one sentence."""
 
 
@@ -41,9 +43,9 @@ class CheckpointFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See `read`; a strategy that spawns processes keeps weights alone in a file, too."""
-        found: dict[str, Any] = _contents(str(path), weights_only is not False, map_location)
-        return found
+        """Reads a file; one that a strategy writes for other processes has weights alone."""
+        contents: dict[str, Any] = _contents(str(path), weights_only is not False, map_location)
+        return contents
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -51,7 +53,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """Writes beside the file, to the disk, and renames.
 
         Raises:
-            CheckpointError: if that fails; a file that stood there still does.
+            CheckpointError: if that fails; the former file is unchanged.
         """
         if REMOTE.match(str(path)):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -78,86 +80,86 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def read(path: str, weights_only: bool = True) -> dict[str, Any]:
-    """What is in a checkpoint.
+    """Returns the contents of a checkpoint.
 
     Args:
         path: a file, or a URL that fsspec knows.
         weights_only: tensors and plain data only; False runs whatever code the file names.
 
     Raises:
-        CheckpointError: if it is not there or is not a checkpoint.
+        CheckpointError: if it does not exist or is not a checkpoint.
     """
-    found = _contents(path, weights_only, "cpu")
-    check(found, path)
-    assert isinstance(found, dict)
-    return found
+    contents = _contents(path, weights_only, "cpu")
+    check(contents, path)
+    assert isinstance(contents, dict)
+    return contents
 
 
 def _contents(path: str, weights_only: bool, map_location: Any) -> Any:
     try:
         if not REMOTE.match(path) and not Path(path).is_file():
-            kind = "is not a file" if os.path.exists(path) else "is not there"
+            reason = "is not a file" if os.path.exists(path) else "is not there"
             raise CheckpointError(
-                f"there is no checkpoint {path}, it {kind}; `lightning-lrnn fit` writes them into "
-                f"the folder `checkpoints` beside its logs"
+                f"there is no checkpoint {path}, it {reason}; `lightning-lrnn fit` writes them "
+                f"into the folder `checkpoints` beside its logs"
             )
         opened = get_filesystem(path).open if REMOTE.match(path) else open
         with opened(path, "rb") as file:
-            found = torch.load(file, map_location=map_location, weights_only=weights_only)
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
     except CheckpointError:
         raise
     # The reader of a damaged file raises what it likes.
     except Exception as error:
-        raise CheckpointError(_told(path, error)) from error
-    return found
+        raise CheckpointError(_sentence(path, error)) from error
 
 
-def check(found: Any, path: str, resumes: bool = False) -> None:
-    """Looks whether what a file contains has the form of a checkpoint.
+def check(contents: Any, path: str, resumes: bool = False) -> None:
+    """Checks that the contents of a file have the form of a checkpoint.
 
     Args:
-        found: what was read.
-        path: where it stood, for messages.
-        resumes: whether training is to go on from it, and not only the weights to be used.
+        contents: of the file.
+        path: of the file, for messages.
+        resumes: whether training continues from it, and not only its weights are used.
 
     Raises:
-        CheckpointError: if it has not.
+        CheckpointError: if they do not.
     """
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is not a checkpoint but a {type(found).__name__}; {REMEDY}")
-    wrong = _wrong_part(found, resumes)
+    if not isinstance(contents, dict):
+        name = type(contents).__name__
+        raise CheckpointError(f"{path} is not a checkpoint but a {name}; {REMEDY}")
+    wrong = _wrong_part(contents, resumes)
     if wrong:
         raise CheckpointError(f"{path} is not a checkpoint of Lightning: {wrong}; {REMEDY}")
-    if resumes and "optimizer_states" not in found:
+    if resumes and "optimizer_states" not in contents:
         raise CheckpointError(
             f"{path} has weights only, from which training cannot go on; give one that was saved "
             f"without `save_weights_only`, or evaluate it with `lightning-lrnn test`"
         )
 
 
-def _wrong_part(found: dict[Any, Any], resumes: bool) -> str:
-    """What is missing or of the wrong kind; "" if nothing is."""
-    state = found.get("state_dict")
+def _wrong_part(contents: dict[Any, Any], resumes: bool) -> str:
+    """The part that is missing or of the wrong type; "" if none is."""
+    state = contents.get("state_dict")
     if not isinstance(state, Mapping):
         return "it has no `state_dict`" if state is None else "its `state_dict` is no dict"
     for name, value in state.items():
         # A module may keep other data there under this name.
         if not (isinstance(value, Tensor) or str(name).endswith("_extra_state")):
             return f"`state_dict` has a {type(value).__name__} at {name!r}"
-    version = found.get("pytorch-lightning_version")
+    version = contents.get("pytorch-lightning_version")
     if not (isinstance(version, str) and re.match(r"\d+\.\d+", version)):
         return f"its `pytorch-lightning_version` is {version!r}"
-    options = found.get("hyper_parameters", {})
+    options = contents.get("hyper_parameters", {})
     if not (isinstance(options, Mapping) and all(isinstance(name, str) for name in options)):
         return "its `hyper_parameters` are not options by name"
     if size := _too_large(options, state):
         return f"{size}, and the file has not as many numbers"
-    kinds: dict[str, type] = {"callbacks": dict, "loops": dict}
+    types: dict[str, type] = {"callbacks": dict, "loops": dict}
     if resumes:
-        kinds |= {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list}
-    for name, kind in kinds.items():
-        if name in found and not isinstance(found[name], kind):
-            return f"its `{name}` is a {type(found[name]).__name__}"
+        types |= {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list}
+    for name, type_ in types.items():
+        if name in contents and not isinstance(contents[name], type_):
+            return f"its `{name}` is a {type(contents[name]).__name__}"
     return ""
 
 
@@ -174,16 +176,17 @@ def _too_large(options: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     return ""
 
 
-def _told(path: str, error: Exception) -> str:
-    words = str(error)
+def _sentence(path: str, error: Exception) -> str:
+    """Explains why a file cannot be read."""
+    message = str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"the checkpoint {path} cannot be read ({error.strerror})"
-    if foreign := FOREIGN.search(words):
+    if foreign := FOREIGN.search(message):
         return (
             f"{path} is not read: it names {foreign[1]}, and would run it; {REMEDY}, or, if you "
             f"trust whoever made it with your machine, read it with `--weights_only=false`"
         )
-    first = (words.strip().splitlines() or [type(error).__name__])[0]
+    first = (message.strip().splitlines() or [type(error).__name__])[0]
     return f"{path} cannot be read as a checkpoint ({first.split('. ')[0]}); {REMEDY}"
 
 

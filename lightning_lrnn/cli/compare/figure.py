@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_lrnn.cli.compare.table import metric_of, short, value_of
 from lightning_lrnn.cli.figures import new_figure, save
 
 __all__ = ["draw"]
@@ -49,20 +50,3 @@ def draw(results: dict[str, Any], path: Path) -> Path:
     axes[0].invert_yaxis()  # for all: they share it
     figure.suptitle(results["what"], fontsize=10)
     return save(figure, path)
-
-
-def metric_of(name: str) -> Any:
-    """From a run to the value of a metric, None where it has none."""
-    return lambda run: run["metrics"].get(name)
-
-
-def value_of(name: str) -> Any:
-    """From a run to one of its figures, None where it has none."""
-    return lambda run: run.get(name)
-
-
-def short(value: float | None) -> str:
-    """Three or four digits; "-" for nothing."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

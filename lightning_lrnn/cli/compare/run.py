@@ -1,6 +1,6 @@
 """One run of a comparison, in a process of its own: `python -m lightning_lrnn.cli.compare.run fit`.
 
-Lines of JSON on stdout say how it goes and what it came to; all else goes to stderr.
+Lines of JSON on stdout report the progress and the result; all else goes to stderr.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +18,7 @@ import torch
 
 from lightning_lrnn import BackendError, last_backend
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.cli.fit import CommandLineError, run
+from lightning_lrnn.cli.fit import UserError, run
 from lightning_lrnn.core.process_memory import process_memory, process_peak
 from lightning_lrnn.data import DataError
 
@@ -30,15 +31,19 @@ PAUSE = 0.5
 
 
 class _Measure(Callback):
-    """Times every step, with the device's work done, and tells now and then how it goes."""
+    """Times every step, until the device is idle, and reports the progress.
 
-    def __init__(self, tell: Any) -> None:
+    Args:
+        report: takes a dict, which is sent to the parent process.
+    """
+
+    def __init__(self, report: Callable[[dict[str, Any]], None]) -> None:
         self.times: list[float] = []
         self.memory_before: int | None = None
-        self._tell, self._start, self._told = tell, 0.0, 0.0
+        self._report, self._start, self._reported = report, 0.0, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Before the first forward pass, of validation too."""
+        """Measures the memory before the first forward pass, of validation too."""
         if self.memory_before is None:
             self.memory_before = process_memory()
 
@@ -56,19 +61,21 @@ class _Measure(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stops it."""
+        """Stops the clock, and reports the step."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
         self.times.append(now - self._start)
-        if now - self._told > PAUSE:
-            self._told = now
+        if now - self._reported > PAUSE:
+            self._reported = now
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            self._tell({"step": trainer.global_step, "loss": None if loss is None else float(loss)})
+            self._report(
+                {"step": trainer.global_step, "loss": None if loss is None else float(loss)}
+            )
 
 
 def main(args: list[str]) -> int:
-    """Trains, validates and tells.
+    """Trains, validates and reports.
 
     Args:
         args: the words of `lightning-lrnn fit`.
@@ -78,23 +85,23 @@ def main(args: list[str]) -> int:
     """
     out, sys.stdout = sys.stdout, sys.stderr
 
-    def tell(what: dict[str, Any]) -> None:
-        print(json.dumps(what), file=out, flush=True)
+    def report(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=out, flush=True)
 
     try:
-        tell({"result": _run(args, tell)})
+        report({"result": _run(args, report)})
     except Exception as error:
         traceback.print_exc()
-        words = (str(error).strip().splitlines() or [""])[0]
-        # These are sentences by themselves.
-        told = isinstance(error, (CommandLineError, BackendError, DataError)) and words
-        tell({"error": words if told else f"{type(error).__name__}: {words}".rstrip(": ")})
+        first = (str(error).strip().splitlines() or [""])[0]
+        is_sentence = isinstance(error, (UserError, BackendError, DataError)) and first
+        name = type(error).__name__
+        report({"error": first if is_sentence else f"{name}: {first}".rstrip(": ")})
         return 1
     return 0
 
 
-def _run(args: list[str], tell: Any) -> dict[str, Any]:
-    measure = _Measure(tell)
+def _run(args: list[str], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    measure = _Measure(report)
     start = time.perf_counter()
     cli = run(args, [measure])
     seconds = time.perf_counter() - start
@@ -127,7 +134,7 @@ def _run(args: list[str], tell: Any) -> dict[str, Any]:
 
 
 def _monitored(trainer: pl.Trainer) -> tuple[str | None, str | None]:
-    """The metric that the config's callbacks look at, and whether "min" or "max" is better."""
+    """The metric that the config's callbacks monitor, and whether "min" or "max" is better."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(name := getattr(callback, "monitor", None), str):
             return name, getattr(callback, "mode", None)

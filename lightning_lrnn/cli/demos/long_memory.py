@@ -1,4 +1,4 @@
-"""`lightning-lrnn demo long-memory`: what one symbol says, thousands of steps later.
+"""`lightning-lrnn demo long-memory`: one symbol, recalled thousands of steps later.
 
 A GILR-LSTM and a torch.nn.LSTM of the same size learn the task of Martin & Cundy (ICLR 2018) in the
 same time, and are then asked about sequences that neither has seen.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any
@@ -18,19 +17,16 @@ import pytorch_lightning as pl
 import torch
 
 from lightning_lrnn.callbacks import StopWhenSolved
-from lightning_lrnn.cli.figures import new_figure, save
-from lightning_lrnn.cli.quiet import quiet_lightning
+from lightning_lrnn.cli.demos.figure import LAST, draw_long_memory
+from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.data import LongMemory
 from lightning_lrnn.modules import SequenceClassifier
 
 __all__ = ["main"]
 
-LAST = 20
-"""Batches over which a share of right answers is a mean."""
-
 
 class _Budget(pl.Callback):
-    """Trains until the time is over, and says how far it is.
+    """Trains until the time is over, and prints the progress.
 
     Attributes:
         curve: (seconds, share of right answers) of every batch.
@@ -53,7 +49,7 @@ class _Budget(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Notes the accuracy."""
+        """Records the accuracy."""
         seconds = time.perf_counter() - self._start
         accuracy = float(trainer.callback_metrics["train/accuracy"])
         self.curve.append((seconds, accuracy))
@@ -75,11 +71,11 @@ def main(
     Args:
         steps: T of every sequence.
         seconds: training time of each model; it ends sooner when the task is learned.
-        folder: where everything goes.
+        folder: for figure and results.
         seed: of weights and of the training sequences.
 
     Returns:
-        What was measured, as in the folder's results.json.
+        The contents of the folder's results.json.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +99,7 @@ def main(
         print(f"\n{name}", flush=True)
         results["models"][name] = _train(rnn, data, seconds, seed)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    figure = _draw(results, out / "demo.png") if find_spec("matplotlib") else None
+    figure = draw_long_memory(results, out / "demo.png")
     print(
         f"\nFigure    {figure or 'none: pip install matplotlib'}\n"
         "Next      lightning-lrnn configs copy long_memory_8192\n"
@@ -113,7 +109,7 @@ def main(
 
 
 def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, Any]:
-    """Trains one model, and asks it about held-out sequences."""
+    """Trains one model, and evaluates it on held-out sequences."""
     pl.seed_everything(seed, verbose=False)
     model = SequenceClassifier(
         data.num_features,
@@ -151,24 +147,3 @@ def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, A
         "parameters": sum(p.numel() for p in model.parameters()),
         "curve": budget.curve,
     }
-
-
-def _draw(results: dict[str, Any], path: Path) -> Path:
-    """The share of right answers over time."""
-    figure = new_figure(700, 400)
-    axes = figure.subplots()
-    for color, (name, model) in zip(("C0", "C1"), results["models"].items(), strict=True):
-        seconds, right = zip(*model["curve"], strict=True)
-        means = [mean(right[max(0, i - LAST) : i]) for i in range(1, len(right) + 1)]
-        axes.plot(seconds, means, color=color, label=f"{name}, training")
-        share = model["right"] / model["held_out"]
-        axes.plot(seconds[-1], share, "o", color=color, label=f"{name}, held out")
-    axes.axhline(0.5, color="0.5", linestyle=":", label="chance")
-    axes.set(
-        xlabel="seconds of training",
-        ylabel="right answers",
-        ylim=(0, 1.05),
-        title=f"The first of {results['steps']:,} symbols, asked for after the last",
-    )
-    axes.legend(fontsize=8)
-    return save(figure, path)

@@ -1,4 +1,4 @@
-"""The table that shows why: one training step of a layer over ever longer sequences."""
+"""Times of one training step of a layer over ever longer sequences, as a table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
+from lightning_lrnn.core.table import text_table
 from lightning_lrnn.nn import GILRLSTM
 
 __all__ = ["speed_table"]
@@ -21,10 +22,10 @@ REPEATS = 5
 
 
 def speed_table(seconds: float = 20.0) -> str:
-    """Times forward and backward of one layer at equal numbers of tokens, contenders interleaved.
+    """Times forward and backward of layers at equal numbers of tokens, layers interleaved.
 
     Args:
-        seconds: stop starting new rounds after this long; every figure has at least one.
+        seconds: after which no further round starts; every figure has at least one.
 
     Returns:
         A table in text: medians in milliseconds, and the ratio to `torch.nn.LSTM`.
@@ -51,19 +52,17 @@ def speed_table(seconds: float = 20.0) -> str:
             samples.append(_timed(lambda n=name, T=T: _step(layers[n], inputs[T])))  # type: ignore[misc]
     median = {key: statistics.median(samples) for key, samples in times.items()}
 
-    head = f"{'one training step, ms':24}" + "".join(f"{f'T = {T:,}':>18}" for T in LENGTHS)
-    lines = [head, "-" * len(head)]
+    rows = [["one training step, ms", *(f"T = {T:,}" for T in LENGTHS)]]
     for name in layers:
-        cells = []
-        for T in LENGTHS:
-            ratio = median["torch.nn.LSTM", T] / median[name, T]
-            cells.append(f"{1e3 * median[name, T]:9.0f} ({ratio:4.1f}x)")
-        lines.append(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
-    lines.append(
+        ratios = [median["torch.nn.LSTM", T] / median[name, T] for T in LENGTHS]
+        times_ms = [1e3 * median[name, T] for T in LENGTHS]
+        cells = [f"{ms:.0f} ({ratio:4.1f}x)" for ms, ratio in zip(times_ms, ratios, strict=True)]
+        rows.append([name, *cells])
+    return (
+        f"{text_table(rows)}\n"
         f"{TOKENS:,} tokens each, {INPUT_SIZE} -> {HIDDEN_SIZE} features, {device}, "
         f"{torch.get_num_threads()} threads; in brackets: times as fast as torch.nn.LSTM"
     )
-    return "\n".join(lines)
 
 
 def _step(layer: nn.Module, x: torch.Tensor) -> None:

@@ -24,7 +24,8 @@ from pytorch_lightning.demos.transformer import WikiText2
 
 from lightning_lrnn.callbacks import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.cli.quiet import quiet_lightning
+from lightning_lrnn.cli.demos.quiet import quiet_lightning
+from lightning_lrnn.core.table import text_table
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ LAST = 10
 
 
 class _Progress(Callback):
-    """Notes losses and times, and prints a line now and then."""
+    """Records losses and times, and prints a line every ten steps."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -47,7 +48,7 @@ class _Progress(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """One step."""
+        """Records a step."""
         self.losses.append(float(outputs["loss"]))
         self.marks.append(time.perf_counter())
         step = len(self.losses)
@@ -146,22 +147,20 @@ def _run(
 
 
 def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    rows = {
+    formats = {
         "layer": "{layer}",
         "its parameters": "{parameters:,}",
         "loss, first step": "{first:.3f}",
         f"loss, last {LAST} steps": "{loss:.3f}",
         "ms per step": "{ms:.0f}",
     }
-    lines = [f"{'':20}{'before':>16}{'after':>16}"]
-    for name, form in rows.items():
-        lines.append(f"{name:20}{form.format(**before):>16}{form.format(**after):>16}")
-    return "\n".join(lines)
+    cells = [[name, f.format(**before), f.format(**after)] for name, f in formats.items()]
+    return text_table([["", "before", "after"], *cells])
 
 
 @contextlib.contextmanager
 def _inside(folder: str) -> Iterator[None]:
-    """The project looks for its text in ./data."""
+    """Changes the working directory: the project reads its text from ./data."""
     here = Path.cwd()
     os.chdir(folder)
     try:

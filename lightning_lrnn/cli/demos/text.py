@@ -24,8 +24,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from lightning_lrnn import backends
 from lightning_lrnn.callbacks import BackendReport, MemoryHorizon, Throughput
 from lightning_lrnn.cli.demos.figure import draw
+from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.cli.demos.speed import speed_table
-from lightning_lrnn.cli.quiet import quiet_lightning
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.nn import SurrogateRNN

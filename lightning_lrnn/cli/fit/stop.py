@@ -18,18 +18,21 @@ from lightning_lrnn.cli.process_group import end_group
 __all__ = ["STATUS", "Stop"]
 
 STATUS = 128 + signal.SIGTERM
-"""What a shell says of a process that ended by the signal."""
+"""The status that a shell reports for a process that ended by the signal."""
 GRACE = 30.0
 """Seconds that other processes have to come to their end."""
 
 
 class Stop(pl.Callback):
-    """Stops a trainer that is asked to.
+    """Stops a trainer after SIGTERM.
 
     Lightning's own handler starts a collective operation wherever the process is, which the others
     answer with another one, and wait; and training ends where only one process knows. Here the
-    handler notes that it was called, and the processes ask one another before each step of
-    training, in place of Lightning's question to the first of them.
+    handler sets a flag, and the processes reduce their flags before each step of training, in place
+    of Lightning's broadcast from the first of them.
+
+    Args:
+        trainer: whose handler is replaced.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:

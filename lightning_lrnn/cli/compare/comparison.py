@@ -1,0 +1,193 @@
+"""One config with several layers and backends, each in a process of its own, and one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_lrnn.backends import check_name
+from lightning_lrnn.cli.compare.table import metric_of, results_table, short, summary
+from lightning_lrnn.cli.fit import parse
+from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.nn import CELLS
+
+__all__ = ["LayerRun", "commands", "layer_runs", "run"]
+
+
+class LayerRun(NamedTuple):
+    """A layer, and the backend of its recurrences; None for a layer that takes no backend."""
+
+    rnn: str
+    backend: str | None
+
+    @property
+    def label(self) -> str:
+        """A name for a folder."""
+        return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, self)))
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, self))
+
+
+def layer_runs(rnns: list[str], backends: list[str]) -> list[LayerRun]:
+    """Returns every layer of this package with every backend, and each other layer once.
+
+    Args:
+        rnns: names or paths of layers.
+        backends: names of backends.
+    """
+    runs = []
+    for rnn in rnns:
+        name = rnn.removeprefix("lightning_lrnn.nn.")
+        runs += [LayerRun(name, b) for b in backends] if name in CELLS else [LayerRun(rnn, None)]
+    return list(dict.fromkeys(runs))
+
+
+def commands(
+    config: str, runs: list[LayerRun], options: list[str], folder: Path, wandb: str | None
+) -> list[list[str]]:
+    """Returns the command line of each run, without `lightning-lrnn`.
+
+    Args:
+        config: path of the config.
+        runs: what to compare.
+        options: further options of `fit`, which overrule the config.
+        folder: of the logs, with a folder for each run.
+        wandb: "online" or "offline" for a WandbLogger beside the CSVLogger.
+    """
+    lines = []
+    for run in runs:
+        loggers: list[dict[str, Any]] = [
+            {
+                "class_path": "pytorch_lightning.loggers.CSVLogger",
+                "init_args": {"save_dir": str(folder), "name": run.label, "version": ""},
+            }
+        ]
+        if wandb:
+            of_wandb = {"project": "lightning_lrnn", "name": run.label}
+            of_wandb["save_dir"] = str(folder / run.label)
+            loggers.append(
+                {
+                    "class_path": "pytorch_lightning.loggers.WandbLogger",
+                    "init_args": {**of_wandb, "offline": wandb == "offline"},
+                }
+            )
+        words = ["fit", f"--config={config}", f"--model.rnn={run.rnn}"]
+        words += [] if run.backend is None else [f"--model.backend={run.backend}"]
+        words += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+        lines.append([*words, *options, f"--trainer.logger={json.dumps(loggers)}"])
+    return lines
+
+
+def run(
+    config: str,
+    rnns: list[str],
+    backends: list[str],
+    options: list[str],
+    folder: Path,
+    wandb: str | None = None,
+) -> dict[str, Any]:
+    """Runs layers one after the other, prints their table, and writes it into a folder.
+
+    Args:
+        config: path of the config.
+        rnns: names or paths of layers, as `--model.rnn` takes them.
+        backends: for the layers of this package.
+        options: further options of `fit`.
+        folder: for results and logs; its name is that of the comparison.
+        wandb: see `commands`.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        UserError: if `fit` does not take the options, before anything runs.
+        lightning_lrnn.BackendError: if there is no backend of a name.
+    """
+    for backend in backends:
+        check_name(backend)
+    runs = layer_runs(rnns, backends)
+    lines = commands(config, runs, options, folder, wandb)
+    for layer, words in zip(runs, lines, strict=True):
+        try:
+            parse(words)
+        except UserError as error:
+            raise UserError(f"{layer}: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    results: dict[str, Any] = {}
+    for number, (layer, words) in enumerate(zip(runs, lines, strict=True), 1):
+        head = f"[{number}/{len(runs)}] {layer}"
+        outcome = _run(head, words, folder / layer.label, {"WANDB_RUN_GROUP": folder.name})
+        requested, resolved = layer.backend, outcome.pop("backend", None)
+        label = requested if requested != "auto" or not resolved else f"auto ({resolved})"
+        outcomes.append({"rnn": layer.rnn, "backend": requested, "ran": label, **outcome})
+        results = summary(config, options, outcomes)
+        # After every run: the next one may be interrupted.
+        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        print(f"{head}: {_sentence(outcomes[-1], results)}", flush=True)
+    table = results_table(results)
+    (folder / "table.txt").write_text(table)
+    print(f"\n{table}")
+    return results
+
+
+def _run(head: str, words: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Runs `fit` in a process; returns what it measured, or {"error": a sentence}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log, start, outcome = folder / "log.txt", time.perf_counter(), {}
+    command = [sys.executable, "-m", "lightning_lrnn.cli.compare.run", *words]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **environment},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        shown = 0.0
+        try:
+            for line in process.stdout:
+                message = json.loads(line)
+                if "step" not in message:
+                    outcome = message
+                    continue
+                seconds = time.perf_counter() - start
+                # One line that is rewritten in a terminal, a line now and then in a file.
+                if sys.stdout.isatty() or seconds - shown > 15:
+                    shown = seconds
+                    loss = "" if message["loss"] is None else f", loss {message['loss']:.3f}"
+                    print(
+                        f"{head}: step {message['step']:,}{loss}, {seconds:.0f} s",
+                        end="\r" if sys.stdout.isatty() else "\n",
+                        flush=True,
+                    )
+        except BaseException:
+            process.terminate()
+            raise
+    if "result" in outcome:
+        result: dict[str, Any] = outcome["result"]
+        return result
+    status = process.returncode
+    ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    error = outcome.get("error") or f"ended with {ended}; {last}".rstrip("; ")
+    return {"error": error, "log": str(log)}
+
+
+def _sentence(run: dict[str, Any], results: dict[str, Any]) -> str:
+    if "error" in run:
+        return f"failed: {run['error']} ({run['log']})"
+    metrics = [f"{name} {short(metric_of(name)(run))}" for name in results["metrics"]]
+    figures = [f"{short(run['milliseconds'])} ms per step", f"{run['seconds']:.0f} s"]
+    return ", ".join([*metrics, *figures])
