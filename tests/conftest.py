@@ -1,4 +1,4 @@
-"""What all tests share: the devices and backends to sweep, and the tolerances."""
+"""Fixtures of all tests: the devices and backends to sweep, and what stands for a GPU."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import contextlib
 import importlib
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from fake_kernel import launches  # noqa: F401
+from paths import BENCHMARKS
+from places import in_parts_of_time, place  # noqa: F401
+from sweeps import devices
 
-from lightning_lrnn import backends, gates
+from lightning_lrnn import backends
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends.cpu import launch
-from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch as cuda_launch
-from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
@@ -33,36 +32,6 @@ collect_ignore = (
         "test_write_forecast.py",
     ]
 )
-
-DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.complex128,
-)
-
-# Against a loop in float64 (complex128) over inputs already rounded to the dtype.
-TOLERANCE = {
-    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
-    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
-    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
-    torch.complex64: {"rtol": 2e-5, "atol": 2e-5},
-    torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
-}
-
-
-def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
-    """The gate of the plain recurrence as CUDA compiles it, and its operands."""
-    operands = (Operand(cuda_launch.STORAGE[dtype], True),) * 2
-    return fused(gates.IDENTITY, "", operands, step), operands
-
-
-def devices() -> list:
-    """The devices of a sweep; a GPU's part carries the marker `gpu`."""
-    return ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,18 +66,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@contextlib.contextmanager
-def in_parts_of_time():
-    """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = launch.PART, launch.DIVIDED
-    launch.PART, launch.DIVIDED = 1, 0
-    try:
-        assert launch.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
-        yield
-    finally:
-        launch.PART, launch.DIVIDED = before
-
-
 @pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])
 def parts(request):
     """Whole rows, or parts of them."""
@@ -122,10 +79,9 @@ def benchmark_script(monkeypatch):
 
     Its modules, whose names are everyday words, go when the test ends.
     """
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -13,11 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT, TESTS
 
+from lightning_lrnn import gates
+from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.cuda import launch as cuda_launch
 from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
-HOST = Path(__file__).parent / "host"
-SOURCES = Path(__file__).parent.parent / "cuda_src"
+HOST = TESTS / "host"
+SOURCES = ROOT / "cuda_src"
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++") or ""
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler on this machine")
@@ -98,3 +103,9 @@ def as_cuda(compiler: Compiler):
         patch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
         patch.setattr(nvrtc, "launch", on_host)
         yield seen
+
+
+def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
+    """The gate of the plain recurrence as CUDA compiles it, and its operands."""
+    operands = (Operand(cuda_launch.STORAGE[dtype], True),) * 2
+    return fused(gates.IDENTITY, "", operands, step), operands

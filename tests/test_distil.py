@@ -1,8 +1,8 @@
 """Layers that learn from those that they replaced.
 
-Each test was seen to fail when the code was broken: the copy or one of its conditions left out, the
-old layer's outputs not handed on, states not known again, the error of padding counted, dropout
-left on, the rest of the module trained or decayed, the old layer kept, gradients not reduced.
+Seen to fail: the copy or one of its conditions left out, the old layer's outputs not handed on,
+states not known again, the error of padding counted, dropout left on, the rest of the module
+trained or decayed, the old layer kept, gradients not reduced.
 """
 
 from __future__ import annotations

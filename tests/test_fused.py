@@ -7,24 +7,21 @@ parameter's stride of time not 0; padding read; pre-activations copied.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 
 import emulated
 import layers
 import pytest
 import torch
-from conftest import in_parts_of_time
-from host_kernel import needs_compiler
+from gate_functions import FUNCTIONS, INF, REAL, programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_derivative import FUNCTIONS, INF, programs
-from test_gates import REAL
+from places import compiled_walks, only_emulated, without_a_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import backends, gates, nn
+from lightning_lrnn import gates, nn
 from lightning_lrnn.backends.cpu import codegen, launch
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.dtypes import state_dtype
@@ -32,46 +29,6 @@ from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 from lightning_lrnn.ops import projections
 
 FLAGS = list(itertools.product([False, True], repeat=2))
-
-
-PLACES = [
-    pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
-    *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
-    pytest.param(("scan", "cpu", in_parts_of_time), id="scan on a CPU in parts of time"),
-    *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
-]
-
-
-compiled_walks: list = []
-"""The steps of every walk by a CPU's compiled gates so far."""
-
-
-@pytest.fixture(params=PLACES)
-def place(request, monkeypatch):
-    """A backend that fuses and its device; with the kernel on the host among the backends."""
-    code = launch.code
-
-    def noted(gate, readout, *arguments):
-        found = code(gate, readout, *arguments)
-        if found and (gate, readout) != (gates.IDENTITY, ""):
-            compiled_walks.append(found)
-        return found
-
-    monkeypatch.setattr(launch, "code", noted)
-    modules = {**backends._modules(), "emulated": "emulated"}
-    monkeypatch.setattr(backends, "_modules", lambda: modules)
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
-    emulated.launches.clear()
-    name, device, *parts = request.param
-    with parts[0]() if parts else contextlib.nullcontext():
-        yield name, device
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
-
-
-only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)
 
 
 # Every rounding of the kernel, and of the gate in float32.

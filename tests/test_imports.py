@@ -1,6 +1,6 @@
 """Importing the package is cheap and imports nothing that is not needed yet.
 
-Proved against: `import llvmlite` at the top of `ops/operator.py` (the first test fails), and
+Seen to fail: `import llvmlite` at the top of `ops/operator.py` (the first test fails), and
 `time.sleep(0.4)` in `lightning_lrnn/__init__.py` (the last fails).
 """
 

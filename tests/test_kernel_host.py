@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOLERANCE, plain
-from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler
+from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler, plain
+from sweeps import TOLERANCE
 from torch import Tensor
 
 from lightning_lrnn import gates

@@ -21,7 +21,6 @@ from lightning_lrnn import SwitchError, replace_rnn
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.recommended import SMALL, recommended
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 close = torch.testing.assert_close
 B, T = 4, 6
 F64 = torch.float64

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pydoc_data.topics
-from pathlib import Path
 
 import lightning.pytorch
 import numpy as np
 import pytest
 import pytorch_lightning
 import torch
+from paths import ROOT
 from pytorch_lightning.demos import lstm as demo
 from pytorch_lightning.demos.transformer import WikiText2
 
@@ -179,7 +179,7 @@ def test_series_without_a_past(rnn, state):
 
 
 def test_the_readme_shows_these_lines():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     assert (
         "trainer:\n  callbacks:\n    - class_path: lightning_lrnn.SwitchRNN\n"
         "      init_args: {rnn: auto, backend: auto}\n" in readme

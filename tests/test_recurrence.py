@@ -11,9 +11,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import DTYPES, TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import DTYPES, TOLERANCE
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends

@@ -1,6 +1,6 @@
 """A run that is asked to end by SIGTERM does, and says so by its exit status.
 
-Proved against: Lightning's own handler (status 0; with two processes a hang), a stop that only the
+Seen to fail: Lightning's own handler (status 0; with two processes a hang), a stop that only the
 first process knows of, no look during predictions.
 """
 
@@ -15,12 +15,9 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
-from test_cli import OPTIONS, TINY
-from test_cli import pytestmark as of_the_command
+from commands import OPTIONS, TINY
 
 from lightning_lrnn.cli.stop import STATUS
-
-pytestmark = [*of_the_command]
 
 SIGNALS = """
 import os, signal

@@ -7,7 +7,6 @@ is not in the table.
 from __future__ import annotations
 
 import json
-import pathlib
 import re
 import runpy
 import statistics
@@ -15,11 +14,11 @@ import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
 from lightning_lrnn import backends, nn
 from lightning_lrnn.cli.cells import cells_table
 
-ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "cuda_src" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -64,7 +63,6 @@ def test_a_cell_of_your_own_runs_as_shown():
     runpy.run_path(str(ROOT / "examples" / "own_cell.py"))
 
 
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.parametrize("name", ["layers", "modules", "switching"])
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
