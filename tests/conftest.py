@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from durations import Durations
 from fake_kernel import launches  # noqa: F401
 from paths import BENCHMARKS
 from places import in_parts_of_time, place  # noqa: F401
@@ -34,6 +35,15 @@ collect_ignore = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-durations", type=int, metavar="N", help="the N longest tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if shown := config.getoption("--cpu-durations"):
+        config.pluginmanager.register(Durations(shown), "cpu-durations")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
@@ -52,7 +62,7 @@ def device(request: pytest.FixtureRequest) -> str:
 def backend(request: pytest.FixtureRequest, device: str) -> str:
     """Every backend on every device; skipped with its own reasons.
 
-    But for `cudnn`, which takes the gates of a few cells and no others: tests/test_cudnn.py.
+    But for `cudnn`, which takes the gates of a few cells and no others: see test_cudnn.py.
     """
     if reasons := backends.load(request.param).unsupported_reasons(
         Request(torch.device(device), torch.float32)
