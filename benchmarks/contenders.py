@@ -21,7 +21,8 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import backends
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.adjoint import adjoint
-from lightning_lrnn.gates import Gate
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY, Gate
 from lightning_lrnn.nn.cells.gilr import gilr
 from lightning_lrnn.nn.cells.min_gru import min_gru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -166,8 +167,8 @@ def with_adjoint(forward: Contender) -> Contender:
         @staticmethod
         def backward(ctx, dy):
             a, y = ctx.saved_tensors
-            options = {"reverse": False, "exclusive": False}
-            return adjoint(run, a, y, None, dy, None, None, None, **options)[:2]
+            problem = Problem(IDENTITY, "", (a, a), None, None, None, False, False)
+            return adjoint(run, problem, y, Gradients(dy, None))[:2]
 
     return Differentiable.apply
 

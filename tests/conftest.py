@@ -64,9 +64,7 @@ def backend(request: pytest.FixtureRequest, device: str) -> str:
 
     But for `cudnn`, which takes the gates of a few cells and no others: see test_cudnn.py.
     """
-    if reasons := backends.load(request.param).unsupported_reasons(
-        Request(torch.device(device), torch.float32)
-    ):
+    if reasons := backends.reasons(request.param, Request(torch.device(device), torch.float32)):
         pytest.skip("; ".join(reasons))
     return request.param
 

@@ -10,11 +10,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from plain_calls import adjoint_of
 
-from lightning_lrnn.backends.cuda import launch as _cuda
-from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cpu.operands import DTYPE
+from lightning_lrnn.backends.cuda import nvrtc, plan
 from lightning_lrnn.core import reference as reference
-from lightning_lrnn.core.adjoint import adjoint
 
 
 def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None = None):
@@ -36,7 +36,7 @@ class Kernel:
         self.backward = variant["LRNN_PASS"] == "backward"
         self.scan = variant["LRNN_SCHEDULE"] == "scan"
         storage = re.search(r"using State = storage::(\w+);", variant["LRNN_GATE"])[1]
-        self.dtype = _cuda.DTYPE[storage]
+        self.dtype = DTYPE[storage]
         steps, threads, width = (
             int(variant[name]) for name in ("LRNN_STEPS", "LRNN_THREADS", "LRNN_COLUMNS")
         )
@@ -77,7 +77,7 @@ class Kernel:
         if self.backward:
             assert y == emitted == 0
             outputs = [da, db, final]
-            results = adjoint(
+            results = adjoint_of(
                 lambda a, b, h0, lengths, reset, **flags: reference.linear_recurrence(
                     a, b, h0, lengths=lengths, reset=reset, **flags
                 ),
@@ -105,7 +105,7 @@ class Kernel:
             assert workspace == 0
             return
         pieces = torch.empty(0, dtype=self.dtype).element_size() // 4 or 1
-        slots = _cuda.slots(self.carry, tiles, self.segments)
+        slots = plan.slots(self.carry, tiles, self.segments)
         words = view(workspace, torch.int64, (1 + B * groups * slots * self.width * pieces,))
         assert not words.any()
 
@@ -115,7 +115,7 @@ def launches(monkeypatch):
     """Everything that touches a device, replaced; the launches, as (variant, grid, block)."""
     seen = []
 
-    def launch(kernel, grid, block, arguments, device):
+    def on_host(kernel, grid, block, arguments, device):
         seen.append((dict(kernel), grid, block))
         Kernel(kernel)(grid, arguments)
 
@@ -123,5 +123,5 @@ def launches(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
-    monkeypatch.setattr(nvrtc, "launch", launch)
+    monkeypatch.setattr(nvrtc, "launch", on_host)
     return seen

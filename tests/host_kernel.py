@@ -16,8 +16,7 @@ import torch
 from paths import ROOT, TESTS
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch as cuda_launch
+from lightning_lrnn.backends.cpu.operands import STORAGE, Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
@@ -107,5 +106,5 @@ def as_cuda(compiler: Compiler):
 
 def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
     """The gate of the plain recurrence as CUDA compiles it, and its operands."""
-    operands = (Operand(cuda_launch.STORAGE[dtype], True),) * 2
+    operands = (Operand(STORAGE[dtype], True),) * 2
     return fused(gates.IDENTITY, "", operands, step), operands

@@ -9,8 +9,8 @@ from gate_functions import FUNCTIONS
 from layers import ALONE, recurrences
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
+from lightning_lrnn.backends.cuda import nvrtc, plan
 from lightning_lrnn.backends.cuda.codegen import fused
 from lightning_lrnn.nn.cells.sru import highway, sru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -37,7 +37,7 @@ def gated(name: str, storage: str) -> Kind:
 
 
 KINDS = {
-    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in launch.DTYPE},
+    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in DTYPE},
     **{
         f"{name} {storage}": gated(name, storage)
         for name, storages in {
@@ -64,7 +64,7 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
     seen = set(KINDS.values())
     for cell, options in ALONE:
         for gate, readout, pre in recurrences(cell, options):
-            operands = tuple(Operand(launch.STORAGE[p.dtype], p.ndim == 3) for p in pre)
+            operands = tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
             kind = Kind(gate.program, readout.program if readout else "", operands)
             if kind not in seen:
                 seen.add(kind)
@@ -78,4 +78,4 @@ KINDS |= of_layers()
 def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> nvrtc.Macros:
     """`how`: carry, resets, layout."""
     code = fused(*kind, step)
-    return launch.macros(code, kind.operands, step, parallel, width, *how)
+    return plan.macros(code, kind.operands, step, parallel, width, *how)

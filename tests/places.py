@@ -9,20 +9,23 @@ import pytest
 import torch
 from host_kernel import needs_compiler
 
-from lightning_lrnn import backends, gates
-from lightning_lrnn.backends.cpu import launch
+from lightning_lrnn import backends
+from lightning_lrnn.backends.cpu import plan
+from lightning_lrnn.backends.cpu.gated import Gated
 
 
 @contextlib.contextmanager
 def in_parts_of_time():
     """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = launch.PART, launch.DIVIDED
-    launch.PART, launch.DIVIDED = 1, 0
+    before = plan.PART, plan.DIVIDED
+    plan.PART, plan.DIVIDED = 1, 0
+    backends.forget()
     try:
-        assert launch.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
+        assert plan.divided(torch.empty(2, 129, 9), 8, True).chunk == 32
         yield
     finally:
-        launch.PART, launch.DIVIDED = before
+        plan.PART, plan.DIVIDED = before
+        backends.forget()
 
 
 PLACES = [
@@ -32,34 +35,33 @@ PLACES = [
     *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
 ]
 
+
 compiled_walks: list = []
-"""The steps of every walk by a CPU's compiled gates so far."""
+"""The backend of every pass by a CPU's compiled gates so far."""
 
 
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
-    code = launch.code
+    forward = Gated.forward
 
-    def noted(gate, readout, *arguments):
-        found = code(gate, readout, *arguments)
-        if found and (gate, readout) != (gates.IDENTITY, ""):
-            compiled_walks.append(found)
-        return found
+    def noted(self, problem):
+        if not problem.is_plain:
+            compiled_walks.append(self)
+        return forward(self, problem)
 
-    monkeypatch.setattr(launch, "code", noted)
-    modules = {**backends._modules(), "emulated": "emulated"}
+    monkeypatch.setattr(Gated, "forward", noted)
+    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
+    backends.forget()
     emulated.launches.clear()
     name, device, *parts = request.param
     with parts[0]() if parts else contextlib.nullcontext():
         yield name, device
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
+    backends.forget()
 
 
 only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+
 
 without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)

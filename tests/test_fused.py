@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates, nn
-from lightning_lrnn.backends.cpu import codegen, launch
+from lightning_lrnn.backends.cpu import codegen
+from lightning_lrnn.backends.cpu.operands import OPERAND
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -58,7 +59,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
     on_a_cpu = device == "cpu" and backend != "emulated"
     programs = gate.program, "" if readout is None else readout.program
-    operands = tuple(launch.OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
+    operands = tuple(OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
     compiled = on_a_cpu and not codegen.uncompiled(*programs, operands)
     assert len(compiled_walks) == compiled, "not one walk"
 

@@ -26,6 +26,7 @@ import torch
 from kernel_variants import KINDS, PASSES, variant
 from other_python import other_python, run_elsewhere
 from paths import BENCHMARKS
+from plain_calls import PlainCalls
 
 from lightning_lrnn.backends.cuda import launch, nvrtc
 
@@ -180,10 +181,11 @@ def test_arguments_fit_the_kernel(step, parallel, launched):
     """What is launched has the number and the sizes of the compiled kernel's own parameters."""
     x = torch.zeros(2, 3, 5)
     options = {"reverse": False, "exclusive": False, "parallel": parallel}
+    plain_calls = PlainCalls(launch.backend)
     if step == "forward":
-        launch.forward(x, x, None, None, None, **options)
+        plain_calls.run(x, x, None, None, None, **options)
     else:
-        launch.backward(x, x, None, x, None, None, None, **options)
+        plain_calls.run_backward(x, x, None, x, None, None, None, **options)
     ((macros, problem),) = launched
     code = nvrtc.compile_program(launch.SOURCE, macros, "sm_90")
     assert [8 * len(problem)] == parameters(code, "recurrence")

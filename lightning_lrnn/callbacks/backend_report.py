@@ -12,7 +12,7 @@ import torch
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.ops import operator
+from lightning_lrnn.ops.running import computed_by, last_backend
 
 __all__ = ["BackendReport"]
 
@@ -47,7 +47,7 @@ class BackendReport(Callback):
         """A new run, a new report."""
         self.report = {}
         # What an earlier model of this process used says nothing about this one.
-        operator._last = None
+        computed_by(None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
@@ -77,7 +77,7 @@ class BackendReport(Callback):
         if self.report:
             return
         self.report = {
-            "recurrence/backend": operator.last_backend() or "none",
+            "recurrence/backend": last_backend() or "none",
             "recurrence/requested": _requested(pl_module),
             "recurrence/device": _device_name(pl_module.device),
             "version/python": platform.python_version(),

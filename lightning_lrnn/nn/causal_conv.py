@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn.core.unfused import padding_mask
+from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.nn.scan_context import Walk
 
 __all__ = ["windowed"]

@@ -16,7 +16,7 @@ from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, 
 from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.scan_context import Step, Walk
 from lightning_lrnn.ops import projections
-from lightning_lrnn.ops.operator import unobserved
+from lightning_lrnn.ops.running import unobserved
 
 __all__ = ["Cell", "GatedCell", "State", "chunks", "linear", "linear_sum"]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_lrnn.backends import Request
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.unfused import like_sequence, operands, sequence
+from lightning_lrnn.core.problem import sequence, sequence_dtype
+from lightning_lrnn.core.unfused import operands
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.recurrence import gated_recurrence
 
@@ -133,13 +134,13 @@ class Step(Walk):
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
         inputs, x = operands(pre), sequence(pre)
         a, b = gate(*inputs)
-        after = b.to(state_dtype(like_sequence(x, a.is_complex() or b.is_complex())))
+        after = b.to(state_dtype(sequence_dtype(x, a.is_complex() or b.is_complex())))
         before = torch.zeros_like(after) if h0 is None else h0[:, None]
         after = a.to(after.dtype) * before + after
         y = before if self.exclusive else after
         y = y if readout is None else readout(y, *inputs)
         # As the recurrence hands it out: in the dtype of the sequences.
-        return y.to(like_sequence(x, y.is_complex())), after[:, 0]
+        return y.to(sequence_dtype(x, y.is_complex())), after[:, 0]
 
 
 @dataclass(frozen=True)

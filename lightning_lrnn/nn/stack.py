@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_numbers
-from lightning_lrnn.core.unfused import padding_mask
+from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows, recomputes
 from lightning_lrnn.nn.checks import (

@@ -17,7 +17,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lrnn.backends.compiled import gated, missing
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.backends.cpu.gated import Gated
+from lightning_lrnn.core.problem import Problem
 
 __all__ = ["Tape"]
 
@@ -104,16 +106,13 @@ def _calls(
 
 def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]:
     """The compiled steps of a recurrence, [] where there are none."""
-    gate, readout, pre, h0, lengths, reset, reverse, exclusive, _ = arguments
+    *fields, name = arguments
+    problem = Problem(*fields)
+    backend, h0 = prepared(name, problem), problem.h0
+    if not isinstance(backend, Gated) or problem.lengths is not None or problem.reset is not None:
+        return []
     y, h, h_final = outputs
-    if missing(y.device.type) or lengths is not None or reset is not None:
-        return []
-    emitted = h if readout else y
-    run = gated(y.device.type).prepared(
-        gate, readout, pre, y, emitted, h_final, reverse=reverse, exclusive=exclusive
-    )
-    if run is None:
-        return []
+    run = backend.bound(problem, y, h if problem.readout else y, h_final)
     return [h_final.zero_ if h0 is None else partial(h_final.copy_, h0), run]
 
 

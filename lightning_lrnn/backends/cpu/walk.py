@@ -24,7 +24,7 @@ from typing import Any
 from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, threads
-from lightning_lrnn.backends.cpu.launch import ROOM
+from lightning_lrnn.backends.cpu.plan import ROOM
 from lightning_lrnn.backends.cpu.steps import (
     ARGUMENTS,
     FIRST,

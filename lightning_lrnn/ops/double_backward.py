@@ -1,0 +1,101 @@
+"""The gradient of a gradient: the same mathematics by operations that PyTorch differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn import gates
+from lightning_lrnn.core.adjoint import adjoint
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.core.unfused import decays_and_impulses, read_out, widened
+from lightning_lrnn.ops.call import call
+from lightning_lrnn.ops.gradient import first_order_gradients, zeros_of_output
+
+__all__ = ["gradients"]
+
+
+def gradients(
+    name: str,
+    problem: Problem,
+    h: Tensor,
+    dy: Tensor | None,
+    of_h: Tensor | None,
+    dh_final: Tensor | None,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Gradients of the pre-activations and of h0.
+
+    Args:
+        name: of the backend.
+        problem: of the forward pass.
+        h: its hidden states.
+        dy: gradient of the output.
+        of_h: gradient of the hidden states.
+        dh_final: gradient of the final state.
+    """
+    pre: Sequence[Tensor] = problem.pre
+    if not problem.is_plain:
+        state = state_dtype(h.dtype)
+        pre, h, dy, of_h = widened(pre), h.to(state), _in_state(dy), _in_state(of_h)
+    dh, of_readout = None if problem.readout else dy, None
+    if problem.readout and dy is not None:
+
+        def readout(h: Tensor, *pre: Tensor) -> Tensor:
+            return read_out(problem.readout, h, pre, problem.lengths)
+
+        dh, *of_readout = torch.func.vjp(readout, h, *pre)[1](dy)
+    if of_h is not None and problem.readout:
+        dh = of_h if dh is None else dh + of_h
+    if problem.is_plain:
+        (da, db), dh0 = _recurrence(name, problem, pre[0], h, dh, dh_final)
+        return [da, db], dh0
+
+    def gate(*pre: Tensor) -> tuple[Tensor, Tensor]:
+        return decays_and_impulses(problem.gate, pre)
+
+    (a, _), of_gate = torch.func.vjp(gate, *pre)[:2]
+    gradient, dh0 = _recurrence(name, problem, a, h, dh, dh_final)
+    dpre = list(of_gate(tuple(gradient)))
+    if of_readout is not None:
+        dpre = [g + d for g, d in zip(dpre, of_readout, strict=True)]
+    return dpre, dh0
+
+
+def _recurrence(
+    name: str,
+    problem: Problem,
+    a: Tensor,
+    h: Tensor,
+    dh: Tensor | None,
+    dh_final: Tensor | None,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Gradients of decays and impulses, and of h0."""
+    plain = problem._replace(gate=gates.IDENTITY, readout="", pre=(a, a))
+    if not torch.is_grad_enabled():
+        dh = zeros_of_output(plain, h) if dh is None else dh
+        return first_order_gradients(name, None, plain, h, Gradients(dh, dh_final))
+
+    def recurrence(
+        a: Tensor,
+        b: Tensor,
+        h0: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+        *,
+        reverse: bool,
+        exclusive: bool,
+    ) -> tuple[Tensor, Tensor]:
+        of_c = Problem(gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive)
+        return call(name, of_c)
+
+    dh = torch.zeros_like(h) if dh is None else dh
+    da, db, dh0 = adjoint(recurrence, plain, h, Gradients(dh, dh_final))
+    return [da, db], dh0
+
+
+def _in_state(x: Tensor | None) -> Tensor | None:
+    """In the dtype of a state."""
+    return None if x is None else x.to(state_dtype(x.dtype))

@@ -1,0 +1,151 @@
+"""The gradient of a recurrence, in all ways in which it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends import Backend, prepared
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.core.pytorch import is_batched, keep_graph
+from lightning_lrnn.core.unfused import read_out
+from lightning_lrnn.gates import derivative
+from lightning_lrnn.ops import profiling, projections, schema
+from lightning_lrnn.ops.batched_gradients import one_by_one
+from lightning_lrnn.ops.running import unobserved
+
+__all__ = [
+    "compute_gradients",
+    "differentiate",
+    "first_order_gradients",
+    "save",
+    "zeros_of_output",
+]
+
+
+def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Backend | None) -> None:
+    """Keeps what the backward pass reads.
+
+    Args:
+        ctx: of the autograd function.
+        problem: of the forward pass.
+        h: its hidden states.
+        name: of the backend.
+        backend: prepared for problems of this form; None if only the name is known.
+    """
+    gate, readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive = problem
+    ctx.gate, ctx.readout, ctx.name, ctx.backend = gate, readout, name, backend
+    kept = derivative.needed(gate, readout, tuple([p.is_complex() for p in pre]))
+    ctx.dtypes = [p.dtype for p in pre]
+    ctx.donated = projections.donated([p for p in pre if p.ndim == 3])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(
+        *[p if keep or p.ndim < 3 else None for p, keep in zip(pre, kept, strict=True)],
+        *(h, h0, lengths, reset),
+    )
+
+
+def differentiate(
+    ctx: Any,
+    dy: Tensor | None,
+    of_h: Tensor | None,
+    dh_final: Tensor | None,
+    again: bool = False,
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """Gradients of h0 and of the pre-activations.
+
+    Args:
+        ctx: what `save` has filled.
+        dy: gradient of the output.
+        of_h: gradient of the hidden states, which the gradient of a gradient depends on.
+        dh_final: gradient of the final state.
+        again: whether what was kept is needed again.
+    """
+    given = dy, of_h, dh_final
+    if any(x is not None and is_batched(x) for x in given):
+        return _batched(ctx, given)
+    *kept, h, h0, lengths, reset = ctx.saved_tensors
+    first_order = of_h is None and not torch.is_grad_enabled()
+    # What was not kept has no influence, but for its shape and dtype.
+    absent = h.new_empty if first_order else h.new_zeros
+    pre = [
+        absent((), dtype=dtype).expand(h.shape) if p is None else p
+        for p, dtype in zip(kept, ctx.dtypes, strict=True)
+    ]
+    problem = Problem(ctx.gate, ctx.readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive)
+    if first_order:
+        gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)
+        in_place = ctx.donated and not again and not keep_graph()
+        dpre, dh0 = first_order_gradients(
+            ctx.name, ctx.backend, problem, h, gradients, in_place=in_place
+        )
+    else:
+        from lightning_lrnn.ops import double_backward  # which calls the recurrence in turn
+
+        dpre, dh0 = double_backward.gradients(ctx.name, problem, h, dy, of_h, dh_final)
+        dpre = [g.to(dtype) for g, dtype in zip(dpre, ctx.dtypes, strict=True)]
+    return None if h0 is None else dh0, dpre
+
+
+def first_order_gradients(
+    name: str,
+    backend: Backend | None,
+    problem: Problem,
+    h: Tensor,
+    gradients: Gradients,
+    *,
+    in_place: bool = False,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Gradients of the pre-activations and of h0, by the backend; by an operator if one is seen.
+
+    `in_place`: whether gradients may take the place of the pre-activations.
+    """
+    dy, dh_final, _ = gradients
+    if unobserved(*problem.pre, h, dy):
+        # A CUDA kernel reads its inputs as what nothing writes.
+        in_place = in_place and h.device.type == "cpu"
+        out = projections.gradients_of(problem.pre, in_place=in_place)
+        backend = prepared(name, problem) if backend is None else backend
+        return compute_gradients(backend, problem, h, gradients._replace(out=out))
+    gate, readout, pre, h0, *rest = problem
+    if problem.is_plain:
+        da, db, dh0 = schema.plain_backward(pre[0], h, h0, dy, dh_final, *rest, name)
+        return [da, db], dh0
+    dpre, dh0 = schema.gated_backward(gate, readout, pre, h, h0, dy, dh_final, *rest, name)
+    return dpre, dh0
+
+
+def compute_gradients(
+    backend: Backend, problem: Problem, h: Tensor, gradients: Gradients
+) -> tuple[list[Tensor], Tensor]:
+    """What a backend computes."""
+    if gradients.final is not None:
+        gradients = gradients._replace(final=gradients.final.contiguous())
+    if profiling.observer is None:
+        return backend.backward(problem, h, gradients)
+    with profiling.observer():
+        return backend.backward(problem, h, gradients)
+
+
+def zeros_of_output(problem: Problem, h: Tensor) -> Tensor:
+    """The gradient of an output that nothing depends on."""
+    dtype = h.dtype
+    if problem.readout:
+        none = [p[:, :0] if p.ndim == 3 else p for p in problem.pre]
+        dtype = read_out(problem.readout, h[:, :0], none, None).dtype
+    return torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)
+
+
+def _batched(
+    ctx: Any, given: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    def flat(*one: Tensor | None) -> list[Tensor | None]:
+        dy, of_h, dh_final = one
+        dh0, dpre = differentiate(ctx, dy, of_h, dh_final, again=True)
+        return [dh0, *dpre]
+
+    dh0, *dpre = one_by_one(flat, given)
+    return dh0, dpre
