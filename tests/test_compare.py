@@ -96,6 +96,7 @@ def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
     assert words.index("--model.lr=1") > words.index("--trainer.enable_progress_bar=false")
 
 
+@pytest.mark.slow
 def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     has_wandb = importlib.util.find_spec("wandb") is not None
     monkeypatch.setenv("WANDB_SILENT", "true")

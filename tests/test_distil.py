@@ -252,12 +252,16 @@ def fit(devices, strategy):
 
 
 if __name__ == "__main__":
+    # A fork imports nothing again; it must not come after threads of OpenMP, which it has not.
+    start = "fork" if "fork" in torch.multiprocessing.get_all_start_methods() else "spawn"
+    found = [fit(2, f"ddp_{start}{rest}") for rest in ("", "_find_unused_parameters_true")]
     expected = fit(1, "auto")
-    for strategy in ("ddp_spawn", "ddp_spawn_find_unused_parameters_true"):
-        torch.testing.assert_close(fit(2, strategy), expected, rtol=1e-4, atol=1e-6)
+    for parameters in found:
+        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_old_layers_as_one_does(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(OF_TWO)

@@ -324,6 +324,7 @@ MANY_TILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pass_", PASSES)
 def test_folds_tiles_groups_and_reaches(library: Library, pass_: str) -> None:
     variant = FOLDED[0]

@@ -97,6 +97,7 @@ rank = torch.distributed.get_rank()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_resume_with_their_own_streams(folder) -> None:
     script = folder / "processes.py"
     script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(folder)))
@@ -142,6 +143,7 @@ found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byt
 """
 
 
+@pytest.mark.slow
 def test_processes_measure_training_together_at_the_end_of_an_epoch_only(folder) -> None:
     script = folder / "measuring.py"
     script.write_text(MEASURING.format(tests=str(TESTS), folder=str(folder)))

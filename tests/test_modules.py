@@ -516,6 +516,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(tmp_path)))

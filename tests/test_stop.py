@@ -68,7 +68,11 @@ def test_the_status_is_that_of_the_signal(command: str, monkeypatch: pytest.Monk
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("ranks", ["[0]", "[1]", "[0, 1]"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ranks",
+    ["[1]", *(pytest.param(ranks, marks=pytest.mark.nightly) for ranks in ("[0]", "[0, 1]"))],
+)
 def test_two_processes_end_together(ranks: str) -> None:
     words = [word for word in OPTIONS if "logger" not in word]
     words += ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.path=text"]

@@ -340,18 +340,8 @@ def test_switch_backend(tmp_path, package):
 
 # From YAML, and in two processes.
 
-CLI = """
-import sys, warnings
-warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
-from {package}.cli import LightningCLI
-from project import project
-_, Project = project({package!r})
-cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
-rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
-sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
-"""
 YAML = """
+seed_everything: 1
 trainer:
   accelerator: cpu
   max_epochs: 1
@@ -369,19 +359,45 @@ trainer:
 
 
 @both_packages
-@pytest.mark.parametrize("processes", [1, 2])
-def test_by_yaml_alone(tmp_path, package, processes):
+def test_by_yaml_alone(tmp_path, package, monkeypatch):
+    lines = []
+    monkeypatch.setattr(switch_rnn, "rank_zero_info", lines.append)
+    config = tmp_path / "config.yaml"
+    config.write_text(YAML.format(rnn="{LSTM: GILRLSTM, GRU: MinGRU}", devices=1, strategy="auto"))
+    cli = importlib.import_module(f"{package}.cli").LightningCLI
+    monkeypatch.setattr(sys, "argv", ["script", "fit", "--config", str(config)])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # which Lightning sets, taken back
+    rnn = cli(project(package)[1], save_config_callback=None).model.rnn
+    assert isinstance(rnn, GILRLSTM) and rnn.backend == "serial"
+    assert "".join(lines).count("start anew") == 1
+
+
+CLI = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+from {package}.cli import LightningCLI
+from project import project
+_, Project = project({package!r})
+cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
+rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
+sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
+"""
+
+
+@pytest.mark.parametrize(
+    "package", [PACKAGES[0], pytest.param(PACKAGES[1], marks=pytest.mark.nightly)]
+)
+def test_by_yaml_in_two_processes(tmp_path, package):
     config, script = tmp_path / "config.yaml", tmp_path / "script.py"
-    rnn = "{LSTM: GILRLSTM, GRU: MinGRU}" if processes == 1 else "GILRLSTM"
-    strategy = "auto" if processes == 1 else "ddp"
-    config.write_text(YAML.format(rnn=rnn, devices=processes, strategy=strategy))
+    config.write_text(YAML.format(rnn="GILRLSTM", devices=2, strategy="ddp"))
     values = {"tests": str(TESTS), "package": package, "config": str(config)}
     script.write_text(CLI.format(**values))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    for rank in range(processes):
+    for rank in range(2):
         assert f"{rank} GILRLSTM serial" in done.stdout
     assert (done.stdout + done.stderr).count("start anew") == 1
 
@@ -425,7 +441,11 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "package, strategy",
-    [(PACKAGES[0], "ddp_spawn"), (PACKAGES[1], "ddp_notebook"), (PACKAGES[0], "ddp_fork")],
+    [
+        pytest.param(PACKAGES[0], "ddp_spawn", marks=pytest.mark.slow),
+        pytest.param(PACKAGES[1], "ddp_notebook", marks=pytest.mark.slow),
+        pytest.param(PACKAGES[0], "ddp_fork", marks=pytest.mark.nightly),
+    ],
 )
 def test_strategies_that_start_processes_give_the_trained_layers_back(tmp_path, package, strategy):
     script = tmp_path / "script.py"
