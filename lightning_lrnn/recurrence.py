@@ -15,12 +15,12 @@ from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
-from lightning_lrnn.core.pytorch import constant, forward_mode, functorch
+from lightning_lrnn.core.pytorch import constant, functorch, unobserved
 from lightning_lrnn.core.unfused import broadcastable, operands
 from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
 from lightning_lrnn.ops.call import call
-from lightning_lrnn.ops.running import computed_by, last_backend, unobserved
+from lightning_lrnn.ops.eager import computed_by, last_backend
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 
@@ -150,7 +150,6 @@ def _known(problem: Problem, backend: str) -> tuple[str, Backend] | None:
         type(backend) is not str
         or type(problem.reverse) is not bool
         or type(problem.exclusive) is not bool
-        or forward_mode()
         or not unobserved(*problem.pre, *problem[3:6])
     ):
         return None
@@ -166,7 +165,7 @@ def _known(problem: Problem, backend: str) -> tuple[str, Backend] | None:
 
 
 def _key(problem: Problem, backend: str) -> tuple[object, ...]:
-    return backends.default() if backend == "auto" else backend, backends.form(problem)
+    return backends.default() if backend == "auto" else backend, problem.form()
 
 
 def _computed(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:

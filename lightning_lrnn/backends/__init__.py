@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_lrnn.backends.base import Backend, BackendError, Request
 from lightning_lrnn.backends.modules import ModuleBackend
@@ -37,7 +36,6 @@ __all__ = [
     "differentiable",
     "explain",
     "forget",
-    "form",
     "load",
     "loaded",
     "names",
@@ -214,30 +212,12 @@ checked: dict[tuple[object, ...], tuple[str, Backend]] = {}
 
 def prepared(name: str, problem: Problem) -> Backend:
     """A backend for problems of the form of this one, made at the first of them."""
-    key = name, form(problem)
+    key = name, problem.form()
     found = _prepared.get(key)
     if found is None:
         found = EMPTY if problem.x.numel() == 0 else load(name).prepared(problem)
         remember(_prepared, key, found)
     return found
-
-
-def form(problem: Problem) -> tuple[object, ...]:
-    """All that a problem's backend may depend on: programs, flags, how tensors lie in memory.
-
-    And the number of threads, among which the work is divided.
-    """
-    gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
-    return (
-        *(gate, readout, reverse, exclusive, torch.get_num_threads()),
-        *(h0 is None or _form(h0), lengths is None or _form(lengths)),
-        *(reset is None or _form(reset), *map(_form, pre)),
-    )
-
-
-def _form(x: Tensor) -> tuple[object, ...]:
-    # A tuple, which compares six times as fast as a torch.Size.
-    return tuple(x.shape), x.stride(), x.dtype, x.device, x.is_conj(), x.is_neg()
 
 
 def remember(kept: dict[tuple[object, ...], Any], key: tuple[object, ...], value: Any) -> None:

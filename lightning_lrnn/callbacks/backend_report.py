@@ -12,7 +12,7 @@ import torch
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.ops.running import computed_by, last_backend
+from lightning_lrnn.ops.eager import computed_by, last_backend
 
 __all__ = ["BackendReport"]
 

@@ -84,6 +84,20 @@ class Problem(NamedTuple):
         reset = None if reset is None else reset.contiguous()
         return Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
 
+    def form(self) -> tuple[object, ...]:
+        """All that a backend may depend on: programs, flags, how tensors lie in memory.
+
+        And the number of threads, among which the work is divided.
+        """
+        gate, readout, pre, h0, lengths, reset, reverse, exclusive = self
+        form: list[object] = [gate, readout, reverse, exclusive, torch.get_num_threads()]
+        for x in (h0, lengths, reset, *pre):
+            if x is None:
+                form.append(None)
+            else:  # a tuple compares six times as fast as a torch.Size
+                form += (tuple(x.shape), x.stride(), x.dtype, x.device, x.is_conj(), x.is_neg())
+        return tuple(form)
+
 
 class States(NamedTuple):
     """What a backend computes.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 __all__ = [
     "add_batch_dim",
@@ -25,9 +26,10 @@ __all__ = [
     "is_batched",
     "keep_graph",
     "keys_below_autograd",
-    "made_by",
+    "node_of",
     "profiler",
     "remove_batch_dim",
+    "unobserved",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -59,15 +61,36 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Whether nothing can tell an operator from the Python function behind it.
+
+    Tracing, transforms of torch.func, forward-mode derivatives, modes, the profiler, fake tensors
+    and other subclasses see the operator.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or dispatch_modes()
+        or functorch()
+        or profiler()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for x in tensors:
+        if x is not None and type(x) is not Tensor and type(x) is not Parameter:
+            return False
+    return True
+
+
 def keep_graph() -> bool:
     """Whether the present backward pass leaves the graph for another one; True if not known."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is None or asked()
 
 
-def made_by(x: Tensor, function: type[torch.autograd.Function]) -> bool:
-    """Whether a tensor is a result of an autograd function."""
-    return type(x.grad_fn) is function._backward_cls
+def node_of(function: type[torch.autograd.Function]) -> type:
+    """The type of `grad_fn` of what an autograd function returns."""
+    node: type = function._backward_cls
+    return node
 
 
 def constant(function: Function) -> Function:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.pytorch import unobserved
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.causal_conv import windowed
 from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
 from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.scan_context import Step, Walk
 from lightning_lrnn.ops import projections
-from lightning_lrnn.ops.running import unobserved
 
 __all__ = ["Cell", "GatedCell", "State", "chunks", "linear", "linear_sum"]
 

@@ -315,13 +315,18 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         """`_layers`, all of them window by window where that saves memory."""
         size = self.checkpoint_time
-        if self.bidirectional or walk.decays is not None or not recomputes(size, x.shape[1]):
+        if (
+            size is None
+            or self.bidirectional
+            or walk.decays is not None
+            or not recomputes(size, x.shape[1])
+        ):
             return self._layers(x, hx, batched, walk)
 
         def run(x: Tensor, hx: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
             return self._layers(x, hx, batched, replace(walk, lengths=lengths, reset=reset))
 
-        outputs, state = in_windows(run, x, hx, walk.lengths, walk.reset, cast("int", size))
+        outputs, state = in_windows(run, x, hx, walk.lengths, walk.reset, size)
         return torch.cat(outputs, 1), state
 
     def _layer(
@@ -333,7 +338,8 @@ class Stack(nn.Module):
         before the next layer starts.
         """
         size = self.checkpoint_time
-        if self.bidirectional and walk.decays is None and recomputes(size, x.shape[1]):
+        whole = size is None or not self.bidirectional or walk.decays is not None
+        if not whole and recomputes(size, x.shape[1]):
 
             def run(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
                 there = replace(walk, lengths=lengths, reset=reset)
@@ -351,7 +357,7 @@ class Stack(nn.Module):
         """All layers over x (B, T, input_size): the output (B, T, ·) and the state."""
         cells = self._cells()
         rows: tuple[int, ...] = (len(cells), x.shape[0]) if batched else (len(cells),)
-        h_0, carry_0 = cells[0].unpack(hx, rows, x.device)
+        h_0, carry_0 = (None, None) if hx is None else cells[0].unpack(hx, rows, x.device)
         if not batched:
             h_0, carry_0 = (None if v is None else v[:, None] for v in (h_0, carry_0))
         h_n: list[Tensor] = []

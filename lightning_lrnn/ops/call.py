@@ -6,11 +6,10 @@ from torch import Tensor
 
 from lightning_lrnn.backends import prepared
 from lightning_lrnn.core.problem import Problem
-from lightning_lrnn.core.pytorch import forward_mode, functorch
+from lightning_lrnn.core.pytorch import forward_mode, functorch, unobserved
 from lightning_lrnn.ops import eager
 from lightning_lrnn.ops import library as library  # registers
 from lightning_lrnn.ops.functorch import differentiable
-from lightning_lrnn.ops.running import unobserved
 from lightning_lrnn.ops.schema import recurrence
 
 __all__ = ["call"]

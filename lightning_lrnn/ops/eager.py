@@ -13,12 +13,26 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import Backend
-from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.problem import Problem, States
 from lightning_lrnn.core.pytorch import any_requires_grad
-from lightning_lrnn.ops.gradient import differentiate, save
-from lightning_lrnn.ops.running import compute
+from lightning_lrnn.gates import derivative
+from lightning_lrnn.ops import profiling, projections
+from lightning_lrnn.ops.gradient import differentiate
 
-__all__ = ["run"]
+__all__ = ["compute", "computed_by", "last_backend", "run", "save"]
+
+_last: str | None = None
+
+
+def computed_by(backend: str | None) -> None:
+    """Notes which backend computes a recurrence; None for none so far."""
+    global _last
+    _last = backend
+
+
+def last_backend() -> str | None:
+    """The backend that computed the most recent recurrence of this process, None before any."""
+    return _last
 
 
 def run(name: str, backend: Backend, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -36,6 +50,16 @@ def run(name: str, backend: Backend, problem: Problem) -> tuple[Tensor, Tensor]:
         return y, final
     y, _, final = compute(name, backend, problem)
     return y, final
+
+
+def compute(name: str, backend: Backend, problem: Problem) -> States:
+    """What a backend computes, noted as the last of this process."""
+    global _last
+    _last = name
+    if profiling.observer is None:
+        return backend.forward(problem)
+    with profiling.observer():
+        return backend.forward(problem)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -61,3 +85,30 @@ class _Differentiable(torch.autograd.Function):
 
 
 _differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = _Differentiable.apply
+
+
+def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Backend | None) -> None:
+    """Keeps what the backward pass reads.
+
+    Args:
+        ctx: of the autograd function.
+        problem: of the forward pass.
+        h: its hidden states.
+        name: of the backend.
+        backend: prepared for problems of this form; None if only the name is known.
+    """
+    gate, readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive = problem
+    ctx.gate, ctx.readout, ctx.name, ctx.backend = gate, readout, name, backend
+    kinds, ctx.dtypes, ctx.donated = [], [], True
+    for p in pre:
+        kinds.append(p.is_complex())
+        ctx.dtypes.append(p.dtype)
+        if p.ndim == 3 and type(p.grad_fn) is not projections.SPLIT:
+            ctx.donated = False
+    needed = derivative.needed(gate, readout, tuple(kinds))
+    kept: list[Tensor | None] = list(pre)
+    for i, p in enumerate(pre):
+        if p.ndim == 3 and not needed[i]:
+            kept[i] = None
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*kept, h, h0, lengths, reset)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import below_autograd
-from lightning_lrnn.ops.gradient import differentiate, save
+from lightning_lrnn.ops.eager import save
+from lightning_lrnn.ops.gradient import differentiate
 from lightning_lrnn.ops.schema import recurrence
 
 __all__ = ["differentiable"]

@@ -10,42 +10,17 @@ from torch import Tensor
 
 from lightning_lrnn.backends import Backend, prepared
 from lightning_lrnn.core.problem import Gradients, Problem
-from lightning_lrnn.core.pytorch import is_batched, keep_graph
+from lightning_lrnn.core.pytorch import is_batched, keep_graph, unobserved
 from lightning_lrnn.core.unfused import read_out
-from lightning_lrnn.gates import derivative
 from lightning_lrnn.ops import profiling, projections, schema
 from lightning_lrnn.ops.batched_gradients import one_by_one
-from lightning_lrnn.ops.running import unobserved
 
 __all__ = [
     "compute_gradients",
     "differentiate",
     "first_order_gradients",
-    "save",
     "zeros_of_output",
 ]
-
-
-def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Backend | None) -> None:
-    """Keeps what the backward pass reads.
-
-    Args:
-        ctx: of the autograd function.
-        problem: of the forward pass.
-        h: its hidden states.
-        name: of the backend.
-        backend: prepared for problems of this form; None if only the name is known.
-    """
-    gate, readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive = problem
-    ctx.gate, ctx.readout, ctx.name, ctx.backend = gate, readout, name, backend
-    kept = derivative.needed(gate, readout, tuple([p.is_complex() for p in pre]))
-    ctx.dtypes = [p.dtype for p in pre]
-    ctx.donated = projections.donated([p for p in pre if p.ndim == 3])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(
-        *[p if keep or p.ndim < 3 else None for p, keep in zip(pre, kept, strict=True)],
-        *(h, h0, lengths, reset),
-    )
 
 
 def differentiate(
@@ -58,15 +33,15 @@ def differentiate(
     """Gradients of h0 and of the pre-activations.
 
     Args:
-        ctx: what `save` has filled.
+        ctx: what `saved` has filled.
         dy: gradient of the output.
         of_h: gradient of the hidden states, which the gradient of a gradient depends on.
         dh_final: gradient of the final state.
         again: whether what was kept is needed again.
     """
-    given = dy, of_h, dh_final
-    if any(x is not None and is_batched(x) for x in given):
-        return _batched(ctx, given)
+    for x in (dy, of_h, dh_final):
+        if x is not None and is_batched(x):
+            return _batched(ctx, (dy, of_h, dh_final))
     *kept, h, h0, lengths, reset = ctx.saved_tensors
     first_order = of_h is None and not torch.is_grad_enabled()
     # What was not kept has no influence, but for its shape and dtype.

@@ -23,9 +23,9 @@ from lightning_lrnn.ops.direct_calls import (
     check_gated_backward,
     check_one_device,
 )
+from lightning_lrnn.ops.eager import compute
 from lightning_lrnn.ops.functorch import differentiable
 from lightning_lrnn.ops.gradient import compute_gradients, zeros_of_output
-from lightning_lrnn.ops.running import compute
 from lightning_lrnn.ops.schema import library, recurrence
 
 __all__: list[str] = []

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.core.pytorch import is_batched, made_by
+from lightning_lrnn.core.pytorch import is_batched, node_of
 
-__all__ = ["donated", "gradients_of", "joined", "split"]
+__all__ = ["SPLIT", "gradients_of", "joined", "split"]
 
 
 def joined(chunks: Sequence[Tensor]) -> Tensor | None:
@@ -45,11 +45,6 @@ def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
     return _split(x, n)
 
 
-def donated(chunks: Sequence[Tensor]) -> bool:
-    """Whether `split` made these: the backward pass may write into them."""
-    return all([made_by(chunk, _Split) for chunk in chunks])
-
-
 def gradients_of(pre: Sequence[Tensor], *, in_place: bool) -> list[Tensor | None] | None:
     """Where the gradients of chunks of a projection go: chunks of one tensor, too.
 
@@ -82,3 +77,5 @@ class _Split(torch.autograd.Function):
 
 
 _split: Callable[[Tensor, int], tuple[Tensor, ...]] = _Split.apply
+SPLIT = node_of(_Split)
+"""The node of autograd that `split` leaves: the backward pass may write into its chunks."""

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.base import Request
-from lightning_lrnn.backends.cpu.huge_pages import empty, in_large_pages, resolved
+from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.plan import Code, Division, code, divided, operations, rounded
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
-from lightning_lrnn.core.problem import Gradients, Problem, States, sequence
+from lightning_lrnn.core.problem import Gradients, Problem, States
 
 __all__ = ["Gated", "gated"]
 
@@ -37,6 +37,8 @@ class Gated:
     ) -> None:
         self._code, self._division, self._parallel = compiled, division, parallel
         self._programs = problem.gate, problem.readout
+        self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
+        self._state = state_dtype(compiled.state)
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
         self._adjoint_division = divided(problem.x, operations(*self._programs, True), parallel)
@@ -55,10 +57,10 @@ class Gated:
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
         _, readout, pre, h0, lengths, reset, _, _ = problem
-        x = sequence(pre)
-        hidden = empty(x, self._code.state)
-        y = empty(x, self._code.output) if readout else hidden
-        final = _zeros(hidden) if h0 is None else h0.clone()
+        x = pre[self._first]
+        hidden = _empty(x, self._code.state)
+        y = _empty(x, self._code.output) if readout else hidden
+        final = self._zeros(x) if h0 is None else h0.clone()
         if self._lazy:
             pre = list(map(resolved, pre))
         tensors = [*pre, y, hidden]
@@ -98,7 +100,7 @@ class Gated:
             pre, h = list(map(resolved, pre)), resolved(h)
         dy, final, out = gradients
         dy = spread(resolved(dy))
-        c = _zeros(h) if final is None else final.clone()
+        c = self._zeros(h) if final is None else final.clone()
         # Rounded as the states after it are.
         first = self._zero_before(h) if h0 is None else h0.to(h.dtype)
         dpre = self._room_for_gradients(pre, h, out)
@@ -112,10 +114,15 @@ class Gated:
         steps(tensors, c, lengths, reset)
         return [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)], c
 
+    def _zeros(self, x: Tensor) -> Tensor:
+        """A state (B, D) of zeros, for sequences (B, T, D)."""
+        B, _, D = x.shape
+        return torch.zeros((B, D), dtype=self._state)
+
     def _zero_before(self, h: Tensor) -> Tensor:
         """The state before the first step; nothing writes to it."""
         if self._no_state is None:
-            self._no_state = _zeros(h).to(h.dtype)
+            self._no_state = self._zeros(h).to(h.dtype)
         return self._no_state
 
     def _room_for_gradients(
@@ -132,8 +139,8 @@ class Gated:
                 room.append(sums.transpose(0, 1))
             else:
                 given = out[i] if out is not None else None
-                room.append(empty(p) if given is None else given)
-        if out is not None:
+                room.append(_empty(p, p.dtype) if given is None else given)
+        if out is not None and h.nbytes >= LARGE_PAGE:
             in_large_pages(next(g for g in out if g is not None))
         return room
 
@@ -149,6 +156,11 @@ class Gated:
         )  # fmt: skip
 
 
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
+
+
 def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     """Lengths, none beyond the sequence, and where no state passes into a step."""
     lengths, reset = problem.lengths, problem.reset
@@ -157,12 +169,6 @@ def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     if reset is not None:
         reset = restarts(reset, problem.lengths, problem.reverse).contiguous()
     return lengths, reset
-
-
-def _zeros(h: Tensor) -> Tensor:
-    """A state (B, D) of zeros beside hidden states (B, T, D)."""
-    B, _, D = h.shape
-    return torch.zeros((B, D), dtype=state_dtype(h.dtype))
 
 
 def _reduced(gradient: Tensor, p: Tensor, D: int) -> Tensor:

@@ -87,7 +87,10 @@ class Pass:
             restarts: bool (B, T), where no state passes into a step of the forward pass.
         """
         words, alive = self._addressed(tensors, h, lengths, restarts)
-        threads.run(self._walker, words, self._workers, alive)
+        if self._workers == 1:
+            self._walker(words.buffer_info()[0], 0)
+        else:
+            threads.run(self._walker, words, self._workers, alive)
 
     def bound(self, tensors: Sequence[Tensor | None], h: Tensor) -> Callable[[], None]:
         """The pass over the same memory, any number of times."""

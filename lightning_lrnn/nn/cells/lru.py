@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.pytorch import unobserved
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
 from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
 from lightning_lrnn.nn.scan_context import Walk
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.ops.running import unobserved
 
 __all__ = ["LRU", "LRUCell", "LRUStateCell"]
 

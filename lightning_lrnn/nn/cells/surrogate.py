@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -286,8 +286,8 @@ class SurrogateRNNCell(Cell):
 
     def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
-        c_0, *states = [None] * len(self.parts) if carry is None else carry.split(self.parts, -1)
         n = len(self.surrogate)
+        c_0, *states = self._split(carry)
         before, outputs, after = self.surrogate_before(x, states[:n], walk)
         earlier = iter(states[n:])
         for k in range(1, self.passes):
@@ -298,6 +298,14 @@ class SurrogateRNNCell(Cell):
             before = walk.previous(y, last)
         y, c_n = self.once("cell", x, before, c_0, outputs, walk)
         return y, torch.cat([c_n, *after], -1)
+
+    def _split(self, carry: Tensor | None) -> Sequence[Any]:
+        """The parts of the carried state; None for each of them if there is none."""
+        if carry is not None:
+            parts: Sequence[Tensor] = carry.split(self.parts, -1)
+            return parts
+        of_pass = 1 if self.passes == 1 or self.reads_state else 2
+        return [None] * (1 + len(self.surrogate) + of_pass * (self.passes - 1))
 
     def once(
         self, name: str, x: Tensor, s: Tensor, c: Any, outputs: list[Tensor], walk: Walk
