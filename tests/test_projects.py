@@ -54,6 +54,7 @@ def text(tmp_path, monkeypatch):
     return len(WikiText2().dictionary)
 
 
+@pytest.mark.slow
 def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
     def model():
         torch.manual_seed(0)

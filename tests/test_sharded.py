@@ -50,6 +50,7 @@ def learn(rank: int, file: str, names: list[str], results: Any) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_cells_are_sharded_one_by_one(tmp_path) -> None:
     results = mp.get_context("spawn").SimpleQueue()
     names = ["HGRN", "GILRLSTM"]
