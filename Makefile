@@ -30,6 +30,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # What docs/performance.md shows; on two cores some 35 minutes.
 bench: $(VENV)/.ready

@@ -153,7 +153,8 @@ def associative_scan(a: Tensor, b: Tensor, mode: str = "generic") -> Tensor:
 def with_adjoint(forward: Contender) -> Contender:
     """A recurrence without a (right) gradient of its own, with the adjoint walked the other way."""
 
-    def run(a, b, h0, lengths, reset, *, reverse, exclusive):
+    def run(problem):
+        (a, b), reverse = problem.pre, problem.reverse
         y = forward(a.flip(1), b.flip(1)).flip(1) if reverse else forward(a, b)
         return y, y[:, 0 if reverse else -1]
 

@@ -228,7 +228,7 @@ def _evaluated(
         raise GateError(f"the gate must return {WANTED['gate']}, returns {returned}")
     a, b = (arguments.pointwise("gate", value, x) for value in found)
     # Whatever autocast made of it.
-    dtype = state_dtype(sequence_dtype(x, a.is_complex() or b.is_complex()))
+    dtype = state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)
     h, final = linear_recurrence(
         a.to(dtype).expand(shape),
@@ -241,7 +241,7 @@ def _evaluated(
         backend=backend,
     )
     if readout is None:
-        return h.to(sequence_dtype(x, h.is_complex())), final
+        return h.to(sequence_dtype(x, is_complex=h.is_complex())), final
     y = arguments.pointwise("readout", readout(h, *inputs), x).expand(x.shape)
-    y = y.to(sequence_dtype(x, y.is_complex()))
+    y = y.to(sequence_dtype(x, is_complex=y.is_complex()))
     return (y if padding is None else y.masked_fill(padding, 0)), final

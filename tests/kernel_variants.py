@@ -75,7 +75,9 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
 KINDS |= of_layers()
 
 
-def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> nvrtc.Macros:
-    """`how`: carry, resets, layout."""
+def variant(
+    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained", *how: str | bool
+) -> nvrtc.Macros:
+    """`how`: resets, layout."""
     code = fused(*kind, step)
-    return plan.macros(code, kind.operands, step, parallel, width, *how)
+    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry)

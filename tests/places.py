@@ -21,7 +21,7 @@ def in_parts_of_time():
     plan.PART, plan.DIVIDED = 1, 0
     backends.forget()
     try:
-        assert plan.divided(torch.empty(2, 129, 9), 8, True).chunk == 32
+        assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
         yield
     finally:
         plan.PART, plan.DIVIDED = before

@@ -29,5 +29,10 @@ class PlainCalls:
 
 def adjoint_of(run, a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive):
     """The adjoint made of a recurrence."""
+
+    def recurrence(problem):
+        (a, b), *rest, reverse, exclusive = problem[2:]
+        return run(a, b, *rest, reverse=reverse, exclusive=exclusive)
+
     problem = Problem(IDENTITY, "", (a, a), h0, lengths, reset, reverse, exclusive)
-    return adjoint(run, problem, y, Gradients(dy, dh_final))
+    return adjoint(recurrence, problem, y, Gradients(dy, dh_final))

@@ -5,6 +5,7 @@ Seen to fail: the road as it was before (245 calls, 21 files, 86 changes of file
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import sys
@@ -70,3 +71,22 @@ def test_the_fields_of_a_launch_are_those_of_the_kernel():
             words = [f".{w}" for w in ("data", "row", "step", "feature")]
             names += [name + word for word in (words if kind == "Input" else [""])]
     assert tuple(names) == FIELDS
+
+
+BELOW = "gates", "core", "ops", "backends"
+SAME_AS_PUBLIC = {"core/reference.py"}
+"""Its function has the signature of `linear_recurrence`, of which it is the definition."""
+
+
+def test_signatures_below_the_recurrence_are_small():
+    """At most six parameters, and no boolean by position."""
+    for file in sorted(f for room in BELOW for f in (ROOT / room).rglob("*.py")):
+        if str(file.relative_to(ROOT)) in SAME_AS_PUBLIC:
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = [a for a in node.args.args if a.arg not in ("self", "cls")]
+                where = f"{file.name}: {node.name}"
+                assert len(given) + len(node.args.kwonlyargs) <= 6, where
+                kinds = [ast.unparse(a.annotation) for a in given if a.annotation]
+                assert "bool" not in kinds, where

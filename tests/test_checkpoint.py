@@ -21,8 +21,8 @@ import torch
 from commands import OPTIONS, TINY, complaint
 
 from lightning_lrnn.cli import fit, main
-from lightning_lrnn.cli.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 
 pytestmark = [
     # fsspec keeps its connections.

@@ -104,7 +104,7 @@ def test_lazy_conjugates_are_read_as_their_values(launches):
 def test_workspace_at_tile_edges(edge, launches):
     """The stand-in counts the workspace's words, and finds them zero."""
     for dtype in STORAGE:
-        steps = plan.steps(*plain(dtype, "forward"), "forward")
+        steps = plan.steps(*plain(dtype, "forward"), plan.Pass("forward", True))
         length = 2 * steps * plan.THREADS // 4 + edge
         x = torch.zeros(3, length, 3, dtype=dtype)
         cuda.run(x, x, None, None, None, reverse=False, exclusive=False, parallel=True)
@@ -120,7 +120,9 @@ def test_columns(D, expected):
 
 
 def test_plan_of_one_long_sequence():
-    made = plan.plan(*plain(torch.complex128, "forward"), "forward", True, (1, 1_000_000, 1))
+    made = plan.plan(
+        *plain(torch.complex128, "forward"), plan.Pass("forward", True), (1, 1_000_000, 1)
+    )
     blocks = -(-1_000_000 // (256 * 4))
     assert made.grid == blocks > 200
     # Pairs of tiles, of groups of 256, and the state after all of them: 4 words for a state.
@@ -131,7 +133,9 @@ def test_plan_of_one_long_sequence():
 
 def test_the_carry_is_chained_where_there_are_enough_chains_or_few_tiles():
     def carry(*shape):
-        variant = plan.plan(*plain(torch.float32, "forward"), "forward", True, shape).macros
+        variant = plan.plan(
+            *plain(torch.float32, "forward"), plan.Pass("forward", True), shape
+        ).macros
         return dict(variant)["LRNN_CARRY"]
 
     assert carry(plan.CHAINS, 10_000, 32) == carry(1, 10_000, 32 * plan.CHAINS) == "chained"
@@ -141,7 +145,7 @@ def test_the_carry_is_chained_where_there_are_enough_chains_or_few_tiles():
 
 def test_serial_is_one_variant_for_all_widths():
     code = plain(torch.float32, "forward")
-    plans = [plan.plan(*code, "forward", False, (3, 9, D)) for D in (1, 5, 200)]
+    plans = [plan.plan(*code, plan.Pass("forward", False), (3, 9, D)) for D in (1, 5, 200)]
     assert len({p.macros for p in plans}) == 1
     assert [p.grid for p in plans] == [1, 1, 5]
 
@@ -154,7 +158,7 @@ def test_grid_limit(parallel):
     def grid(more):
         # Tiles of 4,096 steps, or 128 columns to a block.
         shape = (1, 4096 * most + more, 1) if parallel else (128 * most + more, 1, 1)
-        return plan.plan(*code, "forward", parallel, shape).grid
+        return plan.plan(*code, plan.Pass("forward", parallel), shape).grid
 
     assert grid(0) == most
     with pytest.raises(ValueError, match="split the batch"):
@@ -168,7 +172,9 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
     monkeypatch.setattr(nvrtc, "_kernels", {})
     with pytest.raises(RuntimeError, match="warmup"):
         cuda.run(x, x, None, None, None, **options)
-    macros = plan.plan(*plain(torch.float32, "forward"), "forward", True, (1, 1, 1)).macros
+    macros = plan.plan(
+        *plain(torch.float32, "forward"), plan.Pass("forward", True), (1, 1, 1)
+    ).macros
     monkeypatch.setattr(nvrtc, "_kernels", {(launch.SOURCE, macros, (9, 0)): macros})
     cuda.run(x, x, None, None, None, **options)
 
@@ -196,7 +202,7 @@ def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypa
 
 @pytest.mark.parametrize(("B", "schedule"), [(8191, "scan"), (8192, "serial")])
 def test_columns_that_fill_the_device_are_walked(B, schedule):
-    made = plan.plan(*plain(torch.float32, "forward"), "forward", True, (B, 40, 4))
+    made = plan.plan(*plain(torch.float32, "forward"), plan.Pass("forward", True), (B, 40, 4))
     assert dict(made.macros)["LRNN_SCHEDULE"] == schedule
 
 

@@ -415,7 +415,10 @@ def test_a_broken_step_stays_in_its_future_and_its_feature(library: Library) -> 
 def test_moves_no_more_bytes_than_it_must(
     library: Library, pass_: str, bytes_per_element: int
 ) -> None:
-    variant = Variant(threads=256, steps=cuda_plan.steps(*plain(torch.float32, pass_), pass_))
+    variant = Variant(
+        threads=256,
+        steps=cuda_plan.steps(*plain(torch.float32, pass_), cuda_plan.Pass(pass_, True)),
+    )
     problem = make(variant, (2, 3 * variant.tile, 64), states=False)
     traffic = check(library.kernel_of(variant, pass_), variant, problem, pass_).traffic
     minimum = bytes_per_element * problem.b.numel()

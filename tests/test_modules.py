@@ -15,13 +15,12 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import subprocess
-import sys
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -520,7 +519,7 @@ if torch.distributed.get_rank() == 0:
 def test_two_processes_measure_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(tmp_path)))
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+    processes.run(script)
     two = json.loads((tmp_path / "found.json").read_text())
     assert len(two) == 9 and two == pytest.approx(measured(tmp_path, 1), rel=1e-5)
 

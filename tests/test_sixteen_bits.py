@@ -152,7 +152,7 @@ def test_single_steps_are_as_exact_as_float32(name, dtype):
     for gate, pre, options in asked(name, dtype, 400):
         exact = [p.to(torch.complex64 if p.is_complex() else torch.float32) for p in pre]
         expected = by_backend("serial", gate, exact, **options)
-        h, ys, step = None, [], scan_context.Step(exclusive=options.get("exclusive", False))
+        h, ys, step = None, [], scan_context.StepContext(exclusive=options.get("exclusive", False))
         for t in range(400):
             now = [p[:, t : t + 1] if p.ndim == 3 else p for p in pre]
             y, h = step.scan("state", gate, *now, h0=h, readout=options.get("readout"))

@@ -11,11 +11,11 @@ import copy
 import importlib
 import pickle
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from paths import TESTS
@@ -393,10 +393,7 @@ def test_by_yaml_in_two_processes(tmp_path, package):
     config.write_text(YAML.format(rnn="GILRLSTM", devices=2, strategy="ddp"))
     values = {"tests": str(TESTS), "package": package, "config": str(config)}
     script.write_text(CLI.format(**values))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    done = processes.run(script, folder=tmp_path)
     for rank in range(2):
         assert f"{rank} GILRLSTM serial" in done.stdout
     assert (done.stdout + done.stderr).count("start anew") == 1
@@ -451,7 +448,4 @@ def test_strategies_that_start_processes_give_the_trained_layers_back(tmp_path, 
     script = tmp_path / "script.py"
     values = {"tests": str(TESTS), "package": package, "strategy": strategy}
     script.write_text(STARTED.format(**values))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    processes.run(script, folder=tmp_path)

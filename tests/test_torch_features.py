@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import subprocess
 import sys
 import textwrap
 
+import processes
 import pytest
 import torch
 import torch._vmap_internals
@@ -217,9 +217,6 @@ def test_an_exported_program_runs_in_another_process(tmp_path):
 
 
 def _ddp_worker(rank, folder, backends):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
     for backend in backends:
         torch.manual_seed(0)
         model = torch.nn.parallel.DistributedDataParallel(lrnn.nn.GILR(3, 4, backend=backend))
@@ -227,14 +224,12 @@ def _ddp_worker(rank, folder, backends):
         y, _ = model(x[:, rank : rank + 1])
         y.sin().mean().backward()
         torch.save([p.grad for p in model.parameters()], f"{folder}/{backend}{rank}.pt")
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # threads of gloo that are still there would, now and then, abort a usual exit
 
 
 @pytest.mark.slow
 def test_two_gloo_processes_give_the_gradients_of_one(tmp_path):
     names = ("scan", "serial")
-    torch.multiprocessing.spawn(_ddp_worker, (str(tmp_path), names), nprocs=2)
+    processes.spawn(_ddp_worker, tmp_path, str(tmp_path), names)
     for name, rank in itertools.product(names, range(2)):
         torch.manual_seed(0)
         model = lrnn.nn.GILR(3, 4, backend=name)

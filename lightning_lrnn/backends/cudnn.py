@@ -146,7 +146,7 @@ class Cudnn:
         if lengths is not None:
             padding = padding_mask(lengths, x)
             pre = [p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre]
-        starts = None if reset is None else restarts(reset, lengths, reverse)[..., None]
+        starts = None if reset is None else restarts(reset, lengths, reverse=reverse)[..., None]
 
         direct = mode.output is not None and not exclusive
         small_numbers = not direct and len(mode.inputs) == 3
@@ -168,14 +168,16 @@ class Cudnn:
             # With a candidate of 0, as it is there, the state stays to the last bit.
             f = f.masked_fill(padding, BIG)
         if not i:
-            h, h_final = _gru(f, z, h0, reverse)
+            h, h_final = _gru(f, z, h0, reverse=reverse)
         elif direct:
             o = sequences[mode.output or 0]
-            y, h_final = _lstm(i[0], f, z, o, h0, reverse)
+            y, h_final = _lstm(i[0], f, z, o, h0, reverse=reverse)
             return _states(_cleared(y.to(x.dtype), padding).contiguous(), h_final.to(state))
         else:
             small = EPSILON * torch.tanh(z)
-            h, h_final = _lstm(i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse)
+            h, h_final = _lstm(
+                i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse=reverse
+            )
             h, h_final = h / EPSILON, h_final / EPSILON
 
         if exclusive:
@@ -203,19 +205,19 @@ def _cleared(y: Tensor, padding: Tensor | None) -> Tensor:
     return y if padding is None else y.masked_fill(padding, 0)
 
 
-def _gru(f: Tensor, z: Tensor, h0: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def _gru(f: Tensor, z: Tensor, h0: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
     """The states (B, T, D) of h = sigmoid(f) * h + (1 - sigmoid(f)) * tanh(z), and the last."""
     # The first of reset, update and new acts on the recurrent weights only.
-    y, h_n = _vendor(torch.ops.aten.gru.input, 3, [f, z], [h0], reverse)
+    y, h_n = _vendor(torch.ops.aten.gru.input, 3, [f, z], [h0], reverse=reverse)
     return y, h_n
 
 
 def _lstm(
-    i: Tensor, f: Tensor, z: Tensor, o: Tensor, c0: Tensor, reverse: bool
+    i: Tensor, f: Tensor, z: Tensor, o: Tensor, c0: Tensor, *, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """sigmoid(o) * tanh(c) of c = sigmoid(f) * c + sigmoid(i) * tanh(z), and the last c."""
     y, _, c_n = _vendor(
-        torch.ops.aten.lstm.input, 4, [i, f, z, o], [torch.zeros_like(c0), c0], reverse
+        torch.ops.aten.lstm.input, 4, [i, f, z, o], [torch.zeros_like(c0), c0], reverse=reverse
     )
     return y, c_n
 
@@ -225,6 +227,7 @@ def _vendor(
     parts: int,
     pre: list[Tensor],
     state: list[Tensor],
+    *,
     reverse: bool,
 ) -> list[Tensor]:
     """Output (B, T, D) and final states (B, D) of one layer whose last pre-activations are `pre`.

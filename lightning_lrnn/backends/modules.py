@@ -72,7 +72,7 @@ class ModuleBackend:
             y, final = self.module.run_differentiable(gate, readout, list(pre), *rest, **flags)
             return States(y, y, final)
         if problem.is_plain:
-            y, final = self.module.run(*pre, *rest, **flags)
+            y, final = self._run(problem)
             return States(y, y, final)
         return States(*self.module.run_gated(gate, readout, pre, *rest, **flags))
 
@@ -92,6 +92,11 @@ class ModuleBackend:
         if hasattr(self.module, "run_backward"):
             found = self.module.run_backward(pre[0], h, h0, dy, final, *masks, **flags)
         else:
-            found = adjoint(self.module.run, problem, h, gradients)
+            found = adjoint(self._run, problem, h, gradients)
         da, db, dh0 = (g.contiguous() for g in found)
         return [da, db], dh0
+
+    def _run(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        _, _, pre, *rest, reverse, exclusive = problem
+        y, final = self.module.run(*pre, *rest, reverse=reverse, exclusive=exclusive)
+        return y, final

@@ -51,7 +51,7 @@ class Unfused:
         a, b = decays_and_impulses(problem.gate, problem.pre)
         plain = problem._replace(gate=gates.IDENTITY, readout="", pre=(a, b))
         _, h, final = self._plain(plain).forward(plain)
-        hidden = h.to(sequence_dtype(problem.x, h.is_complex()))
+        hidden = h.to(sequence_dtype(problem.x, is_complex=h.is_complex()))
         if not problem.readout:
             return States(hidden, hidden, final)
         y = read_out(problem.readout, h, problem.pre, problem.lengths)
@@ -105,9 +105,7 @@ class _Loop:
 
     @torch.no_grad()
     def forward(self, problem: Problem) -> States:
-        a, b = problem.pre
-        h0, lengths, reset = problem[3:6]
-        h, final = _loop(a, b, h0, lengths, reset, **_flags(problem))
+        h, final = _loop(problem)
         return States(h, h, final)
 
     @torch.no_grad()
@@ -135,24 +133,12 @@ class _Empty(_Loop):
         return [torch.empty_like(h), torch.empty_like(h)], dh0
 
 
-def _loop(
-    a: Tensor,
-    b: Tensor,
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-) -> tuple[Tensor, Tensor]:
+def _loop(problem: Problem) -> tuple[Tensor, Tensor]:
+    (a, b), h0, lengths, reset, reverse, exclusive = problem[2:]
     y, final = reference.linear_recurrence(
         a, b, h0, reverse=reverse, exclusive=exclusive, lengths=lengths, reset=reset
     )
     return y, final.clone() if final is h0 else final
-
-
-def _flags(problem: Problem) -> dict[str, bool]:
-    return {"reverse": problem.reverse, "exclusive": problem.exclusive}
 
 
 LOOP, EMPTY = Unfused(lambda _: _Loop()), Unfused(lambda _: _Empty())

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lightning_lrnn import backends
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.replace import SwitchError
 
@@ -26,7 +26,7 @@ class SwitchBackend(Callback):
     """
 
     def __init__(self, backend: str) -> None:
-        backends.check_name(backend)
+        check_backend(backend)
         self.backend = backend
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

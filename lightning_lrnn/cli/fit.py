@@ -21,8 +21,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn.backends import BackendError
-from lightning_lrnn.cli.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.cli.configs import ConfigError
+from lightning_lrnn.cli.process_group import ProcessGroup
 from lightning_lrnn.cli.resume import (
     Said,
     configs_in,
@@ -38,6 +38,7 @@ from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data import ByteText, DataError
 from lightning_lrnn.modules import LanguageModel, RecurrentModule
 from lightning_lrnn.modules.base import ResumeError
+from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.nn.layer import Layer
 
 __all__ = ["CommandLineError", "parse", "run"]
@@ -304,7 +305,7 @@ class _CLI(LightningCLI):
             trainer.strategy.checkpoint_io = CheckpointFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._stop = Stop(trainer)
-        callbacks.append(self._stop)
+        callbacks += [self._stop, ProcessGroup()]
         callbacks.insert(0, _Monitors())
         path = self.config[self.subcommand].get("ckpt_path")
         if path and self.subcommand == "fit":

@@ -321,7 +321,7 @@ def _generate(options: argparse.Namespace) -> None:
     import torch
 
     from lightning_lrnn.backends import Request, resolve
-    from lightning_lrnn.cli.checkpoint import CheckpointError, read
+    from lightning_lrnn.modules.checkpoint import CheckpointError, read
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(options.backend, Request(device, torch.float32))

@@ -15,9 +15,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 
-from lightning_lrnn.cli.checkpoint import CheckpointError
 from lightning_lrnn.cli.configs import check_yaml
 from lightning_lrnn.modules import RecurrentModule
+from lightning_lrnn.modules.checkpoint import CheckpointError
 from lightning_lrnn.nn.layer import KNOWN, Layer
 
 __all__ = ["Said", "configs_in", "last_checkpoint", "loaded", "options_of", "trainer_option"]

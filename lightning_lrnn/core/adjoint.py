@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import padding_mask, restarts
 from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY
 
 __all__ = ["Recurrence", "adjoint"]
 
@@ -17,18 +18,8 @@ __all__ = ["Recurrence", "adjoint"]
 class Recurrence(Protocol):
     """Anything that computes a recurrence: a loop, a third party's `run`, or the operator."""
 
-    def __call__(
-        self,
-        a: Tensor,
-        b: Tensor,
-        h0: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        *,
-        reverse: bool,
-        exclusive: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs and the final state."""
+    def __call__(self, problem: Problem, /) -> tuple[Tensor, Tensor]:
+        """The hidden states and the final state of a plain recurrence."""
         ...
 
 
@@ -69,14 +60,13 @@ def adjoint(
     if reset is not None:
         # A border at the edge of the sequence cuts h0 off; between the steps there is none.
         inner = torch.cat([torch.zeros_like(reset[:, :1]), reset[:, 1:]], 1)
-        starts = restarts(reset, lengths, reverse)[:, :, None]
+        starts = restarts(reset, lengths, reverse=reverse)[:, :, None]
 
     impulses = dy if exclusive else decays * dy
-    c, dh0 = recurrence(
-        decays, impulses, dh_final, lengths, inner, reverse=not reverse, exclusive=True
-    )
+    pre, backwards = (decays, impulses), not reverse
+    c, dh0 = recurrence(Problem(IDENTITY, "", pre, dh_final, lengths, inner, backwards, True))
     g = c if exclusive else dy + c
-    before = h if exclusive else _before(h, h0, lengths, reverse)
+    before = h if exclusive else _before(h, h0, lengths, reverse=reverse)
     da = g * before.conj()
     if starts is not None:
         da = da.masked_fill(starts, 0)
@@ -88,7 +78,7 @@ def adjoint(
     return da.to(dtype), g.to(dtype), dh0
 
 
-def _before(h: Tensor, h0: Tensor | None, lengths: Tensor | None, reverse: bool) -> Tensor:
+def _before(h: Tensor, h0: Tensor | None, lengths: Tensor | None, *, reverse: bool) -> Tensor:
     """The state before each step, from the states after each step."""
     h0 = torch.zeros_like(h[:, 0]) if h0 is None else h0.to(h.dtype)
     first = h0[:, None]

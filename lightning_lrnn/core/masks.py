@@ -14,7 +14,7 @@ def padding_mask(lengths: Tensor, x: Tensor) -> Tensor:
     return torch.arange(x.shape[1], device=x.device)[None, :, None] >= lengths[:, None, None]
 
 
-def restarts(reset: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+def restarts(reset: Tensor, lengths: Tensor | None, *, reverse: bool) -> Tensor:
     """(B, T), True at the steps that no state passes into, in the direction of the recurrence.
 
     Forward that is where a document starts. In reverse a document is entered from its end: step t

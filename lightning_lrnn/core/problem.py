@@ -23,7 +23,7 @@ def sequence(pre: Sequence[Tensor]) -> Tensor:
     raise ValueError("none of the inputs is a sequence (B, T, D)")
 
 
-def sequence_dtype(x: Tensor, is_complex: bool) -> torch.dtype:
+def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
     """Dtype of what a gate or readout makes of sequences: theirs, whatever its parameters have."""
     if not is_complex or x.is_complex():
         return x.dtype
@@ -67,7 +67,7 @@ class Problem(NamedTuple):
     def hidden_dtype(self) -> torch.dtype:
         """Of the hidden states, of which there is one for every step."""
         kinds = tuple([p.is_complex() for p in self.pre])
-        return sequence_dtype(self.x, _state_is_complex(self.gate, kinds))
+        return sequence_dtype(self.x, is_complex=_state_is_complex(self.gate, kinds))
 
     @property
     def state_dtype(self) -> torch.dtype:

@@ -40,7 +40,7 @@ def read_out(readout: str, h: Tensor, pre: Sequence[Tensor], lengths: Tensor | N
     """y (B, T, D), 0 at padded steps."""
     y: Tensor
     (y,) = gates.evaluate(readout, [h.to(state_dtype(h.dtype)), *operands(pre)])
-    y = y.to(sequence_dtype(sequence(pre), y.is_complex())).expand(h.shape)
+    y = y.to(sequence_dtype(sequence(pre), is_complex=y.is_complex())).expand(h.shape)
     return y if lengths is None else y.masked_fill(padding_mask(lengths, y), 0)
 
 
@@ -48,5 +48,5 @@ def decays_and_impulses(gate: str, pre: Sequence[Tensor]) -> tuple[Tensor, Tenso
     """a and b (B, T, D), in the dtype of the state."""
     a, b = gates.evaluate(gate, operands(pre))
     x = sequence(pre)
-    dtype = state_dtype(sequence_dtype(x, a.is_complex() or b.is_complex()))
+    dtype = state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex()))
     return a.to(dtype).expand(x.shape), b.to(dtype).expand(x.shape)

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
-from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
+from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["RecurrentModule", "ResumeError"]
@@ -114,7 +114,7 @@ class RecurrentModule(pl.LightningModule):
 
     @backend.setter
     def backend(self, name: str) -> None:
-        backends.check_name(name)
+        check_backend(name)
         self._backend = name
         for layer in self.recurrent_layers().values():
             layer.backend = name

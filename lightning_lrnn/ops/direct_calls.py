@@ -148,7 +148,7 @@ def _check(
 def _hidden(problem: Problem, x: Tensor) -> torch.dtype:
     """Dtype of the hidden states."""
     kinds = tuple(p.is_complex() for p in problem.pre)
-    return sequence_dtype(x, gates.state_is_complex(problem.gate, kinds))
+    return sequence_dtype(x, is_complex=gates.state_is_complex(problem.gate, kinds))
 
 
 def _output(problem: Problem, x: Tensor, hidden: torch.dtype) -> torch.dtype:
@@ -158,4 +158,6 @@ def _output(problem: Problem, x: Tensor, hidden: torch.dtype) -> torch.dtype:
     program = gates.parse(problem.readout)
     kinds = [hidden.is_complex, *(p.is_complex() for p in problem.pre)]
     (y,) = program.outputs
-    return sequence_dtype(x, isinstance(y, str) and gates.complex_values(program, kinds)[y])
+    return sequence_dtype(
+        x, is_complex=isinstance(y, str) and gates.complex_values(program, kinds)[y]
+    )

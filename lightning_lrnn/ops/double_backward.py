@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,16 +27,7 @@ def gradients(
     of_h: Tensor | None,
     dh_final: Tensor | None,
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """Gradients of the pre-activations and of h0.
-
-    Args:
-        name: of the backend.
-        problem: of the forward pass.
-        h: its hidden states.
-        dy: gradient of the output.
-        of_h: gradient of the hidden states.
-        dh_final: gradient of the final state.
-    """
+    """Gradients of the pre-activations and of h0; arguments as for `gradient.differentiate`."""
     pre: Sequence[Tensor] = problem.pre
     if not problem.is_plain:
         state = state_dtype(h.dtype)
@@ -78,21 +70,8 @@ def _recurrence(
         dh = zeros_of_output(plain, h) if dh is None else dh
         return first_order_gradients(name, None, plain, h, Gradients(dh, dh_final))
 
-    def recurrence(
-        a: Tensor,
-        b: Tensor,
-        h0: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        *,
-        reverse: bool,
-        exclusive: bool,
-    ) -> tuple[Tensor, Tensor]:
-        of_c = Problem(gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive)
-        return call(name, of_c)
-
     dh = torch.zeros_like(h) if dh is None else dh
-    da, db, dh0 = adjoint(recurrence, plain, h, Gradients(dh, dh_final))
+    da, db, dh0 = adjoint(partial(call, name), plain, h, Gradients(dh, dh_final))
     return [da, db], dh0
 
 

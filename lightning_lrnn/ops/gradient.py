@@ -28,6 +28,7 @@ def differentiate(
     dy: Tensor | None,
     of_h: Tensor | None,
     dh_final: Tensor | None,
+    *,
     again: bool = False,
 ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
     """Gradients of h0 and of the pre-activations.

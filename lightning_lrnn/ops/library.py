@@ -73,7 +73,7 @@ def _forward_fake(
     check_one_device(*pre, *rest[:3])
     x = sequence(pre)
     b = decays_and_impulses(gate, pre)[1]
-    h = b.new_empty(x.shape, dtype=sequence_dtype(x, b.is_complex()))
+    h = b.new_empty(x.shape, dtype=sequence_dtype(x, is_complex=b.is_complex()))
     final = b.new_empty((x.shape[0], x.shape[2]))
     if not readout:
         return h, h.new_empty(0), final

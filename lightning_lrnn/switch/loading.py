@@ -1,6 +1,6 @@
 """Loading what a switched model has saved into one that is not switched, whoever loads it.
 
-A `state_dict` says at every switched layer what stands there, see `switch_marker`. While it is
+A `state_dict` says at every switched layer what stands there, see `marker`. While it is
 loaded, by whatever calls `nn.Module.load_state_dict`, a `torch.nn.LSTM`, `GRU` or `RNN` at that
 place becomes that layer. Without this such loading fails; nothing that loads otherwise is touched.
 """

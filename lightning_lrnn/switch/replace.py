@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_choice, check_flags
 from lightning_lrnn.nn.cells.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
-from lightning_lrnn.nn.checks import check_module
+from lightning_lrnn.nn.checks import check_backend, check_module
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch import made_before as made_before
@@ -145,7 +144,7 @@ def replace_rnn(
             recurrent layer.
         ValueError: for arguments that cannot be. TypeError: if `module` is no module.
     """
-    backends.check_name(backend)
+    check_backend(backend)
     check_choice(STATES, state=state)
     check_choice(WEIGHTS, weights=weights)
     check_flags(measure=measure)

@@ -10,7 +10,15 @@ from torch import Tensor
 from lightning_lrnn.backends.base import Request
 from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
-from lightning_lrnn.backends.cpu.plan import Code, Division, code, divided, operations, rounded
+from lightning_lrnn.backends.cpu.plan import (
+    Code,
+    Direction,
+    Division,
+    code,
+    divided,
+    operations,
+    rounded,
+)
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -21,10 +29,10 @@ __all__ = ["Gated", "gated"]
 def gated(problem: Problem, *, parallel: bool) -> Gated | None:
     """The backend for problems of this form, or None if there is no vector code for the gate."""
     programs = problem.gate, problem.readout
-    division = divided(problem.x, operations(*programs, False), parallel)
+    division = divided(problem.x, operations(*programs, backward=False), parallel=parallel)
     exclusive = bool(problem.exclusive)
     compiled = code(programs, problem.pre, division, backward=False, exclusive=exclusive)
-    return None if compiled is None else Gated(problem, compiled, division, parallel)
+    return None if compiled is None else Gated(problem, compiled, division, parallel=parallel)
 
 
 class Gated:
@@ -33,7 +41,7 @@ class Gated:
     differentiable = False
 
     def __init__(
-        self, problem: Problem, compiled: Code, division: Division, parallel: bool
+        self, problem: Problem, compiled: Code, division: Division, *, parallel: bool
     ) -> None:
         self._code, self._division, self._parallel = compiled, division, parallel
         self._programs = problem.gate, problem.readout
@@ -41,7 +49,9 @@ class Gated:
         self._state = state_dtype(compiled.state)
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
-        self._adjoint_division = divided(problem.x, operations(*self._programs, True), parallel)
+        self._adjoint_division = divided(
+            problem.x, operations(*self._programs, backward=True), parallel=parallel
+        )
         self._no_state: Tensor | None = None
         self._forward: Pass | None = None
         self._backward: dict[tuple[object, ...], Pass] = {}
@@ -86,10 +96,8 @@ class Gated:
     def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Pass:
         n = len(tensors) - 2
         written = (n, n + 1) if self._programs[1] else (n + 1,)
-        return Pass(
-            self._code, self._division, tensors, written, h,
-            backward=False, reverse=self._flags[0], inside=True,
-        )  # fmt: skip
+        direction = Direction(backward=False, reverse=self._flags[0], inside=True)
+        return Pass(self._code, self._division, direction, tensors, written, h)
 
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
@@ -150,10 +158,8 @@ class Gated:
         compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
         assert compiled is not None
         written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
-        return Pass(
-            compiled, division, tensors, written, c,
-            backward=True, reverse=reverse, inside=exclusive,
-        )  # fmt: skip
+        direction = Direction(backward=True, reverse=reverse, inside=exclusive)
+        return Pass(compiled, division, direction, tensors, written, c)
 
 
 def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,7 +173,7 @@ def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     if lengths is not None:
         lengths = lengths.clamp(0, problem.x.shape[1])
     if reset is not None:
-        reset = restarts(reset, problem.lengths, problem.reverse).contiguous()
+        reset = restarts(reset, problem.lengths, reverse=problem.reverse).contiguous()
     return lengths, reset
 
 

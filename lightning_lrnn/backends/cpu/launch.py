@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lrnn.backends.cpu import threads, walk
 from lightning_lrnn.backends.cpu.operands import STORAGE
-from lightning_lrnn.backends.cpu.plan import Code, Division, rounded
+from lightning_lrnn.backends.cpu.plan import Code, Direction, Division, rounded
 
 __all__ = ["Pass", "spread"]
 
@@ -27,26 +27,21 @@ class Pass:
     Args:
         code: of the steps.
         division: of the work.
-        backward: whether the steps are those of the adjoint.
+        direction: of the pass.
         tensors: of a first call, in the order of `codegen`; sums over time as (B, parts of time,
             columns); None for what is not there.
         written: indices of the sequences (B, T, D) that are written.
         h: the states (B, D) of a first call.
-        reverse: of the forward pass.
-        inside: see `walk.FIELDS`.
     """
 
     def __init__(
         self,
         code: Code,
         division: Division,
+        direction: Direction,
         tensors: Sequence[Tensor | None],
         written: Sequence[int],
         h: Tensor,
-        *,
-        backward: bool,
-        reverse: bool,
-        inside: bool,
     ) -> None:
         chunk, blocks, width, self._workers = division
         x = tensors[written[0]]
@@ -56,11 +51,12 @@ class Pass:
         self._walker = walk.walker(STORAGE[h.dtype])
         self._between = (parts - 1) * h.numel()
         self._room = self._between + self._workers * 3 * rounded(width)
-        direction = 1 if reverse is backward else -1
+        backward, reverse, inside = direction
+        step = 1 if reverse is backward else -1
         self._words = walk.problem(
             (
                 *(parts, chunk, blocks, width, code.address, 0, 0, 0, 0, 0, B, T, D),
-                *(direction, backward, inside, False),
+                *(step, backward, inside, False),
             ),
             [_place(x) for x in tensors],
             written,

@@ -20,7 +20,7 @@ from lightning_lrnn.backends.cpu.gated import gated
 from lightning_lrnn.backends.cpu.huge_pages import empty, resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.operands import STORAGE
-from lightning_lrnn.backends.cpu.plan import Code, code, divided, operations
+from lightning_lrnn.backends.cpu.plan import Code, Direction, code, divided, operations
 from lightning_lrnn.core.problem import Gradients, Problem, States
 from lightning_lrnn.gates import IDENTITY
 
@@ -39,8 +39,8 @@ OF_FOLDED = 3
 def plain(problem: Problem, *, parallel: bool) -> Backend:
     """The backend for plain recurrences of this form."""
     if problem.x.dtype in SIXTEEN_BIT:
-        return _Widened(problem, parallel)
-    if parallel and parts(problem, problem.reverse, problem.x.shape[1]):
+        return _Widened(problem, parallel=parallel)
+    if parallel and parts(problem, problem.x.shape[1], backwards=problem.reverse):
         return _Folded()
     backend = gated(problem, parallel=parallel)
     assert backend is not None
@@ -62,7 +62,7 @@ class _OfOneForm:
 class _Widened(_OfOneForm):
     """16-bit sequences in float32, rounded once."""
 
-    def __init__(self, problem: Problem, parallel: bool) -> None:
+    def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._inner = plain(_widened(problem), parallel=parallel)
 
     def forward(self, problem: Problem) -> States:
@@ -91,13 +91,14 @@ class _Folded(_OfOneForm):
         a, b = map(resolved, problem.pre)
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
         h0, y = problem.h0, empty(b)
+        forward = Direction(backward=False, reverse=reverse, inside=True)
         final = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
-        for folds, steps in parts(problem, reverse, b.shape[1]):
+        for folds, steps in parts(problem, b.shape[1], backwards=reverse):
             inputs, output = [_cut(a, steps), _cut(b, steps)], _cut(y, steps)
             if folds:
-                _fold_pass(inputs, [output], final, False, reverse, exclusive)
+                _fold_pass(inputs, [output], final, forward, exclusive=exclusive)
             else:
-                _row_pass([*inputs, None, output], [3], final, False, reverse, exclusive)
+                _row_pass([*inputs, None, output], [3], final, forward, exclusive=exclusive)
         return States(y, y, final)
 
     def backward(
@@ -106,30 +107,31 @@ class _Folded(_OfOneForm):
         a, y, dy = resolved(problem.pre[0]), resolved(h), spread(resolved(gradients.y))
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
         da, db, h0 = empty(y), empty(y), problem.h0
+        adjoint = Direction(backward=True, reverse=reverse, inside=exclusive)
         c = y.new_zeros(y.shape[0], y.shape[2])
         first = c.clone() if h0 is None else h0
         c = c if gradients.final is None else gradients.final.clone()
         # The first step of the forward pass finds the state before it in h0, no other does.
         whole = [(False, slice(None))]
-        for folds, steps in parts(problem, not reverse, y.shape[1] - 1) or whole:
+        for folds, steps in parts(problem, y.shape[1] - 1, backwards=not reverse) or whole:
             inputs, outputs = [_cut(a, steps), _cut(dy, steps)], [_cut(da, steps), _cut(db, steps)]
             if folds:
                 shift = 0 if exclusive else 1 if reverse else -1
                 before = y[:, steps.start + shift : steps.stop + shift]
-                _fold_pass([*inputs, before], outputs, c, True, not reverse, exclusive)
+                _fold_pass([*inputs, before], outputs, c, adjoint, exclusive=exclusive)
             else:
                 tensors = [inputs[0], None, inputs[1], _cut(y, steps), first, *outputs]
-                _row_pass(tensors, [5, 6], c, True, reverse, exclusive)
+                _row_pass(tensors, [5, 6], c, adjoint, exclusive=exclusive)
         return [da, db], c
 
 
-def parts(problem: Problem, backwards: bool, most: int) -> list[tuple[bool, slice]]:
+def parts(problem: Problem, most: int, *, backwards: bool) -> list[tuple[bool, slice]]:
     """Parts of the work, in order: whether a vector holds several steps, and which steps.
 
     Args:
         problem: a plain recurrence; with padding or resets there is no such part.
-        backwards: whether the pass is from the last step to the first.
         most: steps, from the first one of the pass, that may be folded.
+        backwards: whether the pass is from the last step to the first.
 
     Returns:
         [] if nothing is folded.
@@ -156,21 +158,18 @@ def _row_pass(
     tensors: Sequence[Tensor | None],
     written: Sequence[int],
     h: Tensor,
-    backward: bool,
-    reverse: bool,
+    direction: Direction,
+    *,
     exclusive: bool,
 ) -> None:
     """Step by step, with the steps of the gate that is the identity."""
     x, a = tensors[written[0]], tensors[0]
     assert x is not None and a is not None
-    division = divided(x, operations(IDENTITY, "", backward), True)
+    backward = direction.backward
+    division = divided(x, operations(IDENTITY, "", backward=backward), parallel=True)
     compiled = code((IDENTITY, ""), [a, a], division, backward=backward, exclusive=exclusive)
     assert compiled is not None
-    inside = exclusive if backward else True
-    done = Pass(
-        compiled, division, tensors, written, h, backward=backward, reverse=reverse, inside=inside
-    )
-    done(tensors, h)
+    Pass(compiled, division, direction, tensors, written, h)(tensors, h)
 
 
 def _columns(x: Tensor) -> int:
@@ -190,8 +189,8 @@ def _fold_pass(
     inputs: list[Tensor],
     outputs: list[Tensor],
     h: Tensor,
-    backward: bool,
-    backwards: bool,
+    direction: Direction,
+    *,
     exclusive: bool,
 ) -> None:
     """All steps (B, T, D) as steps of W columns.
@@ -200,9 +199,8 @@ def _fold_pass(
         inputs: in the order of `fold`.
         outputs: likewise; written.
         h: state (B, D) before the walk; replaced by that after it.
-        backward: whether the steps are those of the adjoint.
-        backwards: whether the walk is from the last step to the first.
-        exclusive: of the forward walk.
+        direction: of the pass.
+        exclusive: of the forward pass.
     """
     B, T, D = outputs[0].shape
     W = _columns(h)
@@ -213,14 +211,13 @@ def _fold_pass(
         return x.as_strided((B, T * D // W, W), (x.stride(0), W, 1))
 
     inputs, outputs = [folded(x) for x in inputs], [folded(x) for x in outputs]
-    division = divided(outputs[0], OF_FOLDED * operations(IDENTITY, "", backward), True)
-    in_parts = division.chunk < T * D // W
-    compiled = _fold(h.dtype, W, D, backward, exclusive, not backwards, in_parts)
+    backward, reverse, _ = direction
+    work = OF_FOLDED * operations(IDENTITY, "", backward=backward)
+    division = divided(outputs[0], work, parallel=True)
+    in_parts, rises = division.chunk < T * D // W, reverse is backward
+    compiled = _fold(h.dtype, W, D, backward, exclusive, rises, in_parts)
     tensors, written = [*inputs, *outputs], range(len(inputs), len(inputs) + len(outputs))
     state = torch.cat([h] * (W // D), 1)
-    steps = Pass(
-        compiled, division, tensors, written, state,
-        backward=backward, reverse=backwards is not backward, inside=True,
-    )  # fmt: skip
-    steps(tensors, state)
+    whole = direction._replace(inside=True)
+    Pass(compiled, division, whole, tensors, written, state)(tensors, state)
     h.copy_(state[:, :D])

@@ -62,6 +62,17 @@ class Division(NamedTuple):
     """Threads at most."""
 
 
+class Direction(NamedTuple):
+    """Which way a pass goes."""
+
+    backward: bool
+    """Whether the steps are those of the adjoint."""
+    reverse: bool
+    """Of the forward pass."""
+    inside: bool
+    """See `walk.FIELDS`."""
+
+
 class Code(NamedTuple):
     """Compiled steps."""
 
@@ -105,7 +116,7 @@ def rounded(width: int) -> int:
 
 
 @cache
-def operations(gate: str, readout: str, backward: bool) -> int:
+def operations(gate: str, readout: str, *, backward: bool) -> int:
     """On an element, about: what is computed, read and written; 4 of the plain recurrence."""
     programs = [parse(program) for program in (gate, readout) if program]
     computed = sum(8 if step.operation in COSTLY else 1 for p in programs for step in p.steps)
@@ -113,7 +124,7 @@ def operations(gate: str, readout: str, backward: bool) -> int:
     return 2 * forward if backward else forward
 
 
-def divided(x: Tensor, operations: int, parallel: bool) -> Division:
+def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
     """How the work on a sequence is divided among threads.
 
     The parts, which decide about bits, depend on the shape and the operations on an element alone.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from lightning_lrnn.backends.base import Request
 from lightning_lrnn.backends.cpu.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
-from lightning_lrnn.backends.cuda.plan import STATE, Plan, layout_of, plan
+from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, States
 
@@ -52,7 +51,7 @@ def fields(inputs: int) -> dict[str, int]:
 
 def backend(problem: Problem, *, parallel: bool) -> Kernels:
     """The backend for problems of this form."""
-    return Kernels(problem, parallel)
+    return Kernels(problem, parallel=parallel)
 
 
 class Kernels:
@@ -60,7 +59,7 @@ class Kernels:
 
     differentiable = False
 
-    def __init__(self, problem: Problem, parallel: bool) -> None:
+    def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
 
@@ -76,7 +75,7 @@ class Kernels:
         """Output, hidden states and final state, in one kernel."""
         pre, x = _plain(problem.pre), problem.x
         B, T, D = x.shape
-        layout = layout_of((B, T, D), problem.lengths, pre, problem.reverse)
+        layout = layout_of((B, T, D), problem.lengths, pre, reverse=problem.reverse)
         code, how = self._planned("forward", problem, layout)
         hidden = x.new_empty((B, T, D), dtype=DTYPE[code.state])
         y = x.new_empty((B, T, D), dtype=DTYPE[code.output]) if problem.readout else hidden
@@ -98,7 +97,7 @@ class Kernels:
         given = [g for g in out if g is not None]
         B, T, D = x.shape
         tensors = [*pre, h, dy, *given]
-        layout = layout_of((B, T, D), problem.lengths, tensors, not problem.reverse)
+        layout = layout_of((B, T, D), problem.lengths, tensors, reverse=not problem.reverse)
         _, how = self._planned("backward", problem, layout)
         dh0 = h.new_empty((B, D), dtype=STATE[h.dtype])
         # A tile that is all padding leaves its sums as they are.
@@ -118,17 +117,21 @@ class Kernels:
         return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
 
     def _planned(self, step: str, problem: Problem, layout: str) -> tuple[Fused, Plan]:
-        shape, resets = tuple(problem.x.shape), problem.reset is not None
-        how = (*self._programs, self._operands, step, self._parallel, shape, resets, layout)
-        return _planned(*how)
+        kind = Pass(step, self._parallel, problem.reset is not None, layout)
+        B, T, D = problem.x.shape
+        return _planned(*self._programs, self._operands, kind, (B, T, D))
 
 
 @lru_cache(maxsize=4096)  # shapes are many where lengths vary
 def _planned(
-    gate: str, readout: str, operands: tuple[Operand, ...], step: str, *how: Any
+    gate: str,
+    readout: str,
+    operands: tuple[Operand, ...],
+    kind: Pass,
+    shape: tuple[int, int, int],
 ) -> tuple[Fused, Plan]:
-    code = fused(gate, readout, operands, step)
-    return code, plan(code, operands, step, *how)
+    code = fused(gate, readout, operands, kind.step)
+    return code, plan(code, operands, kind, shape)
 
 
 class _Words:

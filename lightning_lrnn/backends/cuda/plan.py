@@ -13,7 +13,7 @@ from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused
 from lightning_lrnn.core.dtypes import state_dtype
 
-__all__ = ["Plan", "columns", "layout_of", "macros", "plan", "slots", "steps"]
+__all__ = ["Pass", "Plan", "columns", "layout_of", "macros", "plan", "slots", "steps"]
 
 STATE = {dtype: state_dtype(dtype) for dtype in STORAGE}
 
@@ -48,46 +48,50 @@ class Plan(NamedTuple):
     """Of time: each leaves its own sums of a parameter's gradient."""
 
 
+class Pass(NamedTuple):
+    """What a kernel is asked for, beside the gate."""
+
+    step: str
+    """"forward" or "backward"."""
+    parallel: bool
+    """Over time, or one thread per column."""
+    resets: bool = False
+    """Whether a document may start on the way."""
+    layout: str = "apart"
+    """"apart", "ahead" or "behind": where in memory the next step lies."""
+
+
 def columns(D: int) -> int:
     """Features side by side in a block: the smallest power of two >= D, at most 32."""
     return min(MAX_COLUMNS, 1 << (D - 1).bit_length())
 
 
 @cache
-def steps(gate: Fused, operands: tuple[Operand, ...], step: str, resets: bool = False) -> int:
+def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
     size = STATE[DTYPE[gate.state]].itemsize
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
-    if step == "backward":  # what was emitted, its gradient, and what the readout makes of it
+    if kind.step == "backward":  # what was emitted, its gradient, and what the readout makes of it
         held += 2 + gate.reads_out
-    registers = FEWER_REGISTERS if resets or size > 4 else REGISTERS
+    registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
     most = min(SEGMENT // size, 4 * registers // (size * held))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
 @cache
 def macros(
-    gate: Fused,
-    operands: tuple[Operand, ...],
-    step: str,
-    parallel: bool,
-    width: int,
-    carry: str = "chained",
-    resets: bool = False,
-    layout: str = "apart",
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, width: int, carry: str = "chained"
 ) -> nvrtc.Macros:
     """The variant of the kernel.
 
     Args:
         gate: compiled into it, for the same step.
         operands: of the gate.
-        step: "forward" or "backward".
-        parallel: over time, or one thread per column.
+        kind: of the pass.
         width: features per block, which only the parallel schedule has.
         carry: "chained" or "folded", likewise.
-        resets: whether a walk may start anew on its way.
-        layout: "apart", "ahead" or "behind": where in memory a walk's next step lies.
     """
+    step, parallel, resets, layout = kind
     return (
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
@@ -96,19 +100,13 @@ def macros(
         ("LRNN_LAYOUT", layout),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
-        ("LRNN_STEPS", str(steps(gate, operands, step, resets))),
+        ("LRNN_STEPS", str(steps(gate, operands, kind))),
         ("LRNN_GATE", gate.source),
     )
 
 
 def plan(
-    gate: Fused,
-    operands: tuple[Operand, ...],
-    step: str,
-    parallel: bool,
-    shape: tuple[int, int, int],
-    resets: bool = False,
-    layout: str = "apart",
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, shape: tuple[int, int, int]
 ) -> Plan:
     """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
 
@@ -117,17 +115,17 @@ def plan(
     """
     B, T, D = shape
     width = columns(D)
-    if parallel and B * D < WALK:
+    if kind.parallel and B * D < WALK:
         segments, chains = THREADS // width, B * -(-D // width)
-        tiles = -(-T // (steps(gate, operands, step, resets) * segments))
+        tiles = -(-T // (steps(gate, operands, kind) * segments))
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
-        variant = macros(gate, operands, step, True, width, carry, resets, layout)
+        variant = macros(gate, operands, kind, width, carry)
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = STATE[DTYPE[gate.state]].itemsize // 4
         words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
         found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
-        variant = macros(gate, operands, step, False, width, "chained", resets, layout)
+        variant = macros(gate, operands, kind._replace(parallel=False), width)
         found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
@@ -138,7 +136,7 @@ def plan(
 
 
 def layout_of(
-    shape: tuple[int, int, int], lengths: Tensor | None, tensors: Sequence[Tensor], reverse: bool
+    shape: tuple[int, int, int], lengths: Tensor | None, tensors: Sequence[Tensor], *, reverse: bool
 ) -> str:
     """Where a walk's next step lies: side by side only in whole rows of one feature."""
     _, T, D = shape

@@ -50,12 +50,12 @@ def warmup(
         # Steps that lie apart and, in rows of one feature, side by side, ahead or behind.
         for (B, T), more in itertools.product(regimes, (1, 16) if width == 1 else (1,)):
             a = torch.zeros((B, T + more, width), dtype=dtype, device=x.device)
-            _run_once(a, parallel, reverse=False)
+            _run_once(a, parallel=parallel, reverse=False)
             if more == 16:
-                _run_once(a, parallel, reverse=True)
+                _run_once(a, parallel=parallel, reverse=True)
 
 
-def _run_once(a: torch.Tensor, parallel: bool, reverse: bool) -> None:
+def _run_once(a: torch.Tensor, *, parallel: bool, reverse: bool) -> None:
     """A launch loads the code into the device's context, which loading alone leaves for later."""
     problem = Problem(IDENTITY, "", (a, a), None, None, None, reverse, False)
     kernels = backend(problem, parallel=parallel)

@@ -16,7 +16,7 @@ from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
 from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LRU", "LRUCell", "LRUStateCell"]
@@ -115,7 +115,7 @@ class LRUStateCell(Cell):
         nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
         draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         S = self.hidden_size
         u = linear(x, self.B)
@@ -123,7 +123,7 @@ class LRUStateCell(Cell):
         nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
         a, scale = decay(nu, theta), torch.exp(gamma)
         h_0 = None if carry is None else to_complex(carry.to(dtype).clone())
-        h, h_n = walk.scan("state", diagonal, to_complex(u.to(dtype)), a, scale, h0=h_0)
+        h, h_n = context.scan("state", diagonal, to_complex(u.to(dtype)), a, scale, h0=h_0)
         return to_columns(h, S).to(u.dtype), to_columns(h_n, S)
 
 
