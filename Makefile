@@ -6,13 +6,25 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_WAIT_POLICY=passive $(BIN)/python
 
-.PHONY: demo test lint build bench paper gpu lowest clean
+.PHONY: demo test quick nightly lint build bench paper gpu lowest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/lightning-lrnn demo text
 
+# The times of all tests: build/test_durations.tsv. `make test WORKERS=2`: by two processes, each file
+# by one of them, as its fixtures compile what its tests share.
+WORKERS ?= 0
 test: $(VENV)/.ready
-	$(RUN) -m pytest -m "not gpu"
+	$(RUN) -m pytest -m "not gpu and not nightly" --cpu-durations=25 -n $(WORKERS) --dist loadfile
+
+# Without what takes over 10 s.
+quick: $(VENV)/.ready
+	$(RUN) -m pytest -q -m "not gpu and not nightly and not slow"
+
+# All of what `make test` takes a sample of.
+nightly: $(VENV)/.ready
+	$(RUN) -m pytest -m "nightly and not gpu" --cpu-durations=25
+	LIGHTNING_LRNN_FUZZ=2000 $(RUN) -m pytest tests/test_table_fuzz.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What all tests share: the devices and backends to sweep, and the tolerances."""
+"""Fixtures of all tests: the devices and backends to sweep, and what stands for a GPU."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import contextlib
 import importlib
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from durations import Durations
+from fake_kernel import launches  # noqa: F401
+from paths import BENCHMARKS
+from places import in_parts_of_time, place  # noqa: F401
+from sweeps import devices
 
-from lightning_lrnn import backends, gates
+from lightning_lrnn import backends
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends.cpu import plan
-from lightning_lrnn.backends.cpu.operands import STORAGE, Operand
-from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
@@ -33,35 +34,14 @@ collect_ignore = (
     ]
 )
 
-DTYPES = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.complex128,
-)
 
-# Against a loop in float64 (complex128) over inputs already rounded to the dtype.
-TOLERANCE = {
-    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
-    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
-    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
-    torch.complex64: {"rtol": 2e-5, "atol": 2e-5},
-    torch.complex128: {"rtol": 1e-12, "atol": 1e-12},
-}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-durations", type=int, metavar="N", help="the N longest tests")
 
 
-def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
-    """The gate of the plain recurrence as CUDA compiles it, and its operands."""
-    operands = (Operand(STORAGE[dtype], True),) * 2
-    return fused(gates.IDENTITY, "", operands, step), operands
-
-
-def devices() -> list:
-    """The devices of a sweep; a GPU's part carries the marker `gpu`."""
-    return ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+def pytest_configure(config: pytest.Config) -> None:
+    if shown := config.getoption("--cpu-durations"):
+        config.pluginmanager.register(Durations(shown), "cpu-durations")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,7 +62,7 @@ def device(request: pytest.FixtureRequest) -> str:
 def backend(request: pytest.FixtureRequest, device: str) -> str:
     """Every backend on every device; skipped with its own reasons.
 
-    But for `cudnn`, which takes the gates of a few cells and no others: tests/test_cudnn.py.
+    But for `cudnn`, which takes the gates of a few cells and no others: see test_cudnn.py.
     """
     if reasons := backends.reasons(request.param, Request(torch.device(device), torch.float32)):
         pytest.skip("; ".join(reasons))
@@ -92,20 +72,6 @@ def backend(request: pytest.FixtureRequest, device: str) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@contextlib.contextmanager
-def in_parts_of_time():
-    """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = plan.PART, plan.DIVIDED
-    plan.PART, plan.DIVIDED = 1, 0
-    backends.forget()
-    try:
-        assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
-        yield
-    finally:
-        plan.PART, plan.DIVIDED = before
-        backends.forget()
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])
@@ -121,10 +87,9 @@ def benchmark_script(monkeypatch):
 
     Its modules, whose names are everyday words, go when the test ends.
     """
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -5,22 +5,35 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT, TESTS
 
+from lightning_lrnn import gates
+from lightning_lrnn.backends.cpu.operands import STORAGE, Operand
 from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
-HOST = Path(__file__).parent / "host"
-SOURCES = Path(__file__).parent.parent / "cuda_src"
+HOST = TESTS / "host"
+SOURCES = ROOT / "cuda_src"
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++") or ""
 
+KEPT = ROOT / "build" / "host_kernels"
+
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler on this machine")
+
+
+@cache
+def version() -> str:
+    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout
 
 
 class Launch(ctypes.Structure):
@@ -32,30 +45,38 @@ class Traffic(ctypes.Structure):
 
 
 class Compiler:
-    """Compiles each variant once in a run of the tests."""
+    """Compiles each variant once, and keeps it in build/ under all that it depends on."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="lrnn-kernel-"))
-        self.emulator = self.folder / "emulator.o"
-        self._compile("-c", HOST / "emulator.cpp", "-o", self.emulator)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        self.emulator = self._compiled([HOST], ".o", "-c", HOST / "emulator.cpp")
         self._loaded: dict[tuple, ctypes.CDLL] = {}
 
-    def _compile(self, *arguments: object) -> None:
+    def _compiled(self, folders: list[Path], suffix: str, *arguments: object) -> Path:
         strict = ["-Wall", "-Wextra", "-Werror"] if COMPILER.endswith("g++") else ["-w"]
         command = [COMPILER, "-std=c++17", "-O1", "-fPIC", *strict, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        key = hashlib.sha256(repr((version(), command)).encode())
+        command += [f"-I{folder}" for folder in folders]
+        for file in sorted(file for folder in folders for file in folder.iterdir()):
+            key.update(file.name.encode() + file.read_bytes())
+        path = KEPT / f"{key.hexdigest()[:32]}{suffix}"
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=KEPT, suffix=suffix, delete=False) as file:
+                done = subprocess.run([*command, "-o", file.name], capture_output=True, text=True)
+            if done.returncode:
+                Path(file.name).unlink()
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            os.replace(file.name, path)  # others may compile the same
+        return path
 
     def kernel(self, macros: nvrtc.Macros, sources: Path = SOURCES) -> ctypes.CDLL:
         key = macros, sources
         if key not in self._loaded:
-            name = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
-            path = self.folder / f"{name}.so"
             defines = [f"-D{n}={v}" for n, v in macros]
-            files = [HOST / "recurrence.cpp", self.emulator, "-o", path]
+            files = [HOST / "recurrence.cpp", self.emulator]
             # The kernel's "#pragma unroll" is the one thing that this compiler does not know.
-            self._compile("-Wno-unknown-pragmas", "-shared", f"-I{sources}", *defines, *files)
-            library = ctypes.CDLL(str(path))
+            options = ["-Wno-unknown-pragmas", "-shared", *defines, *files]
+            library = ctypes.CDLL(str(self._compiled([HOST, sources], ".so", *options)))
             library.launch.restype = ctypes.c_char_p
             self._loaded[key] = library
         return self._loaded[key]
@@ -98,3 +119,9 @@ def as_cuda(compiler: Compiler):
         patch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
         patch.setattr(nvrtc, "launch", on_host)
         yield seen
+
+
+def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
+    """The gate of the plain recurrence as CUDA compiles it, and its operands."""
+    operands = (Operand(STORAGE[dtype], True),) * 2
+    return fused(gates.IDENTITY, "", operands, step), operands

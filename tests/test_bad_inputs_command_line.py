@@ -8,12 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_cli import OPTIONS, TINY, complaint
-from test_cli import pytestmark as of_the_command
+from commands import OPTIONS, TINY, complaint
 
 from lightning_lrnn.cli import main
-
-pytestmark = of_the_command
 
 SHORT = ("--data.path=text", *OPTIONS, *TINY, "--trainer.max_steps=1")
 FORECAST = (

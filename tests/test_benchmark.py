@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import emulated
 import pytest
 import torch
 from host_kernel import needs_compiler
-from test_fused import PLACES, place  # noqa: F401
+from paths import BENCHMARKS
+from places import PLACES
 
 import lightning_lrnn as lrnn
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     """The script; its modules have the names of everyday words, and go when the test ends."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     names = ("recurrence", "contenders", "goals", "timing", "plot")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -102,7 +100,7 @@ def test_least_traffic(benchmark, gate, forward, backward):
 
 @needs_compiler
 @pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_the_yardstick_has_no_carry(benchmark, place):  # noqa: F811
+def test_the_yardstick_has_no_carry(benchmark, place):
     def plain(a, b):
         return lrnn.linear_recurrence(a, b, backend=place[0])[0]
 

@@ -1,6 +1,6 @@
 """A checkpoint is data: it runs nothing, chooses no class, changes nothing in silence.
 
-Made to catch: `weights_only` left at None for a URL, Lightning's own `_parse_ckpt_path`, the class
+Seen to fail: `weights_only` left at None for a URL, Lightning's own `_parse_ckpt_path`, the class
 not compared, a layer of any imported module taken, `last` looked for in the new run's folder, the
 newest file taken by name, options of the checkpoint put over those that are typed, the learning
 rate of the optimizer's state left, Lightning's own writer, no flush, no `_of_checkpoint`, no
@@ -18,8 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli import OPTIONS, TINY, complaint
-from test_cli import pytestmark as of_the_command
+from commands import OPTIONS, TINY, complaint
 
 from lightning_lrnn.cli import main
 from lightning_lrnn.cli.fit import checkpoint_file, checkpoint_options
@@ -27,13 +26,10 @@ from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 
 pytestmark = [
-    *of_the_command,
     # fsspec keeps its connections.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     # The default logger.
     pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`"),
-    # Runs without a logger share a folder.
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
 FIT = ("--data.path=text", *OPTIONS, "--trainer.max_epochs=-1")

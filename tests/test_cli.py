@@ -1,6 +1,6 @@
 """The command: its subcommands, its answers to mistakes, other backends for a checkpoint.
 
-Proved against: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
+Seen to fail: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
 tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
 `except Exception` in `main`, `add_arguments_to_parser` without the default model, or
 with it whatever is named, or no default beside a config; jsonargparse's
@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import OPTIONS, TINY, complaint
 
 import lightning_lrnn
 from lightning_lrnn.backends import kernel_cache
@@ -30,31 +31,6 @@ from lightning_lrnn.cli.fit.saved_config import SavedConfig, without_secrets
 from lightning_lrnn.cli.fit.words import Words
 from lightning_lrnn.modules import Forecaster, LanguageModel
 from lightning_lrnn.nn import CELLS
-
-pytestmark = [
-    # Windows are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    # Checkpoints of a run in one folder are evaluated from another.
-    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
-
-OPTIONS = (
-    "--data.batch_size=2",
-    "--data.window=16",
-    "--trainer.accelerator=cpu",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--trainer.limit_val_batches=1",
-    "--trainer.num_sanity_val_steps=0",
-    "--trainer.limit_test_batches=1",
-    "--trainer.logger=false",
-    "--trainer.max_epochs=1",
-)
-TINY = ("--model.hidden_size=8", "--model.num_layers=1")
 
 
 @pytest.fixture(autouse=True)
@@ -74,16 +50,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     assert lightning_lrnn.last_backend() == "serial"
     (path,) = folder.glob("checkpoints/*.ckpt")
     return str(path)
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a user's mistake is answered with: one line on stderr, status 2."""
-    assert main(list(words)) == 2
-    output, error = capsys.readouterr()
-    assert output == ""
-    assert error.startswith("lightning-lrnn: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

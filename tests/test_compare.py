@@ -1,6 +1,6 @@
 """`lightning-lrnn compare` and `plot`: what runs, what the table says, what is drawn.
 
-Proved against: layers of torch.nn with every backend, and a layer twice; the user's options first;
+Seen to fail: layers of torch.nn with every backend, and a layer twice; the user's options first;
 no check before the first run; a signal taken for a status; words of the table to the left; a wrong
 second; unknown options taken by every command; a folder used again; curves in the order of the
 file; the loss preferred; no group; the monitored metric overlooked; the warm-up counted; a file of
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from wandb_file import group
 
 from lightning_lrnn.cli import main
@@ -29,12 +30,7 @@ from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.cli.plot import PlotError, Run, _chosen, read, runs_in
 from lightning_lrnn.core.errors import UserError
 
-pytestmark = [
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-]
-
-COMPARISONS = sorted(Path(__file__).parent.parent.glob("configs/comparisons/*.yaml"))
+COMPARISONS = sorted(ROOT.glob("configs/comparisons/*.yaml"))
 OPTIONS = (
     "--data.path=text",
     "--data.batch_size=2",
@@ -102,6 +98,7 @@ def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
     assert words.index("--model.lr=1") > words.index("--trainer.enable_progress_bar=false")
 
 
+@pytest.mark.slow
 def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     has_wandb = importlib.util.find_spec("wandb") is not None
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -1,6 +1,6 @@
 """Every config trains, and logs what it promises. The folder is the list.
 
-Proved against: a misspelt argument in a YAML, a callback taken out of one, `overwrite` left False
+Seen to fail: a misspelt argument in a YAML, a callback taken out of one, `overwrite` left False
 (the second run into one folder), nothing in `_LogConfig.save_config`, no summary in
 `BackendReport._write`, a wrong `num_features`, a comparison that there is not in a comment.
 """
@@ -20,15 +20,6 @@ import yaml
 import lightning_lrnn
 from lightning_lrnn.cli import main
 from lightning_lrnn.cli.fit import parse
-
-pytestmark = [
-    # Windows are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
 
 CONFIGS = sorted(
     str(file) for file in files("lightning_lrnn.configs").iterdir() if file.name.endswith(".yaml")

@@ -14,6 +14,8 @@ import sys
 
 import pytest
 import torch
+from biased_gate import biased, operands, results
+from paths import TESTS
 from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
@@ -135,34 +137,6 @@ def test_special_values_of_operands():
         torch.testing.assert_close(found, function(z), equal_nan=True, rtol=1e-6, atol=0, msg=name)
 
 
-@lrnn.gate
-def biased(x, f, bias, scale):
-    a = torch.sigmoid(f * scale + bias)
-    return a, (1 - a) * torch.tanh(x)
-
-
-@lrnn.gate
-def biased_output(h, x, f, bias, scale):
-    return torch.tanh(h + bias) * torch.sigmoid(f) + x * scale
-
-
-def results(pre, gate=biased, readout=biased_output, h0=None, **options):
-    leaves = [p.detach().requires_grad_() for p in pre]
-    # Detached they lie where they lay.
-    assert all(p.stride() == leaf.stride() for p, leaf in zip(pre, leaves, strict=True))
-    y, h_final = lrnn.gated_recurrence(
-        gate, *leaves, h0=h0, readout=readout, backend="scan", **options
-    )
-    generator = torch.Generator().manual_seed(0)
-    dy = torch.randn(y.shape, generator=generator).to(y.dtype)
-    return [y, h_final, *torch.autograd.grad([y, h_final], leaves, [dy, torch.ones_like(h_final)])]
-
-
-def operands(B, T, D, dtype=torch.float32):
-    sizes = [(B, T, D), (B, T, D), (D,), (B, D)]
-    return [torch.randn(size).to(dtype) for size in sizes]
-
-
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 700, 70), (1, 5000, 40), (2, 40, 1100)], ids=str)
@@ -236,15 +210,15 @@ def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
     code = """
 import torch, lightning_lrnn as lrnn
 from lightning_lrnn.backends.cpu import codegen
-import test_cpu_gate
+import biased_gate
 def refuse(*_):
     raise AssertionError("written anew")
 codegen._Gate.__init__ = refuse
-torch.save(test_cpu_gate.results(torch.load("pre")), "results")
+torch.save(biased_gate.results(torch.load("pre")), "results")
 """
     folder = compiled_anew.parent
     torch.save(pre, folder / "pre")
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    path = os.pathsep.join([str(TESTS), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)
     assert all(map(torch.equal, torch.load(folder / "results"), expected))

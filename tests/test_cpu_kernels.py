@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DTYPES, TOLERANCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_calls import PlainCalls
+from sweeps import DTYPES, TOLERANCE
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu import backend, launch, llvm, plain

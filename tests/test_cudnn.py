@@ -15,8 +15,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import devices
 from layers import CASES, F64, B, H, M, flat, make, random_state, weighted
+from sweeps import devices
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 import lightning_lrnn as lrnn

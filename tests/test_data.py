@@ -1,6 +1,6 @@
 """ByteText: every byte once, windows that continue each other, a split that stays.
 
-Proved against: `complete` left out for validation; `starts` not shifted to where a document begins;
+Seen to fail: `complete` left out for validation; `starts` not shifted to where a document begins;
 `_resume` kept for the next epoch; `end` ignored; the split by list order in place of the hash;
 `rank` ignored; a cap that val takes whole; a cut inside a character.
 """

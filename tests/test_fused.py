@@ -7,26 +7,22 @@ parameter's stride of time not 0; padding read; pre-activations copied.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 
 import emulated
 import layers
 import pytest
 import torch
-from conftest import in_parts_of_time
-from host_kernel import needs_compiler
+from gate_functions import FUNCTIONS, INF, REAL, programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_derivative import FUNCTIONS, INF, programs
-from test_gates import REAL
+from places import compiled_walks, only_emulated, without_a_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import backends, gates, nn
+from lightning_lrnn import gates, nn
 from lightning_lrnn.backends.cpu import codegen
-from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.backends.cpu.operands import OPERAND
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.dtypes import state_dtype
@@ -34,43 +30,6 @@ from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 from lightning_lrnn.ops import projections
 
 FLAGS = list(itertools.product([False, True], repeat=2))
-
-
-PLACES = [
-    pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
-    *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
-    pytest.param(("scan", "cpu", in_parts_of_time), id="scan on a CPU in parts of time"),
-    *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
-]
-
-
-compiled_walks: list = []
-"""The backend of every pass by a CPU's compiled gates so far."""
-
-
-@pytest.fixture(params=PLACES)
-def place(request, monkeypatch):
-    """A backend that fuses and its device; with the kernel on the host among the backends."""
-    forward = Gated.forward
-
-    def noted(self, problem):
-        if not problem.is_plain:
-            compiled_walks.append(self)
-        return forward(self, problem)
-
-    monkeypatch.setattr(Gated, "forward", noted)
-    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
-    monkeypatch.setattr(backends, "_modules", lambda: modules)
-    backends.forget()
-    emulated.launches.clear()
-    name, device, *parts = request.param
-    with parts[0]() if parts else contextlib.nullcontext():
-        yield name, device
-    backends.forget()
-
-
-only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)
 
 
 # Every rounding of the kernel, and of the gate in float32.

@@ -10,6 +10,7 @@ import pickle
 
 import pytest
 import torch
+from gate_functions import REAL
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates
@@ -46,25 +47,6 @@ def test_the_program_is_canonical():
 
     assert gates.trace(same) == gilr.program
     assert str(gates.parse(gilr.program)) == gilr.program
-
-
-REAL = {
-    "arithmetic": lambda x, y: (x + y - 2 * x / (y * y + 1), -x),
-    "number in front": lambda x, y: (1 / (2 + x * x), 2**y),
-    "powers": lambda x, y: (x**2, (y * y + 1) ** -0.5),
-    "functions": lambda x, y: (x.exp() + torch.log(y.abs() + 1), torch.sin(x) * y.cos()),
-    "activations": lambda x, y: (
-        torch.relu(x) + torch.nn.functional.silu(y),
-        torch.nn.functional.gelu(x),
-    ),
-    "softplus": lambda x, y: (torch.nn.functional.softplus(x), torch.sigmoid(y)),
-    "clamp": lambda x, y: (x.clamp(min=-0.5), torch.clamp(y, -0.1, 0.2)),
-    "clamp above": lambda x, y: (x.clamp(max=0.5), y),
-    "where": lambda x, y: (torch.where(x > y, x, y * 2), torch.where(x <= 0, 0.0, x)),
-    "extremes": lambda x, y: (torch.minimum(x, y), torch.maximum(x, y)),
-    "roots": lambda x, y: ((x * x + 1).sqrt(), torch.rsqrt(y * y + 1)),
-    "detach": lambda x, y: (x.detach() * y, y),
-}
 
 
 @pytest.mark.parametrize("function", REAL.values(), ids=REAL.keys())

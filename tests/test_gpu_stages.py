@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cuda_launch import launches  # noqa: F401
-from test_fused import only_emulated, place  # noqa: F401
+from paths import BENCHMARKS
+from places import only_emulated
 
 from lightning_lrnn.backends.cuda import launch
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+SCRIPT = BENCHMARKS / "gpu.py"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_digest_sees_every_source(gpu, tmp_path, monkeypatch):
     assert len(seen) == 5
 
 
-def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
+def test_exercise(gpu, launches, monkeypatch, capsys):
     """What compute-sanitizer watches, with the stand-in for the kernel, on small tiles."""
     monkeypatch.setattr(launch, "THREADS", 32)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
@@ -192,7 +192,7 @@ def test_exercise(gpu, launches, monkeypatch, capsys):  # noqa: F811
 
 
 @only_emulated
-def test_exercise_gates(gpu, place, capsys):  # noqa: F811
+def test_exercise_gates(gpu, place, capsys):
     gpu.exercise_gates("cpu", place[:1])
     assert "exercised gates" in capsys.readouterr().out
 

@@ -23,7 +23,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_kernels_compile import KINDS, PASSES, variant
+from kernel_variants import KINDS, PASSES, variant
+from paths import BENCHMARKS
 
 from lightning_lrnn.backends.cuda import launch, nvrtc
 
@@ -32,7 +33,7 @@ NAMES = (
     "f32", "bf16", "gilr f32", "minGRU f32", "minLSTM f32", "sru f32", "RGLRU f32",
     "lstm with readout f32", "lstm with readout bf16",
 )  # fmt: skip
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "instructions.json"
+RESULTS = BENCHMARKS / "results" / "instructions.json"
 
 
 def disassembler() -> Path | None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOLERANCE, plain
-from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler
+from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler, plain
+from sweeps import TOLERANCE
 from torch import Tensor
 
 from lightning_lrnn import gates
@@ -324,6 +324,7 @@ MANY_TILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pass_", PASSES)
 def test_folds_tiles_groups_and_reaches(library: Library, pass_: str) -> None:
     variant = FOLDED[0]

@@ -1,7 +1,8 @@
 """Every variant of the kernel compiles for every supported architecture, without spills.
 
-No GPU and no driver is needed. Set LIGHTNING_LRNN_RECORD_REGISTERS=1 to write what the assembler
-reports to benchmarks/results/registers.json.
+No GPU and no driver is needed. `make test` compiles every variant for one architecture and some for
+the others, `make nightly` all of them; with LIGHTNING_LRNN_RECORD_REGISTERS=1 that writes what the
+assembler reports to benchmarks/results/registers.json.
 
 Seen to fail: a variable renamed in one branch of the kernel; a macro misspelt; an unused variable
 (a warning); 64 steps per thread for complex128 (spills); an array indexed at run time (stack); one
@@ -19,93 +20,32 @@ import re
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from layers import ALONE, recurrences
+from kernel_variants import KINDS, PASSES, variant
+from other_python import other_python, run_elsewhere
+from paths import BENCHMARKS
 from plain_calls import PlainCalls
-from test_derivative import FUNCTIONS
-from test_nvrtc import other_python, run_elsewhere
 
-from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
-from lightning_lrnn.backends.cuda import launch, nvrtc, plan
-from lightning_lrnn.backends.cuda.codegen import fused
-from lightning_lrnn.nn.cells.sru import highway, sru
-from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
+from lightning_lrnn.backends.cuda import launch, nvrtc
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-PASSES = ("forward", "backward")
-
-
-class Kind(NamedTuple):
-    """A gate with its readout and its operands."""
-
-    gate: str
-    readout: str
-    operands: tuple[Operand, ...]
-
-
-def of(storage: str, count: int, parameters: int = 0) -> tuple[Operand, ...]:
-    varies = [True] * count + [False] * parameters
-    return tuple(Operand(storage, v) for v in varies)
-
-
-def gated(name: str, storage: str) -> Kind:
-    function, kinds = FUNCTIONS[name]
-    return Kind(gates.trace(function), "", of(storage, len(kinds)))
-
-
-KINDS = {
-    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in DTYPE},
-    **{
-        f"{name} {storage}": gated(name, storage)
-        for name, storages in {
-            "gilr": ("f32",),
-            "minGRU": ("f32",),
-            "minLSTM": ("f32",),
-        }.items()
-        for storage in storages
-    },
-    **{
-        f"lstm with readout {storage}": Kind(lstm.program, output_tanh.program, of(storage, 4))
-        for storage in ("f32", "bf16", "f64")
-    },
-    "sru f32": Kind(sru.program, highway.program, of("f32", 4)),
-    "sru with parameters f32": Kind(
-        gates.trace(FUNCTIONS["sru with bias"][0]), "", of("f32", 2, 1)
-    ),
-    "gilr of complex c64": gated("gilr of complex", "c64"),
-}
-
-
-def of_layers() -> Iterator[tuple[str, Kind]]:
-    """What every cell asks for with each of its options, as far as no other has asked for it."""
-    seen = set(KINDS.values())
-    for cell, options in ALONE:
-        for gate, readout, pre in recurrences(cell, options):
-            operands = tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
-            kind = Kind(gate.program, readout.program if readout else "", operands)
-            if kind not in seen:
-                seen.add(kind)
-                chosen = "".join(f" {value}" for value in options.values())
-                yield f"{cell}{chosen} {operands[0].storage}", kind
-
-
-KINDS |= of_layers()
-
-
-def variant(
-    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained", *how: str | bool
-) -> nvrtc.Macros:
-    """`how`: resets, layout."""
-    code = fused(*kind, step)
-    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry)
+WITH_ALL = "sm_90"
+FOR_EACH = [
+    f"{schedule} {step} {name}"
+    for step in PASSES
+    for schedule, name in (
+        ("scan", "bf16 x32"),
+        ("scan", "c128 x1"),
+        ("scan", "lstm with readout f32 x32"),
+        ("serial", "gilr of complex c64"),
+    )
+]
 
 
 def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
@@ -133,7 +73,7 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
 
 VARIANTS = dict(listed())
 RECORD = "LIGHTNING_LRNN_RECORD_REGISTERS"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "registers.json"
+RESULTS = BENCHMARKS / "results" / "registers.json"
 
 
 class Report(NamedTuple):
@@ -169,22 +109,34 @@ def report(name: str, arch: str) -> Report:
     )
 
 
-def reports_of(arch: str, part: int) -> list[Report]:
-    return [report(name, arch) for name in list(VARIANTS)[part::2]]
+def table(whole: bool) -> list[tuple[str, str]]:
+    """Variants and their architectures."""
+    return [
+        (name, arch)
+        for arch in ARCHITECTURES
+        for name in (VARIANTS if whole or arch == WITH_ALL else FOR_EACH)
+    ]
+
+
+EXTENTS = [pytest.param(False, id="some"), pytest.param(True, id="all", marks=pytest.mark.nightly)]
+
+
+@pytest.fixture(scope="module", params=EXTENTS)
+def whole(request: pytest.FixtureRequest) -> bool:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def reports() -> list[Report]:
-    """The whole table, by two processes: NVRTC does not compile side by side within one."""
+def reports(whole: bool) -> list[Report]:
+    """By two processes: NVRTC does not compile side by side within one."""
     try:
         nvrtc.version()
     except RuntimeError as error:
         pytest.skip(f"NVRTC is not installed: {error}")
-    work = [(arch, part) for arch in ARCHITECTURES for part in (0, 1)]
     context = multiprocessing.get_context("spawn")  # forking beside PyTorch's threads is unsafe
     with ProcessPoolExecutor(2, mp_context=context) as pool:
-        found = [r for some in pool.map(reports_of, *zip(*work, strict=True)) for r in some]
-    if os.environ.get(RECORD):
+        found = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
+    if whole and os.environ.get(RECORD):
         record(found)
     return found
 
@@ -203,9 +155,10 @@ def record(found: list[Report]) -> None:
     )
 
 
-def test_table_is_whole(reports):
-    expected = {(name, arch) for name in VARIANTS for arch in ARCHITECTURES}
-    assert len(expected) == len(VARIANTS) * len(ARCHITECTURES) > 800
+@pytest.mark.slow
+def test_table_is_whole(reports, whole):
+    expected = set(table(whole))
+    assert len(expected) > (800 if whole else 150)
     assert {(r.variant, r.architecture) for r in reports} == expected
 
 

@@ -335,7 +335,6 @@ def test_export_with_any_number_of_rows_and_steps(name, rows):
         close(program(x, lengths=lengths), rnn(x, lengths=lengths))
 
 
-@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
 def test_onnx_of_a_step(name):
     """PyTorch's exporter does not know complex states."""

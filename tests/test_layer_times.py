@@ -7,12 +7,10 @@ shape; a limit of one shape taken for another.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from paths import BENCHMARKS
 
 
 @pytest.fixture(scope="module")

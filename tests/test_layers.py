@@ -16,7 +16,6 @@ import pickle
 
 import pytest
 import torch
-from conftest import TOLERANCE
 from equations import EQUATIONS, reference
 from layers import (
     DEEP,
@@ -33,6 +32,7 @@ from layers import (
     random_state,
     weighted,
 )
+from sweeps import TOLERANCE
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 

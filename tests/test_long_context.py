@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from paths import BENCHMARKS
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 FIELDS = """rnn context seed lr hidden_size num_layers parameters backend bytes bytes_per_step steps
     order text_bytes text_sha256 held_out_bytes bits_per_byte bits_per_byte_by_reading
     bits_per_byte_by_reading_and_position curve seconds us_per_byte step_seconds
@@ -26,7 +25,7 @@ SAME = ["seed", "bytes", "bytes_per_step", "steps", "order", "text_sha256", "hel
 def benchmark():
     """The script; its modules have the names of everyday words, and go when the tests end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
+        patch.syspath_prepend(str(BENCHMARKS))
         for name in ("long_context", "timing"):
             patch.delitem(sys.modules, name, raising=False)
         import long_context
@@ -102,7 +101,6 @@ def test_an_order_repeats_nothing_before_all_were_seen(benchmark):
     assert order != benchmark.order_of(18, 30, seed=1)
 
 
-@pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")
 def test_held_out_spans_are_never_trained_on(benchmark, monkeypatch):
     """A text whose held-out spans alone have a byte."""
     sizes = benchmark.QUICK._replace(bytes_seen=8 * 512)

@@ -9,18 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from paths import BENCHMARKS, ROOT
 
 from lightning_lrnn.cli import main
 from lightning_lrnn.cli.demos import long_memory as _demo_memory
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
+CONFIGS = ROOT / "configs"
 
 
 def test_demo(

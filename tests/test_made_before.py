@@ -1,6 +1,6 @@
 """Optimizers that are older than a switch.
 
-Made to catch: old parameters left in their groups; groups made anew, not changed in place; state of
+Seen to fail: old parameters left in their groups; groups made anew, not changed in place; state of
 old parameters kept; names of parameters not moved; no look before a step.
 """
 
@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_switch import H, M, project, trainer
-from test_switch import pytestmark as quiet
+from project import H, M, project, trainer
 from torch import nn
 
 from lightning_lrnn import SwitchError, SwitchRNN, replace_rnn
 from lightning_lrnn.nn.stack import Stack
-
-pytestmark = quiet
 
 
 class Model(nn.Module):

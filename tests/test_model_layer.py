@@ -30,15 +30,6 @@ from lightning_lrnn.nn.layer import KNOWN
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.torch_rnn import TorchRNN
 
-pytestmark = [
-    # Windows are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
-
 DATA = (
     "--data.path=text",
     "--data.batch_size=2",

@@ -1,6 +1,6 @@
 """Classifier, tagger and forecaster: padding, metrics, heads, checkpoints, what they refuse.
 
-Proved against: the loss divided by the rows instead of the known targets, without the weights of
+Seen to fail: the loss divided by the rows instead of the known targets, without the weights of
 classes; padding let into the encoder, lengths kept from the layers, the last column taken for the
 last step, a mean over padding; no residual, no state, the base class's arguments as
 hyperparameters, a layer that is not plain data; the first step of the second direction forgotten;
@@ -26,13 +26,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from paths import ROOT, TESTS
 from pytorch_lightning.loggers import CSVLogger
 from scipy import integrate, stats
+from sequence_models import F_, C, H, K, make, measured, trainer
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 import lightning_lrnn
@@ -53,14 +54,6 @@ from lightning_lrnn.modules.student_t import student_t_quantiles
 from lightning_lrnn.nn import GILRLSTM, QRNN, SRU
 from lightning_lrnn.nn.torch_rnn import TorchRNN
 
-pytestmark = [
-    # Batches are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-]
-
-F_, C, H, K = 3, 4, 5, 2
 LENGTHS = torch.tensor([7, 2, 9, 5])
 RNNS = {
     "GILRLSTM": GILRLSTM,
@@ -69,21 +62,6 @@ RNNS = {
     "GILRLSTM both ways": partial(GILRLSTM, bidirectional=True),
     "GRU both ways": partial(nn.GRU, bidirectional=True, num_layers=2),
 }
-
-
-def make(kind: str, **options: Any) -> Any:
-    torch.manual_seed(1)
-    defaults: dict[str, Any] = {"hidden_size": 8, "dropout": 0.0, "warmup_steps": 2}
-    options = defaults | options
-    if kind == "forecast":
-        return Forecaster(F_, H, K, **options)
-    if kind == "tag":
-        return SequenceTagger(F_, C, **options)
-    if kind == "mean":
-        options["pooling"] = "mean"
-    model = SequenceClassifier(F_, C, **options)
-    model.head.reset_parameters()  # of zeros nothing could be told
-    return model
 
 
 KINDS = ("last", "mean", "tag", "forecast")
@@ -222,21 +200,6 @@ def test_torch_layer_of_two_directions_has_no_reset_within() -> None:
     reset[1, 3] = True
     with pytest.raises(ValueError, match=r"GRU cannot start anew within .* True at step 3: give"):
         layer(x, reset=reset)
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-        "num_sanity_val_steps": 0,
-        "max_epochs": 1,
-    }
-    return pl.Trainer(**(defaults | options))
 
 
 class Loader(list):
@@ -541,33 +504,12 @@ def test_a_batch_that_does_not_fit_is_told_before_training(
         fit.validate(model, Loader([batch]), verbose=False)
 
 
-def measured(folder: Path, devices: int) -> dict[str, float]:
-    """Figures of a validation by so many processes."""
-    torch.manual_seed(3)
-    x, y, z = torch.randn(24, 9, F_), torch.arange(24) % C, torch.randn(24, H, K)
-    found: dict[str, float] = {}
-    for kind in ("last", "forecast"):
-        model = make(kind)
-        nn.init.normal_((model.head.linear if kind == "forecast" else model.head).weight)
-        target = z if kind == "forecast" else y
-        rows = [SequenceBatch(*row) for row in zip(x, target, strict=True)]
-
-        def collate(rows: list[SequenceBatch]) -> SequenceBatch:
-            return SequenceBatch(*(torch.stack([row[i] for row in rows]) for i in range(2)))
-
-        loader = DataLoader(rows, 4, collate_fn=collate)
-        options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
-        (part,) = trainer(folder, **options).validate(model, loader, verbose=False)
-        found |= {kind + name: value for name, value in part.items()}
-    return found
-
-
 PROCESSES = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import json, torch
-from test_modules import measured
+from sequence_models import measured
 
 found = measured(Path({folder!r}), 2)
 if torch.distributed.get_rank() == 0:
@@ -575,9 +517,10 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
-    script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(tmp_path)))
     processes.run(script)
     two = json.loads((tmp_path / "found.json").read_text())
     assert len(two) == 9 and two == pytest.approx(measured(tmp_path, 1), rel=1e-5)
@@ -662,7 +605,7 @@ def test_command_line(
 
 
 def example(name: str) -> Any:
-    return runpy.run_path(str(Path(__file__).parent.parent / "examples" / f"{name}.py"))
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
 
 
 @pytest.mark.parametrize(

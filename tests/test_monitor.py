@@ -1,6 +1,6 @@
 """RecurrenceMonitor and its parts on LightningModules that know nothing of them.
 
-Proved against: an input that is no view of itself; no end of a backward without one of its input;
+Seen to fail: an input that is no view of itself; no end of a backward without one of its input;
 spans added up in place of their union; hooks left where they are, after a step and after an
 exception; `observed` taken off the backward; lengths ignored; zoneout left out in the step of the
 decays; times measured in that step; no measurement at the end; sequences left out of tokens;
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from paths import ROOT
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -34,7 +35,6 @@ from lightning_lrnn.callbacks.probes.layer_times import LayerTimes
 from lightning_lrnn.cli.plot import read
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:The `lightning.*installed both:UserWarning"),
 ]
 
@@ -100,7 +100,6 @@ def make(name: str, **options: Any) -> Foreign:
     return Foreign(kind(FEATURES, 5, batch_first=True, **options))
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory")
 @pytest.mark.parametrize("name", ["GILRLSTM", "QRNN", "LRU", "torch.LSTM", "torch.GRU"])
 def test_training_is_the_same_bit_by_bit(name: str, tmp_path: Path) -> None:
     options = {"zoneout": 0.5} if name == "QRNN" else {"num_layers": 2, "dropout": 0.5}
@@ -372,7 +371,7 @@ def test_requested_backends_of_any_module(tmp_path: Path) -> None:
 
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "looking.md").read_text()
+    page = (ROOT / "docs" / "looking.md").read_text()
     names: dict[str, Any] = {}
     exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), names)
     assert names["model"].flops_per_batch > 2 * 3 * 4 * 32 * 64 * 256  # the head alone

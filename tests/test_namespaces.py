@@ -1,6 +1,6 @@
 """Modules, data and callbacks in projects of both Lightning packages, and where there is only one.
 
-Proved against: `L` without `rebase`; base classes not rebased, or made again for each class;
+Seen to fail: `L` without `rebase`; base classes not rebased, or made again for each class;
 `__module__` kept (the config names a class of the other package); Callback, or Throughput, as
 `pytorch_lightning`'s alone; the except clauses of `callback.py` and `L.py` by "lightning" alone or
 none; no `L` in `__getattr__`; a method that asks `isinstance(self, RecurrentModule)`;
@@ -28,17 +28,6 @@ import yaml
 
 import lightning_lrnn
 from lightning_lrnn import callbacks, data, modules, pl
-
-pytestmark = [
-    # Windows are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    # A second run has a folder of its own.
-    pytest.mark.filterwarnings("ignore:The dirpath has changed from:UserWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
 
 OTHER = "lightning.pytorch"
 other = pytest.importorskip(OTHER)

@@ -14,11 +14,11 @@ import ctypes
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from host_kernel import COMPILER, needs_compiler
+from paths import BENCHMARKS
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
@@ -27,13 +27,11 @@ from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.core import reference as reference
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
 def paper(monkeypatch, tmp_path):
     """The script, with an empty folder of results."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     names = ("paper", "paper_tables", "plain", "unfused", "contenders", "goals", "timing")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import pydoc_data.topics
 import re
-from pathlib import Path
 
 import lightning.pytorch
 import numpy as np
 import pytest
 import pytorch_lightning
 import torch
+from paths import ROOT
 from pytorch_lightning.demos import lstm as demo
 from pytorch_lightning.demos.transformer import WikiText2
 
@@ -55,6 +55,7 @@ def text(tmp_path, monkeypatch):
     return len(WikiText2().dictionary)
 
 
+@pytest.mark.slow
 def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
     def model():
         torch.manual_seed(0)
@@ -180,7 +181,7 @@ def test_series_without_a_past(rnn, state):
 
 
 def test_the_readme_shows_these_lines():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     assert (
         "trainer:\n  callbacks:\n    - class_path: lightning_lrnn.SwitchRNN\n"
         "      init_args: {rnn: auto, backend: auto}\n" in readme

@@ -1,6 +1,6 @@
 """A class on another base, compared with the class statement that would have made it.
 
-Proved against: `_moved` returning its value (super() goes to the old base); no case for properties,
+Seen to fail: `_moved` returning its value (super() goes to the old base); no case for properties,
 for class methods, for closures; `__dict__` of a function not moved; bases not rebased.
 """
 

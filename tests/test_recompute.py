@@ -1,6 +1,6 @@
 """`checkpoint_time`: windows that are computed again give the gradients of windows that are kept.
 
-Proved against: a state that is detached, or not handed on; lengths and resets that are not cut;
+Seen to fail: a state that is detached, or not handed on; lengths and resets that are not cut;
 windows in the wrong order in reverse; a reset at the edge of a window forgotten; random numbers
 drawn anew; no recomputation.
 """

@@ -1,6 +1,6 @@
 """Weights that are made of other parameters before each call, in layers of this package.
 
-Made to catch: the dtype asked of a weight that was made before its parameters were cast.
+Seen to fail: the dtype asked of a weight that was made before its parameters were cast.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import DTYPES, TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_calls import PlainCalls, adjoint_of
+from sweeps import DTYPES, TOLERANCE
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends

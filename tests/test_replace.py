@@ -161,7 +161,6 @@ def test_options_that_keep_the_state_narrow_are_strict():
     assert replace_rnn(holder, partial(QRNN, window=1)).replaced
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_projection_keeps_its_size():
     holder = Holder(proj_size=3)
     expected = [part.shape for part in tree_leaves(holder.rnn(torch.randn(B, T, M)))]

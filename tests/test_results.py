@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TEXTS = {name: (ROOT / "docs" / name).read_text() for name in ("results.md", "performance.md")}
 BLOCKS = {
     name: re.findall(r"^```\n\$ python (.*)\n([\s\S]*?)^```$", text, re.M)

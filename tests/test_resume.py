@@ -1,6 +1,6 @@
 """A run that was interrupted has the losses, bit by bit, of one that was not.
 
-Proved against: the carried state dropped when an epoch cut by `max_steps` goes on (`by`), a
+Seen to fail: the carried state dropped when an epoch cut by `max_steps` goes on (`by`), a
 position taken as over because Lightning counts that epoch as over (`by`), a position kept when the
 epoch is over (`epoch` with `limit_train_batches`), the random numbers not restored (`5`), a state
 that keeps the precision it was saved in (`64-true`), what does not fit not looked at.
@@ -21,10 +21,6 @@ from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.modules.base import ResumeError
 
 pytestmark = [
-    # Lightning 2.6 under torch 2.13.
-    pytest.mark.filterwarnings(
-        "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"
-    ),
     # The resumed run saves nothing.
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
 ]

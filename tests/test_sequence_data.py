@@ -1,6 +1,6 @@
 """Sequences of features: every row once, in a part that stays, scaled by the training part alone.
 
-Proved against: 0 in place of `IGNORE` as padding of classes; lengths beside packed rows, and packed
+Seen to fail: 0 in place of `IGNORE` as padding of classes; lengths beside packed rows, and packed
 rows in another order; an order without the epoch, or without the seed; loaders that draw from the
 model's random numbers; buckets while overfitting, not sorted, without their last batch, the longest
 always last; `split` without classes or seed, by position or by name in place of the hash; test rows
@@ -43,13 +43,6 @@ from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.source_tokens import CLASSES, token_classes
 from lightning_lrnn.data.splits import PARTS, split
 from lightning_lrnn.data.tasks import spoken_digits as spoken_digits
-
-pytestmark = [
-    # All data lie in memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
 
 LENGTHS = (3, 1, 5, 2)
 sklearn = pytest.mark.skipif(

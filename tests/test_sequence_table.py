@@ -1,6 +1,6 @@
 """SequenceTable: windows lie where they should, nothing is learned from what is held out.
 
-Proved against: scaling fitted on all steps, or that of all series for each; the mean of scaled
+Seen to fail: scaling fitted on all steps, or that of all series for each; the mean of scaled
 values where a value is missing; windows that may not reach back, or whose targets reach into the
 next part, or start a step early; the offset of the first series for all; a last window that reaches
 beyond its part, or is left out; classes from the start of a series for all windows; rows not sorted
@@ -23,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from dealt_out import everything
+from paths import ROOT
 
 from lightning_lrnn import data
 from lightning_lrnn.data import IGNORE, DataError, SequenceRow, SequenceTable
@@ -320,11 +321,10 @@ def test_tables_that_do_not_fit(weather: Path, options: dict, told: str) -> None
 
 
 @tables
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning")
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    page = (ROOT / "docs" / "data.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     assert len(blocks) == 8
     exec("".join(blocks), {"__name__": "data"})

@@ -46,6 +46,7 @@ def learn(rank: int, names: list[str], results: Any) -> None:
         results.put(names)
 
 
+@pytest.mark.slow
 def test_cells_are_sharded_one_by_one(tmp_path) -> None:
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     names = ["HGRN", "GILRLSTM"]

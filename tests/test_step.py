@@ -14,11 +14,11 @@ import copy
 import runpy
 import sys
 from functools import partialmethod
-from pathlib import Path
 
 import pytest
 import torch
 from layers import ALONE, F64, B, H, M, T, every_cell, flat, make
+from paths import BENCHMARKS, ROOT, TESTS
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
 
@@ -328,19 +328,16 @@ def test_an_exported_step_runs_a_sequence_in_any_batch(name, tmp_path):
 # The example and the benchmark.
 
 
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_the_example_runs(capsys, monkeypatch):
-    monkeypatch.setattr(
-        ByteText, "__init__", partialmethod(ByteText.__init__, path=str(Path(__file__).parent))
-    )
-    found = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "serve.py"))
+    monkeypatch.setattr(ByteText, "__init__", partialmethod(ByteText.__init__, path=str(TESTS)))
+    found = runpy.run_path(str(ROOT / "examples" / "serve.py"))
     speeds = found["main"](steps=1, length=5)
     assert set(speeds) == {"plain", "recorded"}
     assert capsys.readouterr().out.count("bytes per second") == 2
 
 
 def test_the_example_continues_a_session():
-    server = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "serve.py"))["Server"]
+    server = runpy.run_path(str(ROOT / "examples" / "serve.py"))["Server"]
     model = lrnn.modules.LanguageModel(hidden_size=16).eval()
     chosen, text = server(model), b"ab"
     for _ in range(2):  # the most probable byte each time
@@ -354,7 +351,7 @@ def test_the_example_continues_a_session():
 
 
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in ("step", "timing"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import step

@@ -11,10 +11,6 @@ from torch.utils.data import DataLoader
 
 from lightning_lrnn.callbacks import StopWhenSolved
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*_dataloader' does not have many workers:UserWarning"
-)
-
 
 class Scripted(pl.LightningModule):
     """Is right in training and in validation as it is told to be."""

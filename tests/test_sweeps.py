@@ -1,6 +1,6 @@
 """Every sweep's commands are such as the command line takes. The folder is the list.
 
-Proved against: a misspelt parameter and a layer that there is not in a sweep; a metric that is not
+Seen to fail: a misspelt parameter and a layer that there is not in a sweep; a metric that is not
 logged; a word of wandb's that it does not know; sweeps left out of `_configs`.
 """
 
@@ -19,15 +19,6 @@ from wandb_file import history
 
 from lightning_lrnn.cli import main
 from lightning_lrnn.cli.fit import UserError, parse
-
-pytestmark = [
-    # Windows are slices of memory: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # LightningCLI 2.6 calls what newer jsonargparse has renamed.
-    pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
 
 CONFIGS = files("lightning_lrnn.configs")
 SWEEPS = sorted(str(f) for f in (CONFIGS / "sweeps").iterdir() if f.name.endswith(".yaml"))

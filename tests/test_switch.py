@@ -11,98 +11,24 @@ import copy
 import importlib
 import pickle
 import re
+import sys
 import warnings
 from pathlib import Path
 
 import processes
 import pytest
 import torch
+from paths import TESTS
+from project import PACKAGES, STEPS, H, M, T, both_packages, project, stacks, trainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_lrnn import BackendError, SwitchBackend, SwitchError, SwitchRNN, load_switched
 from lightning_lrnn.callbacks import switch_rnn
 from lightning_lrnn.nn import GILRLSTM, MinGRU
-from lightning_lrnn.nn.stack import Stack
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a"),
-    pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`"),
 ]
-PACKAGES = ["pytorch_lightning", "lightning.pytorch"]
-M, H, T, STEPS = 3, 5, 6, 4
-
-
-def project(package="pytorch_lightning", make="__init__", rnn=None):
-    """A user's LightningModule, which knows nothing of this package, and its Lightning."""
-    pl = importlib.import_module(package)
-
-    class Project(pl.LightningModule):
-        def __init__(self, size=H):
-            super().__init__()
-            self.save_hyperparameters()
-            self.size, self.hidden, self.losses = size, None, []
-            self.head = nn.Linear(size, 1)
-            if make == "__init__":
-                self.make()
-
-        def make(self):
-            self.rnn = nn.LSTM(M, self.size, 2, batch_first=True) if rnn is None else rnn()
-
-        def setup(self, stage):
-            if make == "setup" and not hasattr(self, "rnn"):
-                self.make()
-
-        def configure_model(self):
-            if make == "configure_model" and not hasattr(self, "rnn"):
-                self.make()
-
-        def forward(self, x):
-            return self.head(self.rnn(x)[0])[..., 0]
-
-        def step(self, batch):
-            return (self(batch[0]) - batch[1]).square().mean()
-
-        def training_step(self, batch, index):
-            loss = self.step(batch)
-            self.losses.append(float(loss.detach()))
-            return loss
-
-        def validation_step(self, batch, index):
-            self.log("val_loss", self.step(batch))
-
-        def test_step(self, batch, index):
-            self.log("test_loss", self.step(batch))
-
-        def predict_step(self, batch, index):
-            return self(batch[0])
-
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), 1e-2)
-
-        def train_dataloader(self):
-            x = torch.randn(8 * STEPS, T, M, generator=torch.Generator().manual_seed(1))
-            return DataLoader(TensorDataset(x, x.cumsum(1)[..., 0]), batch_size=8)
-
-        val_dataloader = test_dataloader = predict_dataloader = train_dataloader
-
-    return pl, Project
-
-
-def trainer(pl, folder, *callbacks, **options):
-    plain = {"accelerator": "cpu", "logger": False, "max_epochs": 1, "default_root_dir": folder}
-    plain |= {"enable_progress_bar": False, "enable_model_summary": False}
-    plain |= {"enable_checkpointing": False, "log_every_n_steps": 1, **options}
-    return pl.Trainer(callbacks=list(callbacks), **plain)
-
-
-def stacks(module):
-    return [m for m in module.modules() if isinstance(m, Stack)]
-
-
-both_packages = pytest.mark.parametrize("package", PACKAGES)
 
 
 @both_packages
@@ -414,18 +340,8 @@ def test_switch_backend(tmp_path, package):
 
 # From YAML, and in two processes.
 
-CLI = """
-import sys, warnings
-warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
-from {package}.cli import LightningCLI
-from test_switch import project
-_, Project = project({package!r})
-cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
-rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
-sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
-"""
 YAML = """
+seed_everything: 1
 trainer:
   accelerator: cpu
   max_epochs: 1
@@ -443,16 +359,42 @@ trainer:
 
 
 @both_packages
-@pytest.mark.parametrize("count", [1, 2])
-def test_by_yaml_alone(tmp_path, package, count):
+def test_by_yaml_alone(tmp_path, package, monkeypatch):
+    lines = []
+    monkeypatch.setattr(switch_rnn, "rank_zero_info", lines.append)
+    config = tmp_path / "config.yaml"
+    config.write_text(YAML.format(rnn="{LSTM: GILRLSTM, GRU: MinGRU}", devices=1, strategy="auto"))
+    cli = importlib.import_module(f"{package}.cli").LightningCLI
+    monkeypatch.setattr(sys, "argv", ["script", "fit", "--config", str(config)])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")  # which Lightning sets, taken back
+    rnn = cli(project(package)[1], save_config_callback=None).model.rnn
+    assert isinstance(rnn, GILRLSTM) and rnn.backend == "serial"
+    assert "".join(lines).count("start anew") == 1
+
+
+CLI = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+from {package}.cli import LightningCLI
+from project import project
+_, Project = project({package!r})
+cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
+rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
+sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
+"""
+
+
+@pytest.mark.parametrize(
+    "package", [PACKAGES[0], pytest.param(PACKAGES[1], marks=pytest.mark.nightly)]
+)
+def test_by_yaml_in_two_processes(tmp_path, package):
     config, script = tmp_path / "config.yaml", tmp_path / "script.py"
-    rnn = "{LSTM: GILRLSTM, GRU: MinGRU}" if count == 1 else "GILRLSTM"
-    strategy = "auto" if count == 1 else "ddp"
-    config.write_text(YAML.format(rnn=rnn, devices=count, strategy=strategy))
-    values = {"tests": str(Path(__file__).parent), "package": package, "config": str(config)}
+    config.write_text(YAML.format(rnn="GILRLSTM", devices=2, strategy="ddp"))
+    values = {"tests": str(TESTS), "package": package, "config": str(config)}
     script.write_text(CLI.format(**values))
     done = processes.run(script, folder=tmp_path)
-    for rank in range(count):
+    for rank in range(2):
         assert f"{rank} GILRLSTM serial" in done.stdout
     assert (done.stdout + done.stderr).count("start anew") == 1
 
@@ -461,7 +403,7 @@ STARTED = """
 import sys, warnings
 import torch
 sys.path.insert(0, {tests!r})
-from test_switch import project, trainer
+from project import project, trainer
 from lightning_lrnn import SwitchRNN
 from lightning_lrnn.nn import MinLSTM
 pl, _ = project({package!r})
@@ -496,10 +438,14 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "package, strategy",
-    [(PACKAGES[0], "ddp_spawn"), (PACKAGES[1], "ddp_notebook"), (PACKAGES[0], "ddp_fork")],
+    [
+        pytest.param(PACKAGES[0], "ddp_spawn", marks=pytest.mark.slow),
+        pytest.param(PACKAGES[1], "ddp_notebook", marks=pytest.mark.slow),
+        pytest.param(PACKAGES[0], "ddp_fork", marks=pytest.mark.nightly),
+    ],
 )
 def test_strategies_that_start_processes_give_the_trained_layers_back(tmp_path, package, strategy):
     script = tmp_path / "script.py"
-    values = {"tests": str(Path(__file__).parent), "package": package, "strategy": strategy}
+    values = {"tests": str(TESTS), "package": package, "strategy": strategy}
     script.write_text(STARTED.format(**values))
     processes.run(script, folder=tmp_path)

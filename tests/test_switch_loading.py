@@ -1,6 +1,6 @@
 """What a switched model has saved, loaded by code that knows nothing of this package.
 
-Made to catch: no mark, no guard, or a mark of the whole module alone; a layer that is swapped where
+Seen to fail: no mark, no guard, or a mark of the whole module alone; a layer that is swapped where
 it is loaded, not changed in place; random numbers drawn; the kind of the old layer not compared.
 """
 

@@ -24,11 +24,7 @@ from lightning_lrnn.modules import Forecaster, SequenceClassifier, SequenceTagge
 from lightning_lrnn.modules.sequence_module import valid_steps
 
 pytestmark = [
-    # Rows are drawn in microseconds: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
     pytest.mark.filterwarnings("ignore:.*returned `None`"),
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
 ]
 
 TASKS: dict[str, Any] = {

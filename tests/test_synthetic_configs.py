@@ -1,6 +1,6 @@
 """Configs of made-up tasks: what says that one is solved, and that training ends with it.
 
-Proved against: metrics over all steps where those of the end are asked for; the last column in
+Seen to fail: metrics over all steps where those of the end are asked for; the last column in
 place of the last valid step; rows without a step that count as class 0; the error of the last
 batch, or the smallest, in place of the largest of all; a mode of EarlyStopping that is wrong; a
 threshold that chance reaches; a memory that is not a multiple of the lag.
@@ -19,19 +19,13 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import yaml
+from paths import BENCHMARKS
 from pytorch_lightning.callbacks import EarlyStopping
 
 from lightning_lrnn import data as lrnn_data
 from lightning_lrnn.data import IGNORE, NextSymbol, SequenceBatch
 from lightning_lrnn.modules import SequenceTagger
 from lightning_lrnn.modules.metrics import LargestError
-
-pytestmark = [
-    # Rows are drawn in microseconds: workers would only cost.
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    # Lightning 2.6 asks torch 2.13 for the class of a leaf.
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
-]
 
 QUIET: dict[str, Any] = dict.fromkeys(
     ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
@@ -167,11 +161,10 @@ def test_solved_is_far_from_chance(name: str) -> None:
     assert model["rnn"]["init_args"]["memory"] == [steps / 2, steps * 2]
 
 
-@pytest.mark.filterwarnings(r"ignore:[\s\S]*(Jsonargparse|deprecated in v4):DeprecationWarning")
 def test_the_benchmark_says_what_early_stopping_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import tasks
 
     config = config_of("adding")

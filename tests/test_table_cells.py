@@ -1,6 +1,6 @@
 """Tables are read as they are written: no cell moves, is renamed, rounded or lost without a word.
 
-Made to catch: rows longer than the header cut off; "07" read as 7; "NA" as no name; integers
+Seen to fail: rows longer than the header cut off; "07" read as 7; "NA" as no name; integers
 through float64; times through int64 of nanoseconds; the order of day and month guessed; the value
 of another row in a message; an infinite float let through; a class order by a set of "nan".
 """

@@ -1,6 +1,6 @@
 """What a model was trained with goes with it: other tables are scaled so, and forecast beyond.
 
-Made to catch: a scaling fitted anew by `test`; classes numbered by the new table; a difference not
+Seen to fail: a scaling fitted anew by `test`; classes numbered by the new table; a difference not
 told; `refit` ignored; the future cut from the parts; times of the future one step early; offsets in
 float32; predictions in another order than their table.
 """
@@ -22,8 +22,6 @@ from lightning_lrnn.data import DataError, Digits, SequenceTable
 from lightning_lrnn.modules import Forecaster, SequenceClassifier
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers:UserWarning"),
-    pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*is scaled as what the model was trained on:UserWarning"),
 ]
 

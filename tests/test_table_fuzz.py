@@ -1,6 +1,6 @@
 """Any table: what comes out is what the csv module reads of the same bytes, or a DataError.
 
-Made to catch: cells beyond the header shifting the others; a short row taken from the next;
+Seen to fail: cells beyond the header shifting the others; a short row taken from the next;
 leading zeros lost; NA read as no name; rows of a group in the order of another; a time before 1677
 wrapped; a value through float32; a mark of UTF-8 in the first name; month and day exchanged; a
 table refused that has nothing wrong.

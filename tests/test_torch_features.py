@@ -7,6 +7,7 @@ gradients of h0 left out of the operator's autograd.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -215,23 +216,26 @@ def test_an_exported_program_runs_in_another_process(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
-def _ddp_worker(rank, folder, backend):
-    torch.manual_seed(0)
-    model = torch.nn.parallel.DistributedDataParallel(lrnn.nn.GILR(3, 4, backend=backend))
-    x = torch.randn(6, 2, 3)  # (T, B, D): each process takes one row
-    y, _ = model(x[:, rank : rank + 1])
-    y.sin().mean().backward()
-    torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
+def _ddp_worker(rank, folder, backends):
+    for backend in backends:
+        torch.manual_seed(0)
+        model = torch.nn.parallel.DistributedDataParallel(lrnn.nn.GILR(3, 4, backend=backend))
+        x = torch.randn(6, 2, 3)  # (T, B, D): each process takes one row
+        y, _ = model(x[:, rank : rank + 1])
+        y.sin().mean().backward()
+        torch.save([p.grad for p in model.parameters()], f"{folder}/{backend}{rank}.pt")
 
 
-def test_two_gloo_processes_give_the_gradients_of_one(backend, tmp_path):
-    processes.spawn(_ddp_worker, tmp_path, str(tmp_path), backend)
-    torch.manual_seed(0)
-    model = lrnn.nn.GILR(3, 4, backend=backend)
-    y, _ = model(torch.randn(6, 2, 3))
-    y.sin().mean().backward()
-    for rank in range(2):
-        gradients = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+@pytest.mark.slow
+def test_two_gloo_processes_give_the_gradients_of_one(tmp_path):
+    names = ("scan", "serial")
+    processes.spawn(_ddp_worker, tmp_path, str(tmp_path), names)
+    for name, rank in itertools.product(names, range(2)):
+        torch.manual_seed(0)
+        model = lrnn.nn.GILR(3, 4, backend=name)
+        y, _ = model(torch.randn(6, 2, 3))
+        y.sin().mean().backward()
+        gradients = torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True)
         for left, right in zip(gradients, model.parameters(), strict=True):
             torch.testing.assert_close(left, right.grad)
 

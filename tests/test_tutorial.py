@@ -1,21 +1,21 @@
 """A tutorial script for `torch.nn.LSTM` runs with layers of this package, its import changed.
 
-Proved against: an initial state that is not used by the GILR-LSTM (step by step and at once
+Seen to fail: an initial state that is not used by the GILR-LSTM (step by step and at once
 differ), `detach` taken out of the example (backward a second time).
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from torch import nn
 
 from lightning_lrnn import replace_rnn
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "tutorial_lstm.py"
+SCRIPT = ROOT / "examples" / "tutorial_lstm.py"
 IMPORT = "from torch.nn import LSTM\n"
 
 

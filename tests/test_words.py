@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import pathlib
 import re
 import runpy
 import statistics
@@ -17,13 +16,13 @@ import sys
 
 import pytest
 import torch
-from conftest import plain
+from host_kernel import plain
+from paths import ROOT
 
 import lightning_lrnn
 from lightning_lrnn import backends, nn
 from lightning_lrnn.cli.cells import cells_table
 
-ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "cuda_src" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -68,7 +67,6 @@ def test_a_cell_of_your_own_runs_as_shown():
     runpy.run_path(str(ROOT / "examples" / "own_cell.py"))
 
 
-@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 @pytest.mark.parametrize("name", ["layers", "modules", "switching"])
 def test_the_code_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
 """The command line writes a forecast of what comes after a table's end as a table.
 
-Made to catch: predictions of a batch left out, the file written in its place, no look at the data.
+Seen to fail: predictions of a batch left out, the file written in its place, no look at the data.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import pytestmark as of_the_command
 
 from lightning_lrnn.callbacks import WriteForecast
 from lightning_lrnn.cli import main
 
 pytest.importorskip("pyarrow")
-pytestmark = of_the_command
 
 COMMON = (
     *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.logger=false"),

@@ -1,0 +1,83 @@
+"""Gates to compile into the CUDA kernel, and the macros of a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gate_functions import FUNCTIONS
+from layers import ALONE, recurrences
+
+from lightning_lrnn import gates
+from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
+from lightning_lrnn.backends.cuda import nvrtc, plan
+from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.nn.cells.sru import highway, sru
+from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
+
+PASSES = ("forward", "backward")
+
+
+class Kind(NamedTuple):
+    """A gate with its readout and its operands."""
+
+    gate: str
+    readout: str
+    operands: tuple[Operand, ...]
+
+
+def of(storage: str, count: int, parameters: int = 0) -> tuple[Operand, ...]:
+    varies = [True] * count + [False] * parameters
+    return tuple(Operand(storage, v) for v in varies)
+
+
+def gated(name: str, storage: str) -> Kind:
+    function, kinds = FUNCTIONS[name]
+    return Kind(gates.trace(function), "", of(storage, len(kinds)))
+
+
+KINDS = {
+    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in DTYPE},
+    **{
+        f"{name} {storage}": gated(name, storage)
+        for name, storages in {
+            "gilr": ("f32",),
+            "minGRU": ("f32",),
+            "minLSTM": ("f32",),
+        }.items()
+        for storage in storages
+    },
+    **{
+        f"lstm with readout {storage}": Kind(lstm.program, output_tanh.program, of(storage, 4))
+        for storage in ("f32", "bf16", "f64")
+    },
+    "sru f32": Kind(sru.program, highway.program, of("f32", 4)),
+    "sru with parameters f32": Kind(
+        gates.trace(FUNCTIONS["sru with bias"][0]), "", of("f32", 2, 1)
+    ),
+    "gilr of complex c64": gated("gilr of complex", "c64"),
+}
+
+
+def of_layers() -> Iterator[tuple[str, Kind]]:
+    """What every cell asks for with each of its options, as far as no other has asked for it."""
+    seen = set(KINDS.values())
+    for cell, options in ALONE:
+        for gate, readout, pre in recurrences(cell, options):
+            operands = tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
+            kind = Kind(gate.program, readout.program if readout else "", operands)
+            if kind not in seen:
+                seen.add(kind)
+                chosen = "".join(f" {value}" for value in options.values())
+                yield f"{cell}{chosen} {operands[0].storage}", kind
+
+
+KINDS |= of_layers()
+
+
+def variant(
+    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained", *how: str | bool
+) -> nvrtc.Macros:
+    """`how`: resets, layout."""
+    code = fused(*kind, step)
+    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry)

@@ -1,0 +1,67 @@
+"""Where gates are compiled into the recurrence: each backend that fuses, with its device."""
+
+from __future__ import annotations
+
+import contextlib
+
+import emulated
+import pytest
+import torch
+from host_kernel import needs_compiler
+
+from lightning_lrnn import backends
+from lightning_lrnn.backends.cpu import plan
+from lightning_lrnn.backends.cpu.gated import Gated
+
+
+@contextlib.contextmanager
+def in_parts_of_time():
+    """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
+    before = plan.PART, plan.DIVIDED
+    plan.PART, plan.DIVIDED = 1, 0
+    backends.forget()
+    try:
+        assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
+        yield
+    finally:
+        plan.PART, plan.DIVIDED = before
+        backends.forget()
+
+
+PLACES = [
+    pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
+    *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
+    pytest.param(("scan", "cpu", in_parts_of_time), id="scan on a CPU in parts of time"),
+    *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
+]
+
+
+compiled_walks: list = []
+"""The backend of every pass by a CPU's compiled gates so far."""
+
+
+@pytest.fixture(params=PLACES)
+def place(request, monkeypatch):
+    """A backend that fuses and its device; with the kernel on the host among the backends."""
+    forward = Gated.forward
+
+    def noted(self, problem):
+        if not problem.is_plain:
+            compiled_walks.append(self)
+        return forward(self, problem)
+
+    monkeypatch.setattr(Gated, "forward", noted)
+    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
+    monkeypatch.setattr(backends, "_modules", lambda: modules)
+    backends.forget()
+    emulated.launches.clear()
+    name, device, *parts = request.param
+    with parts[0]() if parts else contextlib.nullcontext():
+        yield name, device
+    backends.forget()
+
+
+only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+
+
+without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)
