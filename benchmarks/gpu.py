@@ -134,9 +134,9 @@ def reasons_against(site: Path) -> list[str]:
     except ImportError as error:
         return [f"this interpreter ({sys.executable}) has no PyTorch: {error}"]
     sys.path.insert(0, str(site))
-    from lightning_lrnn.backends.cuda import launch
+    from lightning_lrnn.backends.cuda import availability
 
-    if reasons := launch.missing():
+    if reasons := availability.missing():
         return reasons
     return [] if torch.cuda.is_available() else ["PyTorch cannot use the GPU (see nvidia-smi)"]
 
@@ -307,17 +307,20 @@ def exercise() -> None:
     """
     import torch
 
-    from lightning_lrnn.backends.cuda import launch
+    from lightning_lrnn.backends.cpu.operands import STORAGE
+    from lightning_lrnn.backends.cuda import launch, plan
     from lightning_lrnn.core import reference as reference
+    from lightning_lrnn.core.problem import Gradients, Problem
+    from lightning_lrnn.gates import IDENTITY
 
     launches = 0
-    for dtype in launch.STORAGE:
+    for dtype in STORAGE:
         state = torch.float32 if dtype.itemsize == 2 else dtype
         exact = torch.complex128 if dtype.is_complex else torch.float64
         # With many rows the carry is chained, with few it is folded.
-        for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (launch.CHAINS, True))):
+        for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (plan.CHAINS, True))):
             # Two tiles and a few steps, whatever their length.
-            T = 2 * launch.SEGMENT // state.itemsize * launch.THREADS // launch.columns(D) + 8
+            T = 2 * plan.SEGMENT // state.itemsize * plan.THREADS // plan.columns(D) + 8
             a, b, dy = (torch.randn(B, T, D, dtype=dtype) / 2 for _ in range(3))
             h0, dh_final = (torch.randn(B, D, dtype=state) for _ in range(2))
             lengths, reset = torch.tensor([T - 5, T] * (B // 2)), torch.rand(B, T) < 0.01
@@ -330,11 +333,12 @@ def exercise() -> None:
             on = [x if x is None else x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
             a, b, h0, dy, dh_final, lengths, reset = on
             for parallel in (True, False):
-                options = {**flags, "parallel": parallel}
-                y, h_final = launch.forward(a, b, h0, lengths, reset, **options)
-                got = launch.backward(a, y, h0, dy, dh_final, lengths, reset, **options)
+                problem = Problem(IDENTITY, "", (a, b), h0, lengths, reset, flag, not flag)
+                kernels = launch.backend(problem, parallel=parallel)
+                y, h, h_final = kernels.forward(problem)
+                (da, db), dh0 = kernels.backward(problem, h, Gradients(dy, dh_final))
                 loose = 3e-2 if dtype.itemsize == 2 else 1e-4
-                for x, wanted in zip((y, h_final, *got), (*ends, *expected), strict=True):
+                for x, wanted in zip((y, h_final, da, db, dh0), (*ends, *expected), strict=True):
                     torch.testing.assert_close(x.cpu().to(exact), wanted, rtol=loose, atol=loose)
                 launches += 2
     torch.cuda.synchronize()

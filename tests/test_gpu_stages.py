@@ -19,7 +19,8 @@ import torch
 from paths import BENCHMARKS
 from places import only_emulated
 
-from lightning_lrnn.backends.cuda import launch
+from lightning_lrnn.backends.cpu.operands import DTYPE
+from lightning_lrnn.backends.cuda import launch, plan
 
 SCRIPT = BENCHMARKS / "gpu.py"
 
@@ -170,15 +171,15 @@ def test_digest_sees_every_source(gpu, tmp_path, monkeypatch):
 
 def test_exercise(gpu, launches, monkeypatch, capsys):
     """What compute-sanitizer watches, with the stand-in for the kernel, on small tiles."""
-    monkeypatch.setattr(launch, "THREADS", 32)
+    monkeypatch.setattr(plan, "THREADS", 32)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    for cached in (launch.macros, launch._planned):
+    for cached in (plan.macros, plan.steps, launch._planned):
         cached.cache_clear()
     try:
         gpu.exercise()
     finally:
-        for cached in (launch.macros, launch._planned):
+        for cached in (plan.macros, plan.steps, launch._planned):
             cached.cache_clear()
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
     carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}
@@ -187,7 +188,7 @@ def test_exercise(gpu, launches, monkeypatch, capsys):
     assert layouts == {"apart", "ahead", "behind"}
     assert {v["LRNN_RESETS"] for v, _, _ in launches} == {"0", "1"}
     assert max(grid for variant, grid, _ in launches if variant["LRNN_SCHEDULE"] == "scan") > 6
-    for storage in launch.DTYPE:
+    for storage in DTYPE:
         assert any(f"State = storage::{storage};" in v["LRNN_GATE"] for v, _, _ in launches)
 
 

@@ -214,7 +214,7 @@ def test_what_malloc_keeps_is_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(checkpointing, "resident", lambda: held[0])
     monkeypatch.setattr(checkpointing, "give_back", give_back)
     x = torch.randn(1, 5, 1, requires_grad=True)
-    checkpointing.in_windows(window, x, None, None, None, 1)
+    checkpointing.in_chunks(window, x, None, None, None, 1)
     assert given == [120, 170]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lrnn.core.checks import check_counts, check_flags
+from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
@@ -61,6 +62,10 @@ class SequenceData(pl.LightningDataModule):
     classes: Sequence[str] = ()
     fitted: dict[str, Any]
     given: dict[str, Any] | None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        inherit_arguments(cls)
 
     def __init__(
         self,
@@ -133,7 +138,7 @@ class SequenceData(pl.LightningDataModule):
 
     @property
     def num_features(self) -> int:
-        """Features of a step."""
+        """Number of features of a time step."""
         return int(self.part("train")[0].inputs.shape[-1])
 
     @property

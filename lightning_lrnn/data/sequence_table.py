@@ -107,14 +107,6 @@ class SequenceTable(SequenceData):
         time_format: of times that are text, as `datetime.strptime` has it; None for dates that are
             told by themselves, see `lightning_lrnn.data.tables.times.to_times`.
         package: an installed package in whose folder `path` is.
-        batch_size: see `SequenceData`, as for all that follow.
-        val_fraction: ".
-        test_fraction: ".
-        seed: ".
-        packed: ".
-        bucket: ".
-        drop_last: ".
-        num_workers: ".
 
     Attributes:
         feature_names: columns of the inputs; from `setup` on.

@@ -54,14 +54,6 @@ class SourceTokens(SequenceData):
             library.
         window: steps of a sequence, in bytes.
         max_bytes: of all files together; None for all. A megabyte takes some seconds to read.
-        batch_size: see `SequenceData`, as for all that follow.
-        val_fraction: ".
-        test_fraction: ".
-        seed: ".
-        packed: ".
-        bucket: ".
-        drop_last: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be. In `setup`: if there is no such path, or nothing

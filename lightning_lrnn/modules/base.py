@@ -18,6 +18,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.checks import check_backend
@@ -77,6 +78,10 @@ class RecurrentModule(pl.LightningModule):
         "device": (None, "the trainer moves the model; set its `accelerator`"),
         "dtype": (None, "the trainer chooses it; set its `precision`"),
     }
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        inherit_arguments(cls)
 
     def __init__(
         self,
@@ -156,7 +161,7 @@ class RecurrentModule(pl.LightningModule):
         return len(batch.targets)
 
     def prediction(self, output: Any, batch: Any) -> Any:
-        """What `predict` returns for a batch."""
+        """The result of `predict` for a batch."""
         return output
 
     def make_optimizer(self) -> Optimizer:
@@ -311,15 +316,15 @@ class RecurrentModule(pl.LightningModule):
             _synchronised(metrics, False)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts from zeros."""
+        """Resets the carried state of this stage to zeros."""
         self._start("val")
 
     def on_test_epoch_start(self) -> None:
-        """Starts from zeros."""
+        """Resets the carried state of this stage to zeros."""
         self._start("test")
 
     def on_predict_epoch_start(self) -> None:
-        """Starts from zeros."""
+        """Resets the carried state of this stage to zeros."""
         self._start("predict")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -405,7 +410,7 @@ class RecurrentModule(pl.LightningModule):
         return output
 
     def _runs(self, batch: Any) -> bool:
-        """Whether a batch runs from zeros."""
+        """Whether a batch starts from a state of zeros."""
         try:
             self.run(batch, None)
         except Exception:

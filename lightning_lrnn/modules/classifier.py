@@ -27,7 +27,7 @@ from lightning_lrnn.modules.sequence_module import (
     valid_steps,
 )
 from lightning_lrnn.nn import GILRLSTM
-from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows
+from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks
 from lightning_lrnn.nn.layer import LayerClass
 
 __all__ = ["SequenceClassifier"]
@@ -59,16 +59,10 @@ class SequenceClassifier(SequenceModule):
             divided by it. Far below 1 every gradient stays that of the margin between the classes:
             what all classes have in common, which over a long sequence outweighs by far what tells
             them apart, changes the loss only by its square. For memories of very many steps.
-        checkpoint_time: steps of a window, for sequences that do not fit into memory: everything
-            from the encoder to the pooling runs window by window, and the backward pass computes
-            each again; see `lightning_lrnn.nn.checkpointing.in_windows`. Memory then hardly grows
+        checkpoint_time: time steps of a chunk, for sequences that do not fit into memory: all from
+            the encoder to the pooling runs chunk by chunk, and the backward pass computes each
+            again; see `lightning_lrnn.nn.checkpointing.in_chunks`. Memory then hardly grows
             with the steps. Not with a bidirectional layer, which has its own `checkpoint_time`.
-        backend: see `RecurrentModule`, as for all that follow.
-        lr: ".
-        weight_decay: ".
-        warmup_steps: ".
-        total_steps: ".
-        final_lr: ".
 
     Raises:
         ValueError: if there is no such layer, or for options of it or of this class that cannot be.
@@ -146,16 +140,16 @@ class SequenceClassifier(SequenceModule):
         """
         inputs, lengths = unpacked(inputs, reset, lengths)
 
-        def window(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
+        def chunk(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
             pooled, state = carry
             x, lengths, state = self.features(x, state, reset, lengths)
             return None, (self.pool(x, lengths, pooled), state)
 
         size = self.checkpoint_time
         if size is None or inputs.shape[1] <= size:
-            _, (pooled, state) = window(inputs, (None, state), lengths, reset)
+            _, (pooled, state) = chunk(inputs, (None, state), lengths, reset)
         else:
-            _, carry = in_windows(window, inputs, (None, state), lengths, reset, size)
+            _, carry = in_chunks(chunk, inputs, (None, state), lengths, reset, size)
             pooled, state = carry
         if self.pooling == "mean":
             steps = inputs.shape[1] if lengths is None else lengths.clamp(min=1)[:, None]
@@ -203,7 +197,7 @@ class SequenceClassifier(SequenceModule):
         return weighted_cross_entropy(output, batch.targets, self.class_weights)
 
     def make_metrics(self) -> MetricCollection:
-        """Accuracy."""
+        """Returns the accuracy over all rows."""
         accuracy = MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)
         return MetricCollection({"accuracy": accuracy})
 

@@ -76,7 +76,7 @@ class ForecastHead(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, raw: Tensor, target: Tensor) -> Tensor:
-        """What is minimised, shaped as the target."""
+        """The losses to minimise, shaped as the target."""
 
     @abstractmethod
     def quantiles(self, raw: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class QuantileHead(ForecastHead):
 
     @property
     def middle(self) -> int:
-        """Where the median is."""
+        """The index of the median among the levels."""
         return self.levels.index(0.5)
 
     def start(self) -> list[float]:
-        """The quantiles of a standard normal."""
+        """Raw outputs whose quantiles are those of a standard normal distribution."""
         z = [NormalDist().inv_cdf(level) for level in self.levels]
         gaps = [_inverse_softplus(high - low) for low, high in pairwise(z)]
         return [*gaps[: self.middle], 0.0, *gaps[self.middle :]]
@@ -114,7 +114,7 @@ class QuantileHead(ForecastHead):
         return pinball(self.quantiles(raw), target, raw.new_tensor(self.levels)).mean(-1)
 
     def quantiles(self, raw: Tensor) -> Tensor:
-        """Rising, (..., Q)."""
+        """Returns the quantiles in ascending order, (..., Q)."""
         m = self.middle
         middle = raw[..., m : m + 1]
         below = F.softplus(raw[..., :m]).flip(-1).cumsum(-1).flip(-1)
@@ -122,11 +122,11 @@ class QuantileHead(ForecastHead):
         return torch.cat([middle - below, middle, middle + above], -1)
 
     def point(self, raw: Tensor) -> Tensor:
-        """The median."""
+        """Returns the median."""
         return raw[..., self.middle]
 
     def crps(self, raw: Tensor, target: Tensor) -> Tensor:
-        """By the trapezoidal rule over the levels."""
+        """The CRPS by the trapezoidal rule over the levels."""
         return crps_of_quantiles(self.quantiles(raw), target, raw.new_tensor(self.levels))
 
 
@@ -134,11 +134,11 @@ class _Symmetric(ForecastHead):
     """A distribution with a location and a scale; the loss is its negative log likelihood."""
 
     def start(self) -> list[float]:
-        """Location 0 and scale 1."""
+        """Raw outputs of location 0 and scale 1."""
         return [0.0, _inverse_softplus(1 - SMALLEST_SCALE)]
 
     def parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale."""
+        """Returns location and scale, made of the raw outputs."""
         return raw[..., 0], F.softplus(raw[..., 1]) + SMALLEST_SCALE
 
     @abstractmethod

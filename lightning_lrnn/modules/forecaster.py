@@ -48,12 +48,6 @@ class Forecaster(SequenceModule):
         hidden_size: features everywhere.
         num_layers: residual blocks.
         dropout: on the output of each block.
-        backend: see `RecurrentModule`, as for all that follow.
-        lr: ".
-        weight_decay: ".
-        warmup_steps: ".
-        total_steps: ".
-        final_lr: ".
 
     Raises:
         ValueError: if there is no such layer, or for options of it or of this class that cannot be.
@@ -139,11 +133,11 @@ class Forecaster(SequenceModule):
         return mean
 
     def weight(self, batch: SequenceBatch) -> int:
-        """Targets that are known."""
+        """Returns the number of targets that are known."""
         return int((~batch.targets.isnan()).sum())
 
     def make_metrics(self) -> MetricCollection:
-        """MAE and RMSE."""
+        """Returns the mean absolute error "mae" and the root mean square error "rmse"."""
         return MetricCollection(
             {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)},
             compute_groups=False,

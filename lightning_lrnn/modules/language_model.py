@@ -45,13 +45,6 @@ class LanguageModel(ResidualModule):
         num_layers: residual blocks.
         dropout: on the output of each block.
         tie_weights: the head uses the embedding's weights.
-        backend: see `RecurrentModule`, as for all that follow.
-        carry_state: ".
-        lr: ".
-        weight_decay: ".
-        warmup_steps: ".
-        total_steps: ".
-        final_lr: ".
 
     Raises:
         ValueError: if there is no such layer, or for options of it that cannot be.

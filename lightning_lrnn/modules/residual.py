@@ -64,13 +64,13 @@ class ResidualModule(RecurrentModule):
             else nn.Identity()
             for _ in range(num_layers)
         )
-        # Sets it in the layers, too.
+        # The setter passes it on to the layers, which exist only now.
         self.backend = self.backend
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.RMSNorm(hidden_size)
 
     def keep(self, name: str, value: Any) -> None:
-        """Keeps a hyperparameter as plain data in place of what was given, if it is one."""
+        """Replaces the value of a hyperparameter by plain data, if there is one of that name."""
         if name in self.hparams:
             self.save_hyperparameters({name: value})
 

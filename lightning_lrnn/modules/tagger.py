@@ -58,12 +58,6 @@ class SequenceTagger(SequenceModule):
             steps in both.
         carry_state: each batch continues the one before, row by row: for windows of long sequences.
             Otherwise sequences are independent.
-        backend: see `RecurrentModule`, as for all that follow.
-        lr: ".
-        weight_decay: ".
-        warmup_steps: ".
-        total_steps: ".
-        final_lr: ".
 
     Raises:
         ValueError: if there is no such layer, or for options of it or of this class that cannot be.

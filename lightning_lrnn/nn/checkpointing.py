@@ -1,4 +1,4 @@
-"""Less memory for long sequences: windows of time that the backward pass computes again."""
+"""Less memory for long sequences: chunks of time that the backward pass computes again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_lrnn.core.process_memory import give_back, resident
 
-__all__ = ["check_checkpoint_time", "in_windows", "recomputes"]
+__all__ = ["check_checkpoint_time", "in_chunks", "recomputes"]
 
 Run = Callable[[Tensor, Any, Tensor | None, Tensor | None], tuple[Any, Any]]
 
 GROWTH = 1 << 28
-"""Bytes by which a process may grow over the windows before it gives back what it does not use."""
+"""Bytes by which a process may grow over the chunks before it gives back what it does not use."""
 
 
-def in_windows(
+def in_chunks(
     run: Run,
     x: Tensor,
     state: Any,
@@ -28,44 +28,44 @@ def in_windows(
     size: int,
     reverse: bool = False,
 ) -> tuple[list[Any], Any]:
-    """Runs over x window after window, and keeps no more of each than its output and its state.
+    """Runs over x chunk by chunk, and keeps of each chunk its output and its state only.
 
-        y_w, state = run(x_w, state, lengths_w, reset_w)
+        y_k, state = run(x_k, state, lengths_k, reset_k)
 
-    The rest is computed again when the gradient comes to the window: instead of the activations of
-    T steps those of `size` steps are in memory, and T / size states. Gradients flow from window to
-    window; they are bit for bit those of the same windows without recomputation, as dropout draws
-    the same numbers again.
+    The backward pass computes the rest again, a chunk at a time: the activations of `size` time
+    steps are in memory, not those of T, and T / size states. Gradients flow from chunk to chunk.
+    They have the bits of the same chunks without recomputation, since dropout draws the same
+    numbers again.
 
     Args:
-        run: is given (B, size, ·), the state before, and lengths and resets within the window.
+        run: called with (B, size, ·), the state before, and lengths and resets within the chunk.
         x: (B, T, ·), T > 0.
-        state: before the first window that is run; in reverse a tensor (B, ·).
+        state: before the first chunk that is run; in reverse a tensor (B, ·).
         lengths: valid steps of each row, (B,), or None.
         reset: (B, T), or None.
-        size: steps of a window; the last one may be shorter.
-        reverse: from the last window to the first.
+        size: time steps of a chunk; the last one may be shorter.
+        reverse: whether the chunks run from the last to the first.
 
     Returns:
-        The outputs in order of time, and the state after the last window that was run.
+        The outputs in order of time, and the state after the last chunk that was run.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         run = _giving_back(run)
     # Not slices: each would have a gradient as large as all of x.
-    windows = x.split(size, 1)
-    resets: Any = [None] * len(windows) if reset is None else reset.split(size, 1)
+    chunks = x.split(size, 1)
+    resets: Any = [None] * len(chunks) if reset is None else reset.split(size, 1)
     outputs = []
-    order = range(len(windows))
-    for w in reversed(order) if reverse else order:
-        steps = windows[w].shape[1]
-        within = None if lengths is None else (lengths - w * size).clamp(0, steps)
-        if reverse and reset is not None and w + 1 < len(windows):
-            # Nothing of a document reaches the one before: it starts with the window after this.
-            starts = resets[w + 1][:, 0]
+    order = range(len(chunks))
+    for k in reversed(order) if reverse else order:
+        steps = chunks[k].shape[1]
+        within = None if lengths is None else (lengths - k * size).clamp(0, steps)
+        if reverse and reset is not None and k + 1 < len(chunks):
+            # Nothing of a document reaches the one before: it starts with the chunk after this.
+            starts = resets[k + 1][:, 0]
             if lengths is not None:
-                starts = starts & (lengths > (w + 1) * size)
+                starts = starts & (lengths > (k + 1) * size)
             state = state.masked_fill(starts[:, None], 0)
-        y, state = checkpoint(run, windows[w], state, within, resets[w], use_reentrant=False)
+        y, state = checkpoint(run, chunks[k], state, within, resets[k], use_reentrant=False)
         outputs.append(y)
     return outputs[::-1] if reverse else outputs, state
 
@@ -75,12 +75,12 @@ def _giving_back(run: Run) -> Run:
 
     What is small and stays (states, the graph) lies between what is large and was freed, and malloc
     does not always find room there for the same large tensors again: the process would grow with
-    every window, far beyond what is in use. Giving back at every window would be slow: what was
+    every chunk, far beyond what is in use. Giving back at every chunk would be slow: what was
     given back is fetched page by page.
     """
     before = resident()
 
-    def window(*arguments: Any) -> tuple[Any, Any]:
+    def chunk(*arguments: Any) -> tuple[Any, Any]:
         nonlocal before
         now = resident()
         if now is not None and before is not None and now - before > GROWTH:
@@ -88,11 +88,11 @@ def _giving_back(run: Run) -> Run:
             before = resident()
         return run(*arguments)
 
-    return window
+    return chunk
 
 
 def recomputes(size: int | None, steps: int) -> bool:
-    """Whether there are several windows, and a gradient for which to compute them again."""
+    """Whether there are several chunks, and a gradient for which to compute them again."""
     return size is not None and steps > size and torch.is_grad_enabled()
 
 

@@ -158,5 +158,5 @@ def refuse_script(kind: str) -> NoReturn:
 
 
 def form(value: Any) -> str:
-    """What a wrong argument is, for a message."""
+    """Describes a wrong argument in a message: its shape, or its type."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -30,7 +30,7 @@ class LayerClass(Protocol):
     """
 
     def __call__(self, input_size: int, hidden_size: int) -> nn.Module:
-        """A layer."""
+        """Makes a layer with these sizes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Gate biases by expected memory."""
+"""Initial biases of forget gates, by expected memory in time steps."""
 
 from __future__ import annotations
 

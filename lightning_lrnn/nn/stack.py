@@ -15,11 +15,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_numbers
+from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import sequence
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.cell import Cell, State
-from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows, recomputes
+from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks, recomputes
 from lightning_lrnn.nn.checks import (
     check_backend,
     check_input,
@@ -59,9 +60,9 @@ class Stack(nn.Module):
             at any time and is no part of the `state_dict`.
         memory: (shortest, longest) expected memory in steps, which sets the biases of the forget
             gates; see `lightning_lrnn.nn.memory.memory_bias_` for this and the default.
-        checkpoint_time: steps of a window, for sequences whose activations do not fit into memory:
-            the backward pass computes them again, window by window, and only outputs and a state
-            per window are kept; see `lightning_lrnn.nn.checkpointing.in_windows`. With two
+        checkpoint_time: time steps of a chunk, for sequences whose activations do not fit into
+            memory: the backward pass computes them again, chunk by chunk, and only outputs and a
+            state per chunk are kept; see `lightning_lrnn.nn.checkpointing.in_chunks`. With two
             directions also the outputs of every layer. None keeps all. It may be set at any time.
         device: of the parameters.
         dtype: of the parameters.
@@ -79,6 +80,10 @@ class Stack(nn.Module):
 
     cell_type: ClassVar[type[Cell]]
     strict_state: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        inherit_arguments(cls)
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class Stack(nn.Module):
 
     @property
     def checkpoint_time(self) -> int | None:
-        """Steps of a window that the backward pass computes again; None keeps all."""
+        """Time steps of a chunk that the backward pass computes again; None keeps all."""
         return self._checkpoint_time
 
     @checkpoint_time.setter
@@ -353,7 +358,7 @@ class Stack(nn.Module):
         def run(x: Tensor, hx: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
             return self._layers(x, hx, batched, replace(context, lengths=lengths, reset=reset))
 
-        outputs, state = in_windows(run, x, hx, context.lengths, context.reset, size)
+        outputs, state = in_chunks(run, x, hx, context.lengths, context.reset, size)
         return torch.cat(outputs, 1), state
 
     def _layer(
@@ -378,7 +383,7 @@ class Stack(nn.Module):
                 return cell(x, carry, of_chunk, **of_stack)
 
             along = (context.lengths, context.reset, cast("int", size), context.reverse)
-            outputs, carry = in_windows(run, x, carry, *along)
+            outputs, carry = in_chunks(run, x, carry, *along)
             return torch.cat(outputs, 1), cast("Tensor", carry)
         y, carry = cell(x, carry, context, **of_stack)
         return y, carry

@@ -23,11 +23,6 @@ class Adding(SyntheticData):
 
     Args:
         steps: T, at least 2.
-        batch_size: see `SyntheticData`, as for all that follow.
-        epoch_rows: ".
-        held_out: ".
-        seed: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be.

@@ -30,11 +30,6 @@ class Copying(SyntheticData):
         delay: blanks between the last symbol and the first sign, at least 0.
         length: K, symbols to remember.
         symbols: how many there are to draw from.
-        batch_size: see `SyntheticData`, as for all that follow.
-        epoch_rows: ".
-        held_out: ".
-        seed: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be.

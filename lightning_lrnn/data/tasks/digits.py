@@ -29,13 +29,6 @@ class Digits(SequenceData):
         steps: "pixels" for 64 steps of 1 feature, in reading order, or "rows" for 8 steps of 8.
         permute: put the steps of all images into one other order, which `seed` says: what lay close
             lies apart, so that a longer memory is needed. A trained model keeps its own.
-        batch_size: see `SequenceData`, as for all that follow.
-        val_fraction: ".
-        test_fraction: ".
-        seed: ".
-        packed: ".
-        drop_last: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be. In `setup`: if scikit-learn is not installed.

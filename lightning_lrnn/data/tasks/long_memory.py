@@ -37,11 +37,6 @@ class LongMemory(SyntheticData):
             batch of an even size; "paired": besides, rows 2 k and 2 k + 1 differ in their first
             symbol alone, so that what the others add cancels too (common random numbers). Rows that
             are held out are independent.
-        batch_size: see `SyntheticData`, as for all that follow.
-        epoch_rows: ".
-        held_out: ".
-        seed: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be.
@@ -94,11 +89,6 @@ class NextSymbol(SyntheticData):
     Args:
         lag: p, steps from the first symbol to the last: T = p + 1.
         symbols: p, one more than there are a_k; None for `lag`, as in the original.
-        batch_size: see `SyntheticData`, as for all that follow.
-        epoch_rows: ".
-        held_out: ".
-        seed: ".
-        num_workers: ".
 
     Raises:
         DataError: for arguments that cannot be.

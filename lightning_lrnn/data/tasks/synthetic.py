@@ -26,11 +26,8 @@ class SyntheticData(SequenceData):
 
     Args:
         steps: T of every row.
-        batch_size: see `SequenceData`, as for `seed` and `num_workers`.
         epoch_rows: training rows until the next validation.
         held_out: rows for validation, and as many others for test.
-        seed: ".
-        num_workers: ".
 
     Attributes:
         siblings: consecutive training rows that are made of the same random numbers.
@@ -64,7 +61,7 @@ class SyntheticData(SequenceData):
         raise NotImplementedError(f"{type(self).__name__} must define `row(rng, k)`")
 
     def make_parts(self) -> dict[str, SequenceRows]:
-        """No row is made before it is asked for."""
+        """Returns rows that are drawn when they are read."""
         return {
             "train": _Stream(self),
             **{part: _HeldOut(self, number) for number, part in enumerate(PARTS) if number},

@@ -47,7 +47,7 @@ class DiagonalCell(Cell):
 
     @property
     def carry_dtype(self) -> torch.dtype:
-        """Complex."""
+        """The complex dtype with the precision of the parameters, complex64 at least."""
         return torch.promote_types(self.B.dtype, torch.complex64)
 
     def reset_parameters(self) -> None:

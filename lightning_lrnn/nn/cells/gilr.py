@@ -41,7 +41,8 @@ class GILR(Stack):
     (num_layers * directions, B, hidden_size). For 16-bit modules h_n is float32, as everything that
     is carried from window to window: a rounded state forgets increments below 1/256 of itself.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = GILRCell

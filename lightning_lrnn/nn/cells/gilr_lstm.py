@@ -82,7 +82,9 @@ class GILRLSTM(Stack):
     - c_0 as wide as c_n continues from there; h_0 is then not used, except as the h_n of rows
       without a step. c_0 H wide, with any values: the cell starts at c_0, the surrogate at h_0.
 
-    Args: see `Stack`, for `surrogate_size` and `surrogate_layers` `SurrogateRNN`, and
+    Args:
+        surrogate_size: as in `SurrogateRNN`.
+        surrogate_layers: as in `SurrogateRNN`.
         output_activation: "tanh" reads out o * tanh(c) as `torch.nn.LSTM` does, "identity" o * c,
             as the paper.
 
@@ -131,7 +133,9 @@ class GILRGRU(Stack):
     surrogate) is the state and the surrogate, side by side; with a `surrogate_size` it is the last
     output, exactly H wide. h_0 H wide is taken too: the surrogate starts at 0.
 
-    Args: see `Stack`, and for `surrogate_size` and `surrogate_layers` `SurrogateRNN`.
+    Args:
+        surrogate_size: as in `SurrogateRNN`.
+        surrogate_layers: as in `SurrogateRNN`.
     """
 
     cell_type = GILRGRUCell
@@ -178,7 +182,9 @@ class GILRRNN(Stack):
     surrogate) is the last output and the surrogate, side by side; with a `surrogate_size` it is the
     last output, exactly H wide. h_0 H wide is taken too: the surrogate starts at 0.
 
-    Args: see `Stack`, for `surrogate_size` and `surrogate_layers` `SurrogateRNN`, and
+    Args:
+        surrogate_size: as in `SurrogateRNN`.
+        surrogate_layers: as in `SurrogateRNN`.
         nonlinearity: "tanh" or "relu".
     """
 

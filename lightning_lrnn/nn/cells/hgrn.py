@@ -107,7 +107,8 @@ class HGRN(Stack):
     B, hidden_size). The paper says nothing of initial biases: that of f is by expected memory,
     which is the unit's in the first layer, and a lower bound of it above.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = HGRNCell

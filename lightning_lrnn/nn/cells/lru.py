@@ -217,7 +217,9 @@ class LRU(Stack):
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`; h_n and h_0 are (num_layers * directions,
     B, hidden_size), complex64 (complex128 in float64 modules).
 
-    Args: see `Stack`; `proj_size` must be 0, there are no biases; and
+    Args:
+        bias: without effect, as there are no biases.
+        proj_size: must be 0.
         ring: inner and outer radius, in which |a| lies at first where no `memory` is asked for.
         max_phase: the largest phase of a at first.
     """

@@ -46,7 +46,8 @@ class MinGRU(Stack):
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`; h_n and h_0 are (num_layers * directions,
     B, hidden_size). The paper says nothing of initial biases: that of z is by expected memory.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = MinGRUCell

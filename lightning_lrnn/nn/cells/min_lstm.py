@@ -58,7 +58,8 @@ class MinLSTM(Stack):
     B, hidden_size). The paper says nothing of initial biases: those of f and i are by expected
     memory.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = MinLSTMCell

@@ -95,7 +95,7 @@ class QRNNCell(GatedCell):
         return f.masked_fill(kept, KEEP), i.masked_fill(kept, -KEEP), *others
 
     def extra_repr(self) -> str:
-        """Sizes and pooling."""
+        """Sizes, window and pooling."""
         return f"{super().extra_repr()}, window={self.window}, pooling={self.pooling!r}"
 
 
@@ -119,7 +119,8 @@ class QRNN(Stack):
 
     The paper says nothing of initial biases: that of f is by expected memory.
 
-    Args: see `Stack`; `proj_size` must be 0; and
+    Args:
+        proj_size: must be 0.
         window: how many inputs the convolution sees, the present one included.
         pooling: "f", "fo" or "ifo".
         zoneout: probability, while training, that a unit keeps its state in a step.

@@ -79,7 +79,7 @@ class RGLRUCell(Cell):
 
     @property
     def output_is_state(self) -> bool:
-        """Nothing is read out."""
+        """True: the cell has no readout."""
         return True
 
     def reset_parameters(self) -> None:
@@ -136,7 +136,8 @@ class RGLRU(Stack):
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`; h_n and h_0 are (num_layers * directions,
     B, hidden_size).
 
-    Args: see `Stack`; `proj_size` must be 0; and
+    Args:
+        proj_size: must be 0.
         blocks: W_a and W_x are block-diagonal, of so many blocks.
     """
 

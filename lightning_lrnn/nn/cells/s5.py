@@ -103,7 +103,9 @@ class S5(Stack):
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`; h_n and h_0 are (num_layers * directions,
     B, hidden_size), complex64 (complex128 in float64 modules).
 
-    Args: see `Stack`; `proj_size` must be 0, and there are no biases.
+    Args:
+        bias: without effect, as there are no biases.
+        proj_size: must be 0.
     """
 
     cell_type = S5Cell

@@ -62,7 +62,8 @@ class SRU(Stack):
     `output, c_n = rnn(input, c_0)`, see `Stack.forward`; c_n and c_0 are (num_layers * directions,
     B, hidden_size).
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = SRUCell

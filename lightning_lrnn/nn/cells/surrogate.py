@@ -408,7 +408,7 @@ class SurrogateRNN(Stack):
       so are the columns of its output: y_t = [y of the cells, s~_t]. In the place of a GRU or RNN
       the state is the last output.
 
-    Args: see `Stack`, and
+    Args:
         cell: f, by its name, or a gate.
         surrogate: the layer that is the surrogate, by its name: "GILR", "TRNN", "QRNN", ...
         surrogate_size: None: beside the cells, as wide as the output. Or how many of the

@@ -43,7 +43,8 @@ class TGRU(Stack):
 
     The paper says nothing of initial biases: that of f is by expected memory.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = TGRUCell

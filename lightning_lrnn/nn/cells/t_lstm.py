@@ -51,7 +51,8 @@ class TLSTM(Stack):
 
     The paper says nothing of initial biases: that of f is by expected memory.
 
-    Args: see `Stack`; `proj_size` must be 0.
+    Args:
+        proj_size: must be 0.
     """
 
     cell_type = TLSTMCell
