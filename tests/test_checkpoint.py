@@ -133,6 +133,18 @@ def test_a_url_runs_nothing_in_python(url: str, checkpoint: dict[str, Any]) -> N
     assert not Path("ran").exists()
 
 
+MINE = """
+from torch import nn
+from lightning_lrnn.modules import LanguageModel
+
+
+class Mine(LanguageModel):
+    def __init__(self, measure: nn.Module | None = None, **options):
+        super().__init__(**options)
+"""
+"""A model of one's own, with an option that is an object."""
+
+
 @pytest.mark.parametrize(
     ("options", "words", "answer"),
     [
@@ -143,6 +155,11 @@ def test_a_url_runs_nothing_in_python(url: str, checkpoint: dict[str, Any]) -> N
             "the layer 'torch.nn.Bilinear', which is neither",
         ),
         ({"lr": {"class_path": "evil.Layer"}}, [], "chosen.ckpt has options that do not fit"),
+        (
+            {"_class_path": "mine.Mine", "measure": {"class_path": "evil.Layer"}},
+            ["--model=mine.Mine"],
+            "chosen.ckpt has `measure` = evil.Layer, which may name code; say what it shall be",
+        ),
         ({"_class_path": "evil.Model"}, [], "of the model 'evil.Model', not of lightning_lrnn"),
         (
             {},
@@ -162,6 +179,7 @@ def test_a_checkpoint_chooses_no_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    Path("mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     checkpoint["hyper_parameters"] |= options
     torch.save(checkpoint, "chosen.ckpt")

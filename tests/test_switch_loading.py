@@ -200,6 +200,10 @@ def test_where_the_package_is_not_imported_it_fails(tmp_path):
     assert f"size mismatch for rnn.{GUARD}" in loose
 
 
+class Part(nn.Parameter):
+    """As a parameter of which a device has a part."""
+
+
 def test_never_silently_another_forecast():
     def fails(model, state, message):
         for strict in (True, False):
@@ -223,6 +227,9 @@ def test_never_silently_another_forecast():
     normed = nn.ModuleDict({"rnn": nn.LSTM(M, H)})
     nn.utils.parametrizations.weight_norm(normed["rnn"], "weight_hh_l0")
     fails(normed, file_of(other), "rnn was switched by lightning_lrnn where it was saved: ")
+    parted = nn.ModuleDict({"rnn": nn.LSTM(M, H)})
+    parted["rnn"].weight_ih_l0 = Part(parted["rnn"].weight_ih_l0.detach())
+    fails(parted, file_of(other), "its weights are divided among devices already")
     unknown = file_of(other)
     write(unknown, "rnn.", {"class_path": "os.abort", "replaces": "LSTM"})
     fails(nn.ModuleDict({"rnn": nn.LSTM(M, H)}), unknown, "there is no layer 'os.abort'")
