@@ -24,7 +24,7 @@ quick: $(VENV)/.ready
 # All of what `make test` takes a sample of.
 nightly: $(VENV)/.ready
 	$(RUN) -m pytest -m "nightly and not gpu" --cpu-durations=25
-	LIGHTNING_LRNN_FUZZ=2000 $(RUN) -m pytest tests/test_table_fuzz.py
+	LIGHTNING_LRNN_FUZZ=2000 $(RUN) -m pytest tests/data/test_table_fuzz.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -67,9 +67,9 @@ lowest: $(VENV)/.ready
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e . pytest hypothesis expecttest \
 		nvidia-cuda-nvrtc-cu12
 	LIGHTNING_LRNN_OTHER_PYTHON=.venv-lowest/bin/python $(BIN)/python -m pytest -q -k other \
-		tests/test_nvrtc.py tests/test_kernels_compile.py
-	.venv-lowest/bin/python -m pytest -q -m "not gpu" tests/test_gates.py tests/test_backends.py \
-		tests/test_layers.py tests/test_lightning.py tests/test_replace.py
+		tests/backends/test_nvrtc.py tests/backends/test_kernels_compile.py
+	.venv-lowest/bin/python -m pytest -q -m "not gpu" tests/gates/test_gates.py tests/backends/test_backends.py \
+		tests/nn/test_layers.py tests/modules/test_lightning.py tests/switch/test_replace.py
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once; a few minutes)"

@@ -1,7 +1,7 @@
 // The operations of a gate's program, with PyTorch's meaning: what generated code calls.
 //
 // sigmoid and tanh of float, which every gate has, are made of the machine's ex2 and rcp. Errors, by
-// tests/test_pointwise.py: absolute below 3e-7 and 5e-7; of tanh also relative below 2e-6.
+// tests/backends/test_pointwise.py: absolute below 3e-7 and 5e-7; of tanh also relative below 2e-6.
 #pragma once
 
 #include "device.cuh"

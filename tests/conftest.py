@@ -23,14 +23,14 @@ collect_ignore = (
     []
     if find_spec("jsonargparse")
     else [
-        "test_bad_inputs_command_line.py",
-        "test_checkpoint.py",
-        "test_cli.py",
-        "test_compare.py",
-        "test_configs.py",
-        "test_stop.py",
-        "test_sweeps.py",
-        "test_write_forecast.py",
+        "bad_inputs/test_bad_inputs_command_line.py",
+        "cli/test_checkpoint.py",
+        "cli/test_cli.py",
+        "cli/test_compare.py",
+        "cli/test_configs.py",
+        "cli/test_stop.py",
+        "cli/test_sweeps.py",
+        "callbacks/test_write_forecast.py",
     ]
 )
 

@@ -7,7 +7,7 @@ table refused that has nothing wrong.
 
 LIGHTNING_LRNN_FUZZ is the number of tables, 100 if it is not set. A nightly run has
 
-    LIGHTNING_LRNN_FUZZ=2000 python -m pytest tests/test_table_fuzz.py
+    LIGHTNING_LRNN_FUZZ=2000 python -m pytest tests/data/test_table_fuzz.py
 
 which takes some minutes.
 """
