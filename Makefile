@@ -18,13 +18,14 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # What docs/performance.md shows; on two cores some 35 minutes.
 bench: $(VENV)/.ready
 	$(RUN) benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
 	$(RUN) benchmarks/layer_times.py
 	$(BIN)/python benchmarks/stand_in_times.py
-	$(RUN) benchmarks/equal_time.py
+	$(BIN)/python benchmarks/equal_time.py
 	$(RUN) benchmarks/threads.py
 	$(RUN) benchmarks/step.py
 

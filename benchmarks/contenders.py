@@ -21,7 +21,8 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import backends
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.adjoint import adjoint
-from lightning_lrnn.gates import Gate
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY, Gate
 from lightning_lrnn.nn.cells.gilr import gilr
 from lightning_lrnn.nn.cells.min_gru import min_gru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -152,7 +153,8 @@ def associative_scan(a: Tensor, b: Tensor, mode: str = "generic") -> Tensor:
 def with_adjoint(forward: Contender) -> Contender:
     """A recurrence without a (right) gradient of its own, with the adjoint walked the other way."""
 
-    def run(a, b, h0, lengths, reset, *, reverse, exclusive):
+    def run(problem):
+        (a, b), reverse = problem.pre, problem.reverse
         y = forward(a.flip(1), b.flip(1)).flip(1) if reverse else forward(a, b)
         return y, y[:, 0 if reverse else -1]
 
@@ -166,8 +168,8 @@ def with_adjoint(forward: Contender) -> Contender:
         @staticmethod
         def backward(ctx, dy):
             a, y = ctx.saved_tensors
-            options = {"reverse": False, "exclusive": False}
-            return adjoint(run, a, y, None, dy, None, None, None, **options)[:2]
+            problem = Problem(IDENTITY, "", (a, a), None, None, None, False, False)
+            return adjoint(run, problem, y, Gradients(dy, None))[:2]
 
     return Differentiable.apply
 

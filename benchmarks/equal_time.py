@@ -1,59 +1,124 @@
 """The text demo's models at equal size, time and steps: bits per byte of unseen files, by seed.
 
-    python benchmarks/equal_time.py [--seeds 0 1 2 3 4] [--seconds 90] [--json PATH] [--draw]
+    python benchmarks/equal_time.py [--seeds 0 1 2 3 4] [--seconds 90] [--draw]
+    python benchmarks/equal_time.py --rates 3e-3 5e-3 8e-3 1.2e-2
 
 What `lightning-lrnn demo text` trains: a surrogate LSTM and a torch.nn.LSTM, two residual layers of
-1.2 million parameters each, for the same seconds, one after the other; and once more the surrogate
-LSTM for as many steps as the torch.nn.LSTM made. Writes benchmarks/results/equal_time.json with
-every step's loss; --draw prints what is there.
+1.2 million parameters each. First both are timed in turn, a training step of the one, then a step
+of the other, so that whatever else the machine does meets both alike; the trainer's own share, the
+same for both, is left out. Then each makes as many steps as fit into the seconds, and the surrogate
+LSTM once more as many as the torch.nn.LSTM: what is learned in so many steps does not depend on how
+busy the machine is. Writes benchmarks/results/equal_time.json with every timed step and the loss of
+every step. --rates trains both at each learning rate, with a seed that is none of the others, for
+equal_time_rates.json: what the demo has for each model is the best of them. --draw prints what is
+there.
 """
 
 from __future__ import annotations
-
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in recurrence.py
 
 import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from timing import about, environment
+import pytorch_lightning as pl
+import torch
+from timing import Clock, Run, about, environment, in_turn
+from torch.utils._pytree import tree_map
 
-from lightning_lrnn.cli.demos import text
+from lightning_lrnn.cli.demos import text as demo
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.data import ByteText
 
-EQUAL = f"{text.OURS}, as many steps as torch.nn.LSTM"
-RESULTS = Path(__file__).parent / "results" / "equal_time.json"
+OURS, THEIRS = demo.OURS, demo.THEIRS
+EQUAL = f"{OURS}, as many steps"
+FOLDER = Path(__file__).parent / "results"
+SEARCH_SEED = 99
+WARM_UP, ROUNDS = 5, 100
 
 
-def measure(seeds: list[int], seconds: float) -> dict[str, Any]:
-    quiet_lightning()
-    runs = []
+def text(seed: int) -> ByteText:
+    return ByteText(batch_size=demo.BATCH_SIZE, window=demo.WINDOW, seed=seed)
+
+
+def stepper(options: dict[str, Any]) -> Callable[[object], None]:
+    """A training step of a model of these options, on one window of the text after the other."""
+    pl.seed_everything(0, verbose=False)
+    model, data = demo.DemoModel(**options), text(0)
+    data.setup()
+    optimizer, windows, state = model.make_optimizer(), iter(data.train_dataloader()), None
+
+    def step(_: object) -> None:
+        nonlocal state
+        batch = next(windows)
+        optimizer.zero_grad()
+        output, after = model.run(batch, state)
+        state = tree_map(torch.Tensor.detach, after)
+        model.loss(output, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), demo.CLIP)
+        optimizer.step()
+
+    return step
+
+
+def step_seconds(rounds: int) -> dict[str, list[float]]:
+    runs = {name: Run(stepper(options)) for name, options in demo.MODELS.items()}
+    in_turn(Clock("cpu"), runs, WARM_UP, "first steps")
+    return in_turn(Clock("cpu"), runs, rounds, "a training step")
+
+
+def median_ms(samples: list[float]) -> float:
+    return 1e3 * statistics.median(samples)
+
+
+def fitting(seconds: float, samples: dict[str, list[float]]) -> dict[str, int]:
+    """How many steps of each model fit into the seconds."""
+    return {name: round(1e3 * seconds / median_ms(times)) for name, times in samples.items()}
+
+
+def trained(name: str, seed: int, steps: int, **options: Any) -> dict[str, Any]:
+    print(f"{name}, seed {seed}, {steps} steps at {options['lr']:g}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        found = demo.train(options, text(seed), 0, Path(folder), seed, steps)
+    del found["horizons"]
+    return {"model": name, "seed": seed, "lr": options["lr"], **found}
+
+
+def measure(seeds: list[int], seconds: float, path: Path) -> None:
+    samples = step_seconds(ROUNDS)
+    steps = fitting(seconds, samples)
+    plan = {OURS: (OURS, steps[OURS]), THEIRS: (THEIRS, steps[THEIRS])}
+    plan[EQUAL] = OURS, steps[THEIRS]
+    runs: list[dict[str, Any]] = []
+    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples, "runs": runs}
     for seed in seeds:
-        data = ByteText(batch_size=text.BATCH_SIZE, window=text.WINDOW, seed=seed)
-        of_seed: dict[str, dict[str, Any]] = {}
-        for name, of in {**{name: name for name in text.MODELS}, EQUAL: text.OURS}.items():
-            print(f"{name}, seed {seed}", flush=True)
-            steps = of_seed["torch.nn.LSTM"]["steps"] if name == EQUAL else None
-            with tempfile.TemporaryDirectory() as folder:
-                found = text.train(text.MODELS[of], data, seconds, Path(folder), seed, steps)
-            del found["horizons"]
-            of_seed[name] = {"model": name, "seed": seed, **found}
-        runs += of_seed.values()
-    return {**environment("cpu"), "seconds": seconds, "runs": runs}
+        runs += [trained(name, seed, n, **demo.MODELS[of]) for name, (of, n) in plan.items()]
+        path.write_text(json.dumps(report) + "\n")
+
+
+def search(rates: list[float], seconds: float, path: Path) -> None:
+    """Both at each learning rate, each for as many steps as fit into the seconds."""
+    samples = step_seconds(ROUNDS)
+    runs: list[dict[str, Any]] = []
+    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples, "runs": runs}
+    for rate in rates:
+        for name, steps in fitting(seconds, samples).items():
+            runs.append(trained(name, SEARCH_SEED, steps, **demo.MODELS[name] | {"lr": rate}))
+            del runs[-1]["curve"]
+        path.write_text(json.dumps(report) + "\n")
 
 
 def show(report: dict[str, Any]) -> None:
     print(f"{about(report)}; {report['seconds']:g} s of training each")
-    width = max(14, *(1 + len(run["model"]) for run in report["runs"]))
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for run in report["runs"]:
+        by_model.setdefault(run["model"], []).append(run)
+    width = 1 + max(map(len, by_model))
     print(f"{'':{width}}{'parameters':>12}{'steps':>8}{'bits per byte':>15}   by seed")
-    for name in dict.fromkeys(run["model"] for run in report["runs"]):
-        runs = [run for run in report["runs"] if run["model"] == name]
+    for name, runs in by_model.items():
         bits = [run["bits_per_byte"] for run in runs]
         steps = statistics.median(run["steps"] for run in runs)
         by_seed = " ".join(f"{b:.3f}" for b in bits)
@@ -61,19 +126,49 @@ def show(report: dict[str, Any]) -> None:
             f"{name:{width}}{runs[0]['parameters']:12,}{steps:8.0f}{statistics.fmean(bits):15.3f}"
         )
         print(f"{line}   {by_seed}")
+    if "step_seconds" in report:
+        of_step = (f"{name} {median_ms(x):.1f} ms" for name, x in report["step_seconds"].items())
+        print(f"A step, in turn: {', '.join(of_step)}")
+    for name, told in ((OURS, "time"), (EQUAL, "steps")):
+        if name in by_model:
+            less = fewer(by_model[name], by_model[THEIRS])
+            print(f"Fewer bits than {THEIRS} after equal {told}: {less}")
+
+
+def fewer(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """How many bits less, in the mean and by seed."""
+    pairs = zip(ours, theirs, strict=True)
+    less = [their["bits_per_byte"] - our["bits_per_byte"] for our, their in pairs]
+    return f"{statistics.fmean(less):.3f}; by seed {min(less):.3f} to {max(less):.3f}"
+
+
+def show_rates(report: dict[str, Any]) -> None:
+    print(f"\nBits per byte by learning rate, seed {SEARCH_SEED}, {report['commit']}")
+    rates = list(dict.fromkeys(run["lr"] for run in report["runs"]))
+    print(f"{'':16}" + "".join(f"{rate:9g}" for rate in rates))
+    for name in demo.MODELS:
+        bits = {run["lr"]: run["bits_per_byte"] for run in report["runs"] if run["model"] == name}
+        print(f"{name:16}" + "".join(f"{bits[rate]:9.3f}" for rate in rates))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seconds", type=float, default=90.0, help="of each model (%(default)g)")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates to try instead")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the records")
     parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     options = parser.parse_args()
-    if not options.draw:
-        report = measure(options.seeds, options.seconds)
-        options.json.write_text(json.dumps(report) + "\n")
-    show(json.loads(options.json.read_text()))
+    quiet_lightning()
+    record, rates = (options.folder / f"equal_time{end}.json" for end in ("", "_rates"))
+    if options.rates:
+        search(options.rates, options.seconds, rates)
+    elif not options.draw:
+        measure(options.seeds, options.seconds, record)
+    if record.exists():
+        show(json.loads(record.read_text()))
+    if rates.exists():
+        show_rates(json.loads(rates.read_text()))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ from timing import Clock, Run, as_many, environment, repeated
 from torch import Tensor
 
 from lightning_lrnn import backends, nn
+from lightning_lrnn.backends.unfused import Unfused
+from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.process_memory import process_memory, process_peak
+from lightning_lrnn.gates import IDENTITY
 
 RESULTS = Path(__file__).parent / "results"
 LSTM = "torch.nn.LSTM"
@@ -105,16 +108,16 @@ class Known(NamedTuple):
 
 def unfused() -> ModuleType:
     """The scan with its gates by PyTorch, as the plain loop has them."""
-    module, scan = ModuleType("unfused"), backends.load("scan")
-    for name in ("unsupported_reasons", "run", "run_backward"):
-        setattr(module, name, getattr(scan, name))
+    scan = backends.load("scan")
+    module = ModuleType("unfused")
+    module.BACKEND = Unfused(scan.prepared)
     return module
 
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
     """Backends that are none of the package's, as entry points would add them."""
-    known, ours = backends._modules(), {"plain": "plain", "unfused": "unfused"}
+    known, ours = backends._modules(), {"plain": "plain", "unfused": "unfused:BACKEND"}
     sys.modules["unfused"] = unfused()
     known |= ours
     try:
@@ -123,14 +126,14 @@ def registered() -> Iterator[None]:
         for name in ours:
             del known[name]
             backends.loaded.pop(name, None)
-        backends.load.cache_clear()
+        backends.forget()
 
 
 def names_of(device: str, dtype: str, gated: bool) -> list[str]:
     """The backends to compare; "auto" where it is another one than the scan."""
     request = backends.Request(torch.device(device), getattr(torch, dtype))
     names = ["scan", "serial", "plain"]
-    if gated and backends.fuses("scan", request):
+    if gated and backends.load("scan").fuses(request):
         names.append("unfused")
     if backends.resolve("auto", request) != "scan":
         names.append("auto")
@@ -156,11 +159,11 @@ def kernels(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes)
     torch.manual_seed(0)
     shape = cell["batch"], cell["steps"], cell["features"]
     a, b = WORKLOADS["plain"].pre(shape, torch.float32, device)
-    flags = {"reverse": False, "exclusive": False}
+    problem = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
     functions, calls, runs = {}, {}, {}
     for name in names_of(device, "float32", gated=False):
-        module = backends.load(backends.resolve(name, backends.Request(a.device, a.dtype)))
-        functions[name] = partial(module.run, a, b, None, None, None, **flags)
+        known = backends.resolve(name, backends.Request(a.device, a.dtype))
+        functions[name] = partial(backends.prepared(known, problem).forward, problem)
     expected = functions["plain"]()[0]
     for name, function in functions.items():
         torch.testing.assert_close(function()[0], expected, rtol=1e-4, atol=1e-4)

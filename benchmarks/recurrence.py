@@ -41,7 +41,9 @@ from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
 from goals import PASSES, Case, Samples, step_of
 from timing import Clock, Run, about, as_many, environment, host_seconds, in_turn, replayed
 
-from lightning_lrnn.backends import load
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY
 
 SHAPES = {
     "cpu": [(8, 1024, 256), (32, 256, 512), (1, 65536, 32), (1, 1048576, 1)],
@@ -166,14 +168,13 @@ def small_problems(rounds: int) -> Samples:
 def kernels(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     a, b = WORKLOADS["plain"].pre(shape, torch.float32, "cuda")
     ours = contenders.ours(WORKLOADS["plain"], "cuda")
-    scan, options = load("scan"), {"reverse": False, "exclusive": False}
+    problem = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
+    scan = prepared("scan", problem)
     return {
         f"{shape} scan forward": lambda: ours["scan"](a, b),
         f"{shape} serial forward": lambda: ours["serial"](a, b),
         f"{shape} {STEPS} forward": lambda: ours[STEPS](a, b),
-        f"{shape} scan backward": lambda: scan.run_backward(
-            a, b, None, b, None, None, None, **options
-        ),
+        f"{shape} scan backward": lambda: scan.backward(problem, b, Gradients(b, None)),
     }
 
 

@@ -13,9 +13,8 @@ import torch
 
 from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import Request
-from lightning_lrnn.backends.cpu import launch
-from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch as cuda_launch
+from lightning_lrnn.backends.cpu import plan
+from lightning_lrnn.backends.cpu.operands import STORAGE, Operand
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
@@ -56,7 +55,7 @@ TOLERANCE = {
 
 def plain(dtype: torch.dtype, step: str) -> tuple[Fused, tuple[Operand, ...]]:
     """The gate of the plain recurrence as CUDA compiles it, and its operands."""
-    operands = (Operand(cuda_launch.STORAGE[dtype], True),) * 2
+    operands = (Operand(STORAGE[dtype], True),) * 2
     return fused(gates.IDENTITY, "", operands, step), operands
 
 
@@ -85,9 +84,7 @@ def backend(request: pytest.FixtureRequest, device: str) -> str:
 
     But for `cudnn`, which takes the gates of a few cells and no others: tests/test_cudnn.py.
     """
-    if reasons := backends.load(request.param).unsupported_reasons(
-        Request(torch.device(device), torch.float32)
-    ):
+    if reasons := backends.reasons(request.param, Request(torch.device(device), torch.float32)):
         pytest.skip("; ".join(reasons))
     return request.param
 
@@ -100,13 +97,15 @@ def _seed() -> None:
 @contextlib.contextmanager
 def in_parts_of_time():
     """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = launch.PART, launch.DIVIDED
-    launch.PART, launch.DIVIDED = 1, 0
+    before = plan.PART, plan.DIVIDED
+    plan.PART, plan.DIVIDED = 1, 0
+    backends.forget()
     try:
-        assert launch.pieces(torch.empty(2, 129, 9), 8, True)[0] == 32
+        assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
         yield
     finally:
-        launch.PART, launch.DIVIDED = before
+        plan.PART, plan.DIVIDED = before
+        backends.forget()
 
 
 @pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 
 from host_kernel import Compiler, as_cuda
 
@@ -17,22 +17,29 @@ def compiler() -> Compiler:
     return Compiler()
 
 
-def unsupported_reasons(request):
-    return [] if request.device.type == "cpu" else ["runs on the host"]
+class Emulated:
+    differentiable = False
+
+    def reasons(self, request):
+        return [] if request.device.type == "cpu" else ["runs on the host"]
+
+    def fuses(self, request):
+        return True
+
+    def prepared(self, problem):
+        return self
+
+    def forward(self, problem):
+        with as_cuda(compiler()) as seen:
+            result = launch.backend(problem, parallel=True).forward(problem)
+        launches.extend(seen)
+        return result
+
+    def backward(self, problem, h, gradients):
+        with as_cuda(compiler()) as seen:
+            result = launch.backend(problem, parallel=True).backward(problem, h, gradients)
+        launches.extend(seen)
+        return result
 
 
-def fuses(request):
-    return True
-
-
-def _call(function, *arguments, **options):
-    with as_cuda(compiler()) as seen:
-        result = function(*arguments, **options, parallel=True)
-    launches.extend(seen)
-    return result
-
-
-run = partial(_call, launch.forward)
-run_backward = partial(_call, launch.backward)
-run_gated = partial(_call, launch.gated_forward)
-run_gated_backward = partial(_call, launch.gated_backward)
+BACKEND = Emulated()

@@ -12,10 +12,13 @@ import types
 
 import pytest
 import torch
+from plain_calls import PlainCalls
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.backends import compiled, serial
+from lightning_lrnn.backends.compiled import SERIAL
+from lightning_lrnn.backends.cpu import availability
+from lightning_lrnn.backends.cpu.gated import Gated
 
 
 def run(**options):
@@ -28,14 +31,10 @@ def run(**options):
 def fresh(monkeypatch):
     """The registry forgets what it resolved, before and after."""
 
-    def forget():
-        for cached in (backends._modules, backends.load, backends._resolved):
-            cached.cache_clear()
-
-    forget()
+    backends.forget()
     yield monkeypatch
     monkeypatch.undo()
-    forget()
+    backends.forget()
 
 
 def test_auto_takes_the_first_that_runs():
@@ -58,13 +57,14 @@ def test_precedence(monkeypatch):
 
 def test_backward_uses_the_backend_of_its_forward(monkeypatch):
     used = []
-    original = serial.run_backward
-    monkeypatch.setattr(serial, "run_backward", lambda *a, **k: used.append(1) or original(*a, **k))
+    original = Gated.backward
+    monkeypatch.setattr(Gated, "backward", lambda self, *a: used.append(self) or original(self, *a))
     x = torch.randn(2, 5, 3, requires_grad=True)
     with lrnn.use_backend("serial"):
         y, _ = lrnn.linear_recurrence(x, x)
     y.sum().backward()
-    assert used == [1]
+    (backend,) = used
+    assert not backend._parallel
 
 
 def test_unknown_names_list_the_known_ones(monkeypatch):
@@ -80,7 +80,7 @@ def test_unknown_names_list_the_known_ones(monkeypatch):
 
 
 def test_a_named_backend_is_never_replaced(fresh):
-    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(availability, "missing", lambda: ["llvmlite is not installed"])
     with pytest.raises(
         lrnn.BackendError, match=r"'scan' cannot run on cpu.*llvmlite is not installed"
     ):
@@ -90,7 +90,7 @@ def test_a_named_backend_is_never_replaced(fresh):
 
 
 def test_auto_says_once_that_it_leaves_compiled_code(fresh, recwarn):
-    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(availability, "missing", lambda: ["llvmlite is not installed"])
     with pytest.warns(UserWarning, match="'auto' uses 'serial' on cpu.*llvmlite is not installed"):
         assert run() == "serial"
     recwarn.clear()
@@ -98,7 +98,7 @@ def test_auto_says_once_that_it_leaves_compiled_code(fresh, recwarn):
 
 
 def test_the_loop_of_last_resort_has_the_right_gradients(fresh):
-    fresh.setattr(compiled.implementation("cpu"), "missing", lambda: ["llvmlite is not installed"])
+    fresh.setattr(availability, "missing", lambda: ["llvmlite is not installed"])
     x = [torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda a, b: lrnn.linear_recurrence(a, b, backend="serial"), x)
 
@@ -113,7 +113,7 @@ def test_reasons_are_explained_per_device():
 def test_a_third_party_backend_comes_through_an_entry_point(fresh):
     module = types.ModuleType("third_party_backend")
     module.unsupported_reasons = lambda request: []
-    module.run = serial.run
+    module.run = PlainCalls(SERIAL.prepared).run
     fresh.setitem(sys.modules, "third_party_backend", module)
     points = [
         importlib.metadata.EntryPoint(name, "third_party_backend", backends.ENTRY_POINT_GROUP)
@@ -121,7 +121,7 @@ def test_a_third_party_backend_comes_through_an_entry_point(fresh):
     ]
     fresh.setattr(backends, "entry_points", lambda group: points)
     assert backends.names() == ("scan", "serial", "cudnn", "mine")
-    assert backends.load("serial") is serial
+    assert backends.load("serial") is SERIAL
     x = [torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda a, b: lrnn.linear_recurrence(a, b, backend="mine"), x)
     assert lrnn.last_backend() == "mine"

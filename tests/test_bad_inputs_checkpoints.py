@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lrnn.cli.checkpoint import CheckpointError, check, read
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.checkpoint import CheckpointError, check, read
 
 GOOD: dict[str, Any] = {
     "state_dict": {"weight": torch.zeros(3)},

@@ -77,6 +77,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo", "the following arguments are required: DEMO"),
         ("demo none", "invalid choice: 'none'"),
         ("demo text --seconds 0", "0 is not a positive number"),
+        ("demo text --folder text", "text cannot be used (File exists); choose another"),
+        ("demo switch --folder text", "text/data cannot be used (Not a directory)"),
+        ("demo long-memory --folder text/a", "text/a cannot be used (Not a directory)"),
         ("demo text --seed -1", "-1 is no number of at least 0"),
         ("demo switch --rnn GRUU", "there is no layer 'GRUU'; known are GILR, "),
         ("demo switch --steps 0", "0 is not a positive number"),
@@ -243,3 +246,25 @@ def test_configs(text: str | bytes, answer: str, capsys: pytest.CaptureFixture[s
 def test_comparisons(text: str | bytes, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert answer in complaint(capsys, "compare", "bad.yaml")
+
+
+def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "byte_lm", "--rnn", "QRNN", "--folder", "text/runs"]) == 2
+    told = capsys.readouterr().err
+    assert told == (
+        "lightning-lrnn: text/runs/byte_lm cannot be used (Not a directory); choose another\n"
+    )
+
+
+def test_a_config_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.yaml").write_text("{}")
+
+    # A test may run as root, whom no permission stops.
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for words in (["fit", "--config=mine.yaml"], ["compare", "mine.yaml"]):
+        assert "mine.yaml cannot be read (Permission denied)" in complaint(capsys, *words)

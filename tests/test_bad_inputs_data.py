@@ -181,8 +181,8 @@ def test_a_part_that_there_is_not() -> None:
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("", {}, "t.csv is empty"),
-        ("x,t\n", {}, "t.csv is empty"),
+        ("", {}, "t.csv is empty, or its first line has no names of columns"),
+        ("x,t\n", {}, "t.csv is empty but for its header"),
         ("x,t\n1,0\n", {"target": "y"}, "t.csv has no column 'y'; there are x, t"),
         ("x,t\n1,0\n", {"features": {"a": 1}}, "`features` must be names, or numbers"),
         ("x,t\n1,0\n", {"features": ["a"]}, "`features`: t.csv has no column 'a'; there are x, t"),

@@ -272,6 +272,7 @@ def test_a_memory_needs_the_bias_that_it_sets(name: str) -> None:
             {"output_activation": "relu"},
             "`output_activation` must be one of tanh, identity, got 'relu'",
         ),
+        ("GILR", {"proj_size": 2}, "GILR has no projection: `proj_size` must be 0, got 2"),
         ("GILR", {"output_activation": "tanh"}, "unexpected keyword argument 'output_activation'"),
         ("SurrogateRNN", {"cell": "lstm"}, "`cell` must be one of LSTM, LSTM_IDENTITY, GRU"),
         ("SurrogateRNN", {"cell": lrnn.gate(one)}, "`cell` must map pre-activations to decay and"),

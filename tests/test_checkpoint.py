@@ -22,9 +22,9 @@ from test_cli import OPTIONS, TINY, complaint
 from test_cli import pytestmark as of_the_command
 
 from lightning_lrnn.cli import main
-from lightning_lrnn.cli.checkpoint import CheckpointError, CheckpointFiles, check, read
 from lightning_lrnn.cli.fit import checkpoint_file, checkpoint_options
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.checkpoint import CheckpointError, CheckpointFiles, check, read
 
 pytestmark = [
     *of_the_command,

@@ -17,9 +17,9 @@ import torch
 from peak_memory import peak_memory
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import gates
+from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import kernel_cache
-from lightning_lrnn.backends.cpu import codegen, launch, llvm, walk
+from lightning_lrnn.backends.cpu import codegen, launch, llvm, plan, walk
 from lightning_lrnn.backends.cpu.operands import Operand
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
@@ -34,14 +34,19 @@ def _restored_threads():
     torch.set_num_threads(before)
 
 
+def _forget():
+    plan._code.cache_clear()
+    backends.forget()
+
+
 @pytest.fixture
 def compiled_anew(monkeypatch, tmp_path):
     """No steps in memory, but the walk, and an empty folder for them on disk."""
     walk.walker("f32")
     monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(tmp_path))
-    launch._code.cache_clear()
+    _forget()
     yield tmp_path / "kernels"
-    launch._code.cache_clear()
+    _forget()
 
 
 # In units in the last place, of the exact result rounded to float32 and of PyTorch's in float64.
@@ -181,7 +186,7 @@ def test_bits_of_a_column_are_its_own(reverse, exclusive, compiled_anew, monkeyp
     apart = [torch.stack([p, p + 1], -1).flatten(-2)[..., ::2] for p in pre]
     elsewhere = results(apart, **options)
     monkeypatch.setattr(llvm, "vector_bytes", lambda: 32)
-    launch._code.cache_clear()
+    _forget()
     monkeypatch.setenv(kernel_cache.ENVIRONMENT_VARIABLE, str(compiled_anew / "narrow"))
     narrow = results(pre, **options)
     for expected, *others in zip(whole, elsewhere, narrow, strict=True):
@@ -230,7 +235,7 @@ def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
     assert len(entries) == 2 and all(entry.suffix == ".o" for entry in entries)
     code = """
 import torch, lightning_lrnn as lrnn
-from lightning_lrnn.backends import codegen, _llvm
+from lightning_lrnn.backends.cpu import codegen
 import test_cpu_gate
 def refuse(*_):
     raise AssertionError("written anew")
@@ -247,10 +252,10 @@ torch.save(test_cpu_gate.results(torch.load("pre")), "results")
     # What is damaged is compiled anew, and replaced.
     entries[0].write_bytes(entries[0].read_bytes()[:-1] + b"?")
     monkeypatch.setattr(kernel_cache, "_warned", False)
-    launch._code.cache_clear()
+    _forget()
     with pytest.warns(UserWarning, match="corrupt"):
         assert all(map(torch.equal, results(pre), expected))
-    launch._code.cache_clear()
+    _forget()
     monkeypatch.setattr(codegen._Gate, "__init__", None)
     assert all(map(torch.equal, results(pre), expected))
     assert kernel_cache.clear_cache()[0] == 3  # the other process compiled its walk, too
@@ -261,7 +266,7 @@ def test_the_key_has_what_the_code_depends_on(compiled_anew, monkeypatch):
     with torch.no_grad():
 
         def run():
-            launch._code.cache_clear()
+            _forget()
             lrnn.gated_recurrence(biased, *pre, backend="scan")
             return len(list(compiled_anew.iterdir()))
 

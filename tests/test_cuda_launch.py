@@ -20,13 +20,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import TOLERANCE, plain
+from plain_calls import PlainCalls, adjoint_of
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.backends.cuda import launch as _cuda
-from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE
+from lightning_lrnn.backends.cuda import availability, launch, nvrtc, plan, warmup
 from lightning_lrnn.core import reference as reference
-from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
+
+cuda = PlainCalls(launch.backend)
 
 FLAGS = list(itertools.product((False, True), repeat=3))
 
@@ -50,7 +52,7 @@ class Kernel:
         self.backward = variant["LRNN_PASS"] == "backward"
         self.scan = variant["LRNN_SCHEDULE"] == "scan"
         storage = re.search(r"using State = storage::(\w+);", variant["LRNN_GATE"])[1]
-        self.dtype = _cuda.DTYPE[storage]
+        self.dtype = DTYPE[storage]
         steps, threads, width = (
             int(variant[name]) for name in ("LRNN_STEPS", "LRNN_THREADS", "LRNN_COLUMNS")
         )
@@ -91,7 +93,7 @@ class Kernel:
         if self.backward:
             assert y == emitted == 0
             outputs = [da, db, final]
-            results = adjoint(
+            results = adjoint_of(
                 lambda a, b, h0, lengths, reset, **flags: reference.linear_recurrence(
                     a, b, h0, lengths=lengths, reset=reset, **flags
                 ),
@@ -119,7 +121,7 @@ class Kernel:
             assert workspace == 0
             return
         pieces = torch.empty(0, dtype=self.dtype).element_size() // 4 or 1
-        slots = _cuda.slots(self.carry, tiles, self.segments)
+        slots = plan.slots(self.carry, tiles, self.segments)
         words = view(workspace, torch.int64, (1 + B * groups * slots * self.width * pieces,))
         assert not words.any()
 
@@ -129,7 +131,7 @@ def launches(monkeypatch):
     """Everything that touches a device, replaced; the launches, as (variant, grid, block)."""
     seen = []
 
-    def launch(kernel, grid, block, arguments, device):
+    def on_host(kernel, grid, block, arguments, device):
         seen.append((dict(kernel), grid, block))
         Kernel(kernel)(grid, arguments)
 
@@ -137,7 +139,7 @@ def launches(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
-    monkeypatch.setattr(nvrtc, "launch", launch)
+    monkeypatch.setattr(nvrtc, "launch", on_host)
     return seen
 
 
@@ -158,11 +160,11 @@ def problem(dtype, B=2, T=13, D=5, requires_grad=False):
 
 
 @pytest.mark.parametrize(("reverse", "exclusive", "parallel"), FLAGS)
-@pytest.mark.parametrize("dtype", list(_cuda.STORAGE), ids=str)
+@pytest.mark.parametrize("dtype", list(STORAGE), ids=str)
 def test_forward(dtype, reverse, exclusive, parallel, launches):
     a, b, h0, _, _, lengths, reset = problem(dtype)
     flags = {"reverse": reverse, "exclusive": exclusive}
-    y, h_final = _cuda.forward(a, b, h0, lengths, reset, **flags, parallel=parallel)
+    y, h_final = cuda.run(a, b, h0, lengths, reset, **flags, parallel=parallel)
     expected = reference.linear_recurrence(a, b, h0, lengths=lengths, reset=reset, **flags)
     torch.testing.assert_close((y, h_final), expected, rtol=0, atol=0)
     assert y.is_contiguous() and h_final.is_contiguous()
@@ -179,7 +181,7 @@ def test_backward(dtype, reverse, exclusive, parallel, launches):
     y, h_final = reference.linear_recurrence(a, b, h0, lengths=lengths, reset=reset, **kept)
     expected = torch.autograd.grad((y, h_final), (a, b, h0), (dy, dh_final))
     rows = y.detach().repeat_interleave(2, 1)[:, ::2]  # strided too
-    found = _cuda.backward(
+    found = cuda.run_backward(
         *(x.detach() for x in (a, rows, h0, dy, dh_final)), lengths, reset, **kept,
         parallel=parallel,
     )  # fmt: skip
@@ -192,10 +194,10 @@ def test_absent_inputs_and_expanded_decays(parallel, launches):
     _, b, _, dy, _, _, _ = problem(torch.float32)
     a = torch.randn(5).expand_as(b)
     flags = {"reverse": False, "exclusive": False}
-    y, h_final = _cuda.forward(a, b, None, None, None, **flags, parallel=parallel)
+    y, h_final = cuda.run(a, b, None, None, None, **flags, parallel=parallel)
     torch.testing.assert_close((y, h_final), reference.linear_recurrence(a, b))
-    da, db, dh0 = _cuda.backward(a, y, None, dy, None, None, None, **flags, parallel=parallel)
-    expected = adjoint(
+    da, db, dh0 = cuda.run_backward(a, y, None, dy, None, None, None, **flags, parallel=parallel)
+    expected = adjoint_of(
         lambda a, b, h0, *_, **flags: reference.linear_recurrence(a, b, h0, **flags),
         *(a, y, None, dy, None, None, None),
         **flags,
@@ -206,7 +208,7 @@ def test_absent_inputs_and_expanded_decays(parallel, launches):
 def test_lazy_conjugates_are_read_as_their_values(launches):
     a, b, h0, *_ = problem(torch.complex64)
     flags = {"reverse": False, "exclusive": False}
-    y, _ = _cuda.forward(a.conj(), b, h0, None, None, **flags, parallel=True)
+    y, _ = cuda.run(a.conj(), b, h0, None, None, **flags, parallel=True)
     expected, _ = reference.linear_recurrence(a.conj().resolve_conj(), b, h0)
     torch.testing.assert_close(y, expected)
 
@@ -214,11 +216,11 @@ def test_lazy_conjugates_are_read_as_their_values(launches):
 @pytest.mark.parametrize("edge", [-1, 0, 1])
 def test_workspace_at_tile_edges(edge, launches):
     """The stand-in counts the workspace's words, and finds them zero."""
-    for dtype in _cuda.STORAGE:
-        steps = _cuda.steps(*plain(dtype, "forward"), "forward")
-        length = 2 * steps * _cuda.THREADS // 4 + edge
+    for dtype in STORAGE:
+        steps = plan.steps(*plain(dtype, "forward"), plan.Pass("forward", True))
+        length = 2 * steps * plan.THREADS // 4 + edge
         x = torch.zeros(3, length, 3, dtype=dtype)
-        _cuda.forward(x, x, None, None, None, reverse=False, exclusive=False, parallel=True)
+        cuda.run(x, x, None, None, None, reverse=False, exclusive=False, parallel=True)
     assert {grid for _, grid, _ in launches} == {9 if edge == 1 else 6}
 
 
@@ -227,34 +229,38 @@ def test_workspace_at_tile_edges(edge, launches):
     [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 32), (32, 32), (33, 32), (9999, 32)],
 )
 def test_columns(D, expected):
-    assert _cuda.columns(D) == expected
+    assert plan.columns(D) == expected
 
 
 def test_plan_of_one_long_sequence():
-    plan = _cuda.plan(*plain(torch.complex128, "forward"), "forward", True, (1, 1_000_000, 1))
+    made = plan.plan(
+        *plain(torch.complex128, "forward"), plan.Pass("forward", True), (1, 1_000_000, 1)
+    )
     blocks = -(-1_000_000 // (256 * 4))
-    assert plan.grid == blocks > 200
+    assert made.grid == blocks > 200
     # Pairs of tiles, of groups of 256, and the state after all of them: 4 words for a state.
-    assert plan.words == 1 + 4 * 2 * (blocks + 4 + 1)
-    assert dict(plan.macros)["LRNN_COLUMNS"] == "1"
-    assert dict(plan.macros)["LRNN_CARRY"] == "folded"
+    assert made.words == 1 + 4 * 2 * (blocks + 4 + 1)
+    assert dict(made.macros)["LRNN_COLUMNS"] == "1"
+    assert dict(made.macros)["LRNN_CARRY"] == "folded"
 
 
 def test_the_carry_is_chained_where_there_are_enough_chains_or_few_tiles():
     def carry(*shape):
-        variant = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, shape).macros
+        variant = plan.plan(
+            *plain(torch.float32, "forward"), plan.Pass("forward", True), shape
+        ).macros
         return dict(variant)["LRNN_CARRY"]
 
-    assert carry(_cuda.CHAINS, 10_000, 32) == carry(1, 10_000, 32 * _cuda.CHAINS) == "chained"
-    assert carry(_cuda.CHAINS - 1, 10_000, 32) == carry(1, 10_000, 1) == "folded"
+    assert carry(plan.CHAINS, 10_000, 32) == carry(1, 10_000, 32 * plan.CHAINS) == "chained"
+    assert carry(plan.CHAINS - 1, 10_000, 32) == carry(1, 10_000, 1) == "folded"
     assert carry(1, 256, 32) == "chained"
 
 
 def test_serial_is_one_variant_for_all_widths():
     code = plain(torch.float32, "forward")
-    plans = [_cuda.plan(*code, "forward", False, (3, 9, D)) for D in (1, 5, 200)]
-    assert len({plan.macros for plan in plans}) == 1
-    assert [plan.grid for plan in plans] == [1, 1, 5]
+    plans = [plan.plan(*code, plan.Pass("forward", False), (3, 9, D)) for D in (1, 5, 200)]
+    assert len({p.macros for p in plans}) == 1
+    assert [p.grid for p in plans] == [1, 1, 5]
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -265,7 +271,7 @@ def test_grid_limit(parallel):
     def grid(more):
         # Tiles of 4,096 steps, or 128 columns to a block.
         shape = (1, 4096 * most + more, 1) if parallel else (128 * most + more, 1, 1)
-        return _cuda.plan(*code, "forward", parallel, shape).grid
+        return plan.plan(*code, plan.Pass("forward", parallel), shape).grid
 
     assert grid(0) == most
     with pytest.raises(ValueError, match="split the batch"):
@@ -278,10 +284,12 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(nvrtc, "_kernels", {})
     with pytest.raises(RuntimeError, match="warmup"):
-        _cuda.forward(x, x, None, None, None, **options)
-    macros = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, (1, 1, 1)).macros
-    monkeypatch.setattr(nvrtc, "_kernels", {(_cuda.SOURCE, macros, (9, 0)): macros})
-    _cuda.forward(x, x, None, None, None, **options)
+        cuda.run(x, x, None, None, None, **options)
+    macros = plan.plan(
+        *plain(torch.float32, "forward"), plan.Pass("forward", True), (1, 1, 1)
+    ).macros
+    monkeypatch.setattr(nvrtc, "_kernels", {(launch.SOURCE, macros, (9, 0)): macros})
+    cuda.run(x, x, None, None, None, **options)
 
 
 @pytest.mark.parametrize(
@@ -289,8 +297,8 @@ def test_capture_needs_a_loaded_kernel(launches, monkeypatch):
     [(None, True, [1, 2, 4, 8, 16, 32]), (None, False, [1]), (5, True, [8]), (5, False, [8])],
 )
 def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypatch):
-    monkeypatch.setattr(_cuda, "missing", lambda: [])
-    _cuda.warmup("cpu", torch.float64, features, parallel=parallel)
+    monkeypatch.setattr(warmup, "missing", lambda: [])
+    warmup.warmup("cpu", torch.float64, features, parallel=parallel)
     names = ("LRNN_SCHEDULE", "LRNN_CARRY", "LRNN_COLUMNS", "LRNN_LAYOUT", "LRNN_PASS")
     ran = [tuple(variant[name] for name in names) for variant, _, _ in launches]
     kinds = [("scan", "chained"), ("scan", "folded"), ("serial", "chained")]
@@ -307,14 +315,14 @@ def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypa
 
 @pytest.mark.parametrize(("B", "schedule"), [(8191, "scan"), (8192, "serial")])
 def test_columns_that_fill_the_device_are_walked(B, schedule):
-    plan = _cuda.plan(*plain(torch.float32, "forward"), "forward", True, (B, 40, 4))
-    assert dict(plan.macros)["LRNN_SCHEDULE"] == schedule
+    made = plan.plan(*plain(torch.float32, "forward"), plan.Pass("forward", True), (B, 40, 4))
+    assert dict(made.macros)["LRNN_SCHEDULE"] == schedule
 
 
 def test_warmup_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(_cuda, "missing", lambda: ["no NVIDIA driver", "NVRTC was not found"])
+    monkeypatch.setattr(warmup, "missing", lambda: ["no NVIDIA driver", "NVRTC was not found"])
     with pytest.raises(RuntimeError, match="no NVIDIA driver; NVRTC was not found"):
-        _cuda.warmup()
+        warmup.warmup()
 
 
 @pytest.fixture
@@ -322,8 +330,8 @@ def machine(monkeypatch):
     """A machine with two GPUs of which a test chooses the compute capability."""
 
     def forget():
-        _cuda._pytorch_lacks.cache_clear()
-        _cuda._too_old_for_all.cache_clear()
+        availability._pytorch_lacks.cache_clear()
+        availability._too_old_for_all.cache_clear()
 
     forget()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -341,35 +349,35 @@ def machine(monkeypatch):
 
 
 def test_nothing_missing(machine):
-    assert _cuda.missing() == []  # one of the two GPUs will do
+    assert availability.missing() == []  # one of the two GPUs will do
 
 
 def test_missing_for_every_device(machine):
     machine.setattr(torch.cuda, "get_device_capability", lambda index: (7, 0))
-    assert _cuda.missing() == ["sm_70 is too old"]
+    assert availability.missing() == ["sm_70 is too old"]
 
 
 def test_missing_asks_no_device_that_is_not_initialised(machine):
     machine.setattr(torch.cuda, "is_initialized", lambda: False)
     machine.setattr(torch.cuda, "get_device_capability", lambda index: pytest.fail("initialises"))
-    assert _cuda.missing() == []
+    assert availability.missing() == []
 
 
 def test_missing_cuda_in_pytorch(machine):
     machine.setattr(torch.version, "cuda", None)
-    (reason,) = _cuda.missing()
+    (reason,) = availability.missing()
     assert "built without CUDA" in reason and torch.__version__ in reason
 
 
 def test_missing_device(machine):
     machine.setattr(torch.cuda, "device_count", lambda: 0)
-    (reason,) = _cuda.missing()
+    (reason,) = availability.missing()
     assert "no CUDA device" in reason
 
 
 def test_missing_from_nvrtc(machine):
     machine.setattr(nvrtc, "missing", lambda: ["no NVIDIA driver"])
-    assert _cuda.missing() == ["no NVIDIA driver"]
+    assert availability.missing() == ["no NVIDIA driver"]
 
 
 def on_gpu(dtype=torch.float32, device="cuda", **sizes):
@@ -395,7 +403,7 @@ def test_runs_on_the_current_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late.copy_(b)
-        found = _cuda.forward(a, late, h0, None, None, **options, parallel=True)
+        found = cuda.run(a, late, h0, None, None, **options, parallel=True)
     stream.synchronize()
     agree(found, expected)
 
@@ -447,13 +455,11 @@ def test_ten_runs_give_the_same_bits(shape, contended):
 def test_runs_in_a_new_thread(parallel):
     """A thread without a CUDA context, whose memory PyTorch has at hand."""
     a, b, h0, options, expected = on_gpu()
-    found = _cuda.forward(a, b, h0, None, None, **options, parallel=parallel)
+    found = cuda.run(a, b, h0, None, None, **options, parallel=parallel)
     del found
     results = []
     thread = threading.Thread(
-        target=lambda: results.append(
-            _cuda.forward(a, b, h0, None, None, **options, parallel=parallel)
-        )
+        target=lambda: results.append(cuda.run(a, b, h0, None, None, **options, parallel=parallel))
     )
     thread.start()
     thread.join()
@@ -464,11 +470,11 @@ def test_runs_in_a_new_thread(parallel):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_captured_in_a_graph(parallel):
     a, b, h0, options, expected = on_gpu(T=3000)
-    _cuda.warmup(b.device, b.dtype, b.shape[-1], parallel=parallel)
+    warmup.warmup(b.device, b.dtype, b.shape[-1], parallel=parallel)
     still = torch.zeros_like(b)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = _cuda.forward(a, still, h0, None, None, **options, parallel=parallel)
+        found = cuda.run(a, still, h0, None, None, **options, parallel=parallel)
     for _ in range(2):  # the second replay finds what the first left in the workspace
         still.copy_(b)
         graph.replay()
@@ -484,7 +490,7 @@ def test_capture_without_warmup_says_so(monkeypatch):
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="warmup"), torch.cuda.graph(graph):
         b.clone()  # an empty graph has a warning of its own
-        _cuda.forward(a, b, h0, None, None, **options, parallel=True)
+        cuda.run(a, b, h0, None, None, **options, parallel=True)
 
 
 @pytest.mark.gpu
@@ -492,7 +498,7 @@ def test_capture_without_warmup_says_so(monkeypatch):
 def test_runs_on_another_device_than_the_current():
     for device in ("cuda:1", "cuda:0", "cuda:1"):
         a, b, h0, options, expected = on_gpu(device=device)
-        agree(_cuda.forward(a, b, h0, None, None, **options, parallel=True), expected)
+        agree(cuda.run(a, b, h0, None, None, **options, parallel=True), expected)
         assert torch.cuda.current_device() == 0
 
 
@@ -502,7 +508,7 @@ def test_more_elements_than_an_int_counts(parallel, B, T):
     if torch.cuda.mem_get_info()[0] < 14e9:
         pytest.skip("needs 14 GB of free GPU memory")
     b = torch.ones(1, 1, 1, dtype=torch.float16, device="cuda").expand(B, T, 32)
-    y, h_final = _cuda.forward(
+    y, h_final = cuda.run(
         b * 0.5, b, None, None, None, reverse=False, exclusive=False, parallel=parallel
     )
     # h = 1/2 h + 1 goes to 2, exactly, within 30 steps.

@@ -8,9 +8,8 @@ left on, the rest of the module trained or decayed, the old layer kept, gradient
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 
+import processes
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -261,6 +260,4 @@ if __name__ == "__main__":
 def test_two_processes_learn_from_old_layers_as_one_does(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(OF_TWO)
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    processes.run(script, folder=tmp_path)

@@ -25,7 +25,9 @@ from torch.utils._pytree import tree_leaves
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends, gates, nn
-from lightning_lrnn.backends.cpu import codegen, launch
+from lightning_lrnn.backends.cpu import codegen
+from lightning_lrnn.backends.cpu.gated import Gated
+from lightning_lrnn.backends.cpu.operands import OPERAND
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -43,31 +45,28 @@ PLACES = [
 
 
 compiled_walks: list = []
-"""The steps of every walk by a CPU's compiled gates so far."""
+"""The backend of every pass by a CPU's compiled gates so far."""
 
 
 @pytest.fixture(params=PLACES)
 def place(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
-    code = launch.code
+    forward = Gated.forward
 
-    def noted(gate, readout, *arguments):
-        found = code(gate, readout, *arguments)
-        if found and (gate, readout) != (gates.IDENTITY, ""):
-            compiled_walks.append(found)
-        return found
+    def noted(self, problem):
+        if not problem.is_plain:
+            compiled_walks.append(self)
+        return forward(self, problem)
 
-    monkeypatch.setattr(launch, "code", noted)
-    modules = {**backends._modules(), "emulated": "emulated"}
+    monkeypatch.setattr(Gated, "forward", noted)
+    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
+    backends.forget()
     emulated.launches.clear()
     name, device, *parts = request.param
     with parts[0]() if parts else contextlib.nullcontext():
         yield name, device
-    for cached in (backends.load, backends._resolved, backends._fuses_here):
-        cached.cache_clear()
+    backends.forget()
 
 
 only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
@@ -101,7 +100,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     assert len(emulated.launches) == (backend == "emulated"), "not one kernel"
     on_a_cpu = device == "cpu" and backend != "emulated"
     programs = gate.program, "" if readout is None else readout.program
-    operands = tuple(launch.OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
+    operands = tuple(OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
     compiled = on_a_cpu and not codegen.uncompiled(*programs, operands)
     assert len(compiled_walks) == compiled, "not one walk"
 

@@ -1,6 +1,6 @@
 """Importing the package is cheap and imports nothing that is not needed yet.
 
-Proved against: `import llvmlite` at the top of `ops/operator.py` (the first test fails),
+Proved against: `import llvmlite` at the top of `ops/call.py` (the first test fails),
 `time.sleep(0.4)` in `lightning_lrnn/__init__.py` (test_import_is_quick fails), and the parser of
 `generate` in `configs` (the last fails).
 """

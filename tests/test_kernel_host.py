@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lightning_lrnn import gates
 from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch as _cuda
 from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda import plan as cuda_plan
 from lightning_lrnn.backends.cuda.codegen import fused
 
 pytestmark = needs_compiler
@@ -144,7 +144,7 @@ def run(
         chains, tiles = B * -(-D // variant.columns), -(-T // variant.tile)
         pieces = torch.empty(0, dtype=variant.state_dtype).element_size() // 4
         grid, threads = chains * tiles, variant.threads
-        slots = _cuda.slots(variant.carry, tiles, variant.threads // variant.columns)
+        slots = cuda_plan.slots(variant.carry, tiles, variant.threads // variant.columns)
         words = 1 + chains * slots * variant.columns * pieces
         workspace = torch.zeros(words, dtype=torch.int64) if tiles > 1 else None
     else:
@@ -414,7 +414,10 @@ def test_a_broken_step_stays_in_its_future_and_its_feature(library: Library) -> 
 def test_moves_no_more_bytes_than_it_must(
     library: Library, pass_: str, bytes_per_element: int
 ) -> None:
-    variant = Variant(threads=256, steps=_cuda.steps(*plain(torch.float32, pass_), pass_))
+    variant = Variant(
+        threads=256,
+        steps=cuda_plan.steps(*plain(torch.float32, pass_), cuda_plan.Pass(pass_, True)),
+    )
     problem = make(variant, (2, 3 * variant.tile, 64), states=False)
     traffic = check(library.kernel_of(variant, pass_), variant, problem, pass_).traffic
     minimum = bytes_per_element * problem.b.numel()

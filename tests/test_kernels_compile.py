@@ -25,12 +25,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from layers import ALONE, recurrences
+from plain_calls import PlainCalls
 from test_derivative import FUNCTIONS
 from test_nvrtc import other_python, run_elsewhere
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import Operand
-from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
+from lightning_lrnn.backends.cuda import launch, nvrtc, plan
 from lightning_lrnn.backends.cuda.codegen import fused
 from lightning_lrnn.nn.cells.sru import highway, sru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -61,7 +62,7 @@ def gated(name: str, storage: str) -> Kind:
 
 
 KINDS = {
-    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in launch.DTYPE},
+    **{storage: Kind(gates.IDENTITY, "", of(storage, 2)) for storage in DTYPE},
     **{
         f"{name} {storage}": gated(name, storage)
         for name, storages in {
@@ -88,7 +89,7 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
     seen = set(KINDS.values())
     for cell, options in ALONE:
         for gate, readout, pre in recurrences(cell, options):
-            operands = tuple(Operand(launch.STORAGE[p.dtype], p.ndim == 3) for p in pre)
+            operands = tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
             kind = Kind(gate.program, readout.program if readout else "", operands)
             if kind not in seen:
                 seen.add(kind)
@@ -99,10 +100,12 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
 KINDS |= of_layers()
 
 
-def variant(kind: Kind, step: str, parallel: bool, width: int, *how: str | bool) -> nvrtc.Macros:
-    """`how`: carry, resets, layout."""
+def variant(
+    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained", *how: str | bool
+) -> nvrtc.Macros:
+    """`how`: resets, layout."""
     code = fused(*kind, step)
-    return launch.macros(code, kind.operands, step, parallel, width, *how)
+    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry)
 
 
 def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
@@ -250,10 +253,11 @@ def test_arguments_fit_the_kernel(step, parallel, launched):
     """What is launched has the number and the sizes of the compiled kernel's own parameters."""
     x = torch.zeros(2, 3, 5)
     options = {"reverse": False, "exclusive": False, "parallel": parallel}
+    plain_calls = PlainCalls(launch.backend)
     if step == "forward":
-        launch.forward(x, x, None, None, None, **options)
+        plain_calls.run(x, x, None, None, None, **options)
     else:
-        launch.backward(x, x, None, x, None, None, None, **options)
+        plain_calls.run_backward(x, x, None, x, None, None, None, **options)
     ((macros, problem),) = launched
     code = nvrtc.compile_program(launch.SOURCE, macros, "sm_90")
     assert [8 * len(problem)] == parameters(code, "recurrence")

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -146,7 +145,7 @@ rank = torch.distributed.get_rank()
 def test_two_processes_resume_with_their_own_streams(folder) -> None:
     script = folder / "processes.py"
     script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+    processes.run(script)
     wholes = []
     for rank in range(2):
         whole, rest = json.loads((folder / f"{rank}.json").read_text())
@@ -191,7 +190,7 @@ found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byt
 def test_processes_measure_training_together_at_the_end_of_an_epoch_only(folder) -> None:
     script = folder / "measuring.py"
     script.write_text(MEASURING.format(tests=str(Path(__file__).parent), folder=str(folder)))
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=600)
+    processes.run(script)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     assert [steps for steps, _, _ in found] == [[], []]
     own, together = ([row[i] for row in found] for i in (1, 2))

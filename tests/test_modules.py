@@ -15,17 +15,18 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import subprocess
-import sys
+import warnings
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.loggers import CSVLogger
 from scipy import integrate, stats
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
@@ -577,7 +578,7 @@ if torch.distributed.get_rank() == 0:
 def test_two_processes_measure_as_one_does(tmp_path: Path) -> None:
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True, timeout=300)
+    processes.run(script)
     two = json.loads((tmp_path / "found.json").read_text())
     assert len(two) == 9 and two == pytest.approx(measured(tmp_path, 1), rel=1e-5)
 
@@ -724,6 +725,28 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     fit.save_checkpoint(tmp_path / "own.ckpt")
     again = Regression.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
     assert again.hparams == {"num_features": 8, "hidden_size": 8}
+
+
+@pytest.mark.parametrize("rnn", ["GILRLSTM", "torch.nn.LSTM"])
+def test_a_logger_that_draws_the_graph_hinders_no_fit(rnn: str, tmp_path: Path) -> None:
+    """As that of TensorBoard does with `log_graph`, if the model has an `example_input_array`."""
+
+    class Draws(CSVLogger):
+        _log_graph = True
+
+        def log_graph(self, model: Any, input_array: Any = None) -> None:
+            if self._log_graph:
+                torch.jit.trace(model, model.example_input_array, strict=False)
+
+    model = make("last", rnn=rnn)
+    model.example_input_array = torch.randn(2, 9, F_)
+    fit = trainer(tmp_path, max_steps=1, logger=Draws(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(model, Loader([batch_of("last")]))
+        fit.test(model, Loader([batch_of("last")]), verbose=False)
+    (said,) = (str(w.message) for w in caught if "log_graph" in str(w.message))
+    assert said.endswith("leave `log_graph` out")
 
 
 def test_a_classifier_starts_without_a_preference() -> None:

@@ -313,7 +313,7 @@ def test_an_exception_leaves_no_hook(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="on purpose"):
             train(model, tmp_path / str(step), RecurrenceMonitor(every_n_steps=4))
         assert hooks(model) == 0
-        assert lrnn.ops.profiling._observer is None
+        assert lrnn.ops.profiling.observer is None
 
 
 def test_accumulated_gradients_measure_a_step_once(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from host_kernel import COMPILER, needs_compiler
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.backends import scan
+from lightning_lrnn.backends.compiled import Compiled
+from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.core import reference as reference
 
@@ -153,14 +154,13 @@ def test_what_would_not_fit_is_left_out(paper):
     ("table", "told"), [("1", "not close"), ("2", "differs by"), ("heat", "differs by")]
 )
 def test_what_is_wrong_is_not_timed(paper, table, told, monkeypatch):
-    run, run_gated = scan.run, scan.run_gated
+    forward = Gated.forward
 
-    def wrong(gate, readout, pre, *args, **kw):
-        y, h, h_final = run_gated(gate, readout, pre, *args, **kw)
-        return y + 0.01, h, h_final
+    def wrong(self, problem):
+        states = forward(self, problem)
+        return states._replace(y=states.y + 0.01 if self._parallel else states.y)
 
-    monkeypatch.setattr(scan, "run", lambda a, b, *args, **kw: run(a, b + 0.01, *args, **kw))
-    monkeypatch.setattr(scan, "run_gated", wrong)
+    monkeypatch.setattr(Gated, "forward", wrong)
     with pytest.raises(AssertionError, match=told):
         paper.main(["--quick", "--device", "cpu", "--tables", table])
 
@@ -194,7 +194,7 @@ def test_contenders(paper, monkeypatch):
         ):
             torch.testing.assert_close(x, wanted)
         with monkeypatch.context() as patch:
-            patch.setattr(backends, "fuses", lambda name, request: False)
+            patch.setattr(Compiled, "fuses", lambda self, request: False)
             assert paper.names_of("cpu", "float32", True) == ["scan", "serial", "plain"]
         assert "unfused" not in paper.names_of("cpu", "float32", False)
         with backends.use_backend("serial"):

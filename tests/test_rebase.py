@@ -15,7 +15,7 @@ import sys
 import pytest
 import torch
 
-from lightning_lrnn._rebase import rebase
+from lightning_lrnn.L._rebind import rebind_bases
 
 
 class Old:
@@ -153,7 +153,7 @@ class Kind(Mixed, Registered):
 
 
 BASES = {Old: New}
-Other = rebase(Kind, BASES, "test_rebase_other")
+Other = rebind_bases(Kind, BASES, "test_rebase_other")
 
 
 @pytest.mark.parametrize(("kind", "base"), [(Kind, "Old"), (Other, "New")])
@@ -176,8 +176,8 @@ def test_classes_between_are_made_once() -> None:
     assert names == ["Kind", "Mixed", "Registered", "New", "object"]
     assert Other.__mro__[1] is Mixed
     assert Other.__mro__[2] is BASES[Registered] is not Registered
-    assert rebase(Kind, BASES, "elsewhere") is Other
-    assert rebase(Mixed, BASES, "elsewhere") is Mixed
+    assert rebind_bases(Kind, BASES, "elsewhere") is Other
+    assert rebind_bases(Mixed, BASES, "elsewhere") is Mixed
     # With what the body had when it was copied.
     assert BASES[Registered].subclasses == (Kind, Other)
     assert Registered.subclasses == (Kind,)

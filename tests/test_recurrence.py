@@ -14,10 +14,10 @@ import torch
 from conftest import DTYPES, TOLERANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_calls import PlainCalls, adjoint_of
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.core import adjoint as adjoint
 from lightning_lrnn.core import reference as reference
 
 LENGTHS_OF_TIME = [1, 2, 31, 32, 33, 127, 128, 129, 513, 1999, 4097]
@@ -235,12 +235,12 @@ def test_gradcheck_and_gradgradcheck(backend, device, dtype, reverse, exclusive)
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_adjoint_from_a_backend_that_has_only_run(reverse, exclusive):
     a, b, h0, lengths, reset = make(3, 50, 4, torch.complex128, masks=True)
-    module = backends.load("serial")
+    serial = PlainCalls(backends.load("serial").prepared)
     options = {"reverse": reverse, "exclusive": exclusive}
-    y, final = module.run(a, b, h0, lengths, reset, **options)
-    arguments = (a, y, h0, torch.randn_like(y), torch.randn_like(final), lengths, reset)
-    fused = module.run_backward(*arguments, **options)
-    composed = adjoint.adjoint(module.run, *arguments, **options)
+    y, final = serial.run(a, b, h0, lengths, reset, **options)
+    gradients = torch.randn_like(y), torch.randn_like(final)
+    fused = serial.run_backward(a, y, h0, *gradients, lengths, reset, **options)
+    composed = adjoint_of(serial.run, a, y, h0, *gradients, lengths, reset, **options)
     for left, right in zip(fused, composed, strict=True):
         torch.testing.assert_close(left, right)
 

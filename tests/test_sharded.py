@@ -5,13 +5,12 @@ Seen to fail: the bounds of an HGRN read in parts, which its cells hold.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import lightning_lrnn as lrnn
 
@@ -20,14 +19,12 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo
 PROCESSES = 2
 
 
-def learn(rank: int, file: str, names: list[str], results: Any) -> None:
+def learn(rank: int, names: list[str], results: Any) -> None:
     """Compares, in each process, its part of the output and the gradients with those of a whole."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=PROCESSES)
     mesh = init_device_mesh("cpu", (PROCESSES,))
     x = torch.randn(2 * PROCESSES, 5, 4, generator=torch.Generator().manual_seed(1))
     for name in names:
@@ -47,11 +44,10 @@ def learn(rank: int, file: str, names: list[str], results: Any) -> None:
             torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad)
     if rank == 0:
         results.put(names)
-    dist.destroy_process_group()
 
 
 def test_cells_are_sharded_one_by_one(tmp_path) -> None:
-    results = mp.get_context("spawn").SimpleQueue()
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     names = ["HGRN", "GILRLSTM"]
-    mp.spawn(learn, (str(tmp_path / "meeting"), names, results), PROCESSES)
+    processes.spawn(learn, tmp_path, names, results, count=PROCESSES)
     assert results.get() == names

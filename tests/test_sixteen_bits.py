@@ -10,11 +10,11 @@ import functools
 import pytest
 import torch
 from layers import every_cell
+from plain_calls import adjoint_of
 
 import lightning_lrnn as lrnn
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.core import unfused
-from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.nn import CELLS, scan_context
 from lightning_lrnn.recurrence import gated_recurrence, linear_recurrence
 
@@ -152,7 +152,7 @@ def test_single_steps_are_as_exact_as_float32(name, dtype):
     for gate, pre, options in asked(name, dtype, 400):
         exact = [p.to(torch.complex64 if p.is_complex() else torch.float32) for p in pre]
         expected = by_backend("serial", gate, exact, **options)
-        h, ys, step = None, [], scan_context.Step(exclusive=options.get("exclusive", False))
+        h, ys, step = None, [], scan_context.StepContext(exclusive=options.get("exclusive", False))
         for t in range(400):
             now = [p[:, t : t + 1] if p.ndim == 3 else p for p in pre]
             y, h = step.scan("state", gate, *now, h0=h, readout=options.get("readout"))
@@ -261,8 +261,8 @@ def test_an_adjoint_in_16_bits_is_rounded_once():
     def loop(a, b, *arguments, **options):
         return reference.linear_recurrence(a, b, arguments[0], **options)
 
-    found = adjoint(loop, a, y, None, dy, *none, **options)
-    exact = adjoint(loop, a.double(), y.double(), None, dy.double(), *none, **options)
+    found = adjoint_of(loop, a, y, None, dy, *none, **options)
+    exact = adjoint_of(loop, a.double(), y.double(), None, dy.double(), *none, **options)
     for x, expected in zip(found[:2], exact[:2], strict=True):
         assert x.dtype == torch.bfloat16
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=2**-7, atol=1e-6)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 import lightning_lrnn as lrnn
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.nn import CELLS
-from lightning_lrnn.serving.replay import Tape
+from lightning_lrnn.serving.replay import Replay
 
 close = torch.testing.assert_close
 every_option = pytest.mark.parametrize("name, options", ALONE, ids=str)
@@ -154,7 +154,7 @@ def test_the_test_above_can_fail(monkeypatch):
     assert allocations(lambda: torch.add(x, x, out=x)) == []
     assert allocations(lambda: x + x) == [x.nbytes]
     step = lrnn.RecordedStep(rnn, x)
-    step._tape.calls.append(lambda: x[:, :1] + x[:, :1])
+    step._replay.calls.append(lambda: x[:, :1] + x[:, :1])
     assert allocations(lambda: step(x)) == [x[:, :1].nbytes]
     with torch.no_grad():
         assert max(allocations(lambda: rnn.step(x[0]))) > 8
@@ -239,12 +239,12 @@ def test_a_module_of_ones_own():
 
 def test_a_tape_replays():
     x = torch.tensor([3.0, 4.0])
-    with torch.no_grad(), Tape() as tape:
+    with torch.no_grad(), Replay() as replay:
         parts, low = torch.split(x * x, 1), torch.aminmax(x)
         total = parts[0] + parts[1]
         whole = torch.cat([total, torch.zeros(1)]).to(F64)
     x.copy_(torch.tensor([-6.0, 8.0]))
-    assert allocations(tape.replay) == []
+    assert allocations(replay.run) == []
     assert (total.item(), whole.tolist(), [v.item() for v in low]) == (100, [100, 0], [-6, 8])
 
 

@@ -18,7 +18,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn.nn import GILRLSTM, SurrogateRNN
 from lightning_lrnn.nn.cells.lru import LRUStateCell
 from lightning_lrnn.nn.cells.surrogate import SURROGATES
-from lightning_lrnn.nn.scan_context import Step, Walk
+from lightning_lrnn.nn.scan_context import ScanContext, StepContext
 from lightning_lrnn.switch.distil import carry_weights
 from lightning_lrnn.switch.recommended import SMALL, recommended
 
@@ -208,7 +208,7 @@ def test_outputs_before_are_those_of_a_loop(reverse, padded, documents, begun, T
     before = torch.randn(B, D, dtype=F64, requires_grad=True) if begun else None
     lengths = (torch.arange(B) % (T + 1)) if padded else None
     reset = torch.rand(B, T) < 0.4 if documents else None
-    walk = Walk(reverse, lengths, reset)
+    context = ScanContext(reverse, lengths, reset)
     valid = torch.full((B,), T) if lengths is None else lengths
     rows = []
     for b in range(B):
@@ -225,7 +225,7 @@ def test_outputs_before_are_those_of_a_loop(reverse, padded, documents, begun, T
     expected = torch.stack(rows)
     inside = (torch.arange(T) < valid[:, None])[..., None]
     # As the layer has it: the outputs at padded steps are 0.
-    actual = walk.previous(s * inside, before) * inside
+    actual = context.previous(s * inside, before) * inside
     close(actual, expected)
     leaves = [s] if before is None else [s, before]
     weights = torch.randn_like(expected)
@@ -239,10 +239,10 @@ def test_states_of_an_lru_of_any_size(size, batch, backend):
     cell = LRUStateCell(4, size, dtype=F64)
     x = torch.randn(batch, 6, 4, dtype=F64)
     start = torch.randn(batch, size, dtype=F64, requires_grad=True)
-    y, end = cell.layer(x, start, Walk(backend=backend))
+    y, end = cell.layer(x, start, ScanContext(backend=backend))
     steps, s = [], start
     for x_t in x.unbind(1):
-        y_t, s = cell.layer(x_t[:, None], s, Step())
+        y_t, s = cell.layer(x_t[:, None], s, StepContext())
         steps.append(y_t)
     found = (y, end), (torch.cat(steps, 1), s)
     close(*found)

@@ -11,11 +11,10 @@ import copy
 import importlib
 import pickle
 import re
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from torch import nn
@@ -444,19 +443,16 @@ trainer:
 
 
 @both_packages
-@pytest.mark.parametrize("processes", [1, 2])
-def test_by_yaml_alone(tmp_path, package, processes):
+@pytest.mark.parametrize("count", [1, 2])
+def test_by_yaml_alone(tmp_path, package, count):
     config, script = tmp_path / "config.yaml", tmp_path / "script.py"
-    rnn = "{LSTM: GILRLSTM, GRU: MinGRU}" if processes == 1 else "GILRLSTM"
-    strategy = "auto" if processes == 1 else "ddp"
-    config.write_text(YAML.format(rnn=rnn, devices=processes, strategy=strategy))
+    rnn = "{LSTM: GILRLSTM, GRU: MinGRU}" if count == 1 else "GILRLSTM"
+    strategy = "auto" if count == 1 else "ddp"
+    config.write_text(YAML.format(rnn=rnn, devices=count, strategy=strategy))
     values = {"tests": str(Path(__file__).parent), "package": package, "config": str(config)}
     script.write_text(CLI.format(**values))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    for rank in range(processes):
+    done = processes.run(script, folder=tmp_path)
+    for rank in range(count):
         assert f"{rank} GILRLSTM serial" in done.stdout
     assert (done.stdout + done.stderr).count("start anew") == 1
 
@@ -506,7 +502,4 @@ def test_strategies_that_start_processes_give_the_trained_layers_back(tmp_path, 
     script = tmp_path / "script.py"
     values = {"tests": str(Path(__file__).parent), "package": package, "strategy": strategy}
     script.write_text(STARTED.format(**values))
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    processes.run(script, folder=tmp_path)

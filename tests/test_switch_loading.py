@@ -21,7 +21,7 @@ from lightning_lrnn import replace_rnn
 from lightning_lrnn.nn import MinLSTM
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.marker import GUARD, MARKER, write
-from lightning_lrnn.switch.subclass import standing_in
+from lightning_lrnn.switch.subclass import is_drop_in
 
 close = torch.testing.assert_close
 B, T, M, H = 3, 5, 4, 6
@@ -71,7 +71,7 @@ def check_same(loaded, saved):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, Own])
-@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR"])
+@pytest.mark.parametrize("rnn", ["MinLSTM", "QRNN", "GILR", "LRU"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_the_stock_model_loads_it(kind, rnn, strict):
     saved = switched(rnn, kind, options={"window": 3} if rnn == "QRNN" else None)
@@ -83,7 +83,7 @@ def test_the_stock_model_loads_it(kind, rnn, strict):
     assert not found.missing_keys and not found.unexpected_keys
     check_same(loaded, saved)
     # Whoever had the layer has the new one.
-    assert loaded.decoder is layer and loaded.again is layer and standing_in(layer)
+    assert loaded.decoder is layer and loaded.again is layer and is_drop_in(layer)
     assert isinstance(loaded.encoder["rnn"], kind)
     # And again, and back.
     loaded.load_state_dict(saved.state_dict())
@@ -130,7 +130,11 @@ def test_on_no_device_and_by_assignment():
 def test_averaged_and_in_16_bits():
     saved = switched()
     for state in (
-        {name: (2 * value.double() + value) / 3 for name, value in saved.state_dict().items()},
+        # Some are a little less than they were.
+        {
+            name: 0.7 * value.double() + 0.3 * value.double()
+            for name, value in file_of(saved).items()
+        },
         {name: value.bfloat16() for name, value in saved.state_dict().items()},
     ):
         loaded = Project()

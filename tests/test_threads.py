@@ -220,7 +220,7 @@ def test_the_interpreter_exits(at_exit):
 import atexit, threading, time
 import torch
 import lightning_lrnn as lrnn
-from lightning_lrnn.backends import _threads
+from lightning_lrnn.backends.cpu import threads as _threads
 torch.set_num_threads(3)
 x = torch.ones(4, 2000, 128)
 work, run = [], _threads.run

@@ -7,11 +7,11 @@ gradients of h0 left out of the operator's autograd.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import textwrap
 
+import processes
 import pytest
 import torch
 import torch._vmap_internals
@@ -216,21 +216,16 @@ def test_an_exported_program_runs_in_another_process(tmp_path):
 
 
 def _ddp_worker(rank, folder, backend):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
     torch.manual_seed(0)
     model = torch.nn.parallel.DistributedDataParallel(lrnn.nn.GILR(3, 4, backend=backend))
     x = torch.randn(6, 2, 3)  # (T, B, D): each process takes one row
     y, _ = model(x[:, rank : rank + 1])
     y.sin().mean().backward()
     torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-    os._exit(0)  # threads of gloo that are still there would, now and then, abort a usual exit
 
 
 def test_two_gloo_processes_give_the_gradients_of_one(backend, tmp_path):
-    torch.multiprocessing.spawn(_ddp_worker, (str(tmp_path), backend), nprocs=2)
+    processes.spawn(_ddp_worker, tmp_path, str(tmp_path), backend)
     torch.manual_seed(0)
     model = lrnn.nn.GILR(3, 4, backend=backend)
     y, _ = model(torch.randn(6, 2, 3))

@@ -1,11 +1,12 @@
 """What README and docs show is true: their code runs, their files exist, their lists are complete.
 
 Seen to fail: a changed line in examples/quickstart.py; a link to a missing file; a backend that
-is not in the table.
+is not in the table; a path of before a move; a constant of the kernel that has no effect.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import pathlib
 import re
@@ -15,7 +16,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from conftest import plain
 
+import lightning_lrnn
 from lightning_lrnn import backends, nn
 from lightning_lrnn.cli.cells import cells_table
 
@@ -79,11 +83,92 @@ def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
-    for path in re.findall(
-        r"`((?:tests|examples|configs|cuda_src|lightning_lrnn|docs|benchmarks)/[\w/.]+)`",
-        page.read_text(),
-    ):
-        assert (ROOT / path).exists(), path
+
+
+PACKAGE = ROOT / "lightning_lrnn"
+TOP = ("benchmarks", "configs", "cuda_src", "docs", "examples", "lightning_lrnn", "tests")
+PACKAGES = [p.name for p in PACKAGE.iterdir() if p.is_dir()]
+ENDINGS = "py|cu|cuh|md|yaml|toml|json|png"
+PATH = re.compile(rf"(?<![\w./])((?:{'|'.join([*TOP, *PACKAGES])})/[\w./]*\w\.(?:{ENDINGS}))\b")
+"""A file of the repository, from its top or from the package."""
+EXAMPLES = re.compile(r"\w+/x\.(py|cu)")
+
+
+def texts():
+    kinds = {".py", ".cu", ".cuh", ".md", ".toml", ".yaml", ".txt"}
+    files = [*ROOT.glob("*"), *(path for top in TOP for path in (ROOT / top).rglob("*"))]
+    return [path for path in files if path.suffix in kinds or path.name == "Makefile"]
+
+
+def test_every_file_that_is_named_is_there():
+    """In pages, docstrings, comments and code: the old path of a moved file is nowhere left."""
+    missing = [
+        (str(text.relative_to(ROOT)), path)
+        for text in texts()
+        for path in PATH.findall(text.read_text())
+        if not (EXAMPLES.match(path) or (ROOT / path).exists() or (PACKAGE / path).exists())
+    ]
+    assert missing == []
+
+
+def test_the_page_on_the_architecture_names_every_package_and_what_is_in_its_files():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = set(re.findall(r"`(?:lightning_lrnn/)?([\w/]+)/`", page))
+    folders = {str(p.parent.relative_to(PACKAGE)) for p in PACKAGE.rglob("__init__.py")}
+    assert {f for f in folders if "/" not in f} - {"."} <= rooms
+    assert {room for room in rooms if not (ROOT / room).exists()} <= folders
+    rows = re.findall(r"^\| [^|]+ \| `(\w[\w/.]+)`[^|]*\| ([^|]*) \|$", page, re.M)
+    assert len(rows) > 10
+    for path, names in rows:
+        text = (ROOT / path).read_text()
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.* = ", text, re.M), (path, name)
+
+
+def test_there_is_one_version():
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in settings and not re.search("^version = ['\"]", settings, re.M)
+    assert 'version = { attr = "lightning_lrnn.__version__" }' in settings
+    (cited,) = re.findall("^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited == lightning_lrnn.__version__
+
+
+def test_the_order_of_packages_on_the_page_is_the_contracts():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.search(r"^\| room.*?\n\n", page, re.M | re.S)[0]
+    shown = [
+        {name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([\w/.]+)`", cell)}
+        for cell in re.findall(r"^\| (`.*?) \|", table, re.M)
+    ]
+    settings = (ROOT / "pyproject.toml").read_text()
+    (layers,) = re.findall(r"^layers = \[\n(.*?)^\]", settings, re.M | re.S)
+    order = [set(line.split(" | ")) for line in re.findall(r'"(.*?)"', layers)]
+    assert shown == order[1:]
+
+
+def test_the_constants_of_the_kernel_that_a_page_names_change_it(monkeypatch):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    path, names = re.search(
+        r"unrolling are constants of `([\w/]+)\.py`([^.]*?)are\s+free to change", page
+    ).groups()
+    module = importlib.import_module(path.replace("/", "."))
+    clear = [value for value in vars(module).values() if hasattr(value, "cache_clear")]
+
+    def variants():
+        for function in clear:
+            function.cache_clear()
+        code = plain(torch.float32, "forward")
+        passes = [module.Pass("forward", True, resets) for resets in (False, True)]
+        return [*(module.macros(*code, p, 64) for p in passes), module.columns(64)]
+
+    names = re.findall(r"`([A-Z_]+)`", names)
+    assert len(names) == 5
+    before = variants()
+    for name in names:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, getattr(module, name) // 8)
+            assert variants() != before, name
+    assert variants() == before
 
 
 def test_the_table_of_backends_is_the_registry():

@@ -1,95 +1,63 @@
 """The registry: how a recurrence is computed, by name.
 
-A backend is a module with two functions, imported when it is first used:
-
-    unsupported_reasons(request: Request) -> list[str]      # [] = it runs
-    run(a, b, h0, lengths, reset, *, reverse, exclusive) -> (y, h_final)
-
-and, if it has a faster adjoint than the one made of `run`,
-
-    run_backward(a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive) -> (da, db, dh0)
-
-or, made of operations that PyTorch itself differentiates, for all gates that it takes,
-
-    run_differentiable(gate, readout, pre, h0, lengths, reset, *, reverse, exclusive)
-        -> (y, h_final)
-
-and, if it can compile gates and readouts into its loop,
-
-    fuses(request: Request) -> bool
-    run_gated(gate, readout, pre, h0, lengths, reset, *, reverse, exclusive)
-        -> (y, h, h_final)                                  # h: the states that were emitted
-    run_gated_backward(gate, readout, pre, h, h0, dy, dh_final, lengths, reset, *, reverse,
-                       exclusive, into=None) -> ([dpre, ...], dh0)
-
-where `gate` and `readout` are programs (`lightning_lrnn.gates`), `readout` "" for none, and `pre`
-are sequences (B, T, D) and parameters (D,) or (B, D). Backward, those that
-`lightning_lrnn.gates.derivative.needed` leaves out have a shape and a dtype, but no values.
-`into`: where the gradients of sequences go if not into new tensors, (B, T, D) of equal strides,
-that of D 1; None in the places of parameters.
-
-Shapes and meanings are those of `lightning_lrnn.linear_recurrence`; `T`, `B`, `D` are at least 1.
-A third party adds one through the entry point group `lightning_lrnn.backends`.
+A backend is an object as `Backend` describes it, imported when it is first used. A third party adds
+one through the entry point group `lightning_lrnn.backends`; what that names is such an object, or a
+module as `modules.ModuleBackend` describes it. `T`, `B` and `D` of what a backend is given are at
+least 1.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
+from lightning_lrnn.backends.base import Backend, BackendError, Request
+from lightning_lrnn.backends.modules import ModuleBackend
+from lightning_lrnn.backends.unfused import EMPTY
+from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.pytorch import constant
+
 __all__ = [
+    "Backend",
     "BackendError",
     "Request",
+    "check_name",
+    "checked",
     "default",
     "differentiable",
     "explain",
-    "fuses",
+    "forget",
     "load",
     "loaded",
     "names",
+    "prepared",
     "reasons",
+    "remember",
     "resolve",
     "use_backend",
 ]
 
 BUILT_IN = {
-    "scan": "lightning_lrnn.backends.scan",
-    "serial": "lightning_lrnn.backends.serial",
-    "cudnn": "lightning_lrnn.backends.cudnn",
+    "scan": "lightning_lrnn.backends.compiled:SCAN",
+    "serial": "lightning_lrnn.backends.compiled:SERIAL",
+    "cudnn": "lightning_lrnn.backends.cudnn:CUDNN",
 }
 """In the order in which "auto" tries them."""
 
 ENTRY_POINT_GROUP = "lightning_lrnn.backends"
 ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_BACKEND"
-
-
-class BackendError(RuntimeError):
-    """The backend that was asked for cannot run, or does not exist."""
-
-
-class Request(NamedTuple):
-    """What a backend is asked for, as far as it decides whether it can run.
-
-    Attributes:
-        device: of all tensors.
-        dtype: of the sequences.
-        gate: program of the gate; "" where only the machine is asked about.
-        readout: program of the readout, or "".
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    gate: str = ""
-    readout: str = ""
+PROTOCOL = "differentiable", "reasons", "prepared", "forward", "backward"
+FORMS = 4096
+"""Forms of problems whose backends are kept: shapes are many where lengths vary."""
 
 
 @cache
@@ -104,19 +72,32 @@ def names() -> tuple[str, ...]:
     return tuple(_modules())
 
 
-loaded: dict[str, ModuleType] = {}
+loaded: dict[str, Backend] = {}
 """What `load` has loaded: a dict, through which torch.compile can look."""
 
 
 @cache
-def load(name: str) -> ModuleType:
-    """The module of a backend, imported at the first call.
+def load(name: str) -> Backend:
+    """A backend, imported at the first call.
 
     Raises:
-        BackendError: if no backend has this name; the message lists those that exist.
+        BackendError: if no backend has this name, or what has it is none; the message lists those
+            that exist, or what a backend must have.
     """
     check_name(name)
-    loaded[name] = importlib.import_module(_modules()[name])
+    module, _, attribute = _modules()[name].partition(":")
+    found: Any = import_module(module)
+    if attribute:
+        found = getattr(found, attribute)
+    if isinstance(found, ModuleType):
+        found = ModuleBackend(found)
+    if lacks := [wanted for wanted in PROTOCOL if not hasattr(found, wanted)]:
+        raise BackendError(
+            f"backend {name!r} ({_modules()[name]}) has no {', '.join(lacks)}: see "
+            "`lightning_lrnn.backends.Backend`, or hand out a module with `unsupported_reasons` "
+            "and `run`"
+        )
+    loaded[name] = found
     return loaded[name]
 
 
@@ -130,8 +111,7 @@ def check_name(name: str) -> None:
 
 def reasons(name: str, request: Request) -> list[str]:
     """Why a backend cannot do what it is asked for; [] = it can."""
-    found: list[str] = load(name).unsupported_reasons(request)
-    return found
+    return load(name).reasons(request)
 
 
 def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> dict[str, list[str]]:
@@ -140,24 +120,10 @@ def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> d
     return {name: reasons(name, request) for name in names()}
 
 
-def fuses(name: str, request: Request) -> bool:
-    """Whether a backend compiles gates into its loop for this device and dtype."""
-    return _fuses(name, str(request.device), request.dtype)
-
-
-def _fuses(name: str, device: str, dtype: torch.dtype) -> bool:
-    return _fuses_here(name, device, dtype)
-
-
-@cache
-def _fuses_here(name: str, device: str, dtype: torch.dtype) -> bool:
-    asked = getattr(load(name), "fuses", None)
-    return asked is not None and bool(asked(Request(torch.device(device), dtype)))
-
-
+@constant
 def differentiable(name: str) -> bool:
     """Whether a backend is made of operations that PyTorch differentiates."""
-    return hasattr(load(name), "run_differentiable")
+    return load(name).differentiable
 
 
 # A plain global, not a context variable: torch.compile traces and guards it, so that a compiled
@@ -204,19 +170,13 @@ def resolve(backend: str, request: Request) -> str:
     name = default() if backend == "auto" else backend
     if not isinstance(name, str):
         check_name(name)
+    # `default()` is read out here, where torch.compile guards it.
     return _resolve(name, str(request.device), *request[1:])
 
 
+@constant
 def _resolve(name: str, device: str, dtype: torch.dtype, gate: str, readout: str) -> str:
     return _resolved(name, device, dtype, gate, readout)
-
-
-# A constant for torch.compile: it depends on nothing that changes while a process runs except its
-# arguments, and `default()` is read outside, where Dynamo guards it. This is the mark that
-# torch.compiler.assume_constant_result sets; calling that would import Dynamo, 2 s, at import.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_fuses._dynamo_marked_constant = True  # type: ignore[attr-defined]
-differentiable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -243,3 +203,34 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
             return candidate
         skipped.append(f"{candidate!r} cannot run ({'; '.join(why)})")
     raise BackendError(f"no backend can run on {device} with {dtype}: {'; '.join(skipped)}")
+
+
+_prepared: dict[tuple[object, ...], Backend] = {}
+checked: dict[tuple[object, ...], tuple[str, Backend]] = {}
+"""Names of backends, and these prepared, for forms of problems that were checked."""
+
+
+def prepared(name: str, problem: Problem) -> Backend:
+    """A backend for problems of the form of this one, made at the first of them."""
+    key = name, problem.form()
+    found = _prepared.get(key)
+    if found is None:
+        found = EMPTY if problem.x.numel() == 0 else load(name).prepared(problem)
+        remember(_prepared, key, found)
+    return found
+
+
+def remember(kept: dict[tuple[object, ...], Any], key: tuple[object, ...], value: Any) -> None:
+    """Keeps a value by a key; all others are forgotten when there are too many."""
+    if len(kept) >= FORMS:
+        kept.clear()
+    kept[key] = value
+
+
+def forget() -> None:
+    """Forgets what was loaded, resolved and prepared: what was registered may be another now."""
+    for cached in (_modules, load, _resolved):
+        if hasattr(cached, "cache_clear"):  # a test may have put something in its place
+            cached.cache_clear()
+    _prepared.clear()
+    checked.clear()

@@ -1,14 +1,24 @@
-"""The compiled code of each kind of device: what `serial` and `scan` have in common."""
+"""The backends `scan` and `serial`: compiled code on a CPU and on CUDA.
+
+`scan` is parallel over time (Martin & Cundy 2018, section 2, Algorithm 1). `serial` takes one step
+after the other, columns side by side: on CUDA one thread per column, the paper's baseline; where
+there is no compiled code, a loop of PyTorch operations.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
+from importlib import import_module
 
 import torch
+from torch import Tensor
 
-from lightning_lrnn.backends import Request
+from lightning_lrnn.backends.base import Backend, Request
+from lightning_lrnn.backends.unfused import LOOP
+from lightning_lrnn.core.problem import Gradients, Problem, States
+
+__all__ = ["DTYPES", "SCAN", "SERIAL", "Compiled", "missing"]
 
 DTYPES = (
     torch.float16,
@@ -18,38 +28,64 @@ DTYPES = (
     torch.complex64,
     torch.complex128,
 )
-
-_MODULES = {"cpu": "cpu.plain", "cuda": "cuda.launch"}
-_GATED = {"cpu": "cpu.gated", "cuda": "cuda.launch"}
-
-
-@cache
-def implementation(device_type: str) -> ModuleType:
-    """The module with `forward`, `backward` and `missing` for a kind of device."""
-    return importlib.import_module(f"{__package__}.{_MODULES[device_type]}")
+DEVICES = "cpu", "cuda"
+"""Kinds of devices that there is compiled code for, in a folder of that name."""
 
 
-@cache
-def gated(device_type: str) -> ModuleType:
-    """The module with `gated_forward` and `gated_backward` for a kind of device."""
-    return importlib.import_module(f"{__package__}.{_GATED[device_type]}")
+class Compiled:
+    """A backend of compiled code.
+
+    Args:
+        parallel: over time, else one step after the other.
+    """
+
+    differentiable = False
+
+    def __init__(self, *, parallel: bool) -> None:
+        self.parallel = parallel
+
+    def reasons(self, request: Request) -> list[str]:
+        """The dtype; of `scan` also what the compiled code of the device lacks here."""
+        reasons = []
+        if request.dtype not in DTYPES:
+            known = ", ".join(map(str, DTYPES))
+            reasons.append(f"dtype {request.dtype} is not one of {known}")
+        return reasons + (missing(request.device.type) if self.parallel else [])
+
+    def fuses(self, request: Request) -> bool:
+        """Whether gates are compiled into the loop: wherever there is compiled code."""
+        return not missing(request.device.type)
+
+    def prepared(self, problem: Problem) -> Backend:
+        """The code of the device for problems of this form."""
+        kind = problem.x.device.type
+        if missing(kind):
+            return LOOP
+        return _plan(kind)(problem, parallel=self.parallel)
+
+    def forward(self, problem: Problem) -> States:
+        """See `Backend`."""
+        return self.prepared(problem).forward(problem)
+
+    def backward(
+        self, problem: Problem, h: Tensor, gradients: Gradients
+    ) -> tuple[list[Tensor], Tensor]:
+        """See `Backend`."""
+        return self.prepared(problem).backward(problem, h, gradients)
 
 
-def fuses(request: Request) -> bool:
-    """Wherever there is compiled code it takes gate and readout in."""
-    return not missing(request.device.type)
+SCAN, SERIAL = Compiled(parallel=True), Compiled(parallel=False)
 
 
 def missing(device_type: str) -> list[str]:
     """Why there is no compiled code for a kind of device here; [] = there is."""
-    if device_type not in _MODULES:
+    if device_type not in DEVICES:
         return [f"no compiled code for {device_type} devices (there is for cpu and cuda)"]
-    reasons: list[str] = implementation(device_type).missing()
+    reasons: list[str] = import_module(f"{__package__}.{device_type}.availability").missing()
     return reasons
 
 
-def wrong_dtype(dtype: torch.dtype) -> list[str]:
-    """A reason if the recurrence is not defined for a dtype."""
-    if dtype in DTYPES:
-        return []
-    return [f"dtype {dtype} is not one of {', '.join(str(d) for d in DTYPES)}"]
+@cache
+def _plan(device_type: str) -> Callable[..., Backend]:
+    plan: Callable[..., Backend] = import_module(f"{__package__}.{device_type}").backend
+    return plan

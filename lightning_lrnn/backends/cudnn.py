@@ -13,16 +13,18 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn import gates
 from lightning_lrnn.backends import BackendError, Request
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.masks import padding_mask, restarts
+from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.pytorch import constant
 from lightning_lrnn.core.unfused import broadcastable, read_out
 from lightning_lrnn.gates import Gate, Program, Step, gate, parse
 
-__all__ = ["run_differentiable", "unsupported_reasons"]
+__all__ = ["CUDNN"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -88,23 +90,6 @@ class Mode(NamedTuple):
     output: int | None = None
 
 
-def unsupported_reasons(request: Request) -> list[str]:
-    """What the machine lacks, and what cuDNN has no mode for."""
-    reasons = missing(request.device)
-    if request.dtype not in DTYPES:
-        reasons.append(f"cuDNN's recurrent layers are real, not {request.dtype}")
-    elif request.gate == gates.IDENTITY:
-        reasons.append("cuDNN computes decays and impulses itself and takes none: give it a gate")
-    elif request.gate and _mode(request.gate, request.readout) is None:
-        reasons.append(
-            "cuDNN has no mode for an untransformed candidate"
-            if not {"tanh", "silu"} & {step.operation for step in parse(request.gate).steps}
-            else "cuDNN has no mode for this gate"
-        )
-        reasons[-1] += ", only for (1 - sigmoid(f)) * tanh(z) and sigmoid(i) * tanh(z)"
-    return reasons
-
-
 def missing(device: torch.device) -> list[str]:
     """Why the vendor's RNN cannot be called here; [] = it can."""
     if device.type != "cuda":
@@ -114,102 +99,125 @@ def missing(device: torch.device) -> list[str]:
     return []
 
 
-def run_differentiable(
-    gate: str,
-    readout: str,
-    pre: list[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-) -> tuple[Tensor, Tensor]:
-    """y and the final state, see `lightning_lrnn.backends`.
+class Cudnn:
+    """The vendor's RNN, made of operations that PyTorch differentiates."""
 
-    Between two steps cuDNN keeps the state as it likes; between two calls a 16-bit one is rounded.
-    """
-    mode = _mode(gate, readout)
-    assert mode is not None
-    x = next(p for p in pre if p.ndim == 3)
-    B, T, D = x.shape
-    state = state_dtype(x.dtype)
-    if h0 is None:
-        h0 = x.new_zeros(B, D, dtype=state)
-    if x.numel() == 0:
-        return x.clone(), h0.clone()
-    padding = None
-    if lengths is not None:
-        padding = torch.arange(T, device=x.device)[:, None] >= lengths[:, None, None]
-        pre = [p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre]
-    starts = None if reset is None else _starts(reset, lengths, reverse)
+    differentiable = True
 
-    direct = mode.output is not None and not exclusive
-    small_numbers = not direct and len(mode.inputs) == 3
-    finer = any(torch.promote_types(p.dtype, x.dtype) != x.dtype for p in pre)
-    # 16 bits would not hold the small numbers, nor parameters of more bits.
-    dtype = state if small_numbers or finer else x.dtype
-    sequences = [broadcastable(p).to(dtype).expand(x.shape) for p in pre]
-    f, *i, z = (sequences[k] for k in mode.inputs)
-    f = -f if mode.negated else f
-    if starts is not None:
+    def reasons(self, request: Request) -> list[str]:
+        """What the machine lacks, and what cuDNN has no mode for."""
+        reasons = missing(request.device)
+        if request.dtype not in DTYPES:
+            reasons.append(f"cuDNN's recurrent layers are real, not {request.dtype}")
+        elif request.gate == gates.IDENTITY:
+            reasons.append(
+                "cuDNN computes decays and impulses itself and takes none: give it a gate"
+            )
+        elif request.gate and _mode(request.gate, request.readout) is None:
+            reasons.append(
+                "cuDNN has no mode for an untransformed candidate"
+                if not {"tanh", "silu"} & {step.operation for step in parse(request.gate).steps}
+                else "cuDNN has no mode for this gate"
+            )
+            reasons[-1] += ", only for (1 - sigmoid(f)) * tanh(z) and sigmoid(i) * tanh(z)"
+        return reasons
+
+    def prepared(self, problem: Problem) -> Cudnn:
+        """The same for all."""
+        return self
+
+    def forward(self, problem: Problem) -> States:
+        """Output and final state.
+
+        Between two steps cuDNN keeps the state as it likes; between two calls a 16-bit one is
+        rounded.
+        """
+        gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
+        mode = _mode(gate, readout)
+        assert mode is not None
+        x = problem.x
+        B, _, D = x.shape
+        state = state_dtype(x.dtype)
+        if h0 is None:
+            h0 = x.new_zeros(B, D, dtype=state)
+        if x.numel() == 0:
+            return _states(x.clone(), h0.clone())
+        padding = None
+        if lengths is not None:
+            padding = padding_mask(lengths, x)
+            pre = [p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre]
+        starts = None if reset is None else restarts(reset, lengths, reverse=reverse)[..., None]
+
+        direct = mode.output is not None and not exclusive
+        small_numbers = not direct and len(mode.inputs) == 3
+        finer = any(torch.promote_types(p.dtype, x.dtype) != x.dtype for p in pre)
+        # 16 bits would not hold the small numbers, nor parameters of more bits.
+        dtype = state if small_numbers or finer else x.dtype
+        sequences = [broadcastable(p).to(dtype).expand(x.shape) for p in pre]
+        f, *i, z = (sequences[k] for k in mode.inputs)
+        f = -f if mode.negated else f
+        if starts is not None:
+            if not i:
+                # The impulse as a candidate that all of the new state is made of.
+                impulse = torch.sigmoid(-f.to(state)) * torch.tanh(z.to(state))
+                limit = 1 - torch.finfo(state).eps
+                whole = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
+                z = torch.where(starts, whole.to(z.dtype), z)
+            f = f.masked_fill(starts, -BIG)
+        if padding is not None:
+            # With a candidate of 0, as it is there, the state stays to the last bit.
+            f = f.masked_fill(padding, BIG)
         if not i:
-            # The impulse as a candidate that all of the new state is made of.
-            impulse = torch.sigmoid(-f.to(state)) * torch.tanh(z.to(state))
-            limit = 1 - torch.finfo(state).eps
-            whole = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
-            z = torch.where(starts, whole.to(z.dtype), z)
-        f = f.masked_fill(starts, -BIG)
-    if padding is not None:
-        # With a candidate of 0, as it is there, the state stays to the last bit.
-        f = f.masked_fill(padding, BIG)
-    if not i:
-        h, h_final = _gru(f, z, h0, reverse)
-    elif direct:
-        o = sequences[mode.output or 0]
-        y, h_final = _lstm(i[0], f, z, o, h0, reverse)
-        return _cleared(y.to(x.dtype), padding).contiguous(), h_final.to(state)
-    else:
-        small = EPSILON * torch.tanh(z)
-        h, h_final = _lstm(i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse)
-        h, h_final = h / EPSILON, h_final / EPSILON
+            h, h_final = _gru(f, z, h0, reverse=reverse)
+        elif direct:
+            o = sequences[mode.output or 0]
+            y, h_final = _lstm(i[0], f, z, o, h0, reverse=reverse)
+            return _states(_cleared(y.to(x.dtype), padding).contiguous(), h_final.to(state))
+        else:
+            small = EPSILON * torch.tanh(z)
+            h, h_final = _lstm(
+                i[0], f, small, torch.full_like(z, BIG), EPSILON * h0, reverse=reverse
+            )
+            h, h_final = h / EPSILON, h_final / EPSILON
 
-    if exclusive:
-        edge = h0.to(h.dtype)[:, None]
-        h = torch.cat([h[:, 1:], edge] if reverse else [edge, h[:, :-1]], 1)
-        h = h if starts is None else h.masked_fill(starts, 0)
-    y = read_out(readout, h, pre, lengths) if readout else _cleared(h.to(x.dtype), padding)
-    return y.contiguous(), h_final.to(state)
+        if exclusive:
+            edge = h0.to(h.dtype)[:, None]
+            h = torch.cat([h[:, 1:], edge] if reverse else [edge, h[:, :-1]], 1)
+            h = h if starts is None else h.masked_fill(starts, 0)
+        y = read_out(readout, h, pre, lengths) if readout else _cleared(h.to(x.dtype), padding)
+        return _states(y.contiguous(), h_final.to(state))
+
+    def backward(
+        self, problem: Problem, h: Tensor, gradients: Gradients
+    ) -> tuple[list[Tensor], Tensor]:
+        """None of its own."""
+        raise NotImplementedError("PyTorch differentiates what `forward` computes")
+
+
+CUDNN = Cudnn()
+
+
+def _states(y: Tensor, final: Tensor) -> States:
+    return States(y, y, final)
 
 
 def _cleared(y: Tensor, padding: Tensor | None) -> Tensor:
     return y if padding is None else y.masked_fill(padding, 0)
 
 
-def _starts(reset: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-    """Before which steps of the walk the state is 0, (B, T, 1)."""
-    if reverse:
-        reset = F.pad(reset[:, 1:], (0, 1))
-        if lengths is not None:
-            reset = reset & (
-                torch.arange(1, 1 + reset.shape[1], device=reset.device) < lengths[:, None]
-            )
-    return reset[..., None]
-
-
-def _gru(f: Tensor, z: Tensor, h0: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+def _gru(f: Tensor, z: Tensor, h0: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
     """The states (B, T, D) of h = sigmoid(f) * h + (1 - sigmoid(f)) * tanh(z), and the last."""
     # The first of reset, update and new acts on the recurrent weights only.
-    y, h_n = _vendor(torch.ops.aten.gru.input, 3, [f, z], [h0], reverse)
+    y, h_n = _vendor(torch.ops.aten.gru.input, 3, [f, z], [h0], reverse=reverse)
     return y, h_n
 
 
 def _lstm(
-    i: Tensor, f: Tensor, z: Tensor, o: Tensor, c0: Tensor, reverse: bool
+    i: Tensor, f: Tensor, z: Tensor, o: Tensor, c0: Tensor, *, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     """sigmoid(o) * tanh(c) of c = sigmoid(f) * c + sigmoid(i) * tanh(z), and the last c."""
     y, _, c_n = _vendor(
-        torch.ops.aten.lstm.input, 4, [i, f, z, o], [torch.zeros_like(c0), c0], reverse
+        torch.ops.aten.lstm.input, 4, [i, f, z, o], [torch.zeros_like(c0), c0], reverse=reverse
     )
     return y, c_n
 
@@ -219,6 +227,7 @@ def _vendor(
     parts: int,
     pre: list[Tensor],
     state: list[Tensor],
+    *,
     reverse: bool,
 ) -> list[Tensor]:
     """Output (B, T, D) and final states (B, D) of one layer whose last pre-activations are `pre`.
@@ -290,12 +299,9 @@ def canonical(program: str) -> tuple[str, tuple[int, ...]]:
     return str(Program(len(inputs), tuple(steps), outputs)), tuple(inputs)
 
 
+@constant
 def _mode(gate: str, readout: str) -> Mode | None:
     return _mode_of(gate, readout)
-
-
-# For torch.compile: it depends on its arguments alone (backends/__init__.py has more on this).
-_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.ops import operator
+from lightning_lrnn.ops.eager import computed_by, last_backend
 
 __all__ = ["BackendReport"]
 
@@ -44,40 +44,40 @@ class BackendReport(Callback):
         self.report: dict[str, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A new run, a new report."""
+        """Forgets the report of an earlier run."""
         self.report = {}
         # What an earlier model of this process used says nothing about this one.
-        operator._last = None
+        computed_by(None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Reports once."""
+        """Reports the backend after the first batch of a run."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.report:
             return
         self.report = {
-            "recurrence/backend": operator.last_backend() or "none",
+            "recurrence/backend": last_backend() or "none",
             "recurrence/requested": _requested(pl_module),
             "recurrence/device": _device_name(pl_module.device),
             "version/python": platform.python_version(),

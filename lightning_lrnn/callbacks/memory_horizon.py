@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.callbacks.probes.decays import NotedDecays
+from lightning_lrnn.callbacks.probes.decays import RecordedDecays
 from lightning_lrnn.callbacks.to_loggers import is_wandb, log_metrics
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.nn.stack import Stack
@@ -79,7 +79,7 @@ class MemoryHorizon(Callback):
         self.every_n_steps = every_n_steps
         self.latest: dict[str, Tensor] = {}
         self._batch: Any = None
-        self._noted: NotedDecays | None = None
+        self._recorded: RecordedDecays | None = None
         self._step = self._measured_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,16 +98,16 @@ class MemoryHorizon(Callback):
         self.start(trainer)
 
     def start(self, trainer: pl.Trainer) -> None:
-        """A run begins, perhaps in the middle."""
+        """Starts from the current step, which is not 0 in a resumed run."""
         self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Prepares to note the decays, if this batch can be the last of a step to measure."""
+        """Starts to record decays, if this batch can be the last of a step to measure."""
         after = trainer.global_step + max(1, len(trainer.optimizers))
         if self._due(after) or _ends(trainer, after):
-            self._noted = NotedDecays(pl_module)
+            self._recorded = RecordedDecays(pl_module)
 
     def on_train_batch_end(
         self,
@@ -119,16 +119,16 @@ class MemoryHorizon(Callback):
     ) -> None:
         """Measures every `every_n_steps` steps."""
         self._batch = batch
-        noted = self._noted.stop() if self._noted else {}
-        self._noted = None
+        decays = self._recorded.stop() if self._recorded else {}
+        self._recorded = None
         # With accumulated gradients a step lasts several batches, and is due after the last.
         step = trainer.global_step
         if self._due(step) or _ends(trainer, step):
-            self._measure(trainer, pl_module, noted)
+            self._measure(trainer, pl_module, decays)
         self._step = step
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Measures the trained model, if it can be asked."""
+        """Measures the trained model, if it has a method `decays`."""
         if self._batch is not None and trainer.global_step != self._measured_at:
             self._measure(trainer, pl_module, {})
         self._batch = None
@@ -136,10 +136,10 @@ class MemoryHorizon(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leaves no hook behind."""
-        if self._noted:
-            self._noted.remove()
-            self._noted = None
+        """Removes the hooks."""
+        if self._recorded:
+            self._recorded.remove()
+            self._recorded = None
 
     def _due(self, step: int) -> bool:
         return step // self.every_n_steps > self._step // self.every_n_steps

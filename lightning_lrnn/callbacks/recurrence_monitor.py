@@ -54,33 +54,33 @@ class RecurrenceMonitor(Callback):
         self.backend = BackendReport()
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}
-        # Not in the step in which decays are noted, which takes time in the layers.
+        # Not in the step in which decays are recorded, which takes time in the layers.
         self._first = min(FIRST, every_n_steps // 2)
         self._times: LayerTimes | None = None
         self._step = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A new run."""
+        """Starts a new report of the backend."""
         self.backend.setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts, perhaps in the middle."""
+        """Starts counting from the current step, which is not 0 in a resumed run."""
         self._step = trainer.global_step - 1
         self.throughput.on_train_start(trainer, pl_module)
         self.horizon.start(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts measuring rates anew."""
+        """Restarts the measurement of rates."""
         self.throughput.on_train_epoch_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts measuring rates anew."""
+        """Restarts the measurement of rates."""
         self.throughput.on_validation_end(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hooks on, if this step is to be measured."""
+        """Registers the hooks, if this step is to be measured."""
         self.throughput.on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self.horizon.on_train_batch_start(trainer, pl_module, batch, batch_idx)
         step, n = trainer.global_step, self.every_n_steps
@@ -97,7 +97,7 @@ class RecurrenceMonitor(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Logs what is due."""
+        """Stops the measurement of this step, if there is one, and logs what is due."""
         if self._times:
             shares = self._times.stop()
             self._times = None
@@ -136,7 +136,7 @@ class RecurrenceMonitor(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Leaves no hook behind."""
+        """Removes the hooks."""
         self.horizon.on_exception(trainer, pl_module, exception)
         if self._times:
             self._times.remove()

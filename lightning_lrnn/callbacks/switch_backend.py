@@ -6,8 +6,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lightning_lrnn import backends
 from lightning_lrnn.callbacks.callback import Callback
+from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.replace import SwitchError
 
@@ -26,23 +26,23 @@ class SwitchBackend(Callback):
     """
 
     def __init__(self, backend: str) -> None:
-        backends.check_name(backend)
+        check_backend(backend)
         self.backend = backend
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it, when all layers have been made."""
+        """Sets the backend of all layers, which have been made by then."""
         self._set(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets it."""
+        """Sets the backend of all layers."""
         self._set(pl_module)
 
     def _set(self, module: Any) -> None:

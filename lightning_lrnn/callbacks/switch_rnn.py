@@ -7,16 +7,17 @@ import types
 from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.core.checks import check_counts
+from lightning_lrnn.modules.base import draw_no_graph
 from lightning_lrnn.switch import made_before as made_before
 from lightning_lrnn.switch.distil import Distillation
 from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
-from lightning_lrnn.switch.subclass import standing_in
+from lightning_lrnn.switch.subclass import is_drop_in
 
 __all__ = ["SwitchRNN", "load_switched"]
 
@@ -102,14 +103,7 @@ class SwitchRNN(Callback):
         Raises:
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
-        for logger in trainer.loggers:
-            # That of TensorBoard draws the graph, by `torch.jit.trace`, when a run starts.
-            if getattr(logger, "_log_graph", False):
-                logger._log_graph = False  # type: ignore[attr-defined]
-                rank_zero_warn(
-                    f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
-                    f"torch.jit.trace, which draws it, cannot hold the kernels of switched layers"
-                )
+        draw_no_graph(trainer)
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -147,7 +141,7 @@ class SwitchRNN(Callback):
         report = replace_rnn(module, **self._how)
         for path, layer in module.named_modules():
             # Of those that loading has switched nobody has said it yet.
-            if standing_in(layer) and matches(path, self._how["where"]) and layer.backend == "auto":
+            if is_drop_in(layer) and matches(path, self._how["where"]) and layer.backend == "auto":
                 layer.backend = self._how["backend"]
         if report.replaced:
             rank_zero_info(f"SwitchRNN\n{report}")
@@ -169,7 +163,7 @@ class SwitchRNN(Callback):
         own = {id(p) for p in pl_module.parameters()}
         for path, layer in pl_module.named_modules():
             ids = {id(p) for p in layer.parameters() if p.requires_grad}
-            if standing_in(layer) and trained & own and ids and not ids & trained:
+            if is_drop_in(layer) and trained & own and ids and not ids & trained:
                 raise SwitchError(
                     f"the parameters of {path} are new, and no optimizer has them: make optimizers "
                     f"in `configure_optimizers`, from the parameters that the module has then; "
@@ -243,7 +237,7 @@ class SwitchRNN(Callback):
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         where = self._how["where"]
-        there = [path for path, layer in pl_module.named_modules() if standing_in(layer)]
+        there = [path for path, layer in pl_module.named_modules() if is_drop_in(layer)]
         if not any(matches(path, where) for path in there):
             at = f" at a path that matches {where}" if where else ""
             raise SwitchError(
@@ -280,7 +274,7 @@ def load_switched(
     """
     cls: Any = module_class
     model: Module = cls.load_from_checkpoint(checkpoint_path, **{"weights_only": True, **kwargs})
-    layers = [m for m in cast("nn.Module", model).modules() if standing_in(m)]
+    layers = [m for m in cast("nn.Module", model).modules() if is_drop_in(m)]
     if not layers:
         raise SwitchError(
             "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"

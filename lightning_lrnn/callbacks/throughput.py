@@ -73,22 +73,22 @@ class Throughput(Callback):
         self._available: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run begins, perhaps in the middle."""
+        """Starts from the current step, which is not 0 in a resumed run."""
         self._logged_at = trainer.global_step
         self._has_flops = self._available = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts measuring anew."""
+        """Restarts the measurement."""
         self._marks.clear()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts measuring anew, for validation is not training."""
+        """Restarts the measurement: the time of a validation does not count."""
         self._marks.clear()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Sets the first mark."""
+        """Takes the time at which the first batch starts."""
         if not self._marks:
             self._marks.append(_Mark(time.perf_counter(), trainer.global_step))
 
@@ -118,7 +118,7 @@ class Throughput(Callback):
             self._log(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the last rates."""
+        """Logs the rates at the end of training."""
         if trainer.global_step != self._logged_at:
             self._log(trainer)
 

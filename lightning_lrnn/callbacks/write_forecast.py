@@ -40,7 +40,7 @@ class WriteForecast(Callback):
         self._batches: list[Tensor] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuses what it could not write in the end."""
+        """Raises for data, models or processes whose forecasts could not be written."""
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "forecast_table") or not hasattr(pl_module, "quantiles"):
             raise DataError(
@@ -67,7 +67,7 @@ class WriteForecast(Callback):
         self._batches.append(outputs.cpu())
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the table."""
+        """Writes the forecasts of all batches as one table."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = data.forecast_table(self._batches, pl_module.quantiles)
         self._batches = []

@@ -1,9 +1,11 @@
-"""The error that the command answers with one sentence and the status 2."""
+"""The error of the command line itself."""
 
 from __future__ import annotations
+
+from lightning_lrnn.core.errors import UserError
 
 __all__ = ["CommandLineError"]
 
 
-class CommandLineError(Exception):
+class CommandLineError(UserError):
     """What the user typed cannot work; the message is one sentence that says what to do."""

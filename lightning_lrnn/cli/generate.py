@@ -43,7 +43,7 @@ def generate(
     import torch
 
     from lightning_lrnn.backends import Request, resolve
-    from lightning_lrnn.cli.checkpoint import read
+    from lightning_lrnn.modules.checkpoint import read
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(backend, Request(device, torch.float32))

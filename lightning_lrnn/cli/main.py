@@ -11,8 +11,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from lightning_lrnn.cli.errors import CommandLineError
 from lightning_lrnn.cli.parser import Parser, Passing
+from lightning_lrnn.core.errors import UserError
 
 __all__ = ["main"]
 
@@ -34,6 +34,9 @@ COMMANDS = {
 
 OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 """Optional package -> the extra that brings it."""
+
+UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Errors of the system where nothing can be written."""
 
 INTERRUPTED = 130
 """The status that a shell reports for a process that Ctrl-C ended."""
@@ -68,7 +71,7 @@ def main(args: list[str] | None = None) -> int:
         options = _parser().parse_args(args)
         module, _ = COMMANDS[options.command]
         import_module(f"lightning_lrnn.cli.{module}").main([options.command, *options.words])
-    except (CommandLineError, BackendError) as error:
+    except (UserError, BackendError) as error:
         return _complain(str(error))
     except ModuleNotFoundError as error:
         # Some callers raise with the requirement in the message and no name.
@@ -79,6 +82,10 @@ def main(args: list[str] | None = None) -> int:
             f"the optional package {missing[0]} is not installed; "
             f'`pip install "lightning-lrnn[{OPTIONAL[missing[0]]}]"` brings it'
         )
+    except UNUSABLE as error:
+        if not error.filename:
+            raise
+        return _complain(f"{error.filename} cannot be used ({error.strerror}); choose another")
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED

@@ -8,40 +8,23 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.masks import padding_mask, restarts
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY
 
 __all__ = ["Recurrence", "adjoint"]
 
 
 class Recurrence(Protocol):
-    """Anything that computes a recurrence: a backend's `run`, or the differentiable operator."""
+    """Anything that computes a recurrence: a loop, a third party's `run`, or the operator."""
 
-    def __call__(
-        self,
-        a: Tensor,
-        b: Tensor,
-        h0: Tensor | None,
-        lengths: Tensor | None,
-        reset: Tensor | None,
-        *,
-        reverse: bool,
-        exclusive: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The outputs and the final state."""
+    def __call__(self, problem: Problem, /) -> tuple[Tensor, Tensor]:
+        """The hidden states and the final state of a plain recurrence."""
         ...
 
 
 def adjoint(
-    recurrence: Recurrence,
-    a: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    dy: Tensor,
-    dh_final: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
+    recurrence: Recurrence, problem: Problem, h: Tensor, gradients: Gradients
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a, b and h0, by the recurrence itself (paper, section 2.3; complex: conjugates).
 
@@ -53,49 +36,40 @@ def adjoint(
     time, its exclusive output is c_{t+1}, and nothing is shifted in memory. Where the outputs are
     exclusive, dy_t belongs to h_{t-1} instead: c_t = dy_t + conj(a_t) c_{t+1}, g_t = c_{t+1}.
 
-    Differentiable if `recurrence` is; every backend without a `run_backward` uses it. In 16
-    bits the gradients are computed in float32, and rounded at the end.
+    Differentiable if `recurrence` is. In 16 bits the gradients are computed in float32, and rounded
+    at the end.
 
     Args:
         recurrence: how to compute it.
-        a: decays (B, T, D).
-        y: outputs of the forward pass (B, T, D).
-        h0: initial state (B, D), or None for zeros.
-        dy: gradient of y.
-        dh_final: gradient of the final state (B, D), or None for zeros.
-        lengths: as in the forward pass.
-        reset: as in the forward pass.
-        reverse: as in the forward pass.
-        exclusive: as in the forward pass.
+        problem: a plain recurrence, as in the forward pass; its impulses are not read.
+        h: the hidden states of the forward pass (B, T, D).
+        gradients: of the hidden states and of the final state.
 
     Returns:
         da and db (B, T, D), dh0 (B, D).
     """
-    dtype, state = y.dtype, state_dtype(y.dtype)
-    a, y, dy = a.to(state), y.to(state), dy.to(state)
+    a, (y, dh_final, _) = problem.pre[0], gradients
+    h0, lengths, reset, reverse, exclusive = problem[3:]
+    dtype, state = h.dtype, state_dtype(h.dtype)
+    a, h, dy = a.to(state), h.to(state), y.to(state)
     decays = a.conj().resolve_conj()
-    steps = torch.arange(y.shape[1], device=y.device)[None, :, None]
-    padding = None if lengths is None else steps >= lengths[:, None, None]
+    padding = None if lengths is None else padding_mask(lengths, h)
     if padding is not None:
         dy = dy.masked_fill(padding, 0)
-    restarts, inner = None, None
+    starts, inner = None, None
     if reset is not None:
-        first = torch.zeros_like(reset[:, :1])
         # A border at the edge of the sequence cuts h0 off; between the steps there is none.
-        inner = torch.cat([first, reset[:, 1:]], 1)
-        restarts = (torch.cat([inner[:, 1:], first], 1) if reverse else reset)[:, :, None]
-        if reverse and lengths is not None:
-            restarts = restarts & (steps + 1 < lengths[:, None, None])
+        inner = torch.cat([torch.zeros_like(reset[:, :1]), reset[:, 1:]], 1)
+        starts = restarts(reset, lengths, reverse=reverse)[:, :, None]
 
     impulses = dy if exclusive else decays * dy
-    c, dh0 = recurrence(
-        decays, impulses, dh_final, lengths, inner, reverse=not reverse, exclusive=True
-    )
+    pre, backwards = (decays, impulses), not reverse
+    c, dh0 = recurrence(Problem(IDENTITY, "", pre, dh_final, lengths, inner, backwards, True))
     g = c if exclusive else dy + c
-    before = y if exclusive else _before(y, h0, lengths, steps, reverse)
+    before = h if exclusive else _before(h, h0, lengths, reverse=reverse)
     da = g * before.conj()
-    if restarts is not None:
-        da = da.masked_fill(restarts, 0)
+    if starts is not None:
+        da = da.masked_fill(starts, 0)
     if reset is not None and not reverse:
         cut = reset[:, :1] if lengths is None else reset[:, :1] & (lengths[:, None] > 0)
         dh0 = dh0.masked_fill(cut, 0)
@@ -104,15 +78,14 @@ def adjoint(
     return da.to(dtype), g.to(dtype), dh0
 
 
-def _before(
-    y: Tensor, h0: Tensor | None, lengths: Tensor | None, steps: Tensor, reverse: bool
-) -> Tensor:
+def _before(h: Tensor, h0: Tensor | None, lengths: Tensor | None, *, reverse: bool) -> Tensor:
     """The state before each step, from the states after each step."""
-    h0 = torch.zeros_like(y[:, 0]) if h0 is None else h0.to(y.dtype)
+    h0 = torch.zeros_like(h[:, 0]) if h0 is None else h0.to(h.dtype)
     first = h0[:, None]
     if not reverse:
-        return torch.cat([first, y[:, :-1]], 1)
-    before = torch.cat([y[:, 1:], first], 1)
+        return torch.cat([first, h[:, :-1]], 1)
+    before = torch.cat([h[:, 1:], first], 1)
     if lengths is None:
         return before
+    steps = torch.arange(h.shape[1], device=h.device)[None, :, None]
     return torch.where(steps + 1 == lengths[:, None, None], first, before)

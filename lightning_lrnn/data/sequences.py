@@ -37,11 +37,11 @@ class SequenceRows(Protocol):
     """What a data set has to have: a list of rows will do."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         ...
 
     def __getitem__(self, index: int, /) -> SequenceRow:
-        """One of them."""
+        """Returns the row with this index."""
         ...
 
 
@@ -56,7 +56,6 @@ class SequenceBatch(NamedTuple):
             have their own.
         reset: (B, T) bool, True where a document starts; None for nowhere.
         offset: (B, 1, K) or (1, 1, K), as in `SequenceRow`.
-        scale: ".
     """
 
     inputs: Tensor | PackedSequence

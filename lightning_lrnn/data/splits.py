@@ -1,4 +1,4 @@
-"""Who is trained on, and who is not."""
+"""The split of rows into training, validation and test."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class Windows:
         self._position = self._resume = 0
 
     def __len__(self) -> int:
-        """Windows of an epoch."""
+        """Number of windows in an epoch."""
         return self.windows
 
     def __iter__(self) -> Iterator[TextBatch]:

@@ -164,19 +164,11 @@ def pruned(program: Program) -> Program:
 
 
 @functools.cache
-def _state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
+def state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
+    """Whether the recurrence of a gate's decays and impulses has complex states."""
     program = parse(gate)
     found = complex_values(program, complex_inputs)
     return any(found[o] for o in program.outputs if isinstance(o, str))
-
-
-def state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
-    """Whether the recurrence of a gate's decays and impulses has complex states."""
-    return _state_is_complex(gate, complex_inputs)
-
-
-# For torch.compile: it depends on its arguments alone (backends/__init__.py has more on this).
-state_is_complex._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def inputs_of(program: Program) -> set[int]:
@@ -186,13 +178,9 @@ def inputs_of(program: Program) -> set[int]:
     return {int(name[1:]) for name in names if isinstance(name, str) and name[0] == "x"}
 
 
+@functools.cache
 def check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
     """Raises GateError for the program of a `kind` with another number of inputs or outputs."""
-    _check_program(kind, program, inputs, outputs)
-
-
-@functools.cache
-def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
     found = parse(program)
     if found.inputs != inputs:
         raise GateError(f"the {kind} takes {found.inputs} inputs, got {inputs}: {program}")
@@ -200,7 +188,3 @@ def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
         raise GateError(
             f"the {kind} must return {WANTED[kind]}, returns {len(found.outputs)} values: {program}"
         )
-
-
-# For torch.compile: it depends on its arguments alone (backends/__init__.py has more on this).
-check_program._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -180,7 +180,7 @@ class Gate:
         self.program = trace(function)
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The function itself."""
+        """Calls the function that was traced."""
         return self._function(*inputs)
 
     def __repr__(self) -> str:

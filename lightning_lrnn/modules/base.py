@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
-from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
+from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["RecurrentModule", "ResumeError"]
@@ -114,7 +114,7 @@ class RecurrentModule(pl.LightningModule):
 
     @backend.setter
     def backend(self, name: str) -> None:
-        backends.check_name(name)
+        check_backend(name)
         self._backend = name
         for layer in self.recurrent_layers().values():
             layer.backend = name
@@ -238,6 +238,11 @@ class RecurrentModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """See `prediction`."""
         return self.prediction(self._advance(batch, "predict"), batch)
+
+    def setup(self, stage: str) -> None:
+        """Lets loggers draw no graph of what cannot be traced."""
+        if self._trainer:
+            draw_no_graph(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule step by step."""
@@ -474,3 +479,18 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+def draw_no_graph(trainer: pl.Trainer) -> None:
+    """Lets loggers go without the graph that they would draw by `torch.jit.trace`, and says so.
+
+    That of TensorBoard draws it when a run starts; what cannot be traced ends the run.
+    """
+    for logger in trainer.loggers:
+        if getattr(logger, "_log_graph", False):
+            logger._log_graph = False  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
+                f"torch.jit.trace, which draws it, holds neither the kernels of this package nor "
+                f"states that may be None; leave `log_graph` out"
+            )

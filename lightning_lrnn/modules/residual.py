@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from lightning_lrnn.cli.checkpoint import read
 from lightning_lrnn.core.checks import check_counts, check_numbers
 from lightning_lrnn.modules.base import RecurrentModule
+from lightning_lrnn.modules.checkpoint import read
 from lightning_lrnn.nn.layer import Layer
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Projections of the last inputs: a causal convolution that is carried from window to window."""
+"""Projections of the last inputs: a causal convolution, continued from sequence to sequence."""
 
 from __future__ import annotations
 
@@ -6,72 +6,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn.core.unfused import padding_mask
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.core.masks import padding_mask
+from lightning_lrnn.nn.scan_context import ScanContext
 
-__all__ = ["windowed"]
+__all__ = ["causal_conv"]
 
 
-def windowed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, begun: Tensor | None, walk: Walk
+def causal_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: int,
+    overlap: Tensor | None,
+    context: ScanContext,
 ) -> tuple[Tensor, Tensor]:
-    """p_t = bias + sum_j weight_j x_{t-j}, j = 0 ... size - 1, along a walk.
+    """p_t = bias + sum_j weight_j x_{t-j}, j = 0 ... size - 1: overlap and add.
 
-    What an input gives to the steps after the last one is `begun`, which the next window adds: so
-    the state has one size, whatever the input's. Steps of another document give nothing, and in
-    reverse x_{t+j} stands for x_{t-j}. Padding is 0 in x already.
+    The products of the last inputs with the later weights belong to time steps after the end. They
+    are the overlap, which the next part of the sequence adds: so the state has one size, whatever
+    that of the input. Products across the start of a document count as 0, and in reverse x_{t+j}
+    stands for x_{t-j}. Padding is 0 in x already.
 
     Args:
         x: (B, T, input_size).
         weight: weight_0, weight_1, ... side by side: (N, size * input_size).
         bias: (N), or None.
-        size: inputs that a step sees, at least 2.
-        begun: of the window before, (B, (size - 1) * N): that of the first step first; None for 0.
-        walk: direction, lengths and documents.
+        size: inputs that a time step sees, at least 2.
+        overlap: of the part of the sequence before, (B, (size - 1) * N), that of the first time
+            step first; None for 0.
+        context: direction, lengths and resets.
 
     Returns:
-        p (B, T, N) and `begun` for the next window.
+        p (B, T, N), and the overlap for the next part of the sequence.
     """
     T = x.shape[1]
     past = size - 1
-    # Zeros after the last step let the same sum give what was begun: in reverse, before step 0.
-    ends = [(past - j, j) if walk.reverse else (j, past - j) for j in range(size)]
+    # Zeros after the last time step (in reverse, before the first): one sum gives the overlap, too.
+    ends = [(past - j, j) if context.reverse else (j, past - j) for j in range(size)]
     document = None
-    if walk.reset is not None:
-        document = _documents(walk.reset, walk.lengths, past, walk.reverse)
+    if context.reset is not None:
+        document = _document_ids(context.reset, context.lengths, past, context.reverse)
     total: Tensor
     if T == 1:
-        total = _of_one_step(x[:, 0], weight, bias, size, walk.reverse)
+        total = _one_step(x[:, 0], weight, bias, size, context.reverse)
     else:
         taps = [F.pad(x, (0, 0, *end)) for end in ends]
         if document is not None:
-            of_steps = document[:, past:] if walk.reverse else document[:, :T]
+            ids = document[:, past:] if context.reverse else document[:, :T]
             for j, end in enumerate(ends):
-                other = F.pad(of_steps, end, value=-1) != document
+                other = F.pad(ids, end, value=-1) != document
                 taps[j] = taps[j].masked_fill(other[..., None], 0)
         total = F.linear(torch.cat(taps, -1), weight, bias)
 
-    if begun is not None:
-        begun = torch.unflatten(begun, -1, (past, -1)).to(total.dtype)
-    if walk.lengths is None and document is None:
+    if overlap is not None:
+        overlap = torch.unflatten(overlap, -1, (past, -1)).to(total.dtype)
+    if context.lengths is None and document is None:
         first, after = slice(past), slice(T, None)
-        if walk.reverse:
+        if context.reverse:
             first, after = after, first
-        if begun is not None:
-            total[:, first] += begun.flip(1) if walk.reverse else begun
-        begun = total[:, after].flip(1) if walk.reverse else total[:, after]
+        if overlap is not None:
+            total[:, first] += overlap.flip(1) if context.reverse else overlap
+        overlap = total[:, after].flip(1) if context.reverse else total[:, after]
     else:
-        begun = _of_each_row(total, begun, past, document, walk)
-    begun = begun.clone() if bias is None else begun - bias
-    return (total[:, past:] if walk.reverse else total[:, :T]), begun.flatten(1)
+        overlap = _ragged_overlap(total, overlap, past, document, context)
+    overlap = overlap.clone() if bias is None else overlap - bias
+    return (total[:, past:] if context.reverse else total[:, :T]), overlap.flatten(1)
 
 
-def _of_one_step(
-    x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse: bool
-) -> Tensor:
-    """p of one step x (B, input_size) and of the zeros around it, (B, size, N).
+def _one_step(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse: bool) -> Tensor:
+    """p of one time step x (B, input_size) and of the zeros around it, (B, size, N).
 
-    Those are not multiplied: a step reads every weight once.
+    The zeros are not multiplied: each weight is read once.
     """
     weights = torch.unflatten(weight, -1, (size, -1)).permute(1, 2, 0)
     inputs = x.expand(size, *x.shape)
@@ -82,28 +87,28 @@ def _of_one_step(
     return (total.flip(0) if reverse else total).transpose(0, 1)
 
 
-def _of_each_row(
-    total: Tensor, begun: Tensor | None, past: int, document: Tensor | None, walk: Walk
+def _ragged_overlap(
+    total: Tensor, overlap: Tensor | None, past: int, document: Tensor | None, context: ScanContext
 ) -> Tensor:
-    """Adds what was begun, where it is of the same document, and takes what begins."""
+    """Adds the overlap where it is of the same document, and returns the next one."""
     B, T = total.shape[0], total.shape[1] - past
-    last = T if walk.lengths is None else walk.lengths.long().clamp(0, T)[:, None]
+    last = T if context.lengths is None else context.lengths.long().clamp(0, T)[:, None]
     steps = torch.arange(past, device=total.device).expand(B, past)
     first, after = (
-        (last + past - 1 - steps, past - 1 - steps) if walk.reverse else (steps, last + steps)
+        (last + past - 1 - steps, past - 1 - steps) if context.reverse else (steps, last + steps)
     )
-    if begun is not None:
+    if overlap is not None:
         if document is not None:
-            source = document[:, -1:] if walk.reverse else torch.zeros_like(document[:, :1])
-            begun = begun.masked_fill((document.gather(1, first) != source)[..., None], 0)
-        total.scatter_add_(1, _rows(first, total), begun)
+            source = document[:, -1:] if context.reverse else torch.zeros_like(document[:, :1])
+            overlap = overlap.masked_fill((document.gather(1, first) != source)[..., None], 0)
+        total.scatter_add_(1, _rows(first, total), overlap)
     return total.gather(1, _rows(after, total))
 
 
-def _documents(reset: Tensor, lengths: Tensor | None, past: int, reverse: bool) -> Tensor:
-    """The number of the document at each step and at those around it, (B, T + past).
+def _document_ids(reset: Tensor, lengths: Tensor | None, past: int, reverse: bool) -> Tensor:
+    """The number of the document at each time step and at those around it, (B, T + past).
 
-    Resets in the padding are none.
+    Resets in the padding do not count.
     """
     if lengths is not None:
         reset = reset & ~padding_mask(lengths, reset)[..., 0]

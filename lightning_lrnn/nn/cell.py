@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.pytorch import unobserved
 from lightning_lrnn.gates import Gate
-from lightning_lrnn.nn.causal_conv import windowed
+from lightning_lrnn.nn.causal_conv import causal_conv
 from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
 from lightning_lrnn.nn.memory import Memory, memory_bias_
-from lightning_lrnn.nn.scan_context import Step, Walk
+from lightning_lrnn.nn.scan_context import ScanContext, StepContext
 from lightning_lrnn.ops import projections
-from lightning_lrnn.ops.operator import unobserved
 
 __all__ = ["Cell", "GatedCell", "State", "chunks", "linear", "linear_sum"]
 
@@ -28,7 +28,7 @@ class Cell(nn.Module):
     """One layer in one direction. A cell writes down its parameters and its equations.
 
     A subclass makes its parameters in `__init__`, fills them in `reset_parameters`, and maps
-    `layer(x, carry, walk)` to `(y, carry)`: x (B, T, input_size), y (B, T, output_size), and
+    `layer(x, carry, context)` to `(y, carry)`: x (B, T, input_size), y (B, T, output_size), and
     `carry` (B, state_size) in the dtype of the state, or None for zeros: all that the next window
     of the same sequence needs.
 
@@ -47,7 +47,7 @@ class Cell(nn.Module):
         projects: whether `proj_size` means something for this cell.
         remembers_output: whether the user's state is `(h, c)`, h the last output, as that of
             `torch.nn.LSTM`, and not the carried state alone, as that of `torch.nn.GRU`. Where a
-            layer stands in for one of PyTorch, it is set for the cells.
+            layer is a drop-in for one of PyTorch, it is set for the cells.
         memory_in_bias: whether `memory` is the bias of a gate.
         sampled: the name of one of its weights.
 
@@ -156,23 +156,23 @@ class Cell(nn.Module):
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
-        """The layer's equations along a walk."""
-        raise NotImplementedError(f"{type(self).__name__} must define `layer(x, carry, walk)`")
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
+        """The layer's equations; `context.scan` is the recurrence."""
+        raise NotImplementedError(f"{type(self).__name__} must define `layer(x, carry, context)`")
 
     def forward(
         self,
         input: Tensor,
         hx: State = None,
-        walk: Walk | None = None,
+        context: ScanContext | None = None,
         **of_stack: Tensor,
     ) -> Tensor | tuple[Tensor, Any]:
-        """A single step; or, for a stack, `layer` along a walk.
+        """A single time step; or, for a stack, `layer` over a sequence.
 
         Args:
             input: (B, input_size) or (input_size,).
             hx: the state that the step before returned; zeros if None.
-            walk: given by a stack only.
+            context: of the scans; given by a stack only.
             of_stack: what a stack computes for all its cells together.
 
         Returns:
@@ -183,9 +183,9 @@ class Cell(nn.Module):
         Raises:
             ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
         """
-        if walk is not None:
+        if context is not None:
             assert not isinstance(hx, tuple)
-            return self.layer(input, hx, walk, **of_stack)
+            return self.layer(input, hx, context, **of_stack)
         if of_stack:
             raise TypeError(f"a single step takes `input` and `hx`, not {', '.join(of_stack)}")
         check_step(input, self.input_size, self.sample)
@@ -198,7 +198,7 @@ class Cell(nn.Module):
         batched = input.ndim == 2
         if not batched:
             input, carry = input[None], None if carry is None else carry[None]
-        y, carry = self.layer(input[:, None], carry, Step())
+        y, carry = self.layer(input[:, None], carry, StepContext())
         carry = self.pack(carry)
         y, carry = (y[:, 0], carry) if batched else (y[0, 0], carry[0])
         return carry if self.output_is_state else (y, carry)
@@ -208,7 +208,7 @@ class Cell(nn.Module):
         refuse_script(type(self).__name__)
 
     def extra_repr(self) -> str:
-        """Sizes."""
+        """Sizes of input and hidden state."""
         return f"{self.input_size}, {self.hidden_size}"
 
 
@@ -248,7 +248,7 @@ class GatedCell(Cell):
 
     @property
     def state_size(self) -> int:
-        """The state, and what the last inputs have already put into later pre-activations."""
+        """The state, and the overlap of the last inputs with later pre-activations."""
         return self.hidden_size * (1 + (self.window - 1) * self.sizes[0])
 
     @property
@@ -256,25 +256,27 @@ class GatedCell(Cell):
         """Where nothing is read out and nothing else is carried."""
         return self.readout is None and self.window == 1
 
-    def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
+    def pre_activations(
+        self, projection: Tensor, x: Tensor, context: ScanContext
+    ) -> tuple[Tensor, ...]:
         """The projections, one by one."""
         return chunks(projection, self.sizes[0])
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """Projection, gate, recurrence, readout."""
         weights, biases = self.sizes
         bias: Tensor | None = self.bias
         if bias is not None and biases < weights:
             bias = F.pad(bias, (0, (weights - biases) * self.hidden_size))
         if self.window == 1:
-            pre = self.pre_activations(linear(x, self.weight_ih, bias), x, walk)
-            return walk.scan("state", self.gate, *pre, h0=carry, readout=self.readout)
+            pre = self.pre_activations(linear(x, self.weight_ih, bias), x, context)
+            return context.scan("state", self.gate, *pre, h0=carry, readout=self.readout)
         H = self.hidden_size
-        h, begun = (None, None) if carry is None else carry.split([H, self.state_size - H], -1)
-        projection, begun = windowed(x, self.weight_ih, bias, self.window, begun, walk)
-        pre = self.pre_activations(projection, x, walk)
-        y, h = walk.scan("state", self.gate, *pre, h0=h, readout=self.readout)
-        return y, torch.cat([h, begun.to(h.dtype)], -1)
+        h, overlap = (None, None) if carry is None else carry.split([H, self.state_size - H], -1)
+        projection, overlap = causal_conv(x, self.weight_ih, bias, self.window, overlap, context)
+        pre = self.pre_activations(projection, x, context)
+        y, h = context.scan("state", self.gate, *pre, h0=h, readout=self.readout)
+        return y, torch.cat([h, overlap.to(h.dtype)], -1)
 
 
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_lrnn.backends import check_name as check_backend
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.nn.memory import Memory, check_memory
 
 __all__ = [
+    "check_backend",
     "check_cell",
     "check_input",
     "check_layers",
@@ -150,7 +152,8 @@ def refuse_script(kind: str) -> NoReturn:
     """Raises, in place of what TorchScript would make of a kernel."""
     raise RuntimeError(
         f"{kind} is not for TorchScript, which PyTorch has given up and which cannot hold its "
-        f"kernels; use torch.export or torch.compile, or `step` for ONNX"
+        f"kernels; use torch.export or torch.compile, `step` for ONNX, and loggers without "
+        f"`log_graph`"
     )
 
 

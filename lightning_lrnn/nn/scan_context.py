@@ -1,37 +1,41 @@
-"""How a cell walks over time: all of a scan that is not the cell's mathematics."""
+"""What the scans of a cell have in common: direction, lengths, resets, backend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn.backends import Request
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.unfused import like_sequence, operands, sequence
-from lightning_lrnn.gates import Gate
+from lightning_lrnn.core.problem import sequence, sequence_dtype
+from lightning_lrnn.core.unfused import operands
 from lightning_lrnn.recurrence import gated_recurrence
 
-__all__ = ["Asking", "Step", "Walk"]
+__all__ = ["Recorder", "ScanContext", "StepContext", "decays_of"]
+
+GateFunction = Callable[..., tuple[Tensor, Tensor]]
+Readout = Callable[..., Tensor]
+Recorder = Callable[[str, GateFunction, Readout | None, Sequence[Tensor]], None]
+"""Called before a scan with its path, its gate, its readout and its pre-activations."""
 
 
 @dataclass(frozen=True)
-class Walk:
-    """One direction over the time steps of a batch.
+class ScanContext:
+    """All of a scan that is not the cell's mathematics, for one direction over a batch.
 
     Attributes:
-        reverse: from the last step to the first.
-        lengths: valid steps of each row, (B,).
+        reverse: whether the scan runs from the last time step to the first.
+        lengths: valid time steps of each row, (B,).
         reset: True where a document starts, (B, T).
         backend: "auto" or a name.
-        prefix: place of the cell in its stack, such as "layer0.forward".
-        decays: where to note the decays of every scan; None to note nothing.
-        called: the name of every scan, in place of the one that the cell gives it; "" for that one.
-        exclusive: whether every scan hands out the states before its steps.
+        prefix: path of the cell in its stack, such as "layer0.forward".
+        recorder: called before every scan; None for none.
+        dropout: whether dropout and zoneout act.
+        scan_name: name of every scan, in place of the one that the cell gives it; "" for that one.
+        exclusive: whether every scan returns the states before its time steps.
     """
 
     reverse: bool = False
@@ -39,32 +43,26 @@ class Walk:
     reset: Tensor | None = None
     backend: str = "auto"
     prefix: str = ""
-    decays: dict[str, Tensor] | None = None
-    called: str = ""
+    recorder: Recorder | None = None
+    dropout: bool = True
+    scan_name: str = ""
     exclusive: bool = False
 
-    @property
-    def drops(self) -> bool:
-        """Whether dropout and zoneout act: not where somebody only looks."""
-        return self.decays is None
-
-    def place(self, name: str) -> str:
-        """Where a scan is in its stack: "layer0.forward.cell"."""
-        return ".".join(part for part in (self.prefix, self.called or name) if part)
+    def path(self, name: str) -> str:
+        """The path of a scan in its stack: "layer0.forward.cell"."""
+        return ".".join(part for part in (self.prefix, self.scan_name or name) if part)
 
     def scan(
         self,
         name: str,
-        gate: Callable[..., tuple[Tensor, Tensor]],
+        gate: GateFunction,
         *pre: Tensor,
         h0: Tensor | None,
-        readout: Callable[..., Tensor] | None = None,
+        readout: Readout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`gated_recurrence` along this walk; `name` says whose decays these are."""
-        if self.decays is not None:
-            # In the dtype of the state: a bfloat16 close to 1 knows nothing of -1 / log a.
-            a, b = gate(*operands(pre))
-            self.decays[self.place(name)] = (a.abs() if a.is_complex() else a).expand(b.shape)
+        """`gated_recurrence` in this context; `name` is the last part of the scan's path."""
+        if self.recorder is not None:
+            self.recorder(self.path(name), gate, readout, pre)
         return gated_recurrence(
             gate,
             *pre,
@@ -78,11 +76,11 @@ class Walk:
         )
 
     def previous(self, s: Tensor, before: Tensor | None) -> Tensor:
-        """The output of the step before each: 0 where a document starts, and `before` at the first.
+        """The output before each time step: 0 where a document starts, `before` at the first.
 
         Args:
             s: all outputs, (B, T, ·).
-            before: the output before the first step, (B, ·); zeros if None.
+            before: the output before the first time step, (B, ·); zeros if None.
         """
         B, T, D = s.shape
         if T == 0:
@@ -100,11 +98,11 @@ class Walk:
         return previous
 
     def last(self, y: Tensor, before: Tensor | None) -> Tensor:
-        """The output (B, ·) at the last step of the walk; in a row without steps that before it.
+        """The output (B, ·) at the last time step of the scan; in an empty row that before it.
 
         Args:
             y: all outputs, (B, T, ·).
-            before: the output before the first step; zeros if None.
+            before: the output before the first time step; zeros if None.
         """
         B, T, D = y.shape
         before = y.new_zeros(B, D) if before is None else before.to(y.dtype)
@@ -119,49 +117,42 @@ class Walk:
         return torch.where((self.lengths > 0)[:, None], last, before)
 
 
-class Step(Walk):
-    """A walk of one step, without the operator: PyTorch's own operations, which export anywhere."""
+class StepContext(ScanContext):
+    """The context of a single time step, computed by PyTorch's own operations.
+
+    A second way beside `ScanContext`, since no other runtime has the library's operator: a step is
+    exported to ONNX, and runs without a compiler.
+    """
 
     def scan(
         self,
         name: str,
-        gate: Callable[..., tuple[Tensor, Tensor]],
+        gate: GateFunction,
         *pre: Tensor,
         h0: Tensor | None,
-        readout: Callable[..., Tensor] | None = None,
+        readout: Readout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
+        if self.recorder is not None:
+            self.recorder(self.path(name), gate, readout, pre)
         inputs, x = operands(pre), sequence(pre)
         a, b = gate(*inputs)
-        after = b.to(state_dtype(like_sequence(x, a.is_complex() or b.is_complex())))
+        after = b.to(state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex())))
         before = torch.zeros_like(after) if h0 is None else h0[:, None]
         after = a.to(after.dtype) * before + after
         y = before if self.exclusive else after
         y = y if readout is None else readout(y, *inputs)
-        # As the recurrence hands it out: in the dtype of the sequences.
-        return y.to(like_sequence(x, y.is_complex())), after[:, 0]
+        # As the recurrence returns it: in the dtype of the sequences.
+        return y.to(sequence_dtype(x, is_complex=y.is_complex())), after[:, 0]
 
 
-@dataclass(frozen=True)
-class Asking(Step):
-    """A step that notes what it would ask a backend for.
+def decays_of(gate: GateFunction, pre: Sequence[Tensor]) -> Tensor:
+    """The decays that a gate makes of its pre-activations, without a gradient.
 
-    Attributes:
-        asked: one request per scan.
+    Returns:
+        a, or |a| where it is complex, (B, T, ·) in the dtype of the state: a bfloat16 close to 1 is
+        too coarse for -1 / log a.
     """
-
-    asked: list[Request] = field(default_factory=list)
-
-    @property
-    def drops(self) -> bool:
-        """No."""
-        return False
-
-    def scan(
-        self, name: str, gate: Callable[..., Any], *pre: Tensor, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As a `Step`."""
-        x = next(p for p in pre if p.ndim == 3)
-        programs = (g.program for g in (gate, options.get("readout")) if isinstance(g, Gate))
-        self.asked.append(Request(x.device, x.dtype, *programs))
-        return super().scan(name, gate, *pre, **options)
+    with torch.no_grad():
+        a, b = gate(*operands(pre))
+        return (a.abs() if a.is_complex() else a).expand(b.shape)

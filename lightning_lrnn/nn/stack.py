@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NoReturn, cast
@@ -15,10 +15,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_numbers
-from lightning_lrnn.core.unfused import padding_mask
+from lightning_lrnn.core.masks import padding_mask
+from lightning_lrnn.core.problem import sequence
+from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_windows, recomputes
 from lightning_lrnn.nn.checks import (
+    check_backend,
     check_input,
     check_layers,
     check_packed,
@@ -27,7 +30,14 @@ from lightning_lrnn.nn.checks import (
     refuse_script,
 )
 from lightning_lrnn.nn.memory import Memory
-from lightning_lrnn.nn.scan_context import Asking, Step, Walk
+from lightning_lrnn.nn.scan_context import (
+    GateFunction,
+    Readout,
+    Recorder,
+    ScanContext,
+    StepContext,
+    decays_of,
+)
 
 __all__ = ["Stack"]
 
@@ -117,7 +127,7 @@ class Stack(nn.Module):
 
     @backend.setter
     def backend(self, name: str) -> None:
-        backends.check_name(name)
+        check_backend(name)
         self._backend = name
 
     @property
@@ -143,10 +153,19 @@ class Stack(nn.Module):
             device: where; that of the parameters if None.
         """
         weight = self._cells()[0].sample
-        walk = Asking()
-        self._layers(weight.new_zeros(1, 1, self.input_size), None, True, walk)
+        asked: list[backends.Request] = []
+
+        def ask(
+            path: str, gate: GateFunction, readout: Readout | None, pre: Sequence[Tensor]
+        ) -> None:
+            programs = [g.program for g in (gate, readout) if isinstance(g, Gate)]
+            x = sequence(pre)
+            asked.append(backends.Request(x.device, x.dtype, *programs))
+
+        context = StepContext(recorder=ask, dropout=False)
+        self._layers(weight.new_zeros(1, 1, self.input_size), None, True, context)
         where = weight.device if device is None else torch.device(device)
-        requests = dict.fromkeys(request._replace(device=where) for request in walk.asked)
+        requests = dict.fromkeys(request._replace(device=where) for request in asked)
         return {
             name: list(dict.fromkeys(r for q in requests for r in backends.reasons(name, q)))
             for name in backends.names()
@@ -251,7 +270,7 @@ class Stack(nn.Module):
         check_step(input, self.input_size, self._cells()[0].sample)
         batched = input.ndim == 2
         x = (input if batched else input[None])[:, None]
-        output, state = self._layers(x, hx, batched, Step())
+        output, state = self._layers(x, hx, batched, StepContext())
         return (output[:, 0] if batched else output[0, 0]), state
 
     @torch.no_grad()
@@ -276,7 +295,13 @@ class Stack(nn.Module):
             input, lengths = pad_packed_sequence(input, self.batch_first)
             lengths = lengths.to(input.device)
         decays: dict[str, Tensor] = {}
-        self._run(input, hx, lengths, reset, decays)
+
+        def record(
+            path: str, gate: GateFunction, readout: Readout | None, pre: Sequence[Tensor]
+        ) -> None:
+            decays[path] = decays_of(gate, pre)
+
+        self._run(input, hx, lengths, reset, record)
         return decays
 
     def _cells(self) -> list[Cell]:
@@ -289,7 +314,7 @@ class Stack(nn.Module):
         hx: State,
         lengths: Tensor | None,
         reset: Tensor | None,
-        decays: dict[str, Tensor] | None = None,
+        recorder: Recorder | None = None,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             refuse_script(type(self).__name__)
@@ -305,53 +330,66 @@ class Stack(nn.Module):
         if lengths is not None:
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(lengths, x), 0)
-        walk = Walk(False, lengths, reset, self.backend, "", decays)
-        output, state = self._windows(x, hx, batched, walk)
+        context = ScanContext(
+            False, lengths, reset, self.backend, recorder=recorder, dropout=recorder is None
+        )
+        output, state = self._in_chunks(x, hx, batched, context)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state
 
-    def _windows(
-        self, x: Tensor, hx: State, batched: bool, walk: Walk
+    def _in_chunks(
+        self, x: Tensor, hx: State, batched: bool, context: ScanContext
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """`_layers`, all of them window by window where that saves memory."""
+        """`_layers`, all of them chunk by chunk where that saves memory."""
         size = self.checkpoint_time
-        if self.bidirectional or walk.decays is not None or not recomputes(size, x.shape[1]):
-            return self._layers(x, hx, batched, walk)
+        if (
+            size is None
+            or self.bidirectional
+            or context.recorder is not None
+            or not recomputes(size, x.shape[1])
+        ):
+            return self._layers(x, hx, batched, context)
 
         def run(x: Tensor, hx: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
-            return self._layers(x, hx, batched, replace(walk, lengths=lengths, reset=reset))
+            return self._layers(x, hx, batched, replace(context, lengths=lengths, reset=reset))
 
-        outputs, state = in_windows(run, x, hx, walk.lengths, walk.reset, cast("int", size))
+        outputs, state = in_windows(run, x, hx, context.lengths, context.reset, size)
         return torch.cat(outputs, 1), state
 
     def _layer(
-        self, cell: Cell, x: Tensor, carry: Tensor | None, walk: Walk, of_stack: dict[str, Tensor]
+        self,
+        cell: Cell,
+        x: Tensor,
+        carry: Tensor | None,
+        context: ScanContext,
+        of_stack: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """One layer in one direction; of two, window by window where that saves memory.
+        """One layer in one direction; of two, chunk by chunk where that saves memory.
 
         Each direction starts where the other one ends, so that all of a layer's output is there
         before the next layer starts.
         """
         size = self.checkpoint_time
-        if self.bidirectional and walk.decays is None and recomputes(size, x.shape[1]):
+        whole = size is None or not self.bidirectional or context.recorder is not None
+        if not whole and recomputes(size, x.shape[1]):
 
             def run(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
-                there = replace(walk, lengths=lengths, reset=reset)
-                return cell(x, carry, there, **of_stack)
+                of_chunk = replace(context, lengths=lengths, reset=reset)
+                return cell(x, carry, of_chunk, **of_stack)
 
-            along = (walk.lengths, walk.reset, cast("int", size), walk.reverse)
+            along = (context.lengths, context.reset, cast("int", size), context.reverse)
             outputs, carry = in_windows(run, x, carry, *along)
             return torch.cat(outputs, 1), cast("Tensor", carry)
-        y, carry = cell(x, carry, walk, **of_stack)
+        y, carry = cell(x, carry, context, **of_stack)
         return y, carry
 
     def _layers(
-        self, x: Tensor, hx: State, batched: bool, walk: Walk
+        self, x: Tensor, hx: State, batched: bool, context: ScanContext
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         """All layers over x (B, T, input_size): the output (B, T, ·) and the state."""
         cells = self._cells()
         rows: tuple[int, ...] = (len(cells), x.shape[0]) if batched else (len(cells),)
-        h_0, carry_0 = cells[0].unpack(hx, rows, x.device)
+        h_0, carry_0 = (None, None) if hx is None else cells[0].unpack(hx, rows, x.device)
         if not batched:
             h_0, carry_0 = (None if v is None else v[:, None] for v in (h_0, carry_0))
         h_n: list[Tensor] = []
@@ -362,15 +400,15 @@ class Stack(nn.Module):
             for reverse in (False, True)[: self.directions]:
                 k = len(carry_n)
                 prefix = f"layer{layer}.{'reverse' if reverse else 'forward'}"
-                there = replace(walk, reverse=reverse, prefix=prefix)
+                of_cell = replace(context, reverse=reverse, prefix=prefix)
                 carry = None if carry_0 is None else carry_0[k]
-                y, carry = self._layer(cells[k], x, carry, there, of_stack[k])
+                y, carry = self._layer(cells[k], x, carry, of_cell, of_stack[k])
                 outputs.append(y)
                 carry_n.append(carry)
                 if cells[k].remembers_output:
-                    h_n.append(there.last(y, None if h_0 is None else h_0[k]))
+                    h_n.append(of_cell.last(y, None if h_0 is None else h_0[k]))
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1 and walk.drops:
+            if layer < self.num_layers - 1 and context.dropout:
                 x = F.dropout(x, self.dropout, self.training)
         parts = [h_n, [cell.pack(carry) for cell, carry in zip(cells, carry_n, strict=True)]]
         state = [torch.stack(part) if batched else torch.cat(part) for part in parts if part]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_map
 
-from lightning_lrnn.core.unfused import padding_mask
+from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.nn.checks import check_steps
 
 __all__ = ["TorchRNN"]

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["is_batched", "one_by_one"]
+from lightning_lrnn.core.pytorch import add_batch_dim, is_batched, remove_batch_dim
+
+__all__ = ["one_by_one"]
 
 LEVELS = 64
 """Of batches in batches, at most."""
-
-is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
-"""Whether a tensor stands for a batch of them, none of which can be read."""
 
 
 def one_by_one(
@@ -34,7 +33,7 @@ def one_by_one(
     each = [_unbatched(x, level, size) for x in gradients]
     found = [differentiate(*one) for one in zip(*each, strict=True)]
     return tuple(
-        None if of_one[0] is None else torch._add_batch_dim(torch.stack(of_one), 0, level)
+        None if of_one[0] is None else add_batch_dim(torch.stack(of_one), 0, level)
         for of_one in zip(*found, strict=True)
     )
 
@@ -43,10 +42,10 @@ def _innermost(x: Tensor) -> tuple[int, int]:
     """The level of a batch, and how many are in it."""
     for level in reversed(range(LEVELS)):
         # Of a level that it has not, the size is that which is given.
-        if size := torch._remove_batch_dim(x, level, 0, 0).shape[0]:
+        if size := remove_batch_dim(x, level, 0, 0).shape[0]:
             return level, int(size)
     raise ValueError("a batch of gradients must not be empty")
 
 
 def _unbatched(x: Tensor | None, level: int, size: int) -> Sequence[Any]:
-    return [None] * size if x is None else torch._remove_batch_dim(x, level, size, 0).unbind()
+    return [None] * size if x is None else remove_batch_dim(x, level, size, 0).unbind()

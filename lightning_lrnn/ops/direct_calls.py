@@ -15,36 +15,20 @@ from torch import Tensor
 from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import BackendError, Request
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.unfused import like_sequence
+from lightning_lrnn.core.problem import Problem, sequence_dtype
 
 __all__ = ["check_backward", "check_forward", "check_gated_backward", "check_one_device"]
 
 
-def check_forward(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    backend: str,
-) -> None:
+def check_forward(problem: Problem, backend: str) -> None:
     """Raises unless the operator can take these; see `check_gated_backward`."""
-    x = _check_gate(gate, readout, pre)
-    state = _state(gate, pre, x)
-    _check_rest(x, state_dtype(state), {"h0": h0}, lengths, reset)
-    _check_backend(backend, x, gate, readout)
+    x = _check_gate(problem)
+    _check_rest(problem, x, state_dtype(_hidden(problem, x)), {"h0": problem.h0})
+    _check_backend(backend, x, problem.gate, problem.readout)
 
 
 def check_backward(
-    a: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    dy: Tensor | None,
-    dh_final: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    backend: str,
+    problem: Problem, h: Tensor, dy: Tensor | None, dh_final: Tensor | None, backend: str
 ) -> None:
     """Raises unless the adjoint of the plain recurrence can take these.
 
@@ -52,43 +36,34 @@ def check_backward(
         ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
         BackendError: if the backend cannot run.
     """
-    if y.ndim != 3:
-        raise ValueError(f"`y` must be (B, T, D), got shape {tuple(y.shape)}")
-    for name, x in (("y", y), ("a", a), ("dy", dy)):
+    if h.ndim != 3:
+        raise ValueError(f"`y` must be (B, T, D), got shape {tuple(h.shape)}")
+    for name, x in (("y", h), ("a", problem.pre[0]), ("dy", dy)):
         if x is not None:
-            _check(name, x, (y.shape,), y.dtype, y)
-    _check_rest(y, state_dtype(y.dtype), {"h0": h0, "dh_final": dh_final}, lengths, reset)
-    _check_backend(backend, y, "", "")
+            _check(name, x, (h.shape,), h.dtype, h)
+    edges = {"h0": problem.h0, "dh_final": dh_final}
+    _check_rest(problem, h, state_dtype(h.dtype), edges)
+    _check_backend(backend, h, "", "")
 
 
 def check_gated_backward(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    h: Tensor,
-    h0: Tensor | None,
-    dy: Tensor | None,
-    dh_final: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    backend: str,
+    problem: Problem, h: Tensor, dy: Tensor | None, dh_final: Tensor | None, backend: str
 ) -> None:
     """Raises unless the adjoint of a gated recurrence can take these.
 
     Raises:
-        GateError: if `gate` or `readout` is no program of so many inputs.
+        GateError: if gate or readout is no program of so many inputs.
         ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
-        BackendError: if the backend cannot run, or does not compute gates.
+        BackendError: if the backend cannot run, or leaves gradients to PyTorch.
     """
-    x = _check_gate(gate, readout, pre)
-    state = _state(gate, pre, x)
-    _check("h", h, (x.shape,), state, x)
+    x = _check_gate(problem)
+    hidden = _hidden(problem, x)
+    _check("h", h, (x.shape,), hidden, x)
     if dy is not None:
-        _check("dy", dy, (x.shape,), _output(readout, pre, x, state), x)
-    _check_rest(x, state_dtype(state), {"h0": h0, "dh_final": dh_final}, lengths, reset)
-    _check_backend(backend, x, gate, readout)
-    if not backends.fuses(backend, Request(x.device, x.dtype)):
-        raise BackendError(f"backend {backend!r} computes no gates on {x.device}")
+        _check("dy", dy, (x.shape,), _output(problem, x, hidden), x)
+    edges = {"h0": problem.h0, "dh_final": dh_final}
+    _check_rest(problem, x, state_dtype(hidden), edges)
+    _check_backend(backend, x, problem.gate, problem.readout)
 
 
 def check_one_device(*tensors: Tensor | None) -> None:
@@ -99,8 +74,9 @@ def check_one_device(*tensors: Tensor | None) -> None:
         raise TypeError(f"all tensors of a recurrence must be on one device, got {names}")
 
 
-def _check_gate(gate: str, readout: str, pre: Sequence[Tensor]) -> Tensor:
+def _check_gate(problem: Problem) -> Tensor:
     """The first sequence of a gate's operands."""
+    gate, readout, pre = problem[:3]
     for name, text, inputs, outputs in (
         ("gate", gate, len(pre), 2),
         ("readout", readout, len(pre) + 1, 1),
@@ -123,26 +99,24 @@ def _check_gate(gate: str, readout: str, pre: Sequence[Tensor]) -> Tensor:
 
 
 def _check_rest(
-    x: Tensor,
-    state: torch.dtype,
-    edges: dict[str, Tensor | None],
-    lengths: Tensor | None,
-    reset: Tensor | None,
+    problem: Problem, x: Tensor, state: torch.dtype, edges: dict[str, Tensor | None]
 ) -> None:
     B, T, D = x.shape
     for name, edge in edges.items():
         if edge is not None:
             _check(name, edge, ((B, D),), state, x)
-    if lengths is not None:
-        _check("lengths", lengths, ((B,),), torch.int64, x)
-    if reset is not None:
-        _check("reset", reset, ((B, T),), torch.bool, x)
+    if problem.lengths is not None:
+        _check("lengths", problem.lengths, ((B,),), torch.int64, x)
+    if problem.reset is not None:
+        _check("reset", problem.reset, ((B, T),), torch.bool, x)
 
 
 def _check_backend(backend: str, x: Tensor, gate: str, readout: str) -> None:
     if backend == "auto":
         raise BackendError("an operator takes the name of a backend, not 'auto'")
     backends.resolve(backend, Request(x.device, x.dtype, gate, readout))
+    if backends.differentiable(backend):
+        raise BackendError(f"backend {backend!r} is made of operators of PyTorch: call these")
 
 
 def _check(
@@ -171,16 +145,19 @@ def _check(
             raise ValueError(f"`{name}` reaches beyond its storage, which was resized")
 
 
-def _state(gate: str, pre: Sequence[Tensor], x: Tensor) -> torch.dtype:
-    """Dtype of the emitted states."""
-    return like_sequence(x, gates.state_is_complex(gate, tuple(p.is_complex() for p in pre)))
+def _hidden(problem: Problem, x: Tensor) -> torch.dtype:
+    """Dtype of the hidden states."""
+    kinds = tuple(p.is_complex() for p in problem.pre)
+    return sequence_dtype(x, is_complex=gates.state_is_complex(problem.gate, kinds))
 
 
-def _output(readout: str, pre: Sequence[Tensor], x: Tensor, state: torch.dtype) -> torch.dtype:
+def _output(problem: Problem, x: Tensor, hidden: torch.dtype) -> torch.dtype:
     """Dtype of y."""
-    if not readout:
-        return state
-    program = gates.parse(readout)
-    kinds = [state.is_complex, *(p.is_complex() for p in pre)]
+    if not problem.readout:
+        return hidden
+    program = gates.parse(problem.readout)
+    kinds = [hidden.is_complex, *(p.is_complex() for p in problem.pre)]
     (y,) = program.outputs
-    return like_sequence(x, isinstance(y, str) and gates.complex_values(program, kinds)[y])
+    return sequence_dtype(
+        x, is_complex=isinstance(y, str) and gates.complex_values(program, kinds)[y]
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# Defines the operators.
+from lightning_lrnn.ops import schema as schema  # defines the operators
 
 REAL, COMPLEX = 2, 8
 """Floating-point operations of one multiply-add."""

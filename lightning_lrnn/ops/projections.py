@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.ops.batched_gradients import is_batched
+from lightning_lrnn.core.pytorch import is_batched, node_of
 
-__all__ = ["given_away", "joined", "split"]
+__all__ = ["SPLIT", "gradients_of", "joined", "split"]
 
 
 def joined(chunks: Sequence[Tensor]) -> Tensor | None:
@@ -39,15 +39,30 @@ def joined(chunks: Sequence[Tensor]) -> Tensor | None:
 def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together.
 
-    x is given away: the backward pass of a recurrence may leave gradients in the place of the
+    x is donated: the backward pass of a recurrence may leave gradients in the place of the
     chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`.
     """
     return _split(x, n)
 
 
-def given_away(chunks: Sequence[Tensor]) -> bool:
-    """Whether `split` made these."""
-    return all(type(chunk.grad_fn) is _Split._backward_cls for chunk in chunks)
+def gradients_of(pre: Sequence[Tensor], *, in_place: bool) -> list[Tensor | None] | None:
+    """Where the gradients of chunks of a projection go: chunks of one tensor, too.
+
+    Args:
+        pre: sequences and parameters.
+        in_place: into the sequences themselves.
+
+    Returns:
+        A tensor for each sequence, None for a parameter; None if the sequences are no such chunks.
+    """
+    sequences = [p for p in pre if p.ndim == 3]
+    projection = joined(sequences) if len(sequences) > 1 else None
+    if projection is None:
+        return None
+    if in_place:
+        return [p if p.ndim == 3 else None for p in pre]
+    chunks = iter(torch.empty_like(projection).chunk(len(sequences), -1))
+    return [next(chunks) if p.ndim == 3 else None for p in pre]
 
 
 class _Split(torch.autograd.Function):
@@ -62,3 +77,5 @@ class _Split(torch.autograd.Function):
 
 
 _split: Callable[[Tensor, int], tuple[Tensor, ...]] = _Split.apply
+SPLIT = node_of(_Split)
+"""The node of autograd that `split` leaves: the backward pass may write into its chunks."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.serving.replay import Tape
+from lightning_lrnn.serving.replay import Replay
 
 __all__ = ["RecordedStep"]
 
@@ -67,7 +67,7 @@ class RecordedStep:
                     f"`module` must return (output, state), got {type(result).__name__}"
                 )
             self._state, self._form = tree_flatten(tree_map(torch.zeros_like, result[1]))
-            with Tape() as self._tape:
+            with Replay() as self._replay:
                 self._output, state = module(self._input, self._tree())
                 for before, after in zip(self._state, tree_flatten(state)[0], strict=True):
                     before.copy_(after)
@@ -102,7 +102,7 @@ class RecordedStep:
                     f"make a new RecordedStep"
                 )
         self._input.copy_(input)
-        self._tape.replay()
+        self._replay.run()
         return self._output
 
     @torch.inference_mode()

@@ -17,16 +17,18 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lrnn.backends.compiled import gated, missing
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.backends.cpu.gated import Gated
+from lightning_lrnn.core.problem import Problem
 
-__all__ = ["Tape"]
+__all__ = ["Replay"]
 
 aten = torch.ops.aten
 Call = Callable[[], object]
 
 
-class Tape(TorchDispatchMode):
-    """Records what runs inside it: `with Tape() as tape: ...`, then `tape.replay()`.
+class Replay(TorchDispatchMode):
+    """Records what runs inside it: `with Replay() as recording: ...`, then `recording.run()`.
 
     Raises:
         RuntimeError: for an operation whose result a replay could not repeat.
@@ -40,15 +42,15 @@ class Tape(TorchDispatchMode):
         self._constant: set[int] = set()
         """Storages of what was made of nothing, such as an `arange`: they stay as they are."""
 
-    def replay(self) -> None:
-        """Everything again, in order."""
+    def run(self) -> None:
+        """Runs all recorded operations again, in order."""
         for call in self.calls:
             call()
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operation and notes how to repeat it."""
+        """Runs an operation and records how to repeat it."""
         kwargs = kwargs or {}
         if func._can_decompose():  # as they are seen in inference mode
             with self:
@@ -84,7 +86,7 @@ class Tape(TorchDispatchMode):
 def _calls(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[Tensor]
 ) -> list[Call]:
-    """What writes the outputs again."""
+    """Calls that compute the outputs again, into the same memory."""
     if func in _WITHOUT_OUT:
         return [_WITHOUT_OUT[func](outputs[0], *args)]
     if func is torch.ops.lightning_lrnn.gated_recurrence.default:
@@ -95,7 +97,7 @@ def _calls(
     if overload is not None and len(names) == len(outputs):
         return [partial(overload, *args, **kwargs, **dict(zip(names, outputs, strict=True)))]
 
-    def call() -> None:  # which allocates
+    def call() -> None:  # allocates
         for old, new in zip(outputs, _tensors(func(*args, **kwargs)), strict=True):
             old.copy_(new)
 
@@ -104,28 +106,25 @@ def _calls(
 
 def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]:
     """The compiled steps of a recurrence, [] where there are none."""
-    gate, readout, pre, h0, lengths, reset, reverse, exclusive, _ = arguments
+    *fields, name = arguments
+    problem = Problem(*fields)
+    backend, h0 = prepared(name, problem), problem.h0
+    if not isinstance(backend, Gated) or problem.lengths is not None or problem.reset is not None:
+        return []
     y, h, h_final = outputs
-    if missing(y.device.type) or lengths is not None or reset is not None:
-        return []
-    emitted = h if readout else y
-    run = gated(y.device.type).prepared(
-        gate, readout, pre, y, emitted, h_final, reverse=reverse, exclusive=exclusive
-    )
-    if run is None:
-        return []
+    run = backend.bound(problem, y, h if problem.readout else y, h_final)
     return [h_final.zero_ if h0 is None else partial(h_final.copy_, h0), run]
 
 
 def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:
-    """The overload that writes where it is told, if there is one, and the names of its places."""
+    """The overload with `out` arguments, if there is one, and the names of these."""
     wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():
         overload = getattr(func.overloadpacket, name)
-        places = [a.name for a in overload._schema.arguments if a.is_out]
+        outs = [a.name for a in overload._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
-        if len(places) == len(func._schema.returns) and rest == wanted:
-            return overload, places
+        if len(outs) == len(func._schema.returns) and rest == wanted:
+            return overload, outs
     return None, []
 
 

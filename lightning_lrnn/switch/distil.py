@@ -1,4 +1,4 @@
-"""A layer that stands in for one of PyTorch learns from it, on what it is called with."""
+"""Distillation: a new layer learns from the one that it replaced, on the inputs of the project."""
 
 from __future__ import annotations
 

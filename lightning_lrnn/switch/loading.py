@@ -1,6 +1,6 @@
 """Loading what a switched model has saved into one that is not switched, whoever loads it.
 
-A `state_dict` says at every switched layer what stands there, see `switch_marker`. While it is
+A `state_dict` says at every switched layer what stands there, see `marker`. While it is
 loaded, by whatever calls `nn.Module.load_state_dict`, a `torch.nn.LSTM`, `GRU` or `RNN` at that
 place becomes that layer. Without this such loading fails; nothing that loads otherwise is touched.
 """
@@ -18,7 +18,7 @@ from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch import made_before as made_before
 from lightning_lrnn.switch.marker import marked, read, take
 from lightning_lrnn.switch.replace import KEPT, SwitchError, _make
-from lightning_lrnn.switch.subclass import StandIn, become, kind_of
+from lightning_lrnn.switch.subclass import DropIn, become, kind_of
 
 __all__: list[str] = []
 
@@ -35,7 +35,7 @@ def _load(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> Non
             errors.append(f"{path} was switched by lightning_lrnn where it was saved: {error}")
             take(state_dict, prefix)
         else:
-            StandIn._load_from_state_dict(self, state_dict, prefix, *args)
+            DropIn._load_from_state_dict(self, state_dict, prefix, *args)
             return
     _load_as_it_is(self, state_dict, prefix, *args)
 

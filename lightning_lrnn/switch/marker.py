@@ -1,4 +1,4 @@
-"""The mark of a layer that stands in, in the `state_dict` of every module that it is in.
+"""The mark of a drop-in layer in the `state_dict` of every module that contains it.
 
 It is that layer's own, under its prefix: so it comes along in whatever part or whole is saved.
 """

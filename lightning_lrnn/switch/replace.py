@@ -11,18 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_choice, check_flags
 from lightning_lrnn.nn.cells.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
-from lightning_lrnn.nn.checks import check_module
+from lightning_lrnn.nn.checks import check_backend, check_module
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch import made_before as made_before
 from lightning_lrnn.switch.distil import carry_weights
 from lightning_lrnn.switch.recommended import of_the_same_function, recommended
 from lightning_lrnn.switch.step_time import SIZES, step_times
-from lightning_lrnn.switch.subclass import SwitchError, stand_in, standing_in
+from lightning_lrnn.switch.subclass import SwitchError, drop_in, is_drop_in
 
 __all__ = ["Replacement", "Report", "SwitchError", "matches", "replace_rnn"]
 
@@ -68,12 +67,12 @@ class Report(tuple[Replacement, ...]):
 
     @property
     def replaced(self) -> Report:
-        """Those that were replaced."""
+        """The layers that were replaced."""
         return Report(r for r in self if r.new)
 
     @property
     def left(self) -> Report:
-        """Those that were not."""
+        """The layers that were left as they are."""
         return Report(r for r in self if not r.new)
 
     def __str__(self) -> str:
@@ -145,7 +144,7 @@ def replace_rnn(
             recurrent layer.
         ValueError: for arguments that cannot be. TypeError: if `module` is no module.
     """
-    backends.check_name(backend)
+    check_backend(backend)
     check_choice(STATES, state=state)
     check_choice(WEIGHTS, weights=weights)
     check_flags(measure=measure)
@@ -176,7 +175,7 @@ def replace_rnn(
             notes = _differences(old, new, weights)
             if weights == "carried" and state == "strict" and by_kind[_kind(old)] is None:
                 notes.append(OWN_FUNCTION)
-            made[id(old)] = stand_in(old, new)
+            made[id(old)] = drop_in(old, new)
         except SwitchError as error:
             if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
                 raise SwitchError(f"{path}: {error}") from error
@@ -186,7 +185,7 @@ def replace_rnn(
             notes.append(_speed(old, new))
         after = sum(p.numel() for p in new.parameters())
         report.append(replace(entry, new=_line(new), after=after, notes=tuple(notes)))
-    if report and not made and not any(standing_in(m) for m in module.modules()):
+    if report and not made and not any(is_drop_in(m) for m in module.modules()):
         reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
         raise SwitchError(f"nothing could be replaced: {reasons}")
     if weights == "carried":
@@ -239,7 +238,7 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | No
 
 
 def _recurrent(module: nn.Module) -> Iterable[tuple[str, Any]]:
-    """Paths and recurrent layers of PyTorch, single cells too, not those that stand in for one.
+    """Paths and recurrent layers of PyTorch, single cells too, without drop-in layers.
 
     A layer with several paths comes once.
     """

@@ -1,4 +1,4 @@
-"""A layer of this package that stands in for one of PyTorch, also for one with methods of its own.
+"""Drop-in subclasses: a layer of this package that is also one of PyTorch, or of a project's class.
 
 Its class derives from both: `isinstance` says so, and in the method resolution order the layer of
 this package comes just before `torch.nn.LSTM`. So a subclass of that keeps its methods, and its
@@ -7,6 +7,7 @@ this package comes just before `torch.nn.LSTM`. So a subclass of that keeps its 
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any, TypeGuard
 
@@ -16,7 +17,7 @@ from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.marker import GUARD, MARKER, marked, read, take, write
 
-__all__ = ["SwitchError", "become", "kind_of", "stand_in", "stand_in_class", "standing_in"]
+__all__ = ["SwitchError", "become", "drop_in", "is_drop_in", "kind_of", "layer_class"]
 
 BASES = (nn.LSTM, nn.GRU, nn.RNN)
 WEIGHTS = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"}
@@ -27,8 +28,8 @@ class SwitchError(ValueError):
     """A layer cannot be replaced as asked; the message says which, why, and what to do."""
 
 
-class StandIn(nn.Module):
-    """What layers that stand in do about a `state_dict`: it says what they are, see `marked`."""
+class DropIn(nn.Module):
+    """Base of drop-in subclasses: their `state_dict` says which layer they are, see `marked`."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -70,15 +71,17 @@ class StandIn(nn.Module):
 
 
 # torch.distributed.checkpoint asks for an attribute by every key.
-setattr(StandIn, MARKER, None)
-setattr(StandIn, GUARD, None)
+setattr(DropIn, MARKER, None)
+setattr(DropIn, GUARD, None)
 
 
 def _plan(module: Any) -> dict[str, Any]:
     """What `Layer.of` reads, which kind of layer was there before, and the form of the state."""
-    plain = Layer(stand_in_class(module), module.options).plain()
+    plain = Layer(layer_class(module), module.options).plain()
     state = "strict" if module.strict_state else "carried"
-    return plain | {"replaces": kind_of(module), "state": state}
+    # As it is read again: a pair of numbers is a list.
+    plan: dict[str, Any] = json.loads(json.dumps(plain))
+    return plan | {"replaces": kind_of(module), "state": state}
 
 
 def _name(plan: dict[str, Any]) -> str:
@@ -86,19 +89,19 @@ def _name(plan: dict[str, Any]) -> str:
 
 
 def become(old: nn.RNNBase, new: Stack) -> None:
-    """Makes an old layer itself the one that stands in for it: whoever has it has the new one.
+    """Turns an old layer into its drop-in subclass in place, for all who hold a reference to it.
 
     Raises:
-        SwitchError: as `stand_in`.
+        SwitchError: as `drop_in`.
     """
-    made = stand_in(old, new)
+    made = drop_in(old, new)
     vars(old).clear()
     object.__setattr__(old, "__class__", type(made))
     vars(old).update(vars(made))
 
 
-def stand_in(old: nn.RNNBase, new: Stack) -> Stack:
-    """Lets a new layer stand in for an old one, with all that a subclass has added to it.
+def drop_in(old: nn.RNNBase, new: Stack) -> Stack:
+    """Makes a drop-in layer of a new one, with all that a subclass has added to the old one.
 
     Raises:
         SwitchError: if the old layer has an attribute of its own by a name that the new one needs.
@@ -123,18 +126,18 @@ def stand_in(old: nn.RNNBase, new: Stack) -> Stack:
     return made
 
 
-def standing_in(module: nn.Module) -> TypeGuard[Stack]:
-    """Whether a module stands in for a layer of PyTorch."""
-    return isinstance(module, StandIn)
+def is_drop_in(module: nn.Module) -> TypeGuard[Stack]:
+    """Whether a module is a drop-in subclass of a layer of PyTorch."""
+    return isinstance(module, DropIn)
 
 
 def kind_of(module: nn.Module) -> str:
-    """The name of the layer of PyTorch that a module is, or stands in for."""
+    """The name of the layer of PyTorch that a module is, or is a drop-in for."""
     return _base(type(module)).__name__
 
 
-def stand_in_class(module: Stack) -> type[Stack]:
-    """The class of this package of a layer that stands in."""
+def layer_class(module: Stack) -> type[Stack]:
+    """The class of this package of a drop-in layer."""
     classes = type(module).__mro__
     return next(c for c in classes if issubclass(c, Stack) and not issubclass(c, nn.RNNBase))
 
@@ -148,7 +151,7 @@ _making = threading.Lock()
 
 
 def _class(old: Any, new: Any) -> type[Stack]:
-    """The class that stands in for an old one, the same one in all threads."""
+    """The drop-in subclass of two classes, the same one in all threads."""
     with _making:
         if (old, new) not in _classes:
             _classes[old, new] = _new_class(old, new)
@@ -161,7 +164,7 @@ def _new_class(old: Any, new: Any) -> type[Stack]:
     plain = {
         name: getattr(nn.Module, name)
         for name in vars(nn.RNNBase)
-        if name in vars(nn.Module) and name not in vars(Stack) and name not in vars(StandIn)
+        if name in vars(nn.Module) and name not in vars(Stack) and name not in vars(DropIn)
     }
 
     def reduce(self: Stack, protocol: Any) -> Any:
@@ -169,10 +172,10 @@ def _new_class(old: Any, new: Any) -> type[Stack]:
         return _blank, (old, new), vars(self)
 
     # A local class: of two with one path, a short name in a config would mean neither.
-    name = f"stand_in.<locals>.{new.__name__}"
+    name = f"drop_in.<locals>.{new.__name__}"
     body = {**plain, "__module__": new.__module__, "__qualname__": name}
     body |= {"__doc__": new.__doc__, "__reduce_ex__": reduce}
-    made: type[Stack] = type(new.__name__, (StandIn, new, base), body)
+    made: type[Stack] = type(new.__name__, (DropIn, new, base), body)
     if old is not base:
         body = {"__module__": old.__module__, "__qualname__": old.__qualname__}
         made = type(old)(old.__name__, (old, made), body)

@@ -71,7 +71,7 @@ class Steps(NamedTuple):
     @property
     def state(self) -> str:
         """Storage of the emitted states."""
-        return self._storage(state_is_complex(self.gate, self.kinds))
+        return self._storage(is_complex=state_is_complex(self.gate, self.kinds))
 
     @property
     def output(self) -> str:
@@ -79,9 +79,10 @@ class Steps(NamedTuple):
         readout = parse(readout_or_state(self.readout, len(self.operands)))
         kinds = state_is_complex(self.gate, self.kinds), *self.kinds
         (y,) = readout.outputs
-        return self._storage(isinstance(y, str) and complex_values(readout, kinds)[y])
+        is_complex = isinstance(y, str) and complex_values(readout, kinds)[y]
+        return self._storage(is_complex=is_complex)
 
-    def _storage(self, is_complex: bool) -> str:
+    def _storage(self, *, is_complex: bool) -> str:
         if is_complex:
             return f"c{2 * self.bits}"
         sequences = (o.storage for o in self.operands if o.varies)
@@ -148,13 +149,13 @@ class _Gate:
         self.readout_back = parse(pullback(str(self.readout), of_readout))
         self.of_a = n in inputs_of(self.gate_back)
         places = self._backward_places if steps.backward else self._forward_places
-        self.writer = Writer(steps.bits, self.complex_state, *places())
+        self.writer = Writer(steps.bits, *places(), complex_state=self.complex_state)
         self.math = self.writer.math
 
     def text(self) -> str:
         """The module's."""
         compute = self.backward if self.steps.backward else self.forward
-        return self.writer.write(compute, self.steps.divided, self.steps.narrow)
+        return self.writer.write(compute, divided=self.steps.divided, narrow=self.steps.narrow)
 
     def _forward_places(self) -> tuple[dict[int | str, Place], dict[int | str, Place]]:
         steps, n = self.steps, len(self.steps.operands)

@@ -74,12 +74,12 @@ class _Folded:
         written: dict[int | str, Place] = {name: places.pop(name) for name in outputs}
         self.width = fold.columns
         bits = 8 * SIZE[PARTS.get(fold.storage, fold.storage)]
-        self.writer = Writer(bits, fold.storage in PARTS, places, written, self.width)
+        self.writer = Writer(bits, places, written, self.width, complex_state=fold.storage in PARTS)
         self.math = self.writer.math
 
     def text(self) -> str:
         """The module's."""
-        return self.writer.write(self.compute, self.fold.divided, True)
+        return self.writer.write(self.compute, divided=self.fold.divided, narrow=True)
 
     def compute(self, what: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
         """All steps of a vector; in each vector of the state every step has the same."""

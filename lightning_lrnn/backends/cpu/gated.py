@@ -1,151 +1,186 @@
-"""The gated recurrence on a CPU: gate, readout and recurrence in one pass, forward and backward.
-
-As `plain` does with the plain recurrence, with steps that are compiled for the gate. Of gates
-that there is no vector code for (`codegen.uncompiled`) PyTorch evaluates gate and readout around
-the plain recurrence.
-"""
+"""The recurrence on a CPU: gate, recurrence and readout in one pass, forward and backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from operator import is_
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.cpu import launch, plain
-from lightning_lrnn.backends.cpu.huge_pages import empty, in_large_pages, resolved
-from lightning_lrnn.backends.cpu.launch import spread
+from lightning_lrnn.backends.base import Request
+from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
+from lightning_lrnn.backends.cpu.launch import Pass, spread
+from lightning_lrnn.backends.cpu.plan import (
+    Code,
+    Direction,
+    Division,
+    code,
+    divided,
+    operations,
+    rounded,
+)
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.unfused import backward_around, forward_around, sequence
+from lightning_lrnn.core.masks import restarts
+from lightning_lrnn.core.problem import Gradients, Problem, States
 
-__all__ = ["gated_backward", "gated_forward", "prepared"]
-
-
-def gated_forward(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-    parallel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the emitted states and h_final; arguments as for a backend's `run_gated`."""
-    reverse, exclusive = bool(reverse), bool(exclusive)
-    masks, x = (lengths, reset), sequence(pre)
-    pieces = launch.pieces(x, launch.operations(gate, readout, False), parallel)
-    code = launch.code(gate, readout, pre, False, exclusive, pieces)
-    if code is None:
-        run = partial(plain.forward, reverse=reverse, exclusive=exclusive, parallel=parallel)
-        return forward_around(run, gate, readout, pre, h0, *masks)
-    pre = list(map(resolved, pre))
-    emitted = empty(x, code.state)
-    y = empty(x, code.output) if readout else emitted
-    h = _state(emitted) if h0 is None else h0.clone()
-    launch.walk(code, False, *_written(pre, y, emitted), h, masks, reverse, True, pieces)
-    return y, emitted, h
+__all__ = ["Gated", "gated"]
 
 
-def prepared(
-    gate: str, readout: str, pre: Sequence[Tensor], y: Tensor, emitted: Tensor, h: Tensor,
-    *, reverse: bool, exclusive: bool,
-) -> Callable[[], None] | None:  # fmt: skip
-    """A forward pass any number of times over the same memory, or None without vector code for it.
-
-    Args:
-        gate: program.
-        readout: program, or "".
-        pre: sequences and parameters.
-        y: where the output goes.
-        emitted: where the states go; `y` itself without a readout.
-        h: the state (B, D) before; replaced by that after it.
-        reverse: direction of the walk.
-        exclusive: whether states before their steps are emitted.
-    """
-    pieces = launch.pieces(sequence(pre), launch.operations(gate, readout, False), True)
-    code = launch.code(gate, readout, pre, False, exclusive, pieces)
-    if code is None:
-        return None
-    tensors, outputs = _written(pre, y, emitted)
-    masks = None, None
-    return launch.prepared(code, False, tensors, outputs, h, masks, reverse, True, pieces)
+def gated(problem: Problem, *, parallel: bool) -> Gated | None:
+    """The backend for problems of this form, or None if there is no vector code for the gate."""
+    programs = problem.gate, problem.readout
+    division = divided(problem.x, operations(*programs, backward=False), parallel=parallel)
+    exclusive = bool(problem.exclusive)
+    compiled = code(programs, problem.pre, division, backward=False, exclusive=exclusive)
+    return None if compiled is None else Gated(problem, compiled, division, parallel=parallel)
 
 
-def _written(
-    pre: Sequence[Tensor], y: Tensor, emitted: Tensor
-) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """The tensors of a forward pass, and those that are written, by their index among them."""
-    n = len(pre)
-    outputs = {n + 1: emitted} if y is emitted else {n: y, n + 1: emitted}
-    return [*pre, y, emitted], outputs
+class Gated:
+    """A backend for problems of one form, with steps that are compiled for its gate and readout."""
 
+    differentiable = False
 
-def gated_backward(
-    gate: str,
-    readout: str,
-    pre: Sequence[Tensor],
-    emitted: Tensor,
-    h0: Tensor | None,
-    dy: Tensor,
-    dh_final: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-    parallel: bool,
-    into: Sequence[Tensor | None] | None = None,
-) -> tuple[list[Tensor], Tensor]:
-    """Gradients of `pre` and h0; arguments as for a backend's `run_gated_backward`."""
-    reverse, exclusive = bool(reverse), bool(exclusive)
-    masks, x, n = (lengths, reset), sequence(pre), len(pre)
-    pieces = launch.pieces(x, launch.operations(gate, readout, True), parallel)
-    code = launch.code(gate, readout, pre, True, exclusive, pieces)
-    if code is None:
-        run = partial(plain.backward, reverse=reverse, exclusive=exclusive, parallel=parallel)
-        if into is not None and any(map(is_, into, pre)):
-            into = None  # autograd would see PyTorch write there
-        return backward_around(
-            run, gate, readout, pre, emitted, h0, dy, dh_final, *masks, into=into
+    def __init__(
+        self, problem: Problem, compiled: Code, division: Division, *, parallel: bool
+    ) -> None:
+        self._code, self._division, self._parallel = compiled, division, parallel
+        self._programs = problem.gate, problem.readout
+        self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
+        self._state = state_dtype(compiled.state)
+        self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
+        self._flags = bool(problem.reverse), bool(problem.exclusive)
+        self._adjoint_division = divided(
+            problem.x, operations(*self._programs, backward=True), parallel=parallel
         )
-    B, T, D = x.shape
-    pre = list(map(resolved, pre))
-    emitted, dy = resolved(emitted), spread(resolved(dy))
-    c = _state(emitted) if dh_final is None else dh_final.clone()
-    # Rounded as the states after it are.
-    first = (_state(emitted) if h0 is None else h0).to(emitted.dtype)
-    chunk, blocks, width, _ = pieces
-    room = blocks * launch.rounded(width)
-    gradients: list[Any] = []
-    for p, given in zip(pre, into or [None] * n, strict=True):
-        if p.ndim < 3:
-            sums = np.complex128 if p.is_complex() else np.float64
-            gradients.append(np.zeros((-(-T // chunk), B, room), sums))
-        else:
-            gradients.append(empty(x) if given is None else given)
-    if into is not None:
-        in_large_pages(next(g for g in gradients if isinstance(g, Tensor)))
-    tensors = [*pre, dy, emitted, first, *gradients]
-    outputs = {i: g for i, g in enumerate(gradients, n + 3) if isinstance(g, Tensor)}
-    launch.walk(code, True, tensors, outputs, c, masks, reverse, exclusive, pieces)
-    return [_reduced(g, p, D) for g, p in zip(gradients, pre, strict=True)], c
+        self._no_state: Tensor | None = None
+        self._forward: Pass | None = None
+        self._backward: dict[tuple[object, ...], Pass] = {}
+
+    def reasons(self, request: Request) -> list[str]:
+        """None: the code is there."""
+        return []
+
+    def prepared(self, problem: Problem) -> Gated:
+        """It is."""
+        return self
+
+    def forward(self, problem: Problem) -> States:
+        """Output, hidden states and final state."""
+        _, readout, pre, h0, lengths, reset, _, _ = problem
+        x = pre[self._first]
+        hidden = _empty(x, self._code.state)
+        y = _empty(x, self._code.output) if readout else hidden
+        final = self._zeros(x) if h0 is None else h0.clone()
+        if self._lazy:
+            pre = list(map(resolved, pre))
+        tensors = [*pre, y, hidden]
+        if self._forward is None:
+            self._forward = self._pass(tensors, final)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        self._forward(tensors, final, lengths, reset)
+        return States(y, hidden, final)
+
+    def bound(self, problem: Problem, y: Tensor, hidden: Tensor, h: Tensor) -> Callable[[], None]:
+        """A forward pass over the same memory, any number of times.
+
+        Args:
+            problem: without padding and resets; its h0 is not read.
+            y: where the output goes.
+            hidden: where the hidden states go; `y` itself without a readout.
+            h: the state (B, D) before; replaced by that after it.
+        """
+        tensors = [*map(resolved, problem.pre), y, hidden]
+        return self._pass(tensors, h).bound(tensors, h)
+
+    def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Pass:
+        n = len(tensors) - 2
+        written = (n, n + 1) if self._programs[1] else (n + 1,)
+        direction = Direction(backward=False, reverse=self._flags[0], inside=True)
+        return Pass(self._code, self._division, direction, tensors, written, h)
+
+    def backward(
+        self, problem: Problem, h: Tensor, gradients: Gradients
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients of `problem.pre` and of h0."""
+        _, _, pre, h0, lengths, reset, _, _ = problem
+        if self._lazy:
+            pre, h = list(map(resolved, pre)), resolved(h)
+        dy, final, out = gradients
+        dy = spread(resolved(dy))
+        c = self._zeros(h) if final is None else final.clone()
+        # Rounded as the states after it are.
+        first = self._zero_before(h) if h0 is None else h0.to(h.dtype)
+        dpre = self._room_for_gradients(pre, h, out)
+        tensors = [*pre, dy, h, first, *dpre]
+        form = tuple([t.stride() for t in tensors])
+        steps = self._backward.get(form)
+        if steps is None:
+            steps = self._backward[form] = self._adjoint(pre, tensors, c)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        steps(tensors, c, lengths, reset)
+        return [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)], c
+
+    def _zeros(self, x: Tensor) -> Tensor:
+        """A state (B, D) of zeros, for sequences (B, T, D)."""
+        B, _, D = x.shape
+        return torch.zeros((B, D), dtype=self._state)
+
+    def _zero_before(self, h: Tensor) -> Tensor:
+        """The state before the first step; nothing writes to it."""
+        if self._no_state is None:
+            self._no_state = self._zeros(h).to(h.dtype)
+        return self._no_state
+
+    def _room_for_gradients(
+        self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
+    ) -> list[Tensor]:
+        """Where gradients go: of a parameter a sum for every part of time and row."""
+        _, blocks, width, _ = division = self._adjoint_division
+        room = []
+        for i, p in enumerate(pre):
+            if p.ndim < 3:
+                dtype = torch.complex128 if p.is_complex() else torch.float64
+                parts = -(-h.shape[1] // division.chunk)
+                sums = p.new_zeros((parts, h.shape[0], blocks * rounded(width)), dtype=dtype)
+                room.append(sums.transpose(0, 1))
+            else:
+                given = out[i] if out is not None else None
+                room.append(_empty(p, p.dtype) if given is None else given)
+        if out is not None and h.nbytes >= LARGE_PAGE:
+            in_large_pages(next(g for g in out if g is not None))
+        return room
+
+    def _adjoint(self, pre: Sequence[Tensor], tensors: Sequence[Tensor], c: Tensor) -> Pass:
+        reverse, exclusive = self._flags
+        division = self._adjoint_division
+        compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
+        assert compiled is not None
+        written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
+        direction = Direction(backward=True, reverse=reverse, inside=exclusive)
+        return Pass(compiled, division, direction, tensors, written, c)
 
 
-def _state(x: Tensor) -> Tensor:
-    """Zeros."""
-    return x.new_zeros((x.shape[0], x.shape[2]), dtype=state_dtype(x.dtype))
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
 
 
-def _reduced(gradient: Any, p: Tensor, D: int) -> Tensor:
+def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """Lengths, none beyond the sequence, and where no state passes into a step."""
+    lengths, reset = problem.lengths, problem.reset
+    if lengths is not None:
+        lengths = lengths.clamp(0, problem.x.shape[1])
+    if reset is not None:
+        reset = restarts(reset, problem.lengths, reverse=problem.reverse).contiguous()
+    return lengths, reset
+
+
+def _reduced(gradient: Tensor, p: Tensor, D: int) -> Tensor:
     """The gradient of a parameter from the sums of parts of time and rows, in a fixed order."""
-    if isinstance(gradient, Tensor):
+    if p.ndim == 3:
         return gradient
-    total = gradient[..., :D].sum((0, 1) if p.ndim == 1 else 0)
-    return torch.from_numpy(total).to(p.dtype)
+    # By NumPy: PyTorch's sum depends on the number of threads.
+    sums = gradient.transpose(0, 1).numpy()[..., :D]
+    return torch.from_numpy(sums.sum((0, 1) if p.ndim == 1 else 0)).to(p.dtype)

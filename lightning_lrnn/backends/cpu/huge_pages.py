@@ -15,6 +15,7 @@ __all__ = ["empty", "in_large_pages", "resolved"]
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
+CONTIGUOUS = torch.contiguous_format
 
 
 def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -23,11 +24,13 @@ def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     What a training step allocates is freed all at once, which is enough for the allocator to return
     it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
     """
-    return in_large_pages(like.new_empty(like.shape, dtype=dtype or like.dtype))
+    return in_large_pages(torch.empty_like(like, dtype=dtype, memory_format=CONTIGUOUS))
 
 
 def in_large_pages(x: Tensor) -> Tensor:
     """The same, its memory in large pages if it is large and new."""
+    if x.nbytes < LARGE_PAGE // 8:  # x may be a part of its storage
+        return x
     storage = x.untyped_storage()
     if storage.nbytes() >= 2 * LARGE_PAGE and sys.platform == "linux":
         begin = -(-storage.data_ptr() // LARGE_PAGE) * LARGE_PAGE

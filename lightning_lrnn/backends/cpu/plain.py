@@ -1,27 +1,30 @@
-"""The plain recurrence on a CPU: chooses what is walked side by side, allocates.
+"""The plain recurrence on a CPU, where it is computed in another way than a gated one.
 
-Rows are walked by the compiled steps of the gate that hands on what it is given (`launch`). With
-one or two features four steps of time, or eight, are combined in one vector (`fold`). What is
-divided, and how, depends on the shape alone: the bits of a result depend neither on the number of
-threads nor on their timing.
+Rows are computed by the compiled steps of the gate that is the identity (`gated`), of 16 bits in
+float32. With one or two features four steps of time, or eight, are combined in one vector (`fold`).
+What is divided, and how, depends on the shape alone: the bits of a result depend neither on the
+number of threads nor on their timing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.cpu import launch
+from lightning_lrnn.backends.base import Backend, Request
+from lightning_lrnn.backends.cpu.gated import gated
 from lightning_lrnn.backends.cpu.huge_pages import empty, resolved
-from lightning_lrnn.backends.cpu.launch import Code, spread
+from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.operands import STORAGE
+from lightning_lrnn.backends.cpu.plan import Code, Direction, code, divided, operations
+from lightning_lrnn.core.problem import Gradients, Problem, States
 from lightning_lrnn.gates import IDENTITY
 
-__all__ = ["backward", "forward", "missing", "plan"]
+__all__ = ["plain"]
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 LONG = 1 << 15
@@ -31,117 +34,114 @@ FOLD = 32
 has, so that bits do not depend on those."""
 OF_FOLDED = 3
 """Times the operations of a step that is alone."""
-ALL = slice(None)
 
 
-@cache
-def missing() -> list[str]:
-    """Why this cannot run here; [] = it can."""
-    if find_spec("llvmlite") is None:
-        return ["llvmlite is not installed: pip install llvmlite"]
-    return []
+def plain(problem: Problem, *, parallel: bool) -> Backend:
+    """The backend for plain recurrences of this form."""
+    if problem.x.dtype in SIXTEEN_BIT:
+        return _Widened(problem, parallel=parallel)
+    if parallel and parts(problem, problem.x.shape[1], backwards=problem.reverse):
+        return _Folded()
+    backend = gated(problem, parallel=parallel)
+    assert backend is not None
+    return backend
 
 
-def forward(
-    a: Tensor,
-    b: Tensor,
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-    parallel: bool,
-) -> tuple[Tensor, Tensor]:
-    """y (B, T, D) and the final state (B, D); arguments as for a backend's `run`.
+class _OfOneForm:
+    """What backends for problems of one form have in common."""
 
-    Args:
-        a: decays (B, T, D), any strides.
-        b: impulses (B, T, D), any strides.
-        h0: initial state, or None.
-        lengths: int64 (B,), or None.
-        reset: bool (B, T), or None.
-        reverse: walk from the last step to the first.
-        exclusive: y_t is the state before step t.
-        parallel: on all threads and, for few columns, over time; else one step after the other.
-    """
-    if b.dtype in SIXTEEN_BIT:
-        y, h_final = forward(
-            a.float(), b.float(), h0, lengths, reset,
-            reverse=reverse, exclusive=exclusive, parallel=parallel,
-        )  # fmt: skip
-        return y.to(b.dtype), h_final
-    a, b = resolved(a), resolved(b)
-    y = empty(b)
-    h = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
-    reverse, exclusive = bool(reverse), bool(exclusive)
-    plain = lengths is None and reset is None
-    for fold, steps in plan(b, plain, reverse, parallel, b.shape[1]):
-        x, output = (_cut(a, steps), _cut(b, steps)), _cut(y, steps)
-        if fold:
-            _folded([*x], [output], h, False, reverse, exclusive)
-        else:
-            _forward_rows(*x, output, h, (lengths, reset), reverse, exclusive, parallel)
-    return y, h
+    differentiable = False
+
+    def reasons(self, request: Request) -> list[str]:
+        return []
+
+    def prepared(self, problem: Problem) -> Any:
+        return self
 
 
-def backward(
-    a: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    dy: Tensor,
-    dh_final: Tensor | None,
-    lengths: Tensor | None,
-    reset: Tensor | None,
-    *,
-    reverse: bool,
-    exclusive: bool,
-    parallel: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """da, db (B, T, D) and dh0 (B, D); arguments as for a backend's `run_backward`."""
-    if y.dtype in SIXTEEN_BIT:
-        da, db, dh0 = backward(
-            a.float(), y.float(), h0, dy.float(), dh_final, lengths, reset,
-            reverse=reverse, exclusive=exclusive, parallel=parallel,
-        )  # fmt: skip
-        return da.to(y.dtype), db.to(y.dtype), dh0
-    a, y, dy = resolved(a), resolved(y), spread(resolved(dy))
-    da, db = empty(y), empty(y)
-    c = y.new_zeros(y.shape[0], y.shape[2]) if dh_final is None else dh_final.clone()
-    first = y.new_zeros(c.shape) if h0 is None else h0
-    reverse, exclusive = bool(reverse), bool(exclusive)
-    plain = lengths is None and reset is None
-    # The first step of the forward walk finds the state before it in h0, no other does.
-    for fold, steps in plan(y, plain, not reverse, parallel, y.shape[1] - 1):
-        x, outputs = (_cut(a, steps), _cut(dy, steps)), (_cut(da, steps), _cut(db, steps))
-        if fold:
-            shift = 0 if exclusive else 1 if reverse else -1
-            before = y[:, steps.start + shift : steps.stop + shift]
-            _folded([*x, before], [*outputs], c, True, not reverse, exclusive)
-        else:
-            inputs = *x, _cut(y, steps), first
-            _backward_rows(*inputs, *outputs, c, (lengths, reset), reverse, exclusive, parallel)
-    return da, db, c
+class _Widened(_OfOneForm):
+    """16-bit sequences in float32, rounded once."""
+
+    def __init__(self, problem: Problem, *, parallel: bool) -> None:
+        self._inner = plain(_widened(problem), parallel=parallel)
+
+    def forward(self, problem: Problem) -> States:
+        h, _, final = self._inner.forward(_widened(problem))
+        h = h.to(problem.x.dtype)
+        return States(h, h, final)
+
+    def backward(
+        self, problem: Problem, h: Tensor, gradients: Gradients
+    ) -> tuple[list[Tensor], Tensor]:
+        a = problem.pre[0].float()
+        wide = Gradients(gradients.y.float(), gradients.final)
+        # The impulses may have no values.
+        dpre, dh0 = self._inner.backward(problem._replace(pre=(a, a)), h.float(), wide)
+        return [g.to(h.dtype) for g in dpre], dh0
 
 
-def plan(
-    x: Tensor, plain: bool, backwards: bool, parallel: bool, most: int
-) -> list[tuple[bool, slice]]:
+def _widened(problem: Problem) -> Problem:
+    return problem._replace(pre=tuple(p.float() for p in problem.pre))
+
+
+class _Folded(_OfOneForm):
+    """Several steps in a vector, and what is left over step by step."""
+
+    def forward(self, problem: Problem) -> States:
+        a, b = map(resolved, problem.pre)
+        reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
+        h0, y = problem.h0, empty(b)
+        forward = Direction(backward=False, reverse=reverse, inside=True)
+        final = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
+        for folds, steps in parts(problem, b.shape[1], backwards=reverse):
+            inputs, output = [_cut(a, steps), _cut(b, steps)], _cut(y, steps)
+            if folds:
+                _fold_pass(inputs, [output], final, forward, exclusive=exclusive)
+            else:
+                _row_pass([*inputs, None, output], [3], final, forward, exclusive=exclusive)
+        return States(y, y, final)
+
+    def backward(
+        self, problem: Problem, h: Tensor, gradients: Gradients
+    ) -> tuple[list[Tensor], Tensor]:
+        a, y, dy = resolved(problem.pre[0]), resolved(h), spread(resolved(gradients.y))
+        reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
+        da, db, h0 = empty(y), empty(y), problem.h0
+        adjoint = Direction(backward=True, reverse=reverse, inside=exclusive)
+        c = y.new_zeros(y.shape[0], y.shape[2])
+        first = c.clone() if h0 is None else h0
+        c = c if gradients.final is None else gradients.final.clone()
+        # The first step of the forward pass finds the state before it in h0, no other does.
+        whole = [(False, slice(None))]
+        for folds, steps in parts(problem, y.shape[1] - 1, backwards=not reverse) or whole:
+            inputs, outputs = [_cut(a, steps), _cut(dy, steps)], [_cut(da, steps), _cut(db, steps)]
+            if folds:
+                shift = 0 if exclusive else 1 if reverse else -1
+                before = y[:, steps.start + shift : steps.stop + shift]
+                _fold_pass([*inputs, before], outputs, c, adjoint, exclusive=exclusive)
+            else:
+                tensors = [inputs[0], None, inputs[1], _cut(y, steps), first, *outputs]
+                _row_pass(tensors, [5, 6], c, adjoint, exclusive=exclusive)
+        return [da, db], c
+
+
+def parts(problem: Problem, most: int, *, backwards: bool) -> list[tuple[bool, slice]]:
     """Parts of the work, in order: whether a vector holds several steps, and which steps.
 
     Args:
-        x: of the shape of the work.
-        plain: no padding, no resets; those are walked row by row.
-        backwards: the walk is from the last step to the first.
-        parallel: time may be divided.
-        most: steps, from the first one of the walk, that may be folded.
+        problem: a plain recurrence; with padding or resets there is no such part.
+        most: steps, from the first one of the pass, that may be folded.
+        backwards: whether the pass is from the last step to the first.
+
+    Returns:
+        [] if nothing is folded.
     """
-    B, T, D = x.shape
-    columns = _columns(x)
+    B, T, D = problem.x.shape
+    columns = _columns(problem.x)
     several = columns // D
-    possible = plain and parallel and several > 2 and columns % D == 0
-    if not possible or B * T < LONG or most < several:
-        return [(False, ALL)]
+    possible = problem.lengths is None and problem.reset is None and several > 2
+    if not possible or columns % D or B * T < LONG or most < several:
+        return []
     end = most // several * several
 
     def steps(begin: int, end: int) -> slice:
@@ -151,46 +151,25 @@ def plan(
 
 
 def _cut(x: Tensor, steps: slice) -> Tensor:
-    """x[:, steps], but for what that costs where it is all of x."""
-    return x if steps is ALL else x[:, steps]
+    return x[:, steps]
 
 
-def _forward_rows(
-    a: Tensor,
-    b: Tensor,
-    y: Tensor,
+def _row_pass(
+    tensors: Sequence[Tensor | None],
+    written: Sequence[int],
     h: Tensor,
-    masks: tuple[Tensor | None, Tensor | None],
-    reverse: bool,
+    direction: Direction,
+    *,
     exclusive: bool,
-    parallel: bool,
 ) -> None:
-    """The steps of the gate that hands on what it is given."""
-    pieces = launch.pieces(b, launch.operations(IDENTITY, "", False), parallel)
-    code = launch.code(IDENTITY, "", [a, b], False, exclusive, pieces)
-    assert code is not None
-    launch.walk(code, False, [a, b, None, y], {3: y}, h, masks, reverse, True, pieces)
-
-
-def _backward_rows(
-    a: Tensor,
-    dy: Tensor,
-    y: Tensor,
-    h0: Tensor,
-    da: Tensor,
-    db: Tensor,
-    c: Tensor,
-    masks: tuple[Tensor | None, Tensor | None],
-    reverse: bool,
-    exclusive: bool,
-    parallel: bool,
-) -> None:
-    """The steps of the adjoint; the first one of the forward walk is among these."""
-    pieces = launch.pieces(y, launch.operations(IDENTITY, "", True), parallel)
-    code = launch.code(IDENTITY, "", [a, a], True, exclusive, pieces)
-    assert code is not None
-    tensors = [a, None, dy, y, h0, da, db]
-    launch.walk(code, True, tensors, {5: da, 6: db}, c, masks, reverse, exclusive, pieces)
+    """Step by step, with the steps of the gate that is the identity."""
+    x, a = tensors[written[0]], tensors[0]
+    assert x is not None and a is not None
+    backward = direction.backward
+    division = divided(x, operations(IDENTITY, "", backward=backward), parallel=True)
+    compiled = code((IDENTITY, ""), [a, a], division, backward=backward, exclusive=exclusive)
+    assert compiled is not None
+    Pass(compiled, division, direction, tensors, written, h)(tensors, h)
 
 
 def _columns(x: Tensor) -> int:
@@ -200,19 +179,18 @@ def _columns(x: Tensor) -> int:
 
 @cache
 def _fold(dtype: torch.dtype, *how: Any) -> Code:
-    from lightning_lrnn.backends.cpu import fold as _cpu_fold  # llvmlite takes a while
-    from lightning_lrnn.backends.cpu import llvm
+    from lightning_lrnn.backends.cpu import fold, llvm  # llvmlite takes a while
 
-    address = _cpu_fold.address(_cpu_fold.Fold(STORAGE[dtype], *how))
+    address = fold.address(fold.Fold(STORAGE[dtype], *how))
     return Code(address, llvm.vector_bytes(), dtype, dtype)
 
 
-def _folded(
+def _fold_pass(
     inputs: list[Tensor],
     outputs: list[Tensor],
     h: Tensor,
-    backward: bool,
-    backwards: bool,
+    direction: Direction,
+    *,
     exclusive: bool,
 ) -> None:
     """All steps (B, T, D) as steps of W columns.
@@ -221,9 +199,8 @@ def _folded(
         inputs: in the order of `fold`.
         outputs: likewise; written.
         h: state (B, D) before the walk; replaced by that after it.
-        backward: whether the steps are those of the adjoint.
-        backwards: whether the walk is from the last step to the first.
-        exclusive: of the forward walk.
+        direction: of the pass.
+        exclusive: of the forward pass.
     """
     B, T, D = outputs[0].shape
     W = _columns(h)
@@ -234,13 +211,13 @@ def _folded(
         return x.as_strided((B, T * D // W, W), (x.stride(0), W, 1))
 
     inputs, outputs = [folded(x) for x in inputs], [folded(x) for x in outputs]
-    operations = OF_FOLDED * launch.operations(IDENTITY, "", backward)
-    pieces = launch.pieces(outputs[0], operations, True)
-    divided = pieces[0] < T * D // W
-    code = _fold(h.dtype, W, D, backward, exclusive, not backwards, divided)
-    tensors = [*inputs, *outputs]
-    written = dict(enumerate(outputs, len(inputs)))
+    backward, reverse, _ = direction
+    work = OF_FOLDED * operations(IDENTITY, "", backward=backward)
+    division = divided(outputs[0], work, parallel=True)
+    in_parts, rises = division.chunk < T * D // W, reverse is backward
+    compiled = _fold(h.dtype, W, D, backward, exclusive, rises, in_parts)
+    tensors, written = [*inputs, *outputs], range(len(inputs), len(inputs) + len(outputs))
     state = torch.cat([h] * (W // D), 1)
-    reverse = backwards is not backward
-    launch.walk(code, backward, tensors, written, state, (None, None), reverse, True, pieces)
+    whole = direction._replace(inside=True)
+    Pass(compiled, division, whole, tensors, written, state)(tensors, state)
     h.copy_(state[:, :D])

@@ -56,7 +56,7 @@ def lanes(bits: int) -> int:
 class Place:
     """A tensor in the function: where its step begins, and what moves a vector of its columns."""
 
-    def __init__(self, storage: str, index: int, sums: bool = False) -> None:
+    def __init__(self, storage: str, index: int, *, sums: bool = False) -> None:
         self.storage, self.index = storage, index
         self.sums = sums
         """Whether it is added to: one row for each part of time, with room for whole vectors."""
@@ -85,10 +85,11 @@ class Writer:
     def __init__(
         self,
         bits: int,
-        complex_state: bool,
         inputs: dict[int | str, Place],
         outputs: dict[int | str, Place],
         columns: int | None = None,
+        *,
+        complex_state: bool,
     ) -> None:
         self.bits, self.inputs, self.outputs = bits, inputs, outputs
         self.of_state = ("c" if complex_state else "f") + str(2 * bits if complex_state else bits)
@@ -171,7 +172,7 @@ class Writer:
 
     # The loops.
 
-    def write(self, compute: Compute, divided: bool, narrow: bool) -> str:
+    def write(self, compute: Compute, *, divided: bool, narrow: bool) -> str:
         """The module's text.
 
         Args:
@@ -201,12 +202,12 @@ class Writer:
                 block = self.function.append_basic_block(name)
                 choice.add_case(self.integer(what), block)
                 b.position_at_end(block)
-                self.write_steps(what, narrow)
+                self.write_steps(what, narrow=narrow)
                 b.branch(end)
             b.position_at_end(otherwise)
             b.unreachable()
         else:
-            self.write_steps(WALK, narrow)
+            self.write_steps(WALK, narrow=narrow)
             b.branch(end)
         b.position_at_end(end)
         b.ret_void()
@@ -242,7 +243,7 @@ class Writer:
         place.row = b.select(first, of_h0.row, place.row)
         place.column = b.select(first, of_h0.column, place.column)
 
-    def write_steps(self, what: int, narrow: bool) -> None:
+    def write_steps(self, what: int, *, narrow: bool) -> None:
         """Loops over steps and vectors.
 
         In rows of few vectors some steps are taken at once, of one vector all of them, with the

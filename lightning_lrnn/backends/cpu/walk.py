@@ -19,12 +19,12 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, threads
-from lightning_lrnn.backends.cpu.launch import ROOM
+from lightning_lrnn.backends.cpu.plan import ROOM
 from lightning_lrnn.backends.cpu.steps import (
     ARGUMENTS,
     FIRST,
@@ -190,6 +190,31 @@ class _Loop:
         self.builder.position_at_end(self.done)
 
 
+class _Piece(NamedTuple):
+    """One part of time of one block of one row, in the words of the code that is written."""
+
+    row: _Word
+    part: _Word
+    low: _Word
+    """The first of its features."""
+    n: _Word
+    """How many there are."""
+    begin: _Word
+    end: _Word
+    steps: _Word
+    """Of the row that are no padding."""
+    before: _Word
+    """Where the state before it is."""
+    after: _Word
+    """Where the state after it goes."""
+    mine: _Word
+    """The flag that says that the state before it is there."""
+    following: _Word
+    """The flag of the part after it."""
+    first: Any
+    """Whether there is no part before it."""
+
+
 class _Walk:
     """Writes the function."""
 
@@ -350,25 +375,32 @@ class _Walk:
 
         before, after = place(first, part - 1), place(last, part)
         mine, following = self.flags + piece * 8, self.flags + (piece + self.units) * 8
-        what = self.begin(before, mine, first, last, n)
+        work = _Piece(row, part, low, n, begin, end, steps, before, after, mine, following, first)
+        what = self.begin(work, last)
         with _Loop(b) as walks:
             walks.leave_if(what.get().equals(0))
-            self.write_walk(row, part, low, n, begin, end, steps, what.get())
-            self.pass_on(what, before, after, mine, following, first, n)
+            self.write_walk(work, what.get())
+            self.pass_on(work, what)
         with b.if_then(b.and_(last, steps < self.T)):
             self.clear_padding(row, low, n, steps)
 
-    def begin(self, before: _Word, mine: _Word, first: Any, last: Any, n: _Word) -> _Variable:
+    def begin(self, piece: _Piece, last: Any) -> _Variable:
         """Makes the state ready for a part of time; what to compute of it first.
 
         That is the pair, if the state before this part is not there yet, so that the next part need
         not wait for all of this one. The walk then reads the inputs again, from the caches.
         """
-        b, what = self.builder, self.variable(PAIR)
+        b, what, n, first, mine = (
+            self.builder,
+            self.variable(PAIR),
+            piece.n,
+            piece.first,
+            piece.mine,
+        )
         with b.if_then(b.and_(last, b.not_(first))):
             self.wait(mine)
         with b.if_then(b.or_(first, self.observed(mine).holds())):
-            self.copy(self.state, before, n * self.size)
+            self.copy(self.state, piece.before, n * self.size)
             what.set(self.word(WALK).chosen(last, WALK | PAIR))
         with b.if_then((what.get() & PAIR).holds()):
             A, B = (self.state + self.room * (part * self.size) for part in (1, 2))
@@ -381,16 +413,14 @@ class _Walk:
                 d.set(d.get() + 1)
         return what
 
-    def write_walk(
-        self, row: _Word, part: _Word, low: _Word, n: _Word, begin: _Word, end: _Word,
-        steps: _Word, what: _Word,
-    ) -> None:  # fmt: skip
+    def write_walk(self, piece: _Piece, what: _Word) -> None:
         """All steps of a part, in runs that no restart is within.
 
         Backward, the first step of the forward walk finds the state before it in h0, unless all
         states stand inside the emitted ones.
         """
         b = self.builder
+        row, part, low, n, begin, end, steps, *_ = piece
         rises = self.word(0) < self.direction
         k, t = self.variable(begin), self.variable(begin.chosen(rises, steps - 1 - begin))
         all_of_state = self.room * (3 * self.size)
@@ -446,17 +476,15 @@ class _Walk:
                 run.set(run.get() + 1)
         return run.get()
 
-    def pass_on(
-        self, what: _Variable, before: _Word, after: _Word, mine: _Word, following: _Word,
-        first: Any, n: _Word,
-    ) -> None:  # fmt: skip
+    def pass_on(self, piece: _Piece, what: _Variable) -> None:
         """Publishes the state after a part; leaves what is still to be computed of it: WALK or 0.
 
         That state is A * h + B whether this part was walked already or not: timing decides no bit.
         If that is not finite it may differ from the walk (inf * 0), and what the walk ends in is
         taken.
         """
-        b = self.builder
+        b, n = self.builder, piece.n
+        before, after, mine, following, first = piece[7:]
         with b.if_then(b.not_(first)):
             self.wait(mine)
         walked = what.get() & WALK

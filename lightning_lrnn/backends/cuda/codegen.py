@@ -83,12 +83,12 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     else:
         used = needed(gate, readout, kinds)
 
-    def storage(is_complex: bool) -> str:
+    def storage(*, is_complex: bool) -> str:
         if is_complex:
             return "c128" if double else "c64"
         return next((s for s in sequences if s in ("f16", "bf16")), "f64" if double else "f32")
 
-    state, output = storage(h_is_complex), storage(y_is_complex)
+    state, output = storage(is_complex=h_is_complex), storage(is_complex=y_is_complex)
     parts = [
         "struct Gate {",
         f"using State = storage::{state};",
@@ -97,7 +97,7 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         f"static constexpr int kInputs = {n};",
         f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
         *_access(operands, used, real),
-        *_mathematics(gate, read_out, kinds, h_is_complex, y_is_complex, real),
+        *_mathematics(gate, read_out, kinds, (h_is_complex, y_is_complex), real),
         "};",
     ]
     # One line: it becomes the value of a macro.
@@ -106,9 +106,9 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
 
 def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:
     """`Pre`, the values of one step, and what moves them between memory and registers."""
-    types = [_type(o.storage.startswith("c"), real) for o in operands]
+    types = [_type(real, is_complex=o.storage.startswith("c")) for o in operands]
 
-    def each(varies: bool, statement: str, chosen: Sequence[bool]) -> str:
+    def each(statement: str, chosen: Sequence[bool], *, varies: bool) -> str:
         lines = (
             statement.format(i=i, storage=operand.storage, type=types[i])
             for i, operand in enumerate(operands)
@@ -126,19 +126,19 @@ def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Ite
     steps = "template <bool kWhole, typename Count> static __device__ void"
     yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
     arguments = "(Pre* pre, char* const* first, const Index* stride, Count count)"
-    yield f"{steps} load_steps{arguments} {each(True, load, used)}"
+    yield f"{steps} load_steps{arguments} {each(load, used, varies=True)}"
     arguments = f"({UNUSED} Pre& pre, {UNUSED} char* const* first)"
-    yield f"static __device__ void load_parameters{arguments} {each(False, parameter, used)}"
+    yield f"static __device__ void load_parameters{arguments} {each(parameter, used, varies=False)}"
     arguments = "(const Pre* dx, char* const* to, Index at, Index stride, Count count)"
-    yield f"{steps} store_steps{arguments} {each(True, store, every)}"
+    yield f"{steps} store_steps{arguments} {each(store, every, varies=True)}"
     arguments = "(char* const* to, Index at, Index stride, Index count)"
-    yield f"static __device__ void store_zeros{arguments} {each(True, zeros, every)}"
+    yield f"static __device__ void store_zeros{arguments} {each(zeros, every, varies=True)}"
     arguments = f"({UNUSED} Pre& sums, {UNUSED} const Pre& dx)"
-    yield f"static __device__ void add_parameters{arguments} {each(False, add, every)}"
+    yield f"static __device__ void add_parameters{arguments} {each(add, every, varies=False)}"
     arguments = f"({UNUSED} const Pre& sums, {UNUSED} Each each)"
     yield (
         f"template <typename Each> static __device__ void each_parameter{arguments} "
-        + each(False, "each({i}, sums.x{i});", every)
+        + each("each({i}, sums.x{i});", every, varies=False)
     )
 
 
@@ -146,12 +146,12 @@ def _mathematics(
     gate: str,
     readout: str,
     kinds: tuple[bool, ...],
-    h_is_complex: bool,
-    y_is_complex: bool,
+    of_results: tuple[bool, bool],
     real: str,
 ) -> Iterator[str]:
-    """Gate, readout and their derivatives."""
-    types = [_type(kind, real) for kind in kinds]
+    """Gate, readout and their derivatives; `of_results`: whether h and y are complex."""
+    h_is_complex, y_is_complex = of_results
+    types = [_type(real, is_complex=kind) for kind in kinds]
     pre = [f"pre.x{i}" for i in range(len(kinds))]
     of_readout = (h_is_complex, *kinds)
 
@@ -187,7 +187,7 @@ def _mathematics(
     yield "}"
 
 
-def _type(is_complex: bool, real: str) -> str:
+def _type(real: str, *, is_complex: bool) -> str:
     return f"Complex<{real}>" if is_complex else real
 
 
@@ -225,7 +225,7 @@ def _body(
         takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
         if takes_complex and operation in REAL_ONLY:
             raise GateError(f"{operation} is not defined for complex numbers: {program}")
-        kind = _type(takes_complex, real)
+        kind = _type(real, is_complex=takes_complex)
         first, *others = arguments
         if operation in INFIX:
             mixed = kind if takes_complex else None
@@ -236,7 +236,7 @@ def _body(
         elif operation == "detach":
             written = expression(first)
         elif operation == "where":
-            chosen = _type(is_complex[f"t{index}"], real)
+            chosen = _type(real, is_complex=is_complex[f"t{index}"])
             written = f"{expression(first)} ? " + " : ".join(expression(a, chosen) for a in others)
         elif operation == "clamp":
             low, high = others

@@ -1,1 +1,1 @@
-"""What callbacks measure layers with."""
+"""Measurements of layers while they train, for callbacks."""

@@ -16,6 +16,7 @@ from lightning_lrnn.backends import check_name
 from lightning_lrnn.cli.compare.table import metric_of, results_table, short, summary
 from lightning_lrnn.cli.errors import CommandLineError
 from lightning_lrnn.cli.fit import parse
+from lightning_lrnn.core.errors import UserError
 from lightning_lrnn.nn import CELLS
 
 __all__ = ["LayerRun", "commands", "layer_runs", "run"]
@@ -118,7 +119,7 @@ def run(
     for layer, words in zip(runs, lines, strict=True):
         try:
             parse(words)
-        except CommandLineError as error:
+        except UserError as error:
             raise CommandLineError(f"{layer}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = []

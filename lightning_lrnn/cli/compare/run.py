@@ -18,7 +18,8 @@ import torch
 
 from lightning_lrnn import BackendError, last_backend
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.cli.fit import CommandLineError, run
+from lightning_lrnn.cli.fit import run
+from lightning_lrnn.core.errors import UserError
 from lightning_lrnn.core.process_memory import process_memory, process_peak
 from lightning_lrnn.data import DataError
 
@@ -93,7 +94,7 @@ def main(args: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0]
-        is_sentence = isinstance(error, (CommandLineError, BackendError, DataError)) and first
+        is_sentence = isinstance(error, (UserError, BackendError, DataError)) and first
         name = type(error).__name__
         report({"error": first if is_sentence else f"{name}: {first}".rstrip(": ")})
         return 1

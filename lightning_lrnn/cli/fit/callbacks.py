@@ -7,9 +7,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lightning_lrnn.cli.checkpoint import CheckpointError
 from lightning_lrnn.cli.errors import CommandLineError
 from lightning_lrnn.modules import RecurrentModule
+from lightning_lrnn.modules.checkpoint import CheckpointError
 
 __all__ = ["Monitors", "Restored"]
 

@@ -14,9 +14,9 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_lrnn.cli.checkpoint import CheckpointError
 from lightning_lrnn.cli.fit.words import Words
 from lightning_lrnn.modules import RecurrentModule
+from lightning_lrnn.modules.checkpoint import CheckpointError
 from lightning_lrnn.nn.layer import KNOWN, Layer
 
 __all__ = ["checkpoint_options"]

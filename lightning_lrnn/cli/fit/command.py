@@ -13,7 +13,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from lightning_lrnn.backends import BackendError
-from lightning_lrnn.cli.checkpoint import CheckpointFiles, check, read
 from lightning_lrnn.cli.errors import CommandLineError
 from lightning_lrnn.cli.fit import failures
 from lightning_lrnn.cli.fit.callbacks import Monitors, Restored
@@ -21,13 +20,16 @@ from lightning_lrnn.cli.fit.checkpoint_file import checkpoint_file
 from lightning_lrnn.cli.fit.checkpoint_options import checkpoint_options
 from lightning_lrnn.cli.fit.checks import check_intervals, check_layer
 from lightning_lrnn.cli.fit.parser import MODE, FitParser, one_sentence
+from lightning_lrnn.cli.fit.process_group import ProcessGroup
 from lightning_lrnn.cli.fit.saved_config import SavedConfig
 from lightning_lrnn.cli.fit.stop import STATUS, Stop
 from lightning_lrnn.cli.fit.words import Words
+from lightning_lrnn.core.errors import UserError
 
 # Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
 from lightning_lrnn.data import ByteText, DataError
 from lightning_lrnn.modules import LanguageModel
+from lightning_lrnn.modules.checkpoint import CheckpointFiles, check, read
 
 __all__ = ["FitCLI", "main", "parse", "run"]
 
@@ -126,7 +128,7 @@ class FitCLI(LightningCLI):
             trainer.strategy.checkpoint_io = CheckpointFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._stop = Stop(trainer)
-        callbacks.append(self._stop)
+        callbacks += [self._stop, ProcessGroup()]
         callbacks.insert(0, Monitors())
         path = self.config[self.subcommand].get("ckpt_path")
         if path and self.subcommand == "fit":
@@ -140,7 +142,7 @@ class FitCLI(LightningCLI):
             # Lightning's exception is an exit with the status of success.
             self._stop.end_children()
             raise SystemExit(STATUS) from None
-        except (CommandLineError, DataError, BackendError):
+        except (UserError, DataError, BackendError):
             raise
         except Exception as error:
             path = self.config[subcommand].get("ckpt_path")

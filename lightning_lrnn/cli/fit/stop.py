@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from lightning_lrnn.cli.fit.process_group import end_group
 
 __all__ = ["STATUS", "Stop"]
 
@@ -53,6 +56,8 @@ class Stop(pl.Callback):
         asked = torch.tensor([int(self._asked)], device=self._trainer.strategy.root_device)
         torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
         if asked.item():
+            # All processes are here, and none waits for another.
+            atexit.register(end_group)
             self._end()
 
     def _look(self, trainer: pl.Trainer) -> None:

@@ -52,7 +52,7 @@ class Series:
     decimal: str = "."
 
     def __len__(self) -> int:
-        """T."""
+        """The number of time steps."""
         return len(self.places)
 
     def cells(self, name: str) -> Column:
@@ -68,7 +68,7 @@ class Series:
         return self.columns[name]
 
     def column(self, name: str) -> Column:
-        """The same, as numbers if all cells are numbers."""
+        """The column of that name, as numbers if all of its cells are numbers."""
         return typed(self.cells(name), self.decimal)
 
     def place(self, step: int) -> str:

@@ -60,7 +60,6 @@ class ForecastRows:
         window: steps of the inputs.
         horizon: steps of the targets.
         offset: of each series, (1, K).
-        scale: ".
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class ForecastRows:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> SequenceRow:
-        """A window."""
+        """Returns the window with this index."""
         series, start = self.starts[index]
         middle = start + self.window
         return SequenceRow(
@@ -112,7 +111,7 @@ class StepRows:
         return len(self.spans)
 
     def __getitem__(self, index: int) -> SequenceRow:
-        """A window."""
+        """Returns the window with this index."""
         series, start, stop = self.spans[index]
         target = self.targets[series]
         return SequenceRow(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, linear
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 
 __all__ = ["DiagonalCell", "diagonal"]
 
@@ -60,13 +60,13 @@ class DiagonalCell(Cell):
         """a, complex, and scale, (hidden_size) each, from parameters cast to a real dtype."""
         raise NotImplementedError(f"{type(self).__name__} must define `transition(dtype)`")
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         parts = linear(x, self.B.flatten(0, 1))
         # There are no complex numbers of 16-bit parts.
         parts = torch.unflatten(parts.to(state_dtype(parts.dtype)), -1, (-1, 2))
         u = torch.view_as_complex(parts)
-        h, h_n = walk.scan("state", diagonal, u, *self.transition(parts.dtype), h0=carry)
+        h, h_n = context.scan("state", diagonal, u, *self.transition(parts.dtype), h0=carry)
         # Re(C h) as a product of real numbers.
         parts, C = torch.view_as_real(h).flatten(-2), self.C * self.C.new_tensor([1, -1])
         return linear(parts.to(x.dtype), C.flatten(1)) + linear(x, self.D), h_n

@@ -13,7 +13,7 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, chunks, linear
 from lightning_lrnn.nn.memory import memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["HGRN", "HGRNCell", "hgrn"]
@@ -57,14 +57,14 @@ class HGRNCell(Cell):
             memory_bias_(self.bias, self.memory)
 
     def layer(
-        self, x: Tensor, carry: Tensor | None, walk: Walk, bound: Tensor | None = None
+        self, x: Tensor, carry: Tensor | None, context: ScanContext, bound: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The layer's equations; the lowest layer, and a cell by itself, have a bound of 0."""
         H = self.hidden_size
         bias = None if self.bias is None else F.pad(self.bias, (0, 2 * H))
         f, i, g = chunks(linear(x, self.weight_ih, bias), 3)
         bound = torch.zeros_like(self.bound) if bound is None else bound
-        h, h_n = walk.scan("state", hgrn, f, i, bound.to(state_dtype(f.dtype)), h0=carry)
+        h, h_n = context.scan("state", hgrn, f, i, bound.to(state_dtype(f.dtype)), h0=carry)
         y = F.rms_norm(h, (H,), self.norm.to(h.dtype), eps=1e-5) * F.silu(g)
         return linear(y, self.weight_out), h_n
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.pytorch import unobserved
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
+from lightning_lrnn.nn.complex_columns import to_columns, to_complex
 from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LRU", "LRUCell", "LRUStateCell"]
@@ -57,7 +59,7 @@ class LRUCell(DiagonalCell):
     def transition(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """a = exp(-exp(nu) + i exp(theta)) and exp(gamma)."""
         nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
-        return torch.polar(torch.exp(-torch.exp(nu)), torch.exp(theta)), torch.exp(gamma)
+        return decay(nu, theta), torch.exp(gamma)
 
 
 class LRUStateCell(Cell):
@@ -113,22 +115,46 @@ class LRUStateCell(Cell):
         nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
         draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         S = self.hidden_size
         u = linear(x, self.B)
         dtype = state_dtype(u.dtype)
         nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
-        phase = torch.exp(theta)
-        if S % 2:
-            phase = F.pad(phase, (0, 1))
-        a = torch.polar(torch.exp(-torch.exp(nu)), phase)
-        h_0 = None if carry is None else _complex(carry.to(dtype).clone())
-        h, h_n = walk.scan("state", diagonal, _complex(u.to(dtype)), a, torch.exp(gamma), h0=h_0)
-        # Also where S is all there is: the gradient of a narrow is dense, as that of a view of
-        # complex numbers must be.
-        y, y_n = (torch.view_as_real(v).flatten(-2).narrow(-1, 0, S) for v in (h, h_n))
-        return y.to(u.dtype), y_n
+        a, scale = decay(nu, theta), torch.exp(gamma)
+        h_0 = None if carry is None else to_complex(carry.to(dtype).clone())
+        h, h_n = context.scan("state", diagonal, to_complex(u.to(dtype)), a, scale, h0=h_0)
+        return to_columns(h, S).to(u.dtype), to_columns(h_n, S)
+
+
+def decay(nu: Tensor, theta: Tensor) -> Tensor:
+    """a = exp(-exp(nu) + i exp(theta)), of units that have no theta real."""
+    result: Tensor = (_Decay.apply if unobserved(nu, theta) else _decay)(nu, theta)
+    return result
+
+
+def _decay(nu: Tensor, theta: Tensor) -> Tensor:
+    phase = torch.exp(theta)
+    if len(theta) < len(nu):
+        phase = F.pad(phase, (0, len(nu) - len(theta)))
+    return torch.polar(torch.exp(-torch.exp(nu)), phase)
+
+
+class _Decay(torch.autograd.Function):
+    """`_decay` as one node of autograd: a small layer takes as long for six."""
+
+    @staticmethod
+    def forward(ctx: Any, nu: Tensor, theta: Tensor) -> Tensor:
+        a = _decay(nu, theta)
+        ctx.save_for_backward(nu, theta, a)
+        return a
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        nu, theta, a = ctx.saved_tensors
+        of_log = gradient * a.conj()
+        of_phase = of_log.imag[: len(theta)]
+        return -torch.exp(nu) * of_log.real, torch.exp(theta) * of_phase
 
 
 def check_ring(ring: Any, max_phase: float) -> None:
@@ -163,14 +189,6 @@ def draw_(
     phase = torch.empty_like(theta, dtype=draw.dtype).uniform_(0, max_phase)
     theta.copy_(phase.clamp(min=TINY).log())
     gamma.copy_(torch.log(-torch.expm1(-2 * forgotten)) / 2)
-
-
-def _complex(columns: Tensor) -> Tensor:
-    """Pairs of columns, from the start of a storage, as complex numbers; a last one is real."""
-    if columns.shape[-1] % 2:
-        columns = F.pad(columns, (0, 1))
-    columns = columns.contiguous()
-    return torch.view_as_complex(torch.unflatten(columns, -1, (-1, 2)))
 
 
 class LRU(Stack):

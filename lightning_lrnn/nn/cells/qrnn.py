@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_lrnn.core.checks import check_choice, check_counts, check_numbers
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["QRNN", "QRNNCell", "f_pooling", "fo_pooling"]
@@ -79,10 +79,12 @@ class QRNNCell(GatedCell):
         self.window, self.pooling, self.zoneout = window, pooling, zoneout
         super().__init__(input_size, hidden_size, bias, **options)
 
-    def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
+    def pre_activations(
+        self, projection: Tensor, x: Tensor, context: ScanContext
+    ) -> tuple[Tensor, ...]:
         """Where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
-        pre = super().pre_activations(projection, x, walk)
-        if not self.zoneout or not self.training or not walk.drops:
+        pre = super().pre_activations(projection, x, context)
+        if not self.zoneout or not self.training or not context.dropout:
             return pre
         # In float32: a 16-bit draw is not fine enough.
         kept = torch.rand(pre[0].shape, device=x.device) < self.zoneout

@@ -14,7 +14,7 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.memory import memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["RGLRU", "RGLRUCell", "rg_lru"]
@@ -101,11 +101,11 @@ class RGLRUCell(Cell):
         with torch.no_grad():
             self.rate.copy_(torch.log(torch.expm1(forgotten)))  # softplus(rate) = forgotten
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         u = x if self.weight_in is None else linear(x, self.weight_in)
         r, i = self._gates(u)
-        return walk.scan("state", rg_lru, r, i, u.to(r.dtype), self.rate, h0=carry)
+        return context.scan("state", rg_lru, r, i, u.to(r.dtype), self.rate, h0=carry)
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The pre-activations of r and i; each block of them sees its block of u."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import GatedCell
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["SRU", "SRUCell", "sru"]
@@ -39,9 +39,11 @@ class SRUCell(GatedCell):
         self.sizes = (3 if input_size == hidden_size else 4, 2)
         super().__init__(input_size, hidden_size, bias, **options)
 
-    def pre_activations(self, projection: Tensor, x: Tensor, walk: Walk) -> tuple[Tensor, ...]:
+    def pre_activations(
+        self, projection: Tensor, x: Tensor, context: ScanContext
+    ) -> tuple[Tensor, ...]:
         """The input itself is one of them, where it has the size of the state."""
-        pre = super().pre_activations(projection, x, walk)
+        pre = super().pre_activations(projection, x, context)
         return pre if len(pre) == 4 else (*pre, x.to(projection.dtype))
 
 

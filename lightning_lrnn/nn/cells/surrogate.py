@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from lightning_lrnn.nn.cells.t_gru import TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNNCell
 from lightning_lrnn.nn.memory import memory_bias_
-from lightning_lrnn.nn.scan_context import Walk
+from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["FUNCTIONS", "SURROGATES", "Function", "SurrogateRNN", "SurrogateRNNCell"]
@@ -284,46 +284,54 @@ class SurrogateRNNCell(Cell):
         if self.function.closed is not None:
             of_x[self.function.closed].sub_(1)
 
-    def layer(self, x: Tensor, carry: Tensor | None, walk: Walk) -> tuple[Tensor, Tensor]:
+    def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
-        c_0, *states = [None] * len(self.parts) if carry is None else carry.split(self.parts, -1)
         n = len(self.surrogate)
-        before, outputs, after = self.surrogate_before(x, states[:n], walk)
+        c_0, *states = self._split(carry)
+        before, outputs, after = self.surrogate_before(x, states[:n], context)
         earlier = iter(states[n:])
         for k in range(1, self.passes):
             c = next(earlier)
-            y, c_n = self.once(f"pass{k}", x, before, c, outputs, walk)
+            y, c_n = self.once(f"pass{k}", x, before, c, outputs, context)
             last = c if self.reads_state else next(earlier)
-            after += [c_n] if self.reads_state else [c_n, walk.last(y, last).to(c_n.dtype)]
-            before = walk.previous(y, last)
-        y, c_n = self.once("cell", x, before, c_0, outputs, walk)
+            after += [c_n] if self.reads_state else [c_n, context.last(y, last).to(c_n.dtype)]
+            before = context.previous(y, last)
+        y, c_n = self.once("cell", x, before, c_0, outputs, context)
         return y, torch.cat([c_n, *after], -1)
 
+    def _split(self, carry: Tensor | None) -> Sequence[Any]:
+        """The parts of the carried state; None for each of them if there is none."""
+        if carry is not None:
+            parts: Sequence[Tensor] = carry.split(self.parts, -1)
+            return parts
+        of_pass = 1 if self.passes == 1 or self.reads_state else 2
+        return [None] * (1 + len(self.surrogate) + of_pass * (self.passes - 1))
+
     def once(
-        self, name: str, x: Tensor, s: Tensor, c: Any, outputs: list[Tensor], walk: Walk
+        self, name: str, x: Tensor, s: Tensor, c: Any, outputs: list[Tensor], context: ScanContext
     ) -> tuple[Tensor, Tensor]:
         """f at every t, whose gates see s: its output and the state of the cells."""
         pre, readout = self.pre_activations(x, s), self.function.readout
-        y, c_n = walk.scan(name, self.function.gate, *pre, h0=c, readout=readout)
+        y, c_n = context.scan(name, self.function.gate, *pre, h0=c, readout=readout)
         if self.shares:
             y = torch.cat([y, *outputs], -1)
         return y if self.weight_hr is None else F.linear(y, self.weight_hr), c_n
 
     def surrogate_before(
-        self, x: Tensor, states: list[Any], walk: Walk
+        self, x: Tensor, states: list[Any], context: ScanContext
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """s~_{t-1} for every t, the outputs of the surrogate's layers and their states."""
         outputs, after = [], []
         s = x
         for k, (layer, state) in enumerate(zip(self._surrogates(), states, strict=True)):
-            called = f"surrogate{k}" if len(states) > 1 else "surrogate"
+            scan_name = f"surrogate{k}" if len(states) > 1 else "surrogate"
             last = k == len(states) - 1
-            there = replace(walk, called=called, exclusive=last and not self.shares)
+            there = replace(context, scan_name=scan_name, exclusive=last and not self.shares)
             s, s_n = layer.layer(s, _of_columns(layer, state), there)
             outputs.append(s)
             after.append(_to_columns(s_n))
         if self.shares:
-            s = walk.previous(s, states[-1])
+            s = context.previous(s, states[-1])
         return s, outputs, after
 
     def pre_activations(self, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:

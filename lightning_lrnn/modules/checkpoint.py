@@ -14,7 +14,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.cloud_io import get_filesystem
 from torch import Tensor
 
-from lightning_lrnn.cli.errors import CommandLineError
+from lightning_lrnn.core.errors import UserError
 
 __all__ = ["CheckpointError", "CheckpointFiles", "check", "read"]
 
@@ -29,7 +29,7 @@ SIZES = {
 REMEDY = "give a file that `lightning-lrnn fit` wrote"
 
 
-class CheckpointError(CommandLineError):
+class CheckpointError(UserError):
     """A checkpoint cannot be read, used or written; the message is one sentence."""
 
 

@@ -12,7 +12,7 @@ import pytorch_lightning as _pl
 
 from lightning_lrnn import data as _data
 from lightning_lrnn import modules as _modules
-from lightning_lrnn._rebase import rebase as _rebase
+from lightning_lrnn.L._rebind import rebind_bases as _rebind_bases
 
 __all__ = [*_modules.__all__, *_data.__all__]
 
@@ -40,5 +40,5 @@ for _source in (_modules, _data):
     for _name in _source.__all__:
         _value = getattr(_source, _name)
         if isinstance(_value, type):
-            _value = _rebase(_value, _bases, __name__)
+            _value = _rebind_bases(_value, _bases, __name__)
         globals()[_name] = _value

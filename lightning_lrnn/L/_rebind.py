@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import CellType, FunctionType
 from typing import Any
 
-__all__ = ["rebase"]
+__all__ = ["rebind_bases"]
 
 
-def rebase(kind: type, bases: dict[type, type], module: str) -> type:
+def rebind_bases(kind: type, bases: dict[type, type], module: str) -> type:
     """The class as if it had been written with other base classes.
 
     What stands in its body is shared, but for functions that call `super()` or name `__class__`:
@@ -35,7 +35,7 @@ def rebase(kind: type, bases: dict[type, type], module: str) -> type:
     }
     # `type` puts the class that it makes into the cell, as it does for a class statement.
     body |= {"__module__": module, "__qualname__": kind.__qualname__, "__classcell__": cell}
-    parents = tuple(rebase(parent, bases, module) for parent in kind.__bases__)
+    parents = tuple(rebind_bases(parent, bases, module) for parent in kind.__bases__)
     bases[kind] = type(kind)(kind.__name__, parents, body)
     return bases[kind]
 

@@ -1,0 +1,151 @@
+"""How work on rows is divided among threads, and which steps are compiled for it.
+
+Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads,
+and with too few rows for those strips of columns; no result depends on how. Only where there are
+too few columns to keep all cores busy is time divided too, into parts that depend on the shape
+alone, taken in order by whoever is free (`walk`). So the bits of a result depend neither on the
+number of threads nor on their timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends.cpu import threads
+from lightning_lrnn.backends.cpu.operands import DTYPE, OPERAND, Operand
+from lightning_lrnn.core.problem import sequence
+from lightning_lrnn.gates import parse
+
+__all__ = ["Code", "Division", "code", "divided", "operations", "rounded"]
+
+LINE = 32
+"""Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
+WIDE = 1 << 13
+"""Columns of a block at most: their states stay in the first-level cache."""
+COSTLY = frozenset("exp sigmoid tanh silu softplus log sin cos erf gelu pow".split())
+"""Operations that are counted as eight."""
+WORTH = 1 << 20
+"""Operations for each thread, some 50 us, below which waking it costs more than it saves."""
+STRIPS = 4
+"""Threads for each row from which the plain recurrence is divided into strips of columns: what is
+read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
+DIVIDED = 1 << 23
+"""Operations below which time is not divided."""
+PLAIN = 8
+"""Operations on an element of the plain recurrence, backward."""
+FEW = 4
+"""Columns (rows times features) for each operation on an element up to which time is divided. The
+pairs are two operations more: with more columns they take as long as what another thread saves."""
+PART = 1 << 18
+"""Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
+ROOM = 32
+"""Columns that the states of a block are rounded up to: whole vectors of any dtype."""
+NARROW = 64
+"""Columns of a block up to which some steps are taken at once: faster while vectors are few."""
+
+
+class Division(NamedTuple):
+    """How the work is divided."""
+
+    chunk: int
+    """Steps of a part of time."""
+    blocks: int
+    """In a row."""
+    width: int
+    """Features of a block."""
+    workers: int
+    """Threads at most."""
+
+
+class Direction(NamedTuple):
+    """Which way a pass goes."""
+
+    backward: bool
+    """Whether the steps are those of the adjoint."""
+    reverse: bool
+    """Of the forward pass."""
+    inside: bool
+    """See `walk.FIELDS`."""
+
+
+class Code(NamedTuple):
+    """Compiled steps."""
+
+    address: int
+    alignment: int
+    """Bytes that outputs must be aligned to if they are stored past the caches."""
+    state: torch.dtype
+    """Of the emitted states."""
+    output: torch.dtype
+    """Of y."""
+
+
+def code(
+    programs: tuple[str, str],
+    pre: Sequence[Tensor],
+    division: Division,
+    *,
+    backward: bool,
+    exclusive: bool,
+) -> Code | None:
+    """Steps for a gate and a readout, or None if PyTorch shall evaluate them."""
+    operands = tuple([OPERAND[p.dtype, p.ndim] for p in pre])
+    in_parts, narrow = division.chunk < sequence(pre).shape[1], division.width <= NARROW
+    return _code(*programs, operands, backward, exclusive, in_parts, narrow)
+
+
+@cache
+def _code(gate: str, readout: str, operands: tuple[Operand, ...], *how: bool) -> Code | None:
+    from lightning_lrnn.backends.cpu import codegen  # llvmlite takes a while
+
+    if codegen.uncompiled(gate, readout, operands):
+        return None
+    steps = codegen.Steps(gate, readout, operands, *how)
+    dtypes = DTYPE[steps.state], DTYPE[steps.output]
+    return Code(codegen.address(steps), codegen.alignment(), *dtypes)
+
+
+def rounded(width: int) -> int:
+    """Columns of a block with room for whole vectors."""
+    return -(-width // ROOM) * ROOM
+
+
+@cache
+def operations(gate: str, readout: str, *, backward: bool) -> int:
+    """On an element, about: what is computed, read and written; 4 of the plain recurrence."""
+    programs = [parse(program) for program in (gate, readout) if program]
+    computed = sum(8 if step.operation in COSTLY else 1 for p in programs for step in p.steps)
+    forward = 1 + computed + programs[0].inputs + len(programs)
+    return 2 * forward if backward else forward
+
+
+def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
+    """How the work on a sequence is divided among threads.
+
+    The parts, which decide about bits, depend on the shape and the operations on an element alone.
+    """
+    B, T, D = x.shape
+    if not parallel:
+        return Division(T, *_blocks(D, 1), 1)
+    work = x.numel() * operations
+    workers = min(threads.count(), work // WORTH)
+    if work >= DIVIDED and B * D <= FEW * operations:
+        # A multiple of the steps taken at once.
+        chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
+        if T > 3 * chunk:  # with fewer parts a thread waits too long for its last
+            return Division(chunk, 1, D, max(1, min(B * -(-T // chunk), workers)))
+    strips = STRIPS if operations <= PLAIN else 2
+    blocks, width = _blocks(D, workers // B if workers >= strips * B else 1)
+    return Division(T, blocks, width, max(1, min(B * blocks, workers)))
+
+
+def _blocks(D: int, wanted: int) -> tuple[int, int]:
+    """Blocks in a row, and features of a block."""
+    width = -(-D // max(wanted, -(-D // WIDE)))
+    width = min(D, -(-width // LINE) * LINE)
+    return -(-D // width), width

@@ -1,0 +1,160 @@
+"""Which variant of `cuda_src/recurrence.cu` is launched for a shape, and with which grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
+from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda.codegen import Fused
+from lightning_lrnn.core.dtypes import state_dtype
+
+__all__ = ["Pass", "Plan", "columns", "layout_of", "macros", "plan", "slots", "steps"]
+
+STATE = {dtype: state_dtype(dtype) for dtype in STORAGE}
+
+THREADS = 256
+SERIAL_THREADS = 128
+MAX_COLUMNS = 32
+MAX_BLOCKS = 2**31 - 1
+
+SEGMENT = 64
+"""Bytes of each sequence that a thread holds at most (16-bit values become 32-bit ones there)."""
+REGISTERS, FEWER_REGISTERS = 56, 48
+"""Of 32 bits, for all sequences of a segment; fewer with resets, or with states of 64 bits, which
+need registers of their own: so no shipped gate spills on any architecture."""
+WALK = 32768
+"""Columns, B * D, from which on one thread for each walks it through time: they fill the device by
+themselves, and nothing needs to be combined (`cuda_src/README.md`, Regimes)."""
+CHAINS = 48
+"""From which on a tile waits for the state of the one before it; with fewer the hops would take
+longer than the traffic, and pairs are folded (`cuda_src/README.md`, Predictions). So a row's last
+bits may depend on how many rows there are."""
+
+
+class Plan(NamedTuple):
+    """One launch."""
+
+    macros: nvrtc.Macros
+    grid: int
+    block: int
+    words: int
+    """Of the workspace, 64 bits each; 0 = the kernel needs none."""
+    tiles: int
+    """Of time: each leaves its own sums of a parameter's gradient."""
+
+
+class Pass(NamedTuple):
+    """What a kernel is asked for, beside the gate."""
+
+    step: str
+    """"forward" or "backward"."""
+    parallel: bool
+    """Over time, or one thread per column."""
+    resets: bool = False
+    """Whether a document may start on the way."""
+    layout: str = "apart"
+    """"apart", "ahead" or "behind": where in memory the next step lies."""
+
+
+def columns(D: int) -> int:
+    """Features side by side in a block: the smallest power of two >= D, at most 32."""
+    return min(MAX_COLUMNS, 1 << (D - 1).bit_length())
+
+
+@cache
+def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
+    """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
+    size = STATE[DTYPE[gate.state]].itemsize
+    held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
+    if kind.step == "backward":  # what was emitted, its gradient, and what the readout makes of it
+        held += 2 + gate.reads_out
+    registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
+    most = min(SEGMENT // size, 4 * registers // (size * held))
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+@cache
+def macros(
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, width: int, carry: str = "chained"
+) -> nvrtc.Macros:
+    """The variant of the kernel.
+
+    Args:
+        gate: compiled into it, for the same step.
+        operands: of the gate.
+        kind: of the pass.
+        width: features per block, which only the parallel schedule has.
+        carry: "chained" or "folded", likewise.
+    """
+    step, parallel, resets, layout = kind
+    return (
+        ("LRNN_PASS", step),
+        ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
+        ("LRNN_CARRY", carry if parallel else "chained"),
+        ("LRNN_RESETS", str(int(resets))),
+        ("LRNN_LAYOUT", layout),
+        ("LRNN_COLUMNS", str(width if parallel else 1)),
+        ("LRNN_THREADS", str(THREADS)),
+        ("LRNN_STEPS", str(steps(gate, operands, kind))),
+        ("LRNN_GATE", gate.source),
+    )
+
+
+def plan(
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, shape: tuple[int, int, int]
+) -> Plan:
+    """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
+
+    Raises:
+        ValueError: if the launch would need more blocks than a CUDA grid can have.
+    """
+    B, T, D = shape
+    width = columns(D)
+    if kind.parallel and B * D < WALK:
+        segments, chains = THREADS // width, B * -(-D // width)
+        tiles = -(-T // (steps(gate, operands, kind) * segments))
+        carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
+        variant = macros(gate, operands, kind, width, carry)
+        # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
+        pieces = STATE[DTYPE[gate.state]].itemsize // 4
+        words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
+        found = Plan(variant, chains * tiles, THREADS, words, tiles)
+    else:
+        variant = macros(gate, operands, kind._replace(parallel=False), width)
+        found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
+    if found.grid > MAX_BLOCKS:
+        raise ValueError(
+            f"(B, T, D) = ({B}, {T}, {D}) needs {found.grid} blocks, a CUDA grid has at most "
+            f"{MAX_BLOCKS}: split the batch or the sequence"
+        )
+    return found
+
+
+def layout_of(
+    shape: tuple[int, int, int], lengths: Tensor | None, tensors: Sequence[Tensor], *, reverse: bool
+) -> str:
+    """Where a walk's next step lies: side by side only in whole rows of one feature."""
+    _, T, D = shape
+    if D > 1 or lengths is not None:
+        return "apart"
+    for x in tensors:
+        if x.ndim == 3:
+            sB, sT, _ = x.stride()
+            places = (x.data_ptr(), sB * x.itemsize, T * x.itemsize)
+            if sT != 1 or any(place % 16 for place in places):
+                return "apart"
+    return "behind" if reverse else "ahead"
+
+
+def slots(carry: str, tiles: int, segments: int) -> int:
+    """Values that a column of a chain leaves in the workspace: states, or pairs and states."""
+    if carry == "chained":
+        return tiles
+    fold = max(segments, 16)
+    groups = -(-tiles // fold)
+    return 2 * (tiles + groups + -(-groups // fold))

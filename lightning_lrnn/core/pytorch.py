@@ -1,0 +1,103 @@
+"""PyTorch's private names: all that this package uses, as checked with PyTorch 2.9 to 2.13.
+
+None has a public counterpart. Where another version lacks one, the import ends with its name,
+except where a way without it is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+__all__ = [
+    "add_batch_dim",
+    "any_requires_grad",
+    "below_autograd",
+    "constant",
+    "dispatch_modes",
+    "forward_mode",
+    "functorch",
+    "functorch_wrapped",
+    "is_batched",
+    "keep_graph",
+    "keys_below_autograd",
+    "node_of",
+    "profiler",
+    "remove_batch_dim",
+    "unobserved",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+any_requires_grad: Callable[..., bool] = torch._C._any_requires_grad
+"""Whether one of the tensors wants a gradient."""
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many modes see every operator."""
+profiler: Callable[[], bool] = torch._C._autograd._profiler_enabled
+"""Whether the profiler records."""
+functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether a transform of torch.func is at work."""
+functorch_wrapped: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+"""Whether a tensor is one of such a transform."""
+below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+"""A context in which operators are called below autograd."""
+keys_below_autograd: Any = torch._C._after_autograd_keyset
+"""The dispatch keys for that."""
+is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor stands for a batch of them, made by the older vmap."""
+add_batch_dim: Callable[..., Tensor] = torch._add_batch_dim
+"""Makes such a tensor."""
+remove_batch_dim: Callable[..., Tensor] = torch._remove_batch_dim
+"""And undoes it."""
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives are computed."""
+    return forward_ad._current_level >= 0
+
+
+def unobserved(*tensors: Tensor | None) -> bool:
+    """Whether nothing can tell an operator from the Python function behind it.
+
+    Tracing, transforms of torch.func, forward-mode derivatives, modes, the profiler, fake tensors
+    and other subclasses see the operator.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or dispatch_modes()
+        or functorch()
+        or profiler()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for x in tensors:
+        if x is not None and type(x) is not Tensor and type(x) is not Parameter:
+            return False
+    return True
+
+
+def keep_graph() -> bool:
+    """Whether the present backward pass leaves the graph for another one; True if not known."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return asked is None or asked()
+
+
+def node_of(function: type[torch.autograd.Function]) -> type:
+    """The type of `grad_fn` of what an autograd function returns."""
+    node: type = function._backward_cls
+    return node
+
+
+def constant(function: Function) -> Function:
+    """A function whose result torch.compile may take as a constant.
+
+    It depends on nothing that changes while a process runs except its arguments. This is the mark
+    that torch.compiler.assume_constant_result sets; calling that would import Dynamo, 2 s.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,36 @@
+"""One recurrence, in the way that PyTorch's present mode asks for."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.pytorch import forward_mode, functorch, unobserved
+from lightning_lrnn.ops import double_backward, eager
+from lightning_lrnn.ops import library as library  # registers
+from lightning_lrnn.ops.functorch import differentiable
+from lightning_lrnn.ops.schema import recurrence
+
+__all__ = ["call"]
+
+
+def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output and final state, differentiable in eager mode, under torch.compile and torch.func.
+
+    Args:
+        name: of the backend.
+        problem: which it can compute.
+    """
+    gate, readout, pre, *arguments = problem
+    if functorch() or forward_mode():
+        # Forward-mode derivatives, of which there are none, are refused there, not lost.
+        y, _, final = differentiable(gate, readout, *arguments, name, *pre)
+    elif unobserved(*pre, *problem[3:6]):
+        return eager.run(name, prepared(name, problem), problem)
+    else:
+        y, _, final = recurrence(gate, readout, pre, *arguments, name)
+    return y, final
+
+
+double_backward.recurrence = call

@@ -1,0 +1,65 @@
+"""Gradients of a recurrence by its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends import Backend, prepared
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.core.pytorch import unobserved
+from lightning_lrnn.core.unfused import read_out
+from lightning_lrnn.ops import profiling, projections, schema
+
+__all__ = ["compute_gradients", "first_order_gradients", "zeros_of_output"]
+
+
+def first_order_gradients(
+    name: str,
+    backend: Backend | None,
+    problem: Problem,
+    h: Tensor,
+    gradients: Gradients,
+    *,
+    in_place: bool = False,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Gradients of the pre-activations and of h0, by the backend; by an operator if one is seen.
+
+    `in_place`: whether gradients may take the place of the pre-activations.
+    """
+    dy, dh_final, _ = gradients
+    if unobserved(*problem.pre, h, dy):
+        # A CUDA kernel reads its inputs as what nothing writes.
+        in_place = in_place and h.device.type == "cpu"
+        out = projections.gradients_of(problem.pre, in_place=in_place)
+        backend = prepared(name, problem) if backend is None else backend
+        return compute_gradients(backend, problem, h, gradients._replace(out=out))
+    gate, readout, pre, h0, *rest = problem
+    if problem.is_plain:
+        da, db, dh0 = schema.plain_backward(pre[0], h, h0, dy, dh_final, *rest, name)
+        return [da, db], dh0
+    dpre, dh0 = schema.gated_backward(gate, readout, pre, h, h0, dy, dh_final, *rest, name)
+    return dpre, dh0
+
+
+def compute_gradients(
+    backend: Backend, problem: Problem, h: Tensor, gradients: Gradients
+) -> tuple[list[Tensor], Tensor]:
+    """What a backend computes."""
+    if gradients.final is not None:
+        gradients = gradients._replace(final=gradients.final.contiguous())
+    if profiling.observer is None:
+        return backend.backward(problem, h, gradients)
+    with profiling.observer():
+        return backend.backward(problem, h, gradients)
+
+
+def zeros_of_output(problem: Problem, h: Tensor) -> Tensor:
+    """The gradient of an output that nothing depends on."""
+    dtype = h.dtype
+    if problem.readout:
+        none = [p[:, :0] if p.ndim == 3 else p for p in problem.pre]
+        dtype = read_out(problem.readout, h[:, :0], none, None).dtype
+    return torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)

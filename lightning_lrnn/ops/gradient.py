@@ -1,0 +1,70 @@
+"""The gradient of a recurrence, in all ways in which it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.core.pytorch import is_batched, keep_graph
+from lightning_lrnn.ops import double_backward
+from lightning_lrnn.ops.batched_gradients import one_by_one
+from lightning_lrnn.ops.first_order import first_order_gradients, zeros_of_output
+
+__all__ = ["differentiate"]
+
+
+def differentiate(
+    ctx: Any,
+    dy: Tensor | None,
+    of_h: Tensor | None,
+    dh_final: Tensor | None,
+    *,
+    again: bool = False,
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """Gradients of h0 and of the pre-activations.
+
+    Args:
+        ctx: what `saved` has filled.
+        dy: gradient of the output.
+        of_h: gradient of the hidden states, which the gradient of a gradient depends on.
+        dh_final: gradient of the final state.
+        again: whether what was kept is needed again.
+    """
+    for x in (dy, of_h, dh_final):
+        if x is not None and is_batched(x):
+            return _batched(ctx, (dy, of_h, dh_final))
+    *kept, h, h0, lengths, reset = ctx.saved_tensors
+    first_order = of_h is None and not torch.is_grad_enabled()
+    # What was not kept has no influence, but for its shape and dtype.
+    absent = h.new_empty if first_order else h.new_zeros
+    pre = [
+        absent((), dtype=dtype).expand(h.shape) if p is None else p
+        for p, dtype in zip(kept, ctx.dtypes, strict=True)
+    ]
+    problem = Problem(ctx.gate, ctx.readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive)
+    if first_order:
+        gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)
+        in_place = ctx.donated and not again and not keep_graph()
+        dpre, dh0 = first_order_gradients(
+            ctx.name, ctx.backend, problem, h, gradients, in_place=in_place
+        )
+    else:
+        dpre, dh0 = double_backward.gradients(ctx.name, problem, h, dy, of_h, dh_final)
+        dpre = [g.to(dtype) for g, dtype in zip(dpre, ctx.dtypes, strict=True)]
+    return None if h0 is None else dh0, dpre
+
+
+def _batched(
+    ctx: Any, given: Sequence[Tensor | None]
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    def flat(*one: Tensor | None) -> list[Tensor | None]:
+        dy, of_h, dh_final = one
+        dh0, dpre = differentiate(ctx, dy, of_h, dh_final, again=True)
+        return [dh0, *dpre]
+
+    dh0, *dpre = one_by_one(flat, given)
+    return dh0, dpre

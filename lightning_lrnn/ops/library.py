@@ -1,0 +1,117 @@
+"""The operators behind their schema: on real tensors, on fake ones, and their autograd.
+
+torch.compile, torch.export and everything else that traces sees these, not the Python functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.problem import Gradients, Problem, sequence, sequence_dtype
+from lightning_lrnn.core.pytorch import any_requires_grad, below_autograd, keys_below_autograd
+from lightning_lrnn.core.unfused import decays_and_impulses, read_out
+from lightning_lrnn.gates import IDENTITY
+from lightning_lrnn.ops import vmap as vmap  # registers
+from lightning_lrnn.ops.direct_calls import (
+    check_backward,
+    check_forward,
+    check_gated_backward,
+    check_one_device,
+)
+from lightning_lrnn.ops.eager import compute
+from lightning_lrnn.ops.first_order import compute_gradients, zeros_of_output
+from lightning_lrnn.ops.functorch import differentiable
+from lightning_lrnn.ops.schema import library, recurrence
+
+__all__: list[str] = []
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, name = arguments
+    problem = Problem(*fields)
+    check_forward(problem, name)
+    problem = problem.dense()
+    y, h, final = compute(name, prepared(name, problem), problem)
+    return y, h if problem.readout else y.new_empty(0), final
+
+
+def _plain_backward(
+    a: Tensor, h: Tensor, h0: Tensor | None, dy: Tensor | None, dh_final: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    *flags, name = rest
+    problem = Problem(IDENTITY, "", (a, a), h0, *flags)
+    check_backward(problem, h, dy, dh_final, name)
+    (da, db), dh0 = _gradients(name, problem, h, dy, dh_final)
+    return da, db, dh0
+
+
+def _gated_backward(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, h0: Tensor | None, *rest: Any
+) -> tuple[list[Tensor], Tensor]:
+    dy, dh_final, *flags, name = rest
+    problem = Problem(gate, readout, pre, h0, *flags)
+    check_gated_backward(problem, h, dy, dh_final, name)
+    return _gradients(name, problem, h, dy, dh_final)
+
+
+def _gradients(
+    name: str, problem: Problem, h: Tensor, dy: Tensor | None, dh_final: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    problem = problem.dense()
+    dy = zeros_of_output(problem, h) if dy is None else dy
+    return compute_gradients(prepared(name, problem), problem, h, Gradients(dy, dh_final))
+
+
+def _forward_fake(
+    gate: str, readout: str, pre: list[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(*pre, *rest[:3])
+    x = sequence(pre)
+    b = decays_and_impulses(gate, pre)[1]
+    h = b.new_empty(x.shape, dtype=sequence_dtype(x, is_complex=b.is_complex()))
+    final = b.new_empty((x.shape[0], x.shape[2]))
+    if not readout:
+        return h, h.new_empty(0), final
+    return torch.empty_like(read_out(readout, h, pre, None)).contiguous(), h, final
+
+
+def _plain_backward_fake(a: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(a, h, *rest[:5])
+    dh0 = h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+    return h.new_empty(h.shape), h.new_empty(h.shape), dh0
+
+
+def _gated_backward_fake(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, *rest: Any
+) -> tuple[list[Tensor], Tensor]:
+    check_one_device(*pre, h, *rest[:5])
+    dh0 = h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+    return [p.new_empty(p.shape) for p in pre], dh0
+
+
+def _autograd(
+    keys: torch._C.DispatchKeySet, gate: str, readout: str, pre: list[Tensor], *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor]
+    if torch.is_grad_enabled() and any_requires_grad(*pre, *arguments):
+        result = differentiable(gate, readout, *arguments, *pre)
+    else:
+        with below_autograd():
+            below = keys & keys_below_autograd
+            result = recurrence.redispatch(below, gate, readout, pre, *arguments)
+    return result
+
+
+for _name, _function, _fake in (
+    ("gated_recurrence", _forward, _forward_fake),
+    ("recurrence_backward", _plain_backward, _plain_backward_fake),
+    ("gated_backward", _gated_backward, _gated_backward_fake),
+):
+    library.impl(_name, _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lightning_lrnn::{_name}", _fake, lib=library)
+library.impl("gated_recurrence", _autograd, "Autograd", with_keyset=True)

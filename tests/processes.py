@@ -1,0 +1,50 @@
+"""Tests in several processes, which end their group before they exit: see `group_ends`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENDS = Path(__file__).parent / "group_ends"
+
+
+def run(*words: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Python with `words` in a folder, and whatever processes that starts.
+
+    A status other than 0 fails the test, with the end of stderr.
+    """
+    path = [str(ENDS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, f"status {result.returncode}\n{result.stderr[-4000:]}"
+    return result
+
+
+def spawn(worker: Callable[..., None], folder: Path, *arguments: Any, count: int = 2) -> None:
+    """Calls `worker(rank, *arguments)` in each of several processes, a group by gloo."""
+    given = (worker, folder / "rendezvous", count, arguments)
+    torch.multiprocessing.spawn(_in_group, given, nprocs=count)
+
+
+def _in_group(
+    rank: int, worker: Callable[..., None], file: Path, count: int, arguments: Any
+) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=count
+    )
+    worker(rank, *arguments)
+    # What the worker held of the group is gone now, or its threads would not end with it.
+    torch.distributed.destroy_process_group()
