@@ -36,7 +36,7 @@ OPTIONAL = {"wandb": "wandb", "matplotlib": "plot"}
 """Optional package -> the extra that brings it."""
 
 UNUSABLE = (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""What the system says of a place where nothing can be written."""
+"""Errors of the system where nothing can be written."""
 
 INTERRUPTED = 130
 """The status that a shell reports for a process that Ctrl-C ended."""

@@ -19,6 +19,7 @@ from lightning_lrnn.cli.fit.checkpoint_file import checkpoint_file
 from lightning_lrnn.cli.fit.checkpoint_options import checkpoint_options
 from lightning_lrnn.cli.fit.checks import check_intervals, check_layer
 from lightning_lrnn.cli.fit.parser import MODE, FitParser, one_sentence
+from lightning_lrnn.cli.fit.process_group import ProcessGroup
 from lightning_lrnn.cli.fit.saved_config import SavedConfig
 from lightning_lrnn.cli.fit.stop import STATUS, Stop
 from lightning_lrnn.cli.fit.words import Words
@@ -126,7 +127,7 @@ class FitCLI(LightningCLI):
             trainer.strategy.checkpoint_io = CheckpointFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._stop = Stop(trainer)
-        callbacks.append(self._stop)
+        callbacks += [self._stop, ProcessGroup()]
         callbacks.insert(0, Monitors())
         path = self.config[self.subcommand].get("ckpt_path")
         if path and self.subcommand == "fit":

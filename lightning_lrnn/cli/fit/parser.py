@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser
 
-from lightning_lrnn.cli.configs import check_yaml
+from lightning_lrnn.cli.configs import ConfigError, check_yaml
 from lightning_lrnn.core.errors import UserError
 from lightning_lrnn.nn.layer import Layer
 
@@ -41,10 +42,15 @@ class FitParser(LightningArgumentParser):
         """Parses a config, after checks whose messages name the file, which `_load` cannot.
 
         Raises:
-            ConfigError: for bytes that are not text, and keys given twice.
+            ConfigError: for a file that cannot be read, bytes that are not text, and keys given
+                twice.
         """
-        if Path(path).is_file():  # and not a URL
-            check_yaml(Path(path).read_bytes(), str(path))
+        if os.path.isfile(path):  # and not a URL
+            try:
+                content = Path(path).read_bytes()
+            except OSError as error:
+                raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+            check_yaml(content, str(path))
         config: Namespace = super().parse_path(path, *more, **options)
         return config
 

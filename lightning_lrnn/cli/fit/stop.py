@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from lightning_lrnn.cli.process_group import end_group
+from lightning_lrnn.cli.fit.process_group import end_group
 
 __all__ = ["STATUS", "Stop"]
 
