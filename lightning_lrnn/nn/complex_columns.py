@@ -32,7 +32,10 @@ def to_columns(z: Tensor, size: int) -> Tensor:
 def _complex(columns: Tensor) -> Tensor:
     if columns.shape[-1] % 2:
         columns = F.pad(columns, (0, 1))
-    return torch.view_as_complex(columns.contiguous().unflatten(-1, (-1, 2)))
+    columns = columns.contiguous()
+    if columns.storage_offset() % 2:  # where no complex number begins
+        columns = columns.clone()
+    return torch.view_as_complex(columns.unflatten(-1, (-1, 2)))
 
 
 def _columns(z: Tensor, size: int) -> Tensor:

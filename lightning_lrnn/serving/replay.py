@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_lrnn.backends import prepared
-from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.core.problem import Problem
 
 __all__ = ["Replay"]
@@ -106,6 +105,8 @@ def _calls(
 
 def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]:
     """The compiled steps of a recurrence, [] where there are none."""
+    from lightning_lrnn.backends.cpu.gated import Gated  # llvmlite takes a while
+
     *fields, name = arguments
     problem = Problem(*fields)
     backend, h0 = prepared(name, problem), problem.h0

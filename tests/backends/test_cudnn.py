@@ -37,17 +37,14 @@ OF_CUDNN = 3e-4
 @pytest.fixture(params=devices())
 def device(request, monkeypatch):
     """Where it runs: on a CPU once it is let."""
-    forget = (backends._resolved.cache_clear, backends._fuses_here.cache_clear)
     if request.param == "cpu":
         monkeypatch.setattr(cudnn, "missing", lambda device: [])
     else:
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    for clear in forget:
-        clear()
+    backends.forget()
     with torch.device(request.param) if request.param != "cpu" else contextlib.nullcontext():
         yield request.param
-    for clear in forget:
-        clear()
+    backends.forget()
 
 
 def both(rnn, *arguments, leaves, **options):

@@ -26,6 +26,7 @@ from lightning_lrnn.nn.cells.sru import SRUCell
 from lightning_lrnn.nn.cells.t_gru import TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNNCell
+from lightning_lrnn.nn.complex_columns import to_columns, to_complex
 from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
@@ -501,10 +502,10 @@ def _columns(layer: Cell) -> int:
 
 
 def _to_columns(state: Tensor) -> Tensor:
-    return torch.view_as_real(state).flatten(-2) if state.is_complex() else state
+    return to_columns(state, 2 * state.shape[-1]) if state.is_complex() else state
 
 
 def _of_columns(layer: Cell, columns: Tensor | None) -> Tensor | None:
     if columns is None or not layer.carry_dtype.is_complex:
         return columns
-    return torch.view_as_complex(columns.unflatten(-1, (-1, 2)).contiguous())
+    return to_complex(columns)
