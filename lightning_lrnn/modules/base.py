@@ -492,7 +492,7 @@ def draw_no_graph(trainer: pl.Trainer) -> None:
     That of TensorBoard draws it when a run starts; what cannot be traced ends the run.
     """
     for logger in trainer.loggers:
-        if getattr(logger, "_log_graph", False):
+        if getattr(logger, "_log_graph", False) is True:  # a dummy has every attribute
             logger._log_graph = False  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"{type(logger).__name__}(log_graph=True): no graph is logged, since "
