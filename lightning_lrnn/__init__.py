@@ -7,7 +7,6 @@ from lightning_lrnn import nn
 from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.backends.cuda.warmup import warmup
 from lightning_lrnn.gates import GateError, gate
-from lightning_lrnn.ops import flops as flops  # registers
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
 from lightning_lrnn.serving import RecordedStep
 from lightning_lrnn.switch import loading as loading  # hooks into loading

@@ -12,8 +12,8 @@ import pytest
 import torch
 from plain_calls import adjoint_of
 
-from lightning_lrnn.backends.cpu.operands import DTYPE
 from lightning_lrnn.backends.cuda import nvrtc, plan
+from lightning_lrnn.backends.operands import DTYPE
 from lightning_lrnn.core import reference as reference
 
 

@@ -18,9 +18,9 @@ import torch
 from paths import ROOT, TESTS
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import STORAGE, Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
+from lightning_lrnn.backends.operands import STORAGE, Operand
 
 HOST = TESTS / "host"
 SOURCES = ROOT / "cuda_src"

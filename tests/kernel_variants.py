@@ -9,9 +9,9 @@ from gate_functions import FUNCTIONS
 from layers import ALONE, recurrences
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
 from lightning_lrnn.backends.cuda import nvrtc, plan
 from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.backends.operands import DTYPE, STORAGE, Operand
 from lightning_lrnn.nn.cells.sru import highway, sru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 

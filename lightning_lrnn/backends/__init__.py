@@ -23,13 +23,16 @@ import torch
 from lightning_lrnn.backends.base import Backend, BackendError, Request
 from lightning_lrnn.backends.modules import ModuleBackend
 from lightning_lrnn.backends.unfused import EMPTY
-from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.problem import Gradients, Problem, States
 from lightning_lrnn.core.pytorch import constant
 
 __all__ = [
     "Backend",
     "BackendError",
+    "Gradients",
+    "Problem",
     "Request",
+    "States",
     "check_name",
     "checked",
     "default",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli.parser import Parser
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["main"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lightning_lrnn.cli.parser import Parser
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.core.files import write_whole
 
 __all__ = [

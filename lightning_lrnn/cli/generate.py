@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lightning_lrnn.cli.typed import NaturalNumber, PositiveInteger, PositiveNumber, call
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 if TYPE_CHECKING:
     from lightning_lrnn.modules import LanguageModel

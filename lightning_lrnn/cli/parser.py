@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["Parser", "Passing"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.cli.typed import call
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["PlotError", "Run", "draw", "main", "plot", "read", "runs_in"]
 

@@ -12,7 +12,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["NaturalNumber", "PositiveInteger", "PositiveNumber", "call"]
 

@@ -7,7 +7,22 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_choice", "check_counts", "check_flags", "check_numbers", "plain_numbers"]
+__all__ = [
+    "UserError",
+    "check_choice",
+    "check_counts",
+    "check_flags",
+    "check_numbers",
+    "plain_numbers",
+]
+
+
+class UserError(Exception):
+    """What the user gave cannot work; the message is one sentence that says what to do.
+
+    The command answers it with that sentence and the status 2.
+    """
+
 
 Error = type[Exception]
 

@@ -8,6 +8,7 @@ from lightning_lrnn.backends import prepared
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import forward_mode, functorch, unobserved
 from lightning_lrnn.ops import double_backward, eager
+from lightning_lrnn.ops import flops as flops  # registers
 from lightning_lrnn.ops import library as library  # registers
 from lightning_lrnn.ops.functorch import differentiable
 from lightning_lrnn.ops.schema import recurrence

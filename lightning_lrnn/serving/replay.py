@@ -17,8 +17,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_lrnn.backends import prepared
-from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.backends import Problem, prepared
 
 __all__ = ["Replay"]
 

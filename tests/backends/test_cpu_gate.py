@@ -22,7 +22,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import backends, gates
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.backends.cpu import codegen, launch, llvm, plan, walk
-from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 FLAGS = list(itertools.product([False, True], repeat=2))

@@ -20,8 +20,8 @@ from plain_calls import PlainCalls, adjoint_of
 from sweeps import TOLERANCE
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.backends.cpu.operands import STORAGE
 from lightning_lrnn.backends.cuda import availability, launch, nvrtc, plan, warmup
+from lightning_lrnn.backends.operands import STORAGE
 from lightning_lrnn.core import reference as reference
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 

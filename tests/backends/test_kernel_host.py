@@ -20,10 +20,10 @@ from sweeps import TOLERANCE
 from torch import Tensor
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.cpu.operands import Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda import plan as cuda_plan
 from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.backends.operands import Operand
 
 pytestmark = needs_compiler
 

@@ -19,8 +19,8 @@ import torch
 from paths import BENCHMARKS
 from places import only_emulated
 
-from lightning_lrnn.backends.cpu.operands import DTYPE
 from lightning_lrnn.backends.cuda import launch, plan
+from lightning_lrnn.backends.operands import DTYPE
 
 SCRIPT = BENCHMARKS / "gpu.py"
 

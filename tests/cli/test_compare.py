@@ -28,7 +28,7 @@ from lightning_lrnn.cli.compare.comparison import LayerRun, commands, layer_runs
 from lightning_lrnn.cli.compare.table import results_table, summary
 from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.cli.plot import PlotError, Run, _chosen, read, runs_in
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 COMPARISONS = sorted(ROOT.glob("configs/comparisons/*.yaml"))
 OPTIONS = (

@@ -20,9 +20,9 @@ from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, vector_math
 from lightning_lrnn.backends.cpu import steps as _cpu_steps
-from lightning_lrnn.backends.cpu.operands import Operand
 from lightning_lrnn.backends.cpu.steps import NAME, PAIR, WALK, Place, Values, Writer
 from lightning_lrnn.backends.cpu.vector_math import Complex, Lanes
+from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.gates import (
     CONDITIONS,
     Program,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu import threads, walk
-from lightning_lrnn.backends.cpu.operands import STORAGE
 from lightning_lrnn.backends.cpu.plan import Code, Direction, Division, rounded
+from lightning_lrnn.backends.operands import STORAGE
 
 __all__ = ["Pass", "spread"]
 

@@ -19,8 +19,8 @@ from lightning_lrnn.backends.base import Backend, Request
 from lightning_lrnn.backends.cpu.gated import gated
 from lightning_lrnn.backends.cpu.huge_pages import empty, resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
-from lightning_lrnn.backends.cpu.operands import STORAGE
 from lightning_lrnn.backends.cpu.plan import Code, Direction, code, divided, operations
+from lightning_lrnn.backends.operands import STORAGE
 from lightning_lrnn.core.problem import Gradients, Problem, States
 from lightning_lrnn.gates import IDENTITY
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu import threads
-from lightning_lrnn.backends.cpu.operands import DTYPE, OPERAND, Operand
+from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.problem import sequence
 from lightning_lrnn.gates import parse
 

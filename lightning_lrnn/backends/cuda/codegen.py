@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from lightning_lrnn.backends.cpu.operands import Operand
+from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.gates import (
     Constant,
     GateError,

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.base import Request
-from lightning_lrnn.backends.cpu.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
+from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, States
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_lrnn.backends.cpu.operands import DTYPE, STORAGE, Operand
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused
+from lightning_lrnn.backends.operands import DTYPE, STORAGE, Operand
 from lightning_lrnn.core.dtypes import state_dtype
 
 __all__ = ["Pass", "Plan", "columns", "layout_of", "macros", "plan", "slots", "steps"]

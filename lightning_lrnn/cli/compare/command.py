@@ -17,7 +17,7 @@ from typing import Any
 from lightning_lrnn.cli.compare import comparison
 from lightning_lrnn.cli.configs import find_config, read_comparison
 from lightning_lrnn.cli.parser import Parser
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["compare", "main"]
 

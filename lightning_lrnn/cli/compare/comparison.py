@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lightning_lrnn.backends import check_name
 from lightning_lrnn.cli.compare.table import metric_of, results_table, short, summary
 from lightning_lrnn.cli.fit import parse
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.nn import CELLS
 
 __all__ = ["LayerRun", "commands", "layer_runs", "run"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lightning_lrnn.cli.parser import Parser, Passing
 from lightning_lrnn.cli.typed import NaturalNumber, PositiveInteger, PositiveNumber, call
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["long_memory", "main", "switch", "text"]
 

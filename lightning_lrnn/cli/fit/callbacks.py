@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.modules.checkpoint import CheckpointError
 

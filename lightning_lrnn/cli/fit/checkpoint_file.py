@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 __all__ = ["checkpoint_file", "last_checkpoint"]
 

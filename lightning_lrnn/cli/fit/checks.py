@@ -8,8 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lightning_lrnn.cli.fit.parser import one_sentence
-from lightning_lrnn.core.checks import check_counts
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError, check_counts
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.nn.layer import Layer
 

@@ -23,7 +23,7 @@ from lightning_lrnn.cli.fit.process_group import ProcessGroup
 from lightning_lrnn.cli.fit.saved_config import SavedConfig
 from lightning_lrnn.cli.fit.stop import STATUS, Stop
 from lightning_lrnn.cli.fit.words import Words
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 
 # Imported here so that `--model LanguageModel` and `--data ByteText` work by their short names.
 from lightning_lrnn.data import ByteText, DataError

@@ -12,7 +12,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning.cli import LightningArgumentParser
 
 from lightning_lrnn.cli.configs import ConfigError, check_yaml
-from lightning_lrnn.core.errors import UserError
+from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.nn.layer import Layer
 
 __all__ = ["MODE", "FitParser", "one_sentence"]
