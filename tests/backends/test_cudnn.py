@@ -229,12 +229,12 @@ def test_cudnn_gets_what_it_wants(device, monkeypatch):
     """No copies and no warnings: dense inputs, dense states, weights as cuDNN keeps them."""
     seen = []
 
-    def vendor(rnn, parts, pre, state, reverse):
+    def vendor(rnn, parts, pre, state, *, reverse):
         def spy(x, state, weights, *options):
             seen.append((parts, x, state, weights))
             return rnn(x, state, weights, *options)
 
-        return original(spy, parts, pre, state, reverse)
+        return original(spy, parts, pre, state, reverse=reverse)
 
     original = cudnn._vendor
     monkeypatch.setattr(cudnn, "_vendor", vendor)
