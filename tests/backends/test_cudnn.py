@@ -343,7 +343,7 @@ def test_auto_never_takes_it(device):
     assert lrnn.last_backend() != "cudnn"
     names = backends.names()
     assert names.index("cudnn") > names.index("serial")
-    assert backends.load("serial").unsupported_reasons(Request(torch.device("xpu"), F64)) == []
+    assert backends.reasons("serial", Request(torch.device("xpu"), F64)) == []
 
 
 @pytest.mark.parametrize("program", [lrnn.nn.cells.gilr.gilr.program, free.program], ids=str)
