@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn.backends import Backend, Request
+from lightning_lrnn.backends import Prepared, Request
 from lightning_lrnn.core import arguments
 from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
@@ -75,13 +75,13 @@ def linear_recurrence(
     """
     problem = Problem(gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive)
     if isinstance(a, Tensor) and a.ndim == 1:
-        problem = _of_parameters(problem)
-    known = _known(problem, backend)
+        problem = _parameters_as_gate(problem)
+    known = _cached(problem, backend)
     if known is not None:
         return eager.run(*known, problem.dense())
     check_flags(TypeError, reverse=reverse, exclusive=exclusive)
     arguments.check_decays_and_impulses(a, b)
-    return _computed(problem, backend)
+    return _check_and_run(problem, backend)
 
 
 def gated_recurrence(
@@ -126,7 +126,7 @@ def gated_recurrence(
     if fusible:
         programs = gate.program, "" if readout is None else readout.program  # type: ignore[attr-defined]
     problem = Problem(*programs, pre, h0, lengths, reset, reverse, exclusive)
-    known = _known(problem, backend) if fusible else None
+    known = _cached(problem, backend) if fusible else None
     if known is not None:
         return eager.run(*known, problem.dense())
     for name, function in (("gate", gate), ("readout", readout)):
@@ -139,18 +139,21 @@ def gated_recurrence(
         if problem.readout:
             _check_program("readout", problem.readout, len(pre) + 1, 1)
         # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
-        if not functorch() or _differentiable(problem, backend):
-            return _computed(_of_parameters(problem), backend)
-    return _evaluated(gate, readout, problem, backend)
+        if not functorch() or _uses_autograd(problem, backend):
+            return _check_and_run(_parameters_as_gate(problem), backend)
+    return _run_gate_in_pytorch(gate, readout, problem, backend)
 
 
-def _known(problem: Problem, backend: str) -> tuple[str, Backend] | None:
-    """The backend, if nothing but values can be wrong in an eager problem of this form."""
+def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
+    """The name of the backend and what it has prepared for problems of this form.
+
+    None if none of this form was checked before, and where PyTorch does not run eagerly.
+    """
     if (
         type(backend) is not str
         or type(problem.reverse) is not bool
         or type(problem.exclusive) is not bool
-        or not unobserved(*problem.pre, *problem[3:6])
+        or not unobserved(*problem.pre, *problem.optional)
     ):
         return None
     try:
@@ -168,23 +171,24 @@ def _key(problem: Problem, backend: str) -> tuple[object, ...]:
     return backends.default() if backend == "auto" else backend, problem.form()
 
 
-def _computed(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
-    """By the operator, after the last checks."""
-    arguments.check_edges(problem)
+def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    """After the last checks, by the backend that is asked for."""
+    arguments.check_optional(problem)
     x, dense = problem.x, problem.dense()
     name = backends.resolve(backend, Request(x.device, x.dtype, problem.gate, problem.readout))
-    if backends.differentiable(name):
+    if backends.uses_autograd(name):
         computed_by(name)
-        y, _, final = backends.loaded[name].forward(dense)
+        y, _, final = backends.loaded[name].prepared(dense).forward(dense)
         return y, final
-    if unobserved(*problem.pre, *problem[3:6]):
-        prepared = name, backends.prepared(name, dense)
-        backends.remember(backends.checked, _key(problem, backend), prepared)
-    return call(name, dense)
+    if not unobserved(*problem.pre, *problem.optional):
+        return call(name, dense)
+    prepared = backends.prepared(name, dense)
+    backends.remember(backends.checked, _key(problem, backend), (name, prepared))
+    return eager.run(name, prepared, dense)
 
 
-def _of_parameters(problem: Problem) -> Problem:
-    """A plain recurrence with parameters among its decays and impulses, as a gate of these."""
+def _parameters_as_gate(problem: Problem) -> Problem:
+    """Turns a plain recurrence with parameters into a gate of these."""
     pre = problem.pre
     if not problem.is_plain or all(p.ndim == 3 for p in pre):
         return problem
@@ -196,10 +200,10 @@ def _of_parameters(problem: Problem) -> Problem:
     return problem._replace(gate=gates.SWAPPED, pre=pre[::-1])
 
 
-def _differentiable(problem: Problem, backend: str) -> bool:
+def _uses_autograd(problem: Problem, backend: str) -> bool:
     x = problem.x
     request = Request(x.device, x.dtype, problem.gate, problem.readout)
-    return backends.differentiable(backends.resolve(backend, request))
+    return backends.uses_autograd(backends.resolve(backend, request))
 
 
 @constant
@@ -207,13 +211,13 @@ def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
     gates.check_program(kind, program, inputs, outputs)
 
 
-def _evaluated(
+def _run_gate_in_pytorch(
     gate: Callable[..., Any],
     readout: Callable[..., Any] | None,
     problem: Problem,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """With gate and readout as functions, evaluated and differentiated by PyTorch."""
+    """Evaluates gate and readout, any functions, by PyTorch, which differentiates them."""
     x, pre, lengths = problem.x, problem.pre, problem.lengths
     padding = None
     if lengths is not None:

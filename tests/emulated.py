@@ -18,7 +18,7 @@ def compiler() -> Compiler:
 
 
 class Emulated:
-    differentiable = False
+    uses_autograd = False
 
     def reasons(self, request):
         return [] if request.device.type == "cpu" else ["runs on the host"]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lightning_lrnn.backends.base import Backend, BackendError, Request
+from lightning_lrnn.backends.base import Backend, BackendError, Prepared, Request
 from lightning_lrnn.backends.modules import ModuleBackend
 from lightning_lrnn.backends.unfused import EMPTY
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -30,13 +30,13 @@ __all__ = [
     "Backend",
     "BackendError",
     "Gradients",
+    "Prepared",
     "Problem",
     "Request",
     "States",
     "check_name",
     "checked",
     "default",
-    "differentiable",
     "explain",
     "forget",
     "load",
@@ -47,6 +47,7 @@ __all__ = [
     "remember",
     "resolve",
     "use_backend",
+    "uses_autograd",
 ]
 
 BUILT_IN = {
@@ -58,7 +59,7 @@ BUILT_IN = {
 
 ENTRY_POINT_GROUP = "lightning_lrnn.backends"
 ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_BACKEND"
-PROTOCOL = "differentiable", "reasons", "prepared", "forward", "backward"
+PROTOCOL = "uses_autograd", "reasons", "prepared"
 FORMS = 4096
 """Forms of problems whose backends are kept: shapes are many where lengths vary."""
 
@@ -124,9 +125,9 @@ def explain(device: str | torch.device, dtype: torch.dtype = torch.float32) -> d
 
 
 @constant
-def differentiable(name: str) -> bool:
+def uses_autograd(name: str) -> bool:
     """Whether a backend is made of operations that PyTorch differentiates."""
-    return load(name).differentiable
+    return load(name).uses_autograd
 
 
 # A plain global, not a context variable: torch.compile traces and guards it, so that a compiled
@@ -208,13 +209,15 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
     raise BackendError(f"no backend can run on {device} with {dtype}: {'; '.join(skipped)}")
 
 
-_prepared: dict[tuple[object, ...], Backend] = {}
-checked: dict[tuple[object, ...], tuple[str, Backend]] = {}
-"""Names of backends, and these prepared, for forms of problems that were checked."""
+_prepared: dict[tuple[object, ...], Prepared] = {}
+"""By backend and form."""
+checked: dict[tuple[object, ...], tuple[str, Prepared]] = {}
+"""The same for problems whose arguments were checked, by the backend that was asked for, which may
+be "auto": `recurrence` then need not resolve it again."""
 
 
-def prepared(name: str, problem: Problem) -> Backend:
-    """A backend for problems of the form of this one, made at the first of them."""
+def prepared(name: str, problem: Problem) -> Prepared:
+    """What computes problems of the form of this one, made at the first of them."""
     key = name, problem.form()
     found = _prepared.get(key)
     if found is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lrnn.core.problem import Gradients, Problem, States
 
-__all__ = ["Backend", "BackendError", "Request"]
+__all__ = ["Backend", "BackendError", "Prepared", "Request"]
 
 
 class BackendError(RuntimeError):
@@ -32,24 +32,8 @@ class Request(NamedTuple):
     readout: str = ""
 
 
-class Backend(Protocol):
-    """Computes recurrences, forward and backward, on real tensors of at least one element."""
-
-    differentiable: bool
-    """Whether `forward` is made of operations that PyTorch differentiates; then there is no
-    `backward`, and the hidden states that `forward` returns are not read."""
-
-    def reasons(self, request: Request) -> list[str]:
-        """Why it cannot do what it is asked for; [] = it can."""
-        ...
-
-    def prepared(self, problem: Problem) -> Backend:
-        """The backend for problems of the form of this one.
-
-        The form: programs, flags, and of each tensor shape, strides, dtype and device. What depends
-        on nothing else is decided here, once.
-        """
-        ...
+class Prepared(Protocol):
+    """Computes recurrences of one form, on tensors with storage and at least one element."""
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
@@ -62,5 +46,24 @@ class Backend(Protocol):
 
         Pre-activations that `lightning_lrnn.gates.derivative.needed` leaves out have a shape and a
         dtype, but no values.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A way to compute recurrences."""
+
+    uses_autograd: bool
+    """Whether `forward` is made of operations that PyTorch differentiates; then `backward` is not
+    called, and the hidden states that `forward` returns are not read."""
+
+    def reasons(self, request: Request) -> list[str]:
+        """Why it cannot do what it is asked for; [] = it can."""
+        ...
+
+    def prepared(self, problem: Problem) -> Prepared:
+        """What computes problems of the form of this one, see `Problem.form`.
+
+        What depends on the form alone is decided here, once.
         """
         ...

@@ -12,11 +12,10 @@ from functools import cache
 from importlib import import_module
 
 import torch
-from torch import Tensor
 
-from lightning_lrnn.backends.base import Backend, Request
+from lightning_lrnn.backends.base import Prepared, Request
 from lightning_lrnn.backends.unfused import LOOP
-from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.problem import Problem
 
 __all__ = ["DTYPES", "SCAN", "SERIAL", "Compiled", "missing"]
 
@@ -39,7 +38,7 @@ class Compiled:
         parallel: over time, else one step after the other.
     """
 
-    differentiable = False
+    uses_autograd = False
 
     def __init__(self, *, parallel: bool) -> None:
         self.parallel = parallel
@@ -56,22 +55,12 @@ class Compiled:
         """Whether gates are compiled into the loop: wherever there is compiled code."""
         return not missing(request.device.type)
 
-    def prepared(self, problem: Problem) -> Backend:
+    def prepared(self, problem: Problem) -> Prepared:
         """The code of the device for problems of this form."""
         kind = problem.x.device.type
         if missing(kind):
             return LOOP
-        return _plan(kind)(problem, parallel=self.parallel)
-
-    def forward(self, problem: Problem) -> States:
-        """See `Backend`."""
-        return self.prepared(problem).forward(problem)
-
-    def backward(
-        self, problem: Problem, h: Tensor, gradients: Gradients
-    ) -> tuple[list[Tensor], Tensor]:
-        """See `Backend`."""
-        return self.prepared(problem).backward(problem, h, gradients)
+        return _maker(kind)(problem, parallel=self.parallel)
 
 
 SCAN, SERIAL = Compiled(parallel=True), Compiled(parallel=False)
@@ -86,6 +75,6 @@ def missing(device_type: str) -> list[str]:
 
 
 @cache
-def _plan(device_type: str) -> Callable[..., Backend]:
-    plan: Callable[..., Backend] = import_module(f"{__package__}.{device_type}").backend
-    return plan
+def _maker(device_type: str) -> Callable[..., Prepared]:
+    maker: Callable[..., Prepared] = import_module(f"{__package__}.{device_type}").backend
+    return maker

@@ -102,7 +102,7 @@ def missing(device: torch.device) -> list[str]:
 class Cudnn:
     """The vendor's RNN, made of operations that PyTorch differentiates."""
 
-    differentiable = True
+    uses_autograd = True
 
     def reasons(self, request: Request) -> list[str]:
         """What the machine lacks, and what cuDNN has no mode for."""

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from lightning_lrnn.backends.base import Backend, Request
+from lightning_lrnn.backends.base import Prepared, Request
 from lightning_lrnn.backends.unfused import Unfused
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -48,19 +48,19 @@ class ModuleBackend:
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
-        self.differentiable = hasattr(module, "run_differentiable")
+        self.uses_autograd = hasattr(module, "run_differentiable")
 
     def reasons(self, request: Request) -> list[str]:
         """What the module says."""
         reasons: list[str] = self.module.unsupported_reasons(request)
         return reasons
 
-    def prepared(self, problem: Problem) -> Backend:
+    def prepared(self, problem: Problem) -> Prepared:
         """With gates by the module, if it takes them, or by PyTorch around its recurrence."""
         x = problem.x
         request = Request(x.device, x.dtype, problem.gate, problem.readout)
         fuses = getattr(self.module, "fuses", None)
-        if problem.is_plain or self.differentiable or (fuses is not None and fuses(request)):
+        if problem.is_plain or self.uses_autograd or (fuses is not None and fuses(request)):
             return self
         return Unfused(lambda _: self)
 
@@ -68,7 +68,7 @@ class ModuleBackend:
         """By `run`, `run_gated` or `run_differentiable`."""
         gate, readout, pre, *rest, reverse, exclusive = problem
         flags = {"reverse": reverse, "exclusive": exclusive}
-        if self.differentiable:
+        if self.uses_autograd:
             y, final = self.module.run_differentiable(gate, readout, list(pre), *rest, **flags)
             return States(y, y, final)
         if problem.is_plain:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import gates
-from lightning_lrnn.backends.base import Backend, Request
+from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.core import reference
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.dtypes import state_dtype
@@ -22,27 +22,17 @@ __all__ = ["EMPTY", "LOOP", "Unfused"]
 
 
 class Unfused:
-    """A backend made of one for plain recurrences.
+    """Computes gated recurrences by plain ones.
 
-    In the dtype of the state, as compiled code evaluates gates: of 16 bits, where decays above
-    0.998 are 1, only inputs and outputs are, and gradients; each is rounded once.
+    In the dtype of the state, as compiled code does: bfloat16 rounds decays above 0.998 to 1. Only
+    inputs, outputs and gradients have 16 bits, and each is rounded once.
 
     Args:
-        plain: the backend for a problem whose gate is the identity.
+        plain: what computes a problem whose gate is the identity.
     """
 
-    differentiable = False
-
-    def __init__(self, plain: Callable[[Problem], Backend]) -> None:
+    def __init__(self, plain: Callable[[Problem], Prepared]) -> None:
         self._plain = plain
-
-    def reasons(self, request: Request) -> list[str]:
-        """None: whoever makes it has asked for them."""
-        return []
-
-    def prepared(self, problem: Problem) -> Unfused:
-        """The same for all."""
-        return self
 
     def forward(self, problem: Problem) -> States:
         """Decays and impulses, the recurrence, and what is read out."""
@@ -94,14 +84,6 @@ class Unfused:
 
 class _Loop:
     """One step after the other by PyTorch: for every device, and where a compiler is missing."""
-
-    differentiable = False
-
-    def reasons(self, request: Request) -> list[str]:
-        return []
-
-    def prepared(self, problem: Problem) -> _Loop:
-        return self
 
     @torch.no_grad()
     def forward(self, problem: Problem) -> States:

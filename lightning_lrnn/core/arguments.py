@@ -14,9 +14,9 @@ from lightning_lrnn.gates import WANTED, GateError
 
 __all__ = [
     "check_decays_and_impulses",
-    "check_edges",
     "check_length_values",
     "check_lengths",
+    "check_optional",
     "check_pre",
     "description",
     "pointwise",
@@ -46,9 +46,9 @@ def check_pre(pre: Sequence[Tensor]) -> None:
         _check_pre(f"pre[{index}]", p, sequences[0])
 
 
-def check_edges(problem: Problem) -> None:
+def check_optional(problem: Problem) -> None:
     """Raises unless h0, lengths and reset fit the sequences."""
-    x, h0, lengths, reset = problem.x, *problem[3:6]
+    x, h0, lengths, reset = problem.x, *problem.optional
     if h0 is not None:
         _check_tensor("h0", h0, (x.shape[0], x.shape[2]), x.device)
         if h0.dtype != problem.state_dtype:

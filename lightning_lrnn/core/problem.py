@@ -71,7 +71,7 @@ class Problem(NamedTuple):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of h0 and of the final state: that in which is computed."""
+        """Of h0 and of the final state: the dtype in which the recurrence is computed."""
         return state_dtype(self.hidden_dtype)
 
     def dense(self) -> Problem:
@@ -83,6 +83,11 @@ class Problem(NamedTuple):
         lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
         reset = None if reset is None else reset.contiguous()
         return Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
+
+    @property
+    def optional(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The initial state, lengths and reset."""
+        return self.h0, self.lengths, self.reset
 
     def form(self) -> tuple[object, ...]:
         """All that a backend may depend on: programs, flags, how tensors lie in memory.

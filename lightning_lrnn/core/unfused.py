@@ -1,7 +1,6 @@
 """Gate and readout evaluated by PyTorch.
 
-In the dtype of the state, as compiled code evaluates them: of 16 bits, where decays above 0.998
-are 1, only inputs and outputs are, and gradients; each is rounded once.
+In the dtype of the state, as compiled code evaluates them: bfloat16 rounds decays above 0.998 to 1.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     if functorch() or forward_mode():
         # Forward-mode derivatives, of which there are none, are refused there, not lost.
         y, _, final = differentiable(gate, readout, *arguments, name, *pre)
-    elif unobserved(*pre, *problem[3:6]):
+    elif unobserved(*pre, *problem.optional):
         return eager.run(name, prepared(name, problem), problem)
     else:
         y, _, final = recurrence(gate, readout, pre, *arguments, name)

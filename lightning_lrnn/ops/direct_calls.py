@@ -115,7 +115,7 @@ def _check_backend(backend: str, x: Tensor, gate: str, readout: str) -> None:
     if backend == "auto":
         raise BackendError("an operator takes the name of a backend, not 'auto'")
     backends.resolve(backend, Request(x.device, x.dtype, gate, readout))
-    if backends.differentiable(backend):
+    if backends.uses_autograd(backend):
         raise BackendError(f"backend {backend!r} is made of operators of PyTorch: call these")
 
 

@@ -1,7 +1,7 @@
 """The recurrence in eager mode: the backend called directly, and its gradient.
 
-The dispatcher's ways into Python take longer than a small recurrence; so where nothing can tell the
-operator (`library`) from the Python function behind it, that is called.
+The way through PyTorch's dispatcher costs more than a small recurrence; so where nothing can tell
+the operator (`library`) from the Python function behind it, the function is called.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import Backend
+from lightning_lrnn.backends import Prepared
 from lightning_lrnn.core.problem import Problem, States
 from lightning_lrnn.core.pytorch import any_requires_grad
 from lightning_lrnn.gates import derivative
@@ -35,7 +35,7 @@ def last_backend() -> str | None:
     return _last
 
 
-def run(name: str, backend: Backend, problem: Problem) -> tuple[Tensor, Tensor]:
+def run(name: str, backend: Prepared, problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and final state, with a gradient where one is asked for.
 
     Args:
@@ -52,10 +52,9 @@ def run(name: str, backend: Backend, problem: Problem) -> tuple[Tensor, Tensor]:
     return y, final
 
 
-def compute(name: str, backend: Backend, problem: Problem) -> States:
+def compute(name: str, backend: Prepared, problem: Problem) -> States:
     """What a backend computes, noted as the last of this process."""
-    global _last
-    _last = name
+    computed_by(name)
     if profiling.observer is None:
         return backend.forward(problem)
     with profiling.observer():
@@ -63,14 +62,14 @@ def compute(name: str, backend: Backend, problem: Problem) -> States:
 
 
 class _Differentiable(torch.autograd.Function):
-    """In the form that torch.func does not take.
+    """With `ctx` in `forward`, and so not for torch.func: that is `functorch`.
 
-    For the other one PyTorch inspects the signature of `forward` at every call.
+    The form that torch.func takes inspects the signature of `forward` at every call.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, backend: Backend, rest: Any, h0: Tensor | None, *pre: Tensor
+        ctx: Any, name: str, backend: Prepared, rest: Any, h0: Tensor | None, *pre: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         gate, readout, lengths, reset, reverse, exclusive = rest
         problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
@@ -87,7 +86,7 @@ class _Differentiable(torch.autograd.Function):
 _differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = _Differentiable.apply
 
 
-def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Backend | None) -> None:
+def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Prepared | None) -> None:
     """Keeps what the backward pass reads.
 
     Args:
@@ -103,6 +102,7 @@ def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Backend | No
     for p in pre:
         kinds.append(p.is_complex())
         ctx.dtypes.append(p.dtype)
+        # Chunks of a projection that nobody else reads: their gradients may take their place.
         if p.ndim == 3 and type(p.grad_fn) is not projections.SPLIT:
             ctx.donated = False
     needed = derivative.needed(gate, readout, tuple(kinds))

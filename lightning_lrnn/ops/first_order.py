@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import Backend, prepared
+from lightning_lrnn.backends import Prepared, prepared
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.pytorch import unobserved
 from lightning_lrnn.core.unfused import read_out
@@ -18,7 +18,7 @@ __all__ = ["compute_gradients", "first_order_gradients", "zeros_of_output"]
 
 def first_order_gradients(
     name: str,
-    backend: Backend | None,
+    backend: Prepared | None,
     problem: Problem,
     h: Tensor,
     gradients: Gradients,
@@ -45,7 +45,7 @@ def first_order_gradients(
 
 
 def compute_gradients(
-    backend: Backend, problem: Problem, h: Tensor, gradients: Gradients
+    backend: Prepared, problem: Problem, h: Tensor, gradients: Gradients
 ) -> tuple[list[Tensor], Tensor]:
     """What a backend computes."""
     if gradients.final is not None:

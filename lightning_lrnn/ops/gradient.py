@@ -30,7 +30,7 @@ def differentiate(
     """Gradients of h0 and of the pre-activations.
 
     Args:
-        ctx: what `saved` has filled.
+        ctx: what `eager.save` has filled.
         dy: gradient of the output.
         of_h: gradient of the hidden states, which the gradient of a gradient depends on.
         dh_final: gradient of the final state.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from lightning_lrnn.backends.base import Backend
+from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.core.problem import Problem
 
 __all__ = ["backend"]
 
 
-def backend(problem: Problem, *, parallel: bool) -> Backend:
-    """The backend for problems of this form.
+def backend(problem: Problem, *, parallel: bool) -> Prepared:
+    """What computes problems of this form.
 
     Of gates that there is no vector code for (`codegen.uncompiled`) PyTorch evaluates gate and
     readout around the plain recurrence.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.base import Request
 from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.plan import (
@@ -23,11 +22,11 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
 from lightning_lrnn.core.problem import Gradients, Problem, States
 
-__all__ = ["Gated", "gated"]
+__all__ = ["Gated", "empty", "gated"]
 
 
 def gated(problem: Problem, *, parallel: bool) -> Gated | None:
-    """The backend for problems of this form, or None if there is no vector code for the gate."""
+    """What computes problems of this form, or None if there is no vector code for the gate."""
     programs = problem.gate, problem.readout
     division = divided(problem.x, operations(*programs, backward=False), parallel=parallel)
     exclusive = bool(problem.exclusive)
@@ -36,9 +35,7 @@ def gated(problem: Problem, *, parallel: bool) -> Gated | None:
 
 
 class Gated:
-    """A backend for problems of one form, with steps that are compiled for its gate and readout."""
-
-    differentiable = False
+    """Computes problems of one form, with steps that are compiled for its gate and readout."""
 
     def __init__(
         self, problem: Problem, compiled: Code, division: Division, *, parallel: bool
@@ -56,20 +53,12 @@ class Gated:
         self._forward: Pass | None = None
         self._backward: dict[tuple[object, ...], Pass] = {}
 
-    def reasons(self, request: Request) -> list[str]:
-        """None: the code is there."""
-        return []
-
-    def prepared(self, problem: Problem) -> Gated:
-        """It is."""
-        return self
-
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
         _, readout, pre, h0, lengths, reset, _, _ = problem
         x = pre[self._first]
-        hidden = _empty(x, self._code.state)
-        y = _empty(x, self._code.output) if readout else hidden
+        hidden = empty(x, self._code.state)
+        y = empty(x, self._code.output) if readout else hidden
         final = self._zeros(x) if h0 is None else h0.clone()
         if self._lazy:
             pre = list(map(resolved, pre))
@@ -137,17 +126,19 @@ class Gated:
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
     ) -> list[Tensor]:
         """Where gradients go: of a parameter a sum for every part of time and row."""
-        _, blocks, width, _ = division = self._adjoint_division
+        division = self._adjoint_division
         room = []
         for i, p in enumerate(pre):
             if p.ndim < 3:
                 dtype = torch.complex128 if p.is_complex() else torch.float64
                 parts = -(-h.shape[1] // division.chunk)
-                sums = p.new_zeros((parts, h.shape[0], blocks * rounded(width)), dtype=dtype)
+                sums = p.new_zeros(
+                    (parts, h.shape[0], division.blocks * rounded(division.width)), dtype=dtype
+                )
                 room.append(sums.transpose(0, 1))
             else:
                 given = out[i] if out is not None else None
-                room.append(_empty(p, p.dtype) if given is None else given)
+                room.append(empty(p, p.dtype) if given is None else given)
         if out is not None and h.nbytes >= LARGE_PAGE:
             in_large_pages(next(g for g in out if g is not None))
         return room
@@ -162,7 +153,12 @@ class Gated:
         return Pass(compiled, division, direction, tensors, written, c)
 
 
-def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of a shape; a large one in large pages.
+
+    What a training step allocates is freed all at once, which is enough for the allocator to return
+    it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
+    """
     x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
     return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
 

@@ -7,24 +7,13 @@ import sys
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["empty", "in_large_pages", "resolved"]
+__all__ = ["LARGE_PAGE", "in_large_pages", "resolved"]
 
 LARGE_PAGE = 1 << 21
 """Bytes, on x86 and, with ordinary pages of 4096 bytes, on ARM."""
 MADV_HUGEPAGE = 14
-CONTIGUOUS = torch.contiguous_format
-
-
-def empty(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A contiguous tensor; a large one in large pages.
-
-    What a training step allocates is freed all at once, which is enough for the allocator to return
-    it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
-    """
-    return in_large_pages(torch.empty_like(like, dtype=dtype, memory_format=CONTIGUOUS))
 
 
 def in_large_pages(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.base import Backend, Request
-from lightning_lrnn.backends.cpu.gated import gated
-from lightning_lrnn.backends.cpu.huge_pages import empty, resolved
+from lightning_lrnn.backends.base import Prepared
+from lightning_lrnn.backends.cpu.gated import empty, gated
+from lightning_lrnn.backends.cpu.huge_pages import resolved
 from lightning_lrnn.backends.cpu.launch import Pass, spread
 from lightning_lrnn.backends.cpu.plan import Code, Direction, code, divided, operations
 from lightning_lrnn.backends.operands import STORAGE
@@ -36,8 +36,8 @@ OF_FOLDED = 3
 """Times the operations of a step that is alone."""
 
 
-def plain(problem: Problem, *, parallel: bool) -> Backend:
-    """The backend for plain recurrences of this form."""
+def plain(problem: Problem, *, parallel: bool) -> Prepared:
+    """What computes plain recurrences of this form."""
     if problem.x.dtype in SIXTEEN_BIT:
         return _Widened(problem, parallel=parallel)
     if parallel and parts(problem, problem.x.shape[1], backwards=problem.reverse):
@@ -47,19 +47,7 @@ def plain(problem: Problem, *, parallel: bool) -> Backend:
     return backend
 
 
-class _OfOneForm:
-    """What backends for problems of one form have in common."""
-
-    differentiable = False
-
-    def reasons(self, request: Request) -> list[str]:
-        return []
-
-    def prepared(self, problem: Problem) -> Any:
-        return self
-
-
-class _Widened(_OfOneForm):
+class _Widened:
     """16-bit sequences in float32, rounded once."""
 
     def __init__(self, problem: Problem, *, parallel: bool) -> None:
@@ -84,13 +72,13 @@ def _widened(problem: Problem) -> Problem:
     return problem._replace(pre=tuple(p.float() for p in problem.pre))
 
 
-class _Folded(_OfOneForm):
+class _Folded:
     """Several steps in a vector, and what is left over step by step."""
 
     def forward(self, problem: Problem) -> States:
         a, b = map(resolved, problem.pre)
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
-        h0, y = problem.h0, empty(b)
+        h0, y = problem.h0, empty(b, b.dtype)
         forward = Direction(backward=False, reverse=reverse, inside=True)
         final = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
         for folds, steps in parts(problem, b.shape[1], backwards=reverse):
@@ -106,7 +94,7 @@ class _Folded(_OfOneForm):
     ) -> tuple[list[Tensor], Tensor]:
         a, y, dy = resolved(problem.pre[0]), resolved(h), spread(resolved(gradients.y))
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
-        da, db, h0 = empty(y), empty(y), problem.h0
+        da, db, h0 = empty(y, y.dtype), empty(y, y.dtype), problem.h0
         adjoint = Direction(backward=True, reverse=reverse, inside=exclusive)
         c = y.new_zeros(y.shape[0], y.shape[2])
         first = c.clone() if h0 is None else h0

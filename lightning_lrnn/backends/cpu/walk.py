@@ -54,7 +54,7 @@ FIELDS = (
     "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside", "past",
     "places", "outputs",
 )  # fmt: skip
-"""Of a problem, 64-bit integers: what `_threads` writes; how many pieces are taken; how many
+"""Of a problem, 64-bit integers: what `threads` writes; how many pieces are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
 of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
 the states between parts (parts - 1, B, D), of the state before the first part (B, D), which that

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lightning_lrnn.backends.base import Backend
+from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.core.problem import Problem
 
 __all__ = ["backend"]
 
 
-def backend(problem: Problem, *, parallel: bool) -> Backend:
-    """The backend for problems of this form."""
+def backend(problem: Problem, *, parallel: bool) -> Prepared:
+    """What computes problems of this form."""
     from lightning_lrnn.backends.cuda import launch  # cuda-python takes a while
 
     return launch.backend(problem, parallel=parallel)

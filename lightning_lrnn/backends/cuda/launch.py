@@ -14,7 +14,6 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.base import Request
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
@@ -50,26 +49,16 @@ def fields(inputs: int) -> dict[str, int]:
 
 
 def backend(problem: Problem, *, parallel: bool) -> Kernels:
-    """The backend for problems of this form."""
+    """What computes problems of this form."""
     return Kernels(problem, parallel=parallel)
 
 
 class Kernels:
-    """A backend for problems of one form: a kernel for each pass, compiled for gate and readout."""
-
-    differentiable = False
+    """Computes problems of one form: a kernel for each pass, compiled for gate and readout."""
 
     def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
-
-    def reasons(self, request: Request) -> list[str]:
-        """None: the compiler is there."""
-        return []
-
-    def prepared(self, problem: Problem) -> Kernels:
-        """It is."""
-        return self
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state, in one kernel."""
