@@ -149,11 +149,12 @@ def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
 
     None if none of this form was checked before, and where PyTorch does not run eagerly.
     """
+    _, _, pre, h0, lengths, reset, reverse, exclusive = problem
     if (
         type(backend) is not str
-        or type(problem.reverse) is not bool
-        or type(problem.exclusive) is not bool
-        or not unobserved(*problem.pre, *problem.optional)
+        or type(reverse) is not bool
+        or type(exclusive) is not bool
+        or not unobserved(*pre, h0, lengths, reset)
     ):
         return None
     try:
@@ -161,7 +162,6 @@ def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
     except (AttributeError, RuntimeError):  # not all are tensors, or not dense ones
         return None
     found = backends.checked.get(key)
-    lengths = problem.lengths
     if found is not None and lengths is not None and lengths.device.type == "cpu":
         arguments.check_length_values(lengths, problem.x.shape[1])
     return found
