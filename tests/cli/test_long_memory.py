@@ -85,8 +85,8 @@ def test_benchmark(benchmark: Any, monkeypatch: Any, capsys: pytest.CaptureFixtu
     runs = run(benchmark, monkeypatch, *more, "--rnn", "torch.nn.LSTM")
     assert [one["rnn"] for one in runs] == ["GILRLSTM", "GILRLSTM", "torch.nn.LSTM"]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["32", "GILRLSTM", "1/1"] in [line[:3] for line in lines]
-    assert ["32", "torch.nn.LSTM", "0/1"] in [line[:3] for line in lines]
+    assert ["GILRLSTM", "32", "1/1"] in [line[:3] for line in lines]
+    assert ["torch.nn.LSTM", "32", "0/1"] in [line[:3] for line in lines]
 
 
 def test_configs_differ_in_length_alone() -> None:
