@@ -106,19 +106,24 @@ class Known(NamedTuple):
     bytes: float = 0.0
 
 
-def unfused() -> ModuleType:
+class UnfusedScan:
     """The scan with its gates by PyTorch, as the plain loop has them."""
-    scan = backends.load("scan")
-    module = ModuleType("unfused")
-    module.BACKEND = Unfused(scan.prepared)
-    return module
+
+    uses_autograd = False
+
+    def reasons(self, request: backends.Request) -> list[str]:
+        return backends.reasons("scan", request)
+
+    def prepared(self, problem: Problem) -> Unfused:
+        return Unfused(backends.load("scan").prepared)
 
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
     """Backends that are none of the package's, as entry points would add them."""
     known, ours = backends._modules(), {"plain": "plain", "unfused": "unfused:BACKEND"}
-    sys.modules["unfused"] = unfused()
+    sys.modules["unfused"] = module = ModuleType("unfused")
+    module.BACKEND = UnfusedScan()
     known |= ours
     try:
         yield
