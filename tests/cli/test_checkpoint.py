@@ -217,6 +217,7 @@ def test_what_is_typed_has_the_last_word(checkpoint: dict[str, Any], told: list[
     for group, decay in zip(after["optimizer_states"][0]["param_groups"], (DECAY, 0), strict=True):
         # Three of fifty steps of warm-up are done.
         assert group["lr"] == pytest.approx(LR * 4 / 50)
+        assert group["initial_lr"] == pytest.approx(LR)
         assert group["weight_decay"] == decay
     assert after["lr_schedulers"][0]["base_lrs"] == pytest.approx([LR, LR])
 
