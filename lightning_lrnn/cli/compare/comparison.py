@@ -144,6 +144,8 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
     folder.mkdir(parents=True, exist_ok=True)
     log, start, outcome = folder / "log.txt", time.perf_counter(), {}
     command = [sys.executable, "-m", "lightning_lrnn.cli.compare.run", *words]
+    # With wandb's own process, that of the caller if there is one, a run would end when that ends.
+    ours = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     with (
         log.open("w") as errors,
         subprocess.Popen(
@@ -151,7 +153,7 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, **environment},
+            env=ours | environment,
         ) as process,
     ):
         assert process.stdout is not None
