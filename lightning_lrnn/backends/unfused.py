@@ -98,7 +98,7 @@ class _Loop:
         return [da.contiguous(), db.contiguous()], dh0
 
 
-class _Empty(_Loop):
+class _Empty:
     """Sequences of no element: the state stays as it is."""
 
     def forward(self, problem: Problem) -> States:

@@ -49,7 +49,6 @@ class Gated:
         self._adjoint_division = divided(
             problem.x, operations(*self._programs, backward=True), parallel=parallel
         )
-        self._no_state: Tensor | None = None
         self._forward: Pass | None = None
         self._backward: dict[tuple[object, ...], Pass] = {}
 
@@ -99,7 +98,7 @@ class Gated:
         dy = spread(resolved(dy))
         c = self._zeros(h) if final is None else final.clone()
         # Rounded as the states after it are.
-        first = self._zero_before(h) if h0 is None else h0.to(h.dtype)
+        first = (self._zeros(h) if h0 is None else h0).to(h.dtype)
         dpre = self._room_for_gradients(pre, h, out)
         tensors = [*pre, dy, h, first, *dpre]
         form = tuple([t.stride() for t in tensors])
@@ -115,12 +114,6 @@ class Gated:
         """A state (B, D) of zeros, for sequences (B, T, D)."""
         B, _, D = x.shape
         return torch.zeros((B, D), dtype=self._state)
-
-    def _zero_before(self, h: Tensor) -> Tensor:
-        """The state before the first step; nothing writes to it."""
-        if self._no_state is None:
-            self._no_state = self._zeros(h).to(h.dtype)
-        return self._no_state
 
     def _room_for_gradients(
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None

@@ -82,7 +82,7 @@ class _Folded:
         forward = Direction(backward=False, reverse=reverse, inside=True)
         final = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
         for folds, steps in parts(problem, b.shape[1], backwards=reverse):
-            inputs, output = [_cut(a, steps), _cut(b, steps)], _cut(y, steps)
+            inputs, output = [a[:, steps], b[:, steps]], y[:, steps]
             if folds:
                 _fold_pass(inputs, [output], final, forward, exclusive=exclusive)
             else:
@@ -102,13 +102,13 @@ class _Folded:
         # The first step of the forward pass finds the state before it in h0, no other does.
         whole = [(False, slice(None))]
         for folds, steps in parts(problem, y.shape[1] - 1, backwards=not reverse) or whole:
-            inputs, outputs = [_cut(a, steps), _cut(dy, steps)], [_cut(da, steps), _cut(db, steps)]
+            inputs, outputs = [a[:, steps], dy[:, steps]], [da[:, steps], db[:, steps]]
             if folds:
                 shift = 0 if exclusive else 1 if reverse else -1
                 before = y[:, steps.start + shift : steps.stop + shift]
                 _fold_pass([*inputs, before], outputs, c, adjoint, exclusive=exclusive)
             else:
-                tensors = [inputs[0], None, inputs[1], _cut(y, steps), first, *outputs]
+                tensors = [inputs[0], None, inputs[1], y[:, steps], first, *outputs]
                 _row_pass(tensors, [5, 6], c, adjoint, exclusive=exclusive)
         return [da, db], c
 
@@ -136,10 +136,6 @@ def parts(problem: Problem, most: int, *, backwards: bool) -> list[tuple[bool, s
         return slice(T - end, T - begin) if backwards else slice(begin, end)
 
     return [(True, steps(0, end))] + [(False, steps(end, T))] * (end < T)
-
-
-def _cut(x: Tensor, steps: slice) -> Tensor:
-    return x[:, steps]
 
 
 def _row_pass(
