@@ -146,9 +146,10 @@ class Stack(nn.Module):
         self._checkpoint_time = size
 
     def reset_parameters(self) -> None:
-        """Fills all parameters anew."""
-        for cell in self.cells:
-            cell.reset_parameters()  # type: ignore[operator]
+        """Fills all parameters anew, those of cells in cells too."""
+        for cell in self.cells.modules():
+            if isinstance(cell, Cell):
+                cell.reset_parameters()
 
     @torch.no_grad()
     def explain(self, device: str | torch.device | None = None) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import warnings
 
 import pytest
@@ -368,6 +369,28 @@ def test_flops(name, backend):
     assert of_ours == 3 * recurrences * each * T * B * H
     matmuls = sum(n for op, n in counts.items() if "mm" in str(op))
     assert matmuls >= 2 * 2 * T * B * M * H
+
+
+@every_cell
+@pytest.mark.parametrize("memory", [None, (2, 50)])
+def test_a_deferred_start_is_that_of_the_constructor(name, memory):
+    """Made on the meta device, put somewhere, and every module's own parameters filled there."""
+    options = {"num_layers": 2, "bidirectional": True, "memory": memory}
+    with torch.device("meta"):
+        rnn = CELLS[name](M, H, **options)
+    rnn.to_empty(device="cpu")
+    for tensor in rnn.state_dict().values():
+        tensor.fill_(math.nan)
+    torch.manual_seed(0)
+    for module in rnn.modules():
+        if module is not rnn and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    torch.manual_seed(0)
+    expected = CELLS[name](M, H, **options).state_dict()
+    torch.testing.assert_close(rnn.state_dict(), expected, rtol=0, atol=0)
+    torch.manual_seed(0)
+    rnn.reset_parameters()
+    torch.testing.assert_close(rnn.state_dict(), expected, rtol=0, atol=0)
 
 
 @every_cell

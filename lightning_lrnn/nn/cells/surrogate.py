@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from lightning_lrnn.nn.cells.t_gru import TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNNCell
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
-from lightning_lrnn.nn.memory import memory_bias_
+from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
@@ -127,6 +126,9 @@ SURROGATES: dict[str, type[Cell]] = {
 } | {"LRU": LRUStateCell}
 """What may be a surrogate, by the name of the layer; of an LRU the state, which U reads out."""
 
+HALF_OPEN = (1.0, 1.0)
+"""Memory of a surrogate's gates where none is asked for: biases of 0, as nearly in `torch.nn`."""
+
 
 class SurrogateRNNCell(Cell):
     """One layer of `SurrogateRNN` in one direction.
@@ -160,26 +162,17 @@ class SurrogateRNNCell(Cell):
         surrogate_layers: int = 1,
         surrogate_options: Mapping[str, Any] | None = None,
         passes: int = 1,
+        memory: Memory = None,
         **options: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, **options)
+        super().__init__(input_size, hidden_size, bias, memory=memory, **options)
         self.function = _function(cell)
         self.passes = _passes(passes, surrogate_size)
         self.remembers_output = self.function.pair
         self.shares = surrogate_size is not None
         S = _units(surrogate_size, hidden_size, self.output_size, surrogate_layers)
-        self.surrogate = nn.ModuleList()
-        for layer in range(int(surrogate_layers)):
-            size = S if layer else input_size
-            make = functools.partial(_surrogate(surrogate), size, S, bias, **self._factory)
-            made = make(**(surrogate_options or {}))
-            self.surrogate.append(made)
-        if self.shares and not made.output_is_state:
-            raise ValueError(
-                f"the state of {surrogate} is not its output, and cannot be among the "
-                f"hidden_size={hidden_size} columns of the layer's: leave `surrogate_size` out"
-            )
-        self.cells = hidden_size - S * len(self.surrogate) if self.shares else hidden_size
+        surrogate_layers = int(surrogate_layers)
+        self.cells = hidden_size - S * surrogate_layers if self.shares else hidden_size
         rows = self.function.matrices * self.cells
         self.weight_ih = self.parameter(rows, input_size)
         self.weight_hh = self.parameter(rows, S)
@@ -188,6 +181,16 @@ class SurrogateRNNCell(Cell):
         projected = self.output_size != hidden_size
         self.weight_hr = self.parameter(self.output_size, hidden_size) if projected else None
         self.reset_parameters()
+        kind, self.surrogate = _surrogate(surrogate), nn.ModuleList()
+        start = {"memory": memory or (HALF_OPEN if bias and kind.memory_in_bias else None)}
+        settings = {**self._factory, **start, **(surrogate_options or {})}
+        for layer in range(surrogate_layers):
+            self.surrogate.append(kind(S if layer else input_size, S, bias, **settings))
+        if self.shares and not self._surrogates()[0].output_is_state:
+            raise ValueError(
+                f"the state of {surrogate} is not its output, and cannot be among the "
+                f"hidden_size={hidden_size} columns of the layer's: leave `surrogate_size` out"
+            )
 
     @property
     def parts(self) -> list[int]:
@@ -256,7 +259,7 @@ class SurrogateRNNCell(Cell):
         return carry[..., self.cells :] if self.splits else carry
 
     def reset_parameters(self) -> None:
-        """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`, the surrogate's too.
+        """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate fills its own.
 
         Where a memory of m steps is asked for, the biases of the forget gates are by it, and
         b_i = -b_f / 2: an input gate near 1 / sqrt(m), with which a sum of independent impulses
@@ -266,11 +269,6 @@ class SurrogateRNNCell(Cell):
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters(recurse=False):
             nn.init.uniform_(parameter, -bound, bound)
-        for layer in self._surrogates():
-            layer.memory = self.memory
-            layer.reset_parameters()
-            if self.memory is None and isinstance(bias := getattr(layer, "bias", None), Tensor):
-                nn.init.uniform_(bias, -bound, bound)
         if self.bias_ih is None or self.bias_hh is None:
             return
         of_x, of_s = (
