@@ -10,7 +10,7 @@ Text passes through an operator's schema, `torch.compile` and `torch.export`; it
 executed as Python. Two functions that compute the same in the same order have the same program.
 """
 
-from lightning_lrnn.gates.operations import CONDITIONS, OPERATIONS
+from lightning_lrnn.gates.operations import OPERATIONS
 from lightning_lrnn.gates.program import (
     IDENTITY,
     SWAPPED,
@@ -30,7 +30,6 @@ from lightning_lrnn.gates.program import (
 from lightning_lrnn.gates.tracing import Gate, gate, program_of, trace
 
 __all__ = [
-    "CONDITIONS",
     "IDENTITY",
     "OPERATIONS",
     "SWAPPED",

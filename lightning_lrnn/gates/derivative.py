@@ -1,4 +1,4 @@
-"""The reverse-mode derivative of a program: a program again, by one rule per operation.
+"""The reverse-mode derivative of a program: a program again, by the rules of `OPERATIONS`.
 
 Whoever compiles programs thereby has the gradient of every gate and readout; nobody writes a
 backward pass by hand. PyTorch's conventions hold: at ties (`maximum` halves, `clamp` passes at its
@@ -8,15 +8,14 @@ gradient is conjugated so that a step along it descends.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import torch
 from torch import fx
 
 from lightning_lrnn.gates import (
+    OPERATIONS,
     Constant,
     Program,
     Step,
@@ -29,85 +28,7 @@ from lightning_lrnn.gates import (
     state_is_complex,
 )
 
-__all__ = ["RULES", "needed", "pullback", "readout_or_state"]
-
-# Each rule maps the gradient g of y = operation(x, ...), y itself and the arguments to the
-# gradients of the arguments, None for none. Arguments may be numbers. `conj` does nothing to what
-# is real, and is left out of the program there.
-
-
-def _power(g: Any, y: Any, x: Any, c: Any) -> Sequence[Any]:
-    if isinstance(x, int | float):
-        return None, g * (y * math.log(x))
-    if c == 0:
-        return None, None
-    return g * _conj(x if c == 2 else 1 if c == 1 else x ** (c - 1)) * c, None
-
-
-def _clamp(g: Any, y: Any, x: Any, low: Any, high: Any) -> Sequence[Any]:
-    if low is not None:
-        g = torch.where(x >= low, g, 0)
-    if high is not None:
-        g = torch.where(x <= high, g, 0)
-    return g, None, None
-
-
-def _gelu(g: Any, y: Any, x: Any) -> Sequence[Any]:
-    cdf = 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
-    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return (g * (cdf + x * density),)
-
-
-def _silu(g: Any, y: Any, x: Any) -> Sequence[Any]:
-    s = torch.sigmoid(x)
-    return (g * (s * (1 + x * (1 - s))).conj(),)
-
-
-def _polar(g: Any, y: Any, size: Any, angle: Any) -> Sequence[Any]:
-    return (g.conj() * torch.sgn(y)).real, -(g.conj() * y).imag
-
-
-def _greater(g: Any, x: Any, y: Any) -> Any:
-    """The gradient of the greater one's share: ties halve it, NaN passes it to both."""
-    return torch.where(x == y, g * 0.5, torch.where(x < y, 0, g))
-
-
-RULES: dict[str, Callable[..., Sequence[Any]]] = {
-    "add": lambda g, y, x, z: (g, g),
-    "sub": lambda g, y, x, z: (g, -g),
-    "mul": lambda g, y, x, z: (g * _conj(z), g * _conj(x)),
-    "div": lambda g, y, x, z: (g / _conj(z), -g * _conj(y / z)),
-    "neg": lambda g, y, x: (-g,),
-    "pow": _power,
-    "sigmoid": lambda g, y, x: (g * ((1 - y) * y).conj(),),
-    "tanh": lambda g, y, x: (g * (1 - y * y).conj(),),
-    "exp": lambda g, y, x: (g * y.conj(),),
-    "log": lambda g, y, x: (g / x.conj(),),
-    "sin": lambda g, y, x: (g * torch.cos(x).conj(),),
-    "cos": lambda g, y, x: (-g * torch.sin(x).conj(),),
-    "softplus": lambda g, y, x: (g * torch.sigmoid(x),),
-    "relu": lambda g, y, x: (torch.where(y <= 0, 0, g),),
-    "silu": _silu,
-    "gelu": _gelu,
-    "erf": lambda g, y, x: (g * (2 / math.sqrt(math.pi) * torch.exp(-x * x)),),
-    "sqrt": lambda g, y, x: (g / (2 * y).conj(),),
-    "rsqrt": lambda g, y, x: (-0.5 * g * (y * y * y).conj(),),
-    "abs": lambda g, y, x: (g * torch.sgn(x),),
-    "clamp": _clamp,
-    "where": lambda g, y, c, x, z: (None, torch.where(c, g, 0), torch.where(c, 0, g)),
-    "maximum": lambda g, y, x, z: (_greater(g, x, z), _greater(g, z, x)),
-    "minimum": lambda g, y, x, z: (_greater(g, z, x), _greater(g, x, z)),
-    "complex": lambda g, y, x, z: (g.real, g.imag),
-    "polar": _polar,
-    "real": lambda g, y, x: (g,),
-    "imag": lambda g, y, x: (torch.complex(0 * g, g),),
-    "conj": lambda g, y, x: (g.conj(),),
-}
-"""`detach`, `sgn` and comparisons have no derivative: nothing passes through them."""
-
-
-def _conj(x: Any) -> Any:
-    return x if isinstance(x, int | float) else x.conj()
+__all__ = ["needed", "pullback", "readout_or_state"]
 
 
 @cache
@@ -151,17 +72,20 @@ def pullback(program: str, complex_inputs: tuple[bool, ...]) -> str:
     for index in reversed(range(len(forward.steps))):
         operation, arguments = forward.steps[index]
         name = f"t{index}"
-        if name not in gradients or operation not in RULES:
+        rule = OPERATIONS[operation].rule
+        if name not in gradients or rule is None:
             continue
         operands = [values[a] if isinstance(a, str) else a for a in arguments]
-        shares = RULES[operation](gradients[name], values[name], *operands)
+        shares = rule(gradients[name], values[name], *operands)
         for argument, share in zip(arguments, shares, strict=True):
             if isinstance(argument, str) and share is not None:
                 accumulate(argument, share)
     graph.output(tuple(_node(gradients.get(f"x{i}", 0)) for i in range(forward.inputs)))
     written = program_of(graph, "the derivative of a gate")
-    of_outputs = [isinstance(o, str) and is_complex[o] for o in forward.outputs]
-    return str(_simplified(written, [*complex_inputs, *of_outputs]))
+    # Decay and impulse are multiplied and added: with one of them complex, so are both gradients.
+    of_outputs = any(isinstance(o, str) and is_complex[o] for o in forward.outputs)
+    complex_gradients = [of_outputs] * len(forward.outputs)
+    return str(_simplified(written, [*complex_inputs, *complex_gradients]))
 
 
 def readout_or_state(readout: str, inputs: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lightning_lrnn.gates.operations import CONDITIONS, OPERATIONS
+from lightning_lrnn.gates.operations import OPERATIONS
 
 __all__ = [
     "IDENTITY",
@@ -126,7 +126,7 @@ def evaluate(program: str, inputs: Sequence[Any]) -> tuple[Any, ...]:
             # torch.sub(1, x) refuses a number in front; the operator does not.
             values[f"t{index}"] = getattr(operator, operation.replace("div", "truediv"))(*operands)
         else:
-            values[f"t{index}"] = OPERATIONS[operation](*operands)
+            values[f"t{index}"] = OPERATIONS[operation].meaning(*operands)
     return tuple(values[o] if isinstance(o, str) else o for o in parsed.outputs)
 
 
@@ -136,7 +136,7 @@ def complex_values(program: Program, complex_inputs: Sequence[bool]) -> dict[str
     for index, (operation, arguments) in enumerate(program.steps):
         if operation in ("complex", "polar"):
             result = True
-        elif operation in ("real", "imag", "abs") or operation in CONDITIONS:
+        elif operation in ("real", "imag", "abs") or OPERATIONS[operation].compares:
             result = False
         else:
             result = any(found[a] for a in arguments if isinstance(a, str))

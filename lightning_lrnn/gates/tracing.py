@@ -19,7 +19,7 @@ from lightning_lrnn.gates.program import Constant, GateError, Program, Step, pru
 __all__ = ["Gate", "gate", "program_of", "trace"]
 
 _NAMES: dict[Any, str] = {
-    **{function: name for name, function in OPERATIONS.items()},
+    **{operation.meaning: name for name, operation in OPERATIONS.items()},
     operator.add: "add",
     operator.sub: "sub",
     operator.mul: "mul",

@@ -84,10 +84,10 @@ def arguments_of(name, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_of_operations(name, dtype):
-    readout = readout_of(gates.OPERATIONS[name])
+    readout = readout_of(gates.OPERATIONS[name].meaning)
     for x in arguments_of(name, dtype):
         y, _ = lrnn.gated_recurrence(constant, x, readout=readout, backend="scan")
-        exact = gates.OPERATIONS[name](x.double())
+        exact = gates.OPERATIONS[name].meaning(x.double())
         expected = exact.to(dtype)
         # PyTorch's own formulas leave nothing of some results below the normal range.
         tiny = 128 * torch.finfo(dtype).tiny
@@ -126,7 +126,7 @@ def test_special_values_of_operands():
     edges = torch.tensor([0.0, -0.0, 1.0, -1.0, INF, -INF, NAN])
     x, y = (v.reshape(1, 1, -1).contiguous() for v in torch.cartesian_prod(edges, edges).unbind(1))
     for name in BINARY:
-        function = nonzero(gates.OPERATIONS[name])
+        function = nonzero(gates.OPERATIONS[name].meaning)
         found, _ = lrnn.gated_recurrence(
             lrnn.gate(lambda x, y: (x, y)), x, y, readout=readout_of(function, 2), backend="scan"
         )

@@ -24,7 +24,7 @@ from lightning_lrnn.backends.cpu.steps import NAME, PAIR, WALK, Place, Values, W
 from lightning_lrnn.backends.cpu.vector_math import Complex, Lanes
 from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.gates import (
-    CONDITIONS,
+    OPERATIONS,
     Program,
     complex_values,
     inputs_of,
@@ -38,7 +38,6 @@ __all__ = ["Steps", "address", "alignment", "uncompiled"]
 _Memo = dict[Any, Any]
 """What was computed of which arguments."""
 
-COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 COMPLEX = frozenset("add sub mul neg conj real imag complex where detach".split())
 """What there is vector code for, of complex numbers."""
 LIBRARY = frozenset({"sin", "cos", "erf", "pow"})
@@ -281,8 +280,8 @@ class _Gate:
 def _computed(m: Lanes, operation: str, arguments: tuple[Any, ...]) -> Any:
     """The IR value of one operation; conditions are vectors of bits, numbers stay numbers."""
     number = partial(_number, m)
-    if operation in CONDITIONS:
-        return m.compare(COMPARISONS[operation], *map(number, arguments))
+    if OPERATIONS[operation].compares:
+        return m.compare(OPERATIONS[operation].infix, *map(number, arguments))
     if operation == "where":
         condition, x, y = arguments
         return m.choose(_condition(m, condition), number(x), number(y))

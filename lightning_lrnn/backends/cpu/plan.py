@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_lrnn.backends.cpu import threads
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.problem import sequence
-from lightning_lrnn.gates import parse
+from lightning_lrnn.gates import OPERATIONS, parse
 
 __all__ = ["Code", "Division", "code", "divided", "operations", "rounded"]
 
@@ -27,8 +27,6 @@ LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
 WIDE = 1 << 13
 """Columns of a block at most: their states stay in the first-level cache."""
-COSTLY = frozenset("exp sigmoid tanh silu softplus log sin cos erf gelu pow".split())
-"""Operations that are counted as eight."""
 WORTH = 1 << 20
 """Operations for each thread, some 50 us, below which waking it costs more than it saves."""
 STRIPS = 4
@@ -119,7 +117,7 @@ def rounded(width: int) -> int:
 def operations(gate: str, readout: str, *, backward: bool) -> int:
     """On an element, about: what is computed, read and written; 4 of the plain recurrence."""
     programs = [parse(program) for program in (gate, readout) if program]
-    computed = sum(8 if step.operation in COSTLY else 1 for p in programs for step in p.steps)
+    computed = sum(OPERATIONS[step.operation].cost for p in programs for step in p.steps)
     forward = 1 + computed + programs[0].inputs + len(programs)
     return 2 * forward if backward else forward
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.gates import (
+    OPERATIONS,
     Constant,
     GateError,
     Program,
@@ -24,15 +25,6 @@ from lightning_lrnn.gates import (
 from lightning_lrnn.gates.derivative import needed, pullback, readout_or_state
 
 __all__ = ["Fused", "fused"]
-
-INFIX = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/",
-    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=",
-}  # fmt: skip
-
-REAL_ONLY = frozenset(
-    "lt le gt ge ne softplus relu gelu erf clamp minimum maximum complex polar".split()
-)
 
 DOUBLE = frozenset({"f64", "c128"})
 UNUSED = "[[maybe_unused]]"
@@ -223,14 +215,14 @@ def _body(
     statements = []
     for index, (operation, arguments) in enumerate(program.steps):
         takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
-        if takes_complex and operation in REAL_ONLY:
+        if takes_complex and not OPERATIONS[operation].of_complex:
             raise GateError(f"{operation} is not defined for complex numbers: {program}")
         kind = _type(real, is_complex=takes_complex)
         first, *others = arguments
-        if operation in INFIX:
+        if infix := OPERATIONS[operation].infix:
             mixed = kind if takes_complex else None
             left, right = expression(first, mixed), expression(others[0], mixed)
-            written = f"{left} {INFIX[operation]} {right}"
+            written = f"{left} {infix} {right}"
         elif operation == "neg":
             written = f"-{expression(first)}"
         elif operation == "detach":
