@@ -19,16 +19,17 @@ PASSES = 3
 def recommended(old: nn.RNNBase) -> Layer:
     """The layer in the place of a `torch.nn.LSTM`, `GRU` or `RNN`.
 
-    Gated units whose gates see the states of an LRU. In the place of an LSTM of more than `SMALL`
-    units a GRU with an input gate, whose outputs start as small as an LSTM's: h is the state of the
-    GRU, and c that of the LRU. Elsewhere a GRU without reset gate, which shares the columns of the
-    state with the LRU, so that linear states are among the outputs. One column cannot be shared: a
-    GILR has it.
+    A GRU without reset gate whose gates see the states of an LRU. In the place of an LSTM of more
+    than `SMALL` units h is the state of the GRU, and c that of the LRU; of several such layers the
+    GRU has an input gate, so that they start quieter. Elsewhere GRU and LRU share the columns of
+    the state, so that linear states are among the outputs. One column cannot be shared: a GILR has
+    it.
     """
     if old.hidden_size == 1:
         return Layer(GILR, {})
     if isinstance(old, nn.LSTM) and old.hidden_size > SMALL:
-        return Layer(SurrogateRNN, {"cell": "GRU_WITH_INPUT_GATE", "surrogate": "LRU"})
+        cell = "GRU_WITHOUT_RESET" if old.num_layers == 1 else "GRU_WITH_INPUT_GATE"
+        return Layer(SurrogateRNN, {"cell": cell, "surrogate": "LRU"})
     options = {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 0.5}
     return Layer(SurrogateRNN, options)
 
