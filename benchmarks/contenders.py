@@ -19,7 +19,7 @@ from torch import Tensor
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY, Gate

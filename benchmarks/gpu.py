@@ -309,7 +309,7 @@ def exercise() -> None:
 
     from lightning_lrnn.backends.cuda import launch, plan
     from lightning_lrnn.backends.operands import STORAGE
-    from lightning_lrnn.core import reference as reference
+    from lightning_lrnn.core import reference
     from lightning_lrnn.core.problem import Gradients, Problem
     from lightning_lrnn.gates import IDENTITY
 

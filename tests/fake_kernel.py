@@ -14,7 +14,7 @@ from plain_calls import adjoint_of
 
 from lightning_lrnn.backends.cuda import nvrtc, plan
 from lightning_lrnn.backends.operands import DTYPE
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 
 
 def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None = None):

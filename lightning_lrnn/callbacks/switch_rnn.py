@@ -14,7 +14,7 @@ from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.modules.base import draw_no_graph
-from lightning_lrnn.switch import made_before as made_before
+from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.distil import Distillation
 from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
 from lightning_lrnn.switch.subclass import is_drop_in
@@ -158,7 +158,7 @@ class SwitchRNN(Callback):
         """
         self._tell(trainer, pl_module)
         # `configure_optimizers` may have made them of a list that is older than the switch.
-        made_before.exchange(trainer.optimizers)
+        optimizers.exchange(trainer.optimizers)
         trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         own = {id(p) for p in pl_module.parameters()}
         for path, layer in pl_module.named_modules():

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.switch import made_before as made_before
+from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.marker import marked, read, take
 from lightning_lrnn.switch.replace import KEPT, SwitchError, _make
 from lightning_lrnn.switch.subclass import DropIn, become, kind_of
@@ -58,9 +58,9 @@ def _become(old: Any, plan: Mapping[str, Any]) -> None:
     # Loading draws no random numbers, whatever the new layer starts with.
     with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
         become(old, _make(old, layer, "auto", plan.get("state", "carried")))
-    made_before.replaced(before, old)
+    optimizers.replaced(before, old)
     del before, weight
-    made_before.exchange_all()
+    optimizers.exchange_all()
 
 
 nn.RNNBase._load_from_state_dict = _load  # type: ignore[method-assign,assignment]

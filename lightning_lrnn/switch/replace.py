@@ -17,7 +17,7 @@ from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
 from lightning_lrnn.nn.checks import check_backend, check_module
 from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.switch import made_before as made_before
+from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.distil import carry_weights
 from lightning_lrnn.switch.recommended import of_the_same_function, recommended
 from lightning_lrnn.switch.step_time import SIZES, step_times
@@ -111,7 +111,7 @@ def replace_rnn(
     `lightning_lrnn.switch.loading`.
 
     Nothing is changed if an error is raised. Optimizers that are there already get the new
-    parameters in the places of the old ones; see `lightning_lrnn.switch.made_before`.
+    parameters in the places of the old ones; see `lightning_lrnn.switch.optimizers`.
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
@@ -195,7 +195,7 @@ def replace_rnn(
     _swap(module, made)
     # What nobody else holds is gone then, and needs no search.
     old = None
-    made_before.exchange_all()
+    optimizers.exchange_all()
     return Report(report)
 
 
@@ -387,4 +387,4 @@ def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
         for name, child in parent._modules.items():
             if child is not None and id(child) in made:
                 parent._modules[name] = made[id(child)]
-                made_before.replaced(dict(child.named_parameters()), made[id(child)])
+                optimizers.replaced(dict(child.named_parameters()), made[id(child)])

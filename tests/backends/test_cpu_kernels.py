@@ -24,7 +24,7 @@ from sweeps import DTYPES, TOLERANCE
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu import backend, launch, llvm, plain
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.gates import IDENTITY
 

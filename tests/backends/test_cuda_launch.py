@@ -22,7 +22,7 @@ from sweeps import TOLERANCE
 import lightning_lrnn as lrnn
 from lightning_lrnn.backends.cuda import availability, launch, nvrtc, plan, warmup
 from lightning_lrnn.backends.operands import STORAGE
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
 cuda = PlainCalls(launch.backend)

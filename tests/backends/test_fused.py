@@ -24,7 +24,7 @@ import lightning_lrnn as lrnn
 from lightning_lrnn import gates, nn
 from lightning_lrnn.backends.cpu import codegen
 from lightning_lrnn.backends.operands import OPERAND
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 from lightning_lrnn.ops import projections

@@ -25,7 +25,7 @@ from lightning_lrnn import backends
 from lightning_lrnn.backends.compiled import Compiled
 from lightning_lrnn.backends.cpu.gated import Gated
 from lightning_lrnn.backends.cuda import nvrtc
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 
 
 @pytest.fixture

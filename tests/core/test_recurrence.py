@@ -18,7 +18,7 @@ from sweeps import DTYPES, TOLERANCE
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 
 LENGTHS_OF_TIME = [1, 2, 31, 32, 33, 127, 128, 129, 513, 1999, 4097]
 FLAGS = list(itertools.product([False, True], [False, True]))

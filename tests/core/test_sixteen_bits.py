@@ -13,8 +13,7 @@ from layers import every_cell
 from plain_calls import adjoint_of
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.core import reference as reference
-from lightning_lrnn.core import unfused
+from lightning_lrnn.core import reference, unfused
 from lightning_lrnn.nn import CELLS, scan_context
 from lightning_lrnn.recurrence import gated_recurrence, linear_recurrence
 

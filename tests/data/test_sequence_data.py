@@ -42,7 +42,7 @@ from lightning_lrnn.data.samplers import Buckets, SeededOrder
 from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.source_tokens import CLASSES, token_classes
 from lightning_lrnn.data.splits import PARTS, split
-from lightning_lrnn.data.tasks import spoken_digits as spoken_digits
+from lightning_lrnn.data.tasks import spoken_digits
 
 LENGTHS = (3, 1, 5, 2)
 sklearn = pytest.mark.skipif(

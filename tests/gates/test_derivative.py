@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates
-from lightning_lrnn.gates import derivative as derivative
+from lightning_lrnn.gates import derivative
 from lightning_lrnn.nn.cells.gilr import gilr
 from lightning_lrnn.nn.cells.min_gru import min_gru
 from lightning_lrnn.nn.cells.surrogate import lstm

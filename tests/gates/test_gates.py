@@ -14,7 +14,7 @@ from gate_functions import REAL
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates
-from lightning_lrnn.core import reference as reference
+from lightning_lrnn.core import reference
 
 
 @lrnn.gate

@@ -123,7 +123,7 @@ def address(steps: Steps) -> int:
 
 
 def alignment() -> int:
-    """Bytes that outputs must be aligned to if they are stored past the caches."""
+    """Bytes that outputs must be aligned to if they are written by non-temporal stores."""
     return llvm.vector_bytes()
 
 

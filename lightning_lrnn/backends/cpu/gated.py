@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
-from lightning_lrnn.backends.cpu.launch import Pass, spread
+from lightning_lrnn.backends.cpu.launch import Launch, spread
 from lightning_lrnn.backends.cpu.plan import (
     Code,
     Direction,
@@ -49,8 +49,8 @@ class Gated:
         self._adjoint_division = divided(
             problem.x, operations(*self._programs, backward=True), parallel=parallel
         )
-        self._forward: Pass | None = None
-        self._backward: dict[tuple[object, ...], Pass] = {}
+        self._forward: Launch | None = None
+        self._backward: dict[tuple[object, ...], Launch] = {}
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
@@ -81,11 +81,11 @@ class Gated:
         tensors = [*map(resolved, problem.pre), y, hidden]
         return self._pass(tensors, h).bound(tensors, h)
 
-    def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Pass:
+    def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Launch:
         n = len(tensors) - 2
         written = (n, n + 1) if self._programs[1] else (n + 1,)
         direction = Direction(backward=False, reverse=self._flags[0], inside=True)
-        return Pass(self._code, self._division, direction, tensors, written, h)
+        return Launch(self._code, self._division, direction, tensors, written, h)
 
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
@@ -136,14 +136,14 @@ class Gated:
             in_large_pages(next(g for g in out if g is not None))
         return room
 
-    def _adjoint(self, pre: Sequence[Tensor], tensors: Sequence[Tensor], c: Tensor) -> Pass:
+    def _adjoint(self, pre: Sequence[Tensor], tensors: Sequence[Tensor], c: Tensor) -> Launch:
         reverse, exclusive = self._flags
         division = self._adjoint_division
         compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
         assert compiled is not None
         written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
         direction = Direction(backward=True, reverse=reverse, inside=exclusive)
-        return Pass(compiled, division, direction, tensors, written, c)
+        return Launch(compiled, division, direction, tensors, written, c)
 
 
 def empty(like: Tensor, dtype: torch.dtype) -> Tensor:

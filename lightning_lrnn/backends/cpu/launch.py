@@ -12,16 +12,16 @@ from lightning_lrnn.backends.cpu import threads, walk
 from lightning_lrnn.backends.cpu.plan import Code, Direction, Division, rounded
 from lightning_lrnn.backends.operands import STORAGE
 
-__all__ = ["Pass", "spread"]
+__all__ = ["Launch", "spread"]
 
 LARGE = 1 << 22
-"""Bytes of an output from which it is stored past the caches."""
-SCRATCH, STATES, H, LENGTHS, RESTARTS, PAST = map(
-    walk.FIELDS.index, ("scratch", "states", "h", "lengths", "restarts", "past")
+"""Bytes of an output from which it is written by non-temporal stores."""
+SCRATCH, STATES, H, LENGTHS, RESTARTS, NONTEMPORAL = map(
+    walk.FIELDS.index, ("scratch", "states", "h", "lengths", "restarts", "nontemporal")
 )
 
 
-class Pass:
+class Launch:
     """One pass, forward or backward, over tensors of one form: only addresses are new in a call.
 
     Args:
@@ -53,11 +53,11 @@ class Pass:
         self._room = self._between + self._workers * 3 * rounded(width)
         backward, reverse, inside = direction
         step = 1 if reverse is backward else -1
+        work = {"parts": parts, "chunk": chunk, "blocks": blocks, "width": width}
+        sizes = {"B": B, "T": T, "D": D}
+        way = {"direction": step, "backward": backward, "inside": inside}
         self._words = walk.problem(
-            (
-                *(parts, chunk, blocks, width, code.address, 0, 0, 0, 0, 0, B, T, D),
-                *(step, backward, inside, False),
-            ),
+            {**work, **sizes, **way, "code": code.address},
             [_place(x) for x in tensors],
             written,
             (parts + 1) * B * blocks,
@@ -124,7 +124,7 @@ class Pass:
                 words[at] = address
         if self._large:
             addresses = [words[self._addresses[i]] for i in self._written]
-            words[PAST] = all(address % self._alignment == 0 for address in addresses)
+            words[NONTEMPORAL] = all(address % self._alignment == 0 for address in addresses)
         return words, (tensors, h, lengths, restarts, scratch)
 
 
@@ -148,7 +148,7 @@ def spread(dy: Tensor) -> Tensor:
 
 
 def _large(outputs: Sequence[Tensor], alignment: int) -> bool:
-    """Whether outputs are stored past the caches, which for that need not read them first.
+    """Whether outputs are written by non-temporal stores, before which caches need not read them.
 
     That is a quarter of the traffic, and what is large is not there any more when it is needed. The
     instruction wants aligned vectors, and cache lines, of 64 bytes, that are filled at once.

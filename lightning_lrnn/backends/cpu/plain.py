@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.backends.cpu.gated import empty, gated
 from lightning_lrnn.backends.cpu.huge_pages import resolved
-from lightning_lrnn.backends.cpu.launch import Pass, spread
+from lightning_lrnn.backends.cpu.launch import Launch, spread
 from lightning_lrnn.backends.cpu.plan import Code, Direction, code, divided, operations
 from lightning_lrnn.backends.operands import STORAGE
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -153,7 +153,7 @@ def _row_pass(
     division = divided(x, operations(IDENTITY, "", backward=backward), parallel=True)
     compiled = code((IDENTITY, ""), [a, a], division, backward=backward, exclusive=exclusive)
     assert compiled is not None
-    Pass(compiled, division, direction, tensors, written, h)(tensors, h)
+    Launch(compiled, division, direction, tensors, written, h)(tensors, h)
 
 
 def _columns(x: Tensor) -> int:
@@ -203,5 +203,5 @@ def _fold_pass(
     tensors, written = [*inputs, *outputs], range(len(inputs), len(inputs) + len(outputs))
     state = torch.cat([h] * (W // D), 1)
     whole = direction._replace(inside=True)
-    Pass(compiled, division, whole, tensors, written, state)(tensors, state)
+    Launch(compiled, division, whole, tensors, written, state)(tensors, state)
     h.copy_(state[:, :D])

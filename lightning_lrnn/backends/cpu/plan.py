@@ -76,7 +76,7 @@ class Code(NamedTuple):
 
     address: int
     alignment: int
-    """Bytes that outputs must be aligned to if they are stored past the caches."""
+    """Bytes that outputs must be aligned to if they are written by non-temporal stores."""
     state: torch.dtype
     """Of the emitted states."""
     output: torch.dtype

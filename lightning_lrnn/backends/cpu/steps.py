@@ -19,11 +19,11 @@ __all__ = ["ARGUMENTS", "NAME", "PAIR", "SIZE", "WALK", "Place", "Writer"]
 NAME = "steps"
 ARGUMENTS = (
     "table", "state", "row", "part", "t", "low", "columns", "steps", "what", "place", "direction",
-    "past", "width",
+    "nontemporal", "width",
 )  # fmt: skip
 """Of the function, all 64-bit integers: addresses of the places and of the state (h, A, B), each of
 `width` columns; where the steps begin; how many there are; what to compute (WALK, PAIR); the place
-of the state before them; 1 or -1: the walk's direction; whether outputs are stored past the caches.
+of the state before them; 1 or -1: the walk's direction; whether stores are non-temporal.
 """
 WALK, PAIR = 1, 2
 WITHIN, FIRST, RESTART = 0, 1, 2
@@ -192,7 +192,7 @@ class Writer:
             whole = b.and_(whole, dense)
         self.dense = whole
         self.restarts = b.icmp_unsigned("==", arguments["place"], self.integer(RESTART))
-        self.streams = b.icmp_unsigned("!=", arguments["past"], self.integer(0))
+        self.streams = b.icmp_unsigned("!=", arguments["nontemporal"], self.integer(0))
         kinds = [(WALK, "walk"), (PAIR, "pair"), (WALK | PAIR, "both")]
         end = self.function.append_basic_block("end")
         if divided:
@@ -378,11 +378,11 @@ class Writer:
             if not place.sums
         ]
         together, beginning, apart, done = (self.function.append_basic_block() for _ in range(4))
-        past, usual = (self.function.append_basic_block() for _ in range(2))
+        streaming, usual = (self.function.append_basic_block() for _ in range(2))
         self.branch(whole, together, beginning, apart)
         b.position_at_end(together)
-        b.cbranch(self.streams, past, usual)
-        b.position_at_end(past)
+        b.cbranch(self.streams, streaming, usual)
+        b.position_at_end(streaming)
         for place, vector in stored:
             align = min(self.lanes * SIZE[place.storage], llvm.vector_bytes())
             store = b.store(vector, self.at(place, d), align=align)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,8 +51,8 @@ YIELDS = "sched_yield", "SwitchToThread"
 """Functions of the C library, or of Windows, that offer it."""
 FIELDS = (
     *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
-    "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside", "past",
-    "places", "outputs",
+    "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside",
+    "nontemporal", "places", "outputs",
 )  # fmt: skip
 """Of a problem, 64-bit integers: what `threads` writes; how many pieces are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
@@ -61,19 +61,18 @@ the states between parts (parts - 1, B, D), of the state before the first part (
 after the last replaces, of lengths and of bytes (B, T) that say whether no state passes into a
 step of time, both 0 if there are none; sizes; the walk's direction (1 or -1) of time; whether it
 is backward, whether then all states before a step stand inside the emitted ones, and whether
-outputs are stored past the caches; how many places and outputs follow.
+outputs are written by non-temporal stores; how many places and outputs follow.
 
 There follow four integers of each place; the indices of those places that are 0 at padded steps;
 and a flag for each piece, and those of one more part, raised when the state before it is there."""
 
 
 CHANGING = "taken", "others"
-SHARED = FIELDS.index("parts")
-"""Fields that do not belong to the work."""
+"""Fields that a walk changes."""
 
 
 def problem(
-    fields: Sequence[int],
+    fields: Mapping[str, int],
     places: Sequence[tuple[int, int, int, int]],
     outputs: Sequence[int],
     flags: int,
@@ -81,12 +80,14 @@ def problem(
     """What a walk is told, as it was not begun yet; a copy of it for each walk.
 
     Args:
-        fields: those from `parts` to `past`.
+        fields: those that are known; 0 for the others.
         places: of all tensors, in the order that the steps know.
         outputs: indices of those that are 0 at padded steps.
         flags: how many.
     """
-    words = array("q", [*[0] * SHARED, *fields, len(places), len(outputs)])
+    words = array("q", [0] * len(FIELDS))
+    for name, value in {**fields, "places": len(places), "outputs": len(outputs)}.items():
+        words[FIELDS.index(name)] = value
     for place in places:
         words.extend(place)
     words.extend(outputs)
@@ -312,8 +313,8 @@ class _Walk:
             piece = self.counted("taken", 1)
             pieces.leave_if(piece >= self.parts * self.units)
             self.write_piece(piece)
-        with b.if_then(self.past.holds()):
-            b.fence("seq_cst")  # what was stored past the caches is there for other threads
+        with b.if_then(self.nontemporal.holds()):
+            b.fence("seq_cst")  # non-temporal stores are there for other threads
         with b.if_else(helps) as (helper, caller):
             with helper:
                 self.leave()
@@ -450,7 +451,7 @@ class _Walk:
             arguments = {
                 "table": self.table, "state": self.state, "row": row, "part": part, "t": t.get(),
                 "low": low, "columns": n, "steps": run.get(), "what": what, "place": place.get(),
-                "direction": self.direction, "past": self.past, "width": self.room,
+                "direction": self.direction, "nontemporal": self.nontemporal, "width": self.room,
             }  # fmt: skip
             kind = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
             values = [arguments[name].value for name in ARGUMENTS]
