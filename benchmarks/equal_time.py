@@ -1,26 +1,30 @@
 """The text demo's models at equal size, time and steps: bits per byte of unseen files, by seed.
 
-    python benchmarks/equal_time.py [--seeds 0 1 2 3 4] [--seconds 90] [--draw]
-    python benchmarks/equal_time.py --rates 3e-3 5e-3 8e-3 1.2e-2
+    python benchmarks/equal_time.py [--seeds 0 1 2 3 4] [--seconds 90] [--jobs 2] [--draw]
+    python benchmarks/equal_time.py --rates 2e-3 3e-3 5e-3 8e-3 [--jobs 2]
 
-What `lightning-lrnn demo text` trains: a surrogate LSTM and a torch.nn.LSTM, two residual layers of
-1.2 million parameters each. First both are timed in turn, a training step of the one, then a step
-of the other, so that whatever else the machine does meets both alike; the trainer's own share, the
-same for both, is left out. Then each makes as many steps as fit into the seconds, and the surrogate
-LSTM once more as many as the torch.nn.LSTM: what is learned in so many steps does not depend on how
-busy the machine is. Writes benchmarks/results/equal_time.json with every timed step and the loss of
-every step. --rates trains both at each learning rate, with a seed that is none of the others, for
-equal_time_rates.json: what the demo has for each model is the best of them. --draw prints what is
-there.
+What `lightning-lrnn demo text` trains: a torch.nn.LSTM and the surrogate RNN that `rnn: auto` puts
+in its place, two residual layers of 1.2 million parameters each. First both are timed in turn, a
+training step of the one, then a step of the other, so that whatever else the machine does meets
+both alike; the trainer's own share, the same for both, is left out. Then each makes as many steps
+as fit into the seconds, and the surrogate LSTM once more as many as the torch.nn.LSTM: what is
+learned in so many steps does not depend on how busy the machine is, so that `--jobs` trainings may
+run at once, on a thread each. Writes benchmarks/results/equal_time.json with every timed step and
+the loss of every step. --rates trains both at each learning rate, with a seed that is none of the
+others, for equal_time_rates.json: what the demo has for each model is the best of them. --draw
+prints what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +83,18 @@ def fitting(seconds: float, samples: dict[str, list[float]]) -> dict[str, int]:
     return {name: round(1e3 * seconds / median_ms(times)) for name, times in samples.items()}
 
 
-def trained(name: str, seed: int, steps: int, **options: Any) -> dict[str, Any]:
+def all_trained(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[dict[str, Any]]:
+    """The results of `trained`, in order."""
+    if jobs == 1:
+        yield from itertools.starmap(trained, tasks)
+        return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(trained, *zip(*tasks, strict=True))
+
+
+def trained(name: str, seed: int, steps: int, options: dict[str, Any]) -> dict[str, Any]:
+    quiet_lightning()
     print(f"{name}, seed {seed}, {steps} steps at {options['lr']:g}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         found = demo.train(options, text(seed), 0, Path(folder), seed, steps)
@@ -87,28 +102,35 @@ def trained(name: str, seed: int, steps: int, **options: Any) -> dict[str, Any]:
     return {"model": name, "seed": seed, "lr": options["lr"], **found}
 
 
-def measure(seeds: list[int], seconds: float, path: Path) -> None:
+def measure(seeds: list[int], seconds: float, path: Path, jobs: int = 1) -> None:
     samples = step_seconds(ROUNDS)
     steps = fitting(seconds, samples)
     plan = {OURS: (OURS, steps[OURS]), THEIRS: (THEIRS, steps[THEIRS])}
     plan[EQUAL] = OURS, steps[THEIRS]
-    runs: list[dict[str, Any]] = []
-    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples, "runs": runs}
-    for seed in seeds:
-        runs += [trained(name, seed, n, **demo.MODELS[of]) for name, (of, n) in plan.items()]
-        path.write_text(json.dumps(report) + "\n")
+    tasks = [(name, seed, n, demo.MODELS[of]) for seed in seeds for name, (of, n) in plan.items()]
+    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples}
+    note(report, all_trained(tasks, jobs), path)
 
 
-def search(rates: list[float], seconds: float, path: Path) -> None:
+def search(rates: list[float], seconds: float, path: Path, jobs: int = 1) -> None:
     """Both at each learning rate, each for as many steps as fit into the seconds."""
     samples = step_seconds(ROUNDS)
+    steps = fitting(seconds, samples)
+    tasks = [
+        (name, SEARCH_SEED, n, demo.MODELS[name] | {"lr": rate})
+        for rate in rates
+        for name, n in steps.items()
+    ]
+    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples}
+    note(report, (run | {"curve": []} for run in all_trained(tasks, jobs)), path)
+
+
+def note(report: dict[str, Any], found: Iterable[dict[str, Any]], path: Path) -> None:
+    """Writes the report after every run."""
     runs: list[dict[str, Any]] = []
-    report = {**environment("cpu"), "seconds": seconds, "step_seconds": samples, "runs": runs}
-    for rate in rates:
-        for name, steps in fitting(seconds, samples).items():
-            runs.append(trained(name, SEARCH_SEED, steps, **demo.MODELS[name] | {"lr": rate}))
-            del runs[-1]["curve"]
-        path.write_text(json.dumps(report) + "\n")
+    for run in found:
+        runs.append(run)
+        path.write_text(json.dumps(report | {"runs": runs}) + "\n")
 
 
 def show(report: dict[str, Any]) -> None:
@@ -156,15 +178,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seconds", type=float, default=90.0, help="of each model (%(default)g)")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to try instead")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once (%(default)d)")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the records")
     parser.add_argument("--draw", action="store_true", help="what is there, without measuring")
     options = parser.parse_args()
     quiet_lightning()
     record, rates = (options.folder / f"equal_time{end}.json" for end in ("", "_rates"))
     if options.rates:
-        search(options.rates, options.seconds, rates)
+        search(options.rates, options.seconds, rates, options.jobs)
     elif not options.draw:
-        measure(options.seeds, options.seconds, record)
+        measure(options.seeds, options.seconds, record, options.jobs)
     if record.exists():
         show(json.loads(record.read_text()))
     if rates.exists():

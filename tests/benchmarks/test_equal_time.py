@@ -1,6 +1,6 @@
 """`benchmarks/equal_time.py` and what the text demo tells, at sizes that take seconds.
 
-Seen to fail: steps by the mean of the times; the surrogate LSTM's steps for the torch.nn.LSTM; a
+Seen to fail: steps by the mean of the times; the surrogate RNN's steps for the torch.nn.LSTM; a
 verdict for the one with more bits; a learning rate that is not the model's own.
 """
 

@@ -54,7 +54,7 @@ def draw(results: dict[str, Any], path: Path) -> Path | None:
     horizons.set(
         xlabel="time constant -1 / log a, steps",
         ylabel="units",
-        title="How long the surrogate LSTM's units remember",
+        title="How long the surrogate RNN's units remember",
     )
     horizons.set_xticks(range(-1, 5), [f"{10.0**k:g}" for k in range(-1, 5)])
     horizons.legend(fontsize=8)
