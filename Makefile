@@ -11,9 +11,9 @@ RUN := OMP_WAIT_POLICY=passive $(BIN)/python
 demo: $(VENV)/.ready
 	$(BIN)/lightning-lrnn demo text
 
-# The times of all tests: build/test_durations.tsv. `make test WORKERS=2`: by two processes, each file
-# by one of them, as its fixtures compile what its tests share.
-WORKERS ?= 0
+# The times of all tests: build/test_durations.tsv. By WORKERS processes, each file by one of them,
+# as its fixtures compile what its tests share; 0 for none but pytest's own.
+WORKERS ?= 2
 test: $(VENV)/.ready
 	$(RUN) -m pytest -m "not gpu and not nightly" --cpu-durations=25 -n $(WORKERS) --dist loadfile
 

@@ -7,7 +7,7 @@ What `lightning-lrnn demo text` trains: a torch.nn.LSTM and the surrogate RNN th
 in its place, two residual layers of 1.2 million parameters each. First both are timed in turn, a
 training step of the one, then a step of the other, so that whatever else the machine does meets
 both alike; the trainer's own share, the same for both, is left out. Then each makes as many steps
-as fit into the seconds, and the surrogate LSTM once more as many as the torch.nn.LSTM: what is
+as fit into the seconds, and the surrogate RNN once more as many as the torch.nn.LSTM: what is
 learned in so many steps does not depend on how busy the machine is, so that `--jobs` trainings may
 run at once, on a thread each. Writes benchmarks/results/equal_time.json with every timed step and
 the loss of every step. --rates trains both at each learning rate, with a seed that is none of the

@@ -14,6 +14,7 @@ import torch
 
 from lightning_lrnn.cli.demos import text as demo
 from lightning_lrnn.nn import SurrogateRNN
+from lightning_lrnn.switch.recommended import recommended
 
 OURS, THEIRS = demo.OURS, demo.THEIRS
 
@@ -90,3 +91,8 @@ def test_the_demo_tells_who_is_ahead(ours):
     told = demo._verdict({"seconds": 90.0, "models": models})
     assert told.startswith(f"{OURS if ours < 2.25 else THEIRS} is ahead after 90 s: 0.25 bits")
     assert "1.50 times as many" in told
+
+
+def test_the_demo_shows_what_auto_takes():
+    layer, ours = recommended(torch.nn.LSTM(256, 256)), demo.MODELS[OURS]["rnn"]
+    assert (ours.func, ours.keywords) == (layer.kind, layer.options)
