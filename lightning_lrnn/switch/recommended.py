@@ -22,15 +22,16 @@ def recommended(old: nn.RNNBase) -> Layer:
     A GRU without reset gate whose gates see the states of an LRU. In the place of an LSTM of more
     than `SMALL` units h is the state of the GRU, and c that of the LRU; of several such layers the
     GRU has an input gate, so that they start quieter. Elsewhere GRU and LRU share the columns of
-    the state, so that linear states are among the outputs. One column cannot be shared: a GILR has
-    it.
+    the state, so that linear states are among the outputs; in the place of an RNN its own function
+    has that of the GRU, and all memory is in the LRU. One column cannot be shared: a GILR has it.
     """
     if old.hidden_size == 1:
         return Layer(GILR, {})
     if isinstance(old, nn.LSTM) and old.hidden_size > SMALL:
         cell = "GRU_WITHOUT_RESET" if old.num_layers == 1 else "GRU_WITH_INPUT_GATE"
         return Layer(SurrogateRNN, {"cell": cell, "surrogate": "LRU"})
-    options = {"cell": "GRU_WITHOUT_RESET", "surrogate": "LRU", "surrogate_size": 0.5}
+    cell = old.mode if isinstance(old, nn.RNN) else "GRU_WITHOUT_RESET"
+    options = {"cell": cell, "surrogate": "LRU", "surrogate_size": 0.5}
     return Layer(SurrogateRNN, options)
 
 

@@ -273,7 +273,8 @@ def test_an_lru_starts_with_slow_waves_of_every_frequency_and_memory():
         (torch.nn.LSTM(3, SMALL + 1, 2), "GRU_WITH_INPUT_GATE", False),
         (torch.nn.LSTM(3, SMALL), "GRU_WITHOUT_RESET", True),
         (torch.nn.GRU(3, SMALL + 1), "GRU_WITHOUT_RESET", True),
-        (torch.nn.RNN(3, 2), "GRU_WITHOUT_RESET", True),
+        (torch.nn.RNN(3, 2), "RNN_TANH", True),
+        (torch.nn.RNN(3, 2, nonlinearity="relu"), "RNN_RELU", True),
     ],
     ids=str,
 )
