@@ -460,6 +460,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
     assert len(found) == scans * (1 + 2) and all(whole is not None for whole in found)
 
 
+@pytest.mark.slow
 @without_a_gpu
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(1, 70))

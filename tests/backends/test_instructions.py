@@ -86,6 +86,7 @@ def table() -> dict[str, dict[str, tuple[float, float]]]:
     return found
 
 
+@pytest.mark.slow
 def test_as_recorded(table):
     """Within a tenth: another NVRTC may place an instruction differently."""
     recorded = json.loads(RESULTS.read_text())["variants"]

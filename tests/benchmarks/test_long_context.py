@@ -42,6 +42,7 @@ def quick(benchmark, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_layer_has_every_context(benchmark, quick):
     results = json.loads(quick.read_text())
     sizes = benchmark.QUICK

@@ -388,6 +388,7 @@ USED_BY_FIT = ("optimizer", "groups", "moments", "schedule", "rates", "loops", "
 USED_BY_FIT += ("callbacks", "carried", "random", "no optimizer", "no schedule", "option unknown")
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_a_sentence(
     checkpoint: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ def fit(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_no_thread_of_gloo_outlives_a_good_run(strategy: str, tmp_path: Path) -> None:
     done = fit(tmp_path, f"--trainer.strategy={strategy}")

@@ -348,7 +348,10 @@ def test_memory_of_a_new_layer(name, memory):
         u = decay[0, 0] / (1 - decay[0, 0])
         if memory is None and name in AS_TORCH:
             of_bias = u.log().abs() * N**0.5
-            assert 0.9 < of_bias.max() <= 2 and of_bias.mean() > 0.4
+            if place.endswith("surrogate"):
+                assert (of_bias == 0).all()
+            else:
+                assert 0.9 < of_bias.max() <= 2 and of_bias.mean() > 0.4
             continue
         if memory:
             close(-1 / decay[0, 0].log(), u + 0.5, rtol=2e-3, atol=0)

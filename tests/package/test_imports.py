@@ -1,8 +1,7 @@
 """Importing the package is cheap and imports nothing that is not needed yet.
 
-Seen to fail: `import llvmlite` at the top of `ops/call.py` (the first test fails),
-`time.sleep(0.4)` in `lightning_lrnn/__init__.py` (test_import_is_quick fails), and the parser of
-`generate` in `configs` (the last fails).
+Seen to fail: `import llvmlite` at the top of `ops/call.py` (the first test fails), `import pandas`
+there (test_import_is_small), and the parser of `generate` in `configs` (the last fails).
 """
 
 from __future__ import annotations
@@ -23,16 +22,15 @@ LAZY = (
     "matplotlib",
     "torch._dynamo",
 )
-SECONDS = 0.3
+OTHERS = 20
+"""Modules of others, beside those of `import torch`; 7 today."""
 
 PROBE = """
-import json, sys, time
+import json, sys
 import torch
 before = set(sys.modules)
-start = time.process_time()
 {statement}
-seconds = time.process_time() - start
-print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
@@ -46,16 +44,15 @@ sys.exit(main(sys.argv[1:]))
 """The command where neither jsonargparse nor Lightning is installed."""
 
 
-def imported_by(statement: str) -> tuple[float, set[str]]:
-    """Processor seconds of a statement in a new process after `import torch`, and its imports."""
+def imported_by(statement: str) -> set[str]:
+    """What a statement imports in a new process after `import torch`."""
     result = subprocess.run(
         [sys.executable, "-c", PROBE.format(statement=statement)],
         check=True,
         capture_output=True,
         text=True,
     )
-    seconds, modules = json.loads(result.stdout)
-    return seconds, set(modules)
+    return set(json.loads(result.stdout))
 
 
 def lazy_in(modules: set[str]) -> list[str]:
@@ -63,20 +60,19 @@ def lazy_in(modules: set[str]) -> list[str]:
 
 
 def test_import_is_lazy() -> None:
-    _, modules = imported_by("import lightning_lrnn, lightning_lrnn.cli")
+    modules = imported_by("import lightning_lrnn, lightning_lrnn.cli")
     assert {"lightning_lrnn", "lightning_lrnn.cli"} <= modules
     assert lazy_in(modules) == []
 
 
 def test_the_test_above_can_fail() -> None:
-    _, modules = imported_by("import lightning_lrnn, llvmlite, jsonargparse")
+    modules = imported_by("import lightning_lrnn, llvmlite, jsonargparse")
     assert lazy_in(modules) == ["llvmlite", "jsonargparse"]
 
 
-def test_import_is_quick() -> None:
-    # The least disturbed: what others do on the machine adds to a process's time, too.
-    seconds = min(imported_by("import lightning_lrnn")[0] for _ in range(5))
-    assert seconds < SECONDS
+def test_import_is_small() -> None:
+    modules = imported_by("import lightning_lrnn")
+    assert sum(not name.startswith("lightning_lrnn") for name in modules) <= OTHERS
 
 
 @pytest.mark.parametrize("words", ["backends", "cells", "configs list", "cache info"])
