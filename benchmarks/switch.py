@@ -1,6 +1,7 @@
 """Projects of others, as they are and with SwitchRNN: losses at equal steps, time, reloading.
 
     python benchmarks/switch.py [--projects NAME ...] [--rnn auto] [--seeds 5] [--jobs 2] [--keep]
+                                [--only losses|times]
     python benchmarks/switch.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each project keeps its learning rate and
@@ -183,6 +184,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "seconds_per_step" not in report:
         report = {"runs": [], "seconds_per_step": {}, "projects": {}}
     kept, tasks = wanted(report["runs"], rnn, options)
+    if options.only == "times":
+        kept, tasks = report["runs"], []
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with ProcessPoolExecutor(
         options.jobs, get_context("spawn"), initializer=quiet, initargs=(threads,)
@@ -193,7 +196,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(line(run), file=sys.stderr, flush=True)
     quiet()
     times = dict(report["seconds_per_step"])
-    for name in options.projects:
+    for name in options.projects if options.only != "losses" else []:
         times.pop(name, None)
         if not options.stock and not any("error" in r for r in runs if r["project"] == name):
             times[name] = times_of(name, rnn)
@@ -253,6 +256,7 @@ def read(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, for the losses")
     parser.add_argument("--stock", action="store_true", help="only the projects as they are")
     parser.add_argument("--keep", action="store_true", help="runs on record as they are, by seed")
+    parser.add_argument("--only", choices=["losses", "times"], help="the other stays as it is")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="of what is there, without measuring")
     return parser.parse_args(arguments)

@@ -159,7 +159,8 @@ class ByteText(pl.LightningDataModule):
 
     def _windows(self, split: str) -> Windows:
         text, starts = _joined(self.documents(split))
-        trainer = self.trainer
+        # The strategy's own: processes that share a model, as in tensor parallelism, share a rank.
+        sampler = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         try:
             return Windows(
                 text,
@@ -167,8 +168,8 @@ class ByteText(pl.LightningDataModule):
                 self.batch_size,
                 self.window,
                 complete=split != "train",
-                rank=trainer.global_rank if trainer else 0,
-                world_size=trainer.world_size if trainer else 1,
+                rank=sampler.get("rank", 0),
+                world_size=sampler.get("num_replicas", 1),
             )
         except ValueError as error:
             raise TextError(f"{split}: {error}") from None

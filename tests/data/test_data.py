@@ -11,6 +11,7 @@ import itertools
 import os
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_processes_share_the_streams_out() -> None:
     for k in range(len(together)):
         rows = torch.cat([windows[k].targets for windows in apart])
         torch.testing.assert_close(rows, together[k].targets, rtol=0, atol=0)
+
+
+def test_processes_of_one_model_read_the_same(folder: Path) -> None:
+    """The strategy says who has a part of the data: two models of two processes each, say."""
+
+    def first(**sampler: int) -> torch.Tensor:
+        data = make(folder)
+        trainer = SimpleNamespace(distributed_sampler_kwargs=sampler, limit_train_batches=1.0)
+        data.trainer = trainer  # type: ignore[assignment]
+        return next(iter(data.train_dataloader())).targets
+
+    one, other = (first(num_replicas=2, rank=rank) for rank in range(2))
+    assert not torch.equal(one, other)
+    assert torch.equal(first(), first(num_replicas=1, rank=0))
 
 
 def test_empty_file_is_told(tmp_path: Path) -> None:
