@@ -7,8 +7,10 @@ of another row in a message; an infinite float let through; a class order by a s
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
+import sys
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -299,3 +301,10 @@ def test_times_go_on(times: list[str], after: list[str]) -> None:
 def test_text_of_arrays_is_text() -> None:
     assert typed(np.array(["a", "1"])).tolist() == ["a", "1"]
     assert typed(np.array([b"7", b"8"])).tolist() == [7, 8]
+
+
+def test_the_former_place_of_tables():
+    sys.modules.pop("lightning_lrnn.data.table_files", None)
+    with pytest.warns(DeprecationWarning, match="lightning_lrnn.data.tables.files now"):
+        module = importlib.import_module("lightning_lrnn.data.table_files")
+    assert module.read_series is read_series
