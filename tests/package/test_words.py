@@ -121,7 +121,10 @@ def test_the_page_on_the_architecture_names_every_package_and_what_is_in_its_fil
     for path, names in rows:
         text = (ROOT / path).read_text()
         for name in re.findall(r"`(\w+)`", names):
-            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b.* = ", text, re.M), (path, name)
+            python = rf"^ *(?:def|class) {name}\b|^{name}\b.* = "
+            cpp = rf"^ *(?:struct|__device__ [\w ]+) {name}\b"
+            pattern = python if path.endswith(".py") else cpp
+            assert re.search(pattern, text, re.M), (path, name)
 
 
 def test_there_is_one_version():
