@@ -15,7 +15,7 @@ from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
-from lightning_lrnn.core.pytorch import constant, functorch, unobserved
+from lightning_lrnn.core.pytorch import constant, functorch, plain_eager
 from lightning_lrnn.core.unfused import broadcastable, operands
 from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
@@ -154,7 +154,7 @@ def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
         type(backend) is not str
         or type(reverse) is not bool
         or type(exclusive) is not bool
-        or not unobserved(*pre, h0, lengths, reset)
+        or not plain_eager(*pre, h0, lengths, reset)
     ):
         return None
     try:
@@ -180,7 +180,7 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
         computed_by(name)
         y, _, final = backends.loaded[name].prepared(dense).forward(dense)
         return y, final
-    if not unobserved(*problem.pre, *problem.optional):
+    if not plain_eager(*problem.pre, *problem.optional):
         return call(name, dense)
     prepared = backends.prepared(name, dense)
     backends.remember(backends.checked, _key(problem, backend), (name, prepared))

@@ -17,14 +17,14 @@ from lightning_lrnn.backends.cpu.gated import Gated
 @contextlib.contextmanager
 def in_parts_of_time():
     """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = plan.PART, plan.DIVIDED
-    plan.PART, plan.DIVIDED = 1, 0
+    before = plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE
+    plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE = 1, 0
     backends.forget()
     try:
         assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
         yield
     finally:
-        plan.PART, plan.DIVIDED = before
+        plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE = before
         backends.forget()
 
 

@@ -27,9 +27,9 @@ __all__ = [
     "keep_graph",
     "keys_below_autograd",
     "node_of",
+    "plain_eager",
     "profiler",
     "remove_batch_dim",
-    "unobserved",
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -61,8 +61,8 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def unobserved(*tensors: Tensor | None) -> bool:
-    """Whether nothing can tell an operator from the Python function behind it.
+def plain_eager(*tensors: Tensor | None) -> bool:
+    """Whether a call is plain eager PyTorch: the function behind an operator will do.
 
     Tracing, transforms of torch.func, forward-mode derivatives, modes, the profiler, fake tensors
     and other subclasses see the operator.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.pytorch import unobserved
+from lightning_lrnn.core.pytorch import plain_eager
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.causal_conv import causal_conv
 from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
@@ -281,7 +281,7 @@ class GatedCell(Cell):
 
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:
     """The pre-activations in a projection (B, T, n * D), each (B, T, D), in place."""
-    if unobserved(projection):
+    if plain_eager(projection):
         return projections.split(projection, n)
     return projection.chunk(n, -1)
 

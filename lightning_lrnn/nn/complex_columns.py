@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_lrnn.core.pytorch import unobserved
+from lightning_lrnn.core.pytorch import plain_eager
 
 __all__ = ["to_columns", "to_complex"]
 
 
 def to_complex(columns: Tensor) -> Tensor:
     """Pairs of columns as complex numbers; a last one that has no other is real."""
-    result: Tensor = (_ToComplex.apply if unobserved(columns) else _complex)(columns)
+    result: Tensor = (_ToComplex.apply if plain_eager(columns) else _complex)(columns)
     return result
 
 
 def to_columns(z: Tensor, size: int) -> Tensor:
     """The first columns of complex numbers."""
-    result: Tensor = (_ToColumns.apply if unobserved(z) else _columns)(z, size)
+    result: Tensor = (_ToColumns.apply if plain_eager(z) else _columns)(z, size)
     return result
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_lrnn.backends import prepared
 from lightning_lrnn.core.problem import Problem
-from lightning_lrnn.core.pytorch import forward_mode, functorch, unobserved
+from lightning_lrnn.core.pytorch import forward_mode, functorch, plain_eager
 from lightning_lrnn.ops import double_backward, eager
 from lightning_lrnn.ops import flops as flops  # registers
 from lightning_lrnn.ops import library as library  # registers
@@ -27,7 +27,7 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     if functorch() or forward_mode():
         # Forward-mode derivatives, of which there are none, are refused there, not lost.
         y, _, final = differentiable(gate, readout, *arguments, name, *pre)
-    elif unobserved(*pre, *problem.optional):
+    elif plain_eager(*pre, *problem.optional):
         return eager.run(name, prepared(name, problem), problem)
     else:
         y, _, final = recurrence(gate, readout, pre, *arguments, name)

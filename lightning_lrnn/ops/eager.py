@@ -41,7 +41,7 @@ def run(name: str, backend: Prepared, problem: Problem) -> tuple[Tensor, Tensor]
     Args:
         name: of the backend.
         backend: prepared for problems of this form.
-        problem: all of whose tensors are `unobserved`.
+        problem: all of whose tensors are `plain_eager`.
     """
     gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
     if torch.is_grad_enabled() and any_requires_grad(*pre, h0):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lrnn.backends import Prepared, prepared
 from lightning_lrnn.core.problem import Gradients, Problem
-from lightning_lrnn.core.pytorch import unobserved
+from lightning_lrnn.core.pytorch import plain_eager
 from lightning_lrnn.core.unfused import read_out
 from lightning_lrnn.ops import profiling, projections, schema
 
@@ -30,7 +30,7 @@ def first_order_gradients(
     `in_place`: whether gradients may take the place of the pre-activations.
     """
     dy, dh_final, _ = gradients
-    if unobserved(*problem.pre, h, dy):
+    if plain_eager(*problem.pre, h, dy):
         # A CUDA kernel reads its inputs as what nothing writes.
         in_place = in_place and h.device.type == "cpu"
         out = projections.gradients_of(problem.pre, in_place=in_place)

@@ -449,7 +449,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
     for together in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if not together:
-                patch.setattr("lightning_lrnn.nn.cell.unobserved", lambda *_: False)
+                patch.setattr("lightning_lrnn.nn.cell.plain_eager", lambda *_: False)
             patch.setattr(projections, "joined", noted)
             rnn.zero_grad()
             rnn(x, lengths=lengths)[0].square().sum().backward()

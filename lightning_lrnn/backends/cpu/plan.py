@@ -25,25 +25,25 @@ __all__ = ["Code", "Division", "code", "divided", "operations", "rounded"]
 
 LINE = 32
 """Features of a block are a multiple of this: cores fetch 128 bytes, two cache lines, at a time."""
-WIDE = 1 << 13
+COLUMNS_OF_A_BLOCK = 1 << 13
 """Columns of a block at most: their states stay in the first-level cache."""
-WORTH = 1 << 20
+OPERATIONS_OF_A_THREAD = 1 << 20
 """Operations for each thread, some 50 us, below which waking it costs more than it saves."""
-STRIPS = 4
+THREADS_OF_A_ROW = 4
 """Threads for each row from which the plain recurrence is divided into strips of columns: what is
 read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
-DIVIDED = 1 << 23
+OPERATIONS_TO_DIVIDE = 1 << 23
 """Operations below which time is not divided."""
 PLAIN = 8
 """Operations on an element of the plain recurrence, backward."""
-FEW = 4
+COLUMNS_OF_AN_OPERATION = 4
 """Columns (rows times features) for each operation on an element up to which time is divided. The
 pairs are two operations more: with more columns they take as long as what another thread saves."""
-PART = 1 << 18
+BYTES_OF_A_PART = 1 << 18
 """Bytes of one sequence in a part of time: two of them stay in a second-level cache."""
-ROOM = 32
+COLUMNS_OF_VECTORS = 32
 """Columns that the states of a block are rounded up to: whole vectors of any dtype."""
-NARROW = 64
+NARROW_COLUMNS = 64
 """Columns of a block up to which some steps are taken at once: faster while vectors are few."""
 
 
@@ -93,7 +93,7 @@ def code(
 ) -> Code | None:
     """Steps for a gate and a readout, or None if PyTorch shall evaluate them."""
     operands = tuple([OPERAND[p.dtype, p.ndim] for p in pre])
-    in_parts, narrow = division.chunk < sequence(pre).shape[1], division.width <= NARROW
+    in_parts, narrow = division.chunk < sequence(pre).shape[1], division.width <= NARROW_COLUMNS
     return _code(*programs, operands, backward, exclusive, in_parts, narrow)
 
 
@@ -110,7 +110,7 @@ def _code(gate: str, readout: str, operands: tuple[Operand, ...], *how: bool) ->
 
 def rounded(width: int) -> int:
     """Columns of a block with room for whole vectors."""
-    return -(-width // ROOM) * ROOM
+    return -(-width // COLUMNS_OF_VECTORS) * COLUMNS_OF_VECTORS
 
 
 @cache
@@ -131,19 +131,19 @@ def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
     if not parallel:
         return Division(T, *_blocks(D, 1), 1)
     work = x.numel() * operations
-    workers = min(threads.count(), work // WORTH)
-    if work >= DIVIDED and B * D <= FEW * operations:
+    workers = min(threads.count(), work // OPERATIONS_OF_A_THREAD)
+    if work >= OPERATIONS_TO_DIVIDE and B * D <= COLUMNS_OF_AN_OPERATION * operations:
         # A multiple of the steps taken at once.
-        chunk = max(PART // (D * x.itemsize) // LINE, 1) * LINE
+        chunk = max(BYTES_OF_A_PART // (D * x.itemsize) // LINE, 1) * LINE
         if T > 3 * chunk:  # with fewer parts a thread waits too long for its last
             return Division(chunk, 1, D, max(1, min(B * -(-T // chunk), workers)))
-    strips = STRIPS if operations <= PLAIN else 2
+    strips = THREADS_OF_A_ROW if operations <= PLAIN else 2
     blocks, width = _blocks(D, workers // B if workers >= strips * B else 1)
     return Division(T, blocks, width, max(1, min(B * blocks, workers)))
 
 
 def _blocks(D: int, wanted: int) -> tuple[int, int]:
     """Blocks in a row, and features of a block."""
-    width = -(-D // max(wanted, -(-D // WIDE)))
+    width = -(-D // max(wanted, -(-D // COLUMNS_OF_A_BLOCK)))
     width = min(D, -(-width // LINE) * LINE)
     return -(-D // width), width

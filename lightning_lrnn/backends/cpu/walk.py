@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, threads
-from lightning_lrnn.backends.cpu.plan import ROOM
+from lightning_lrnn.backends.cpu.plan import COLUMNS_OF_VECTORS
 from lightning_lrnn.backends.cpu.steps import (
     ARGUMENTS,
     FIRST,
@@ -102,7 +102,7 @@ def walker(storage: str) -> Callable[[int, int], None]:
     It takes the address of a problem and a slot, which no other thread has for this problem.
     """
     waits = next((name for name in YIELDS if not llvm.missing(name)), "")
-    parts = [*_sources(), repr((storage, waits, ROOM)).encode()]
+    parts = [*_sources(), repr((storage, waits, COLUMNS_OF_VECTORS)).encode()]
     address = llvm.load(NAME, parts, lambda: _Walk(storage, waits).text())
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(address)
 
@@ -300,7 +300,9 @@ class _Walk:
         """The module's."""
         b = self.builder
         self.units = self.B * self.blocks
-        self.room = (self.width + (ROOM - 1)) // ROOM * ROOM
+        self.room = (
+            (self.width + (COLUMNS_OF_VECTORS - 1)) // COLUMNS_OF_VECTORS * COLUMNS_OF_VECTORS
+        )
         self.state = self.scratch + self.slot * self.room * (3 * self.size)
         self.table = self.problem + 8 * len(FIELDS)
         self.indices = self.table + self.places * 32

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.pytorch import unobserved
+from lightning_lrnn.core.pytorch import plain_eager
 from lightning_lrnn.nn.cell import Cell, linear
 from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
@@ -130,7 +130,7 @@ class LRUStateCell(Cell):
 
 def decay(nu: Tensor, theta: Tensor) -> Tensor:
     """a = exp(-exp(nu) + i exp(theta)), of units that have no theta real."""
-    result: Tensor = (_Decay.apply if unobserved(nu, theta) else _decay)(nu, theta)
+    result: Tensor = (_Decay.apply if plain_eager(nu, theta) else _decay)(nu, theta)
     return result
 
 
