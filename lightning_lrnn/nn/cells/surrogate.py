@@ -92,7 +92,7 @@ class Function(NamedTuple):
         apart: how many of them, the last ones, give the gate W x + b and U s~ + b' one by one.
         forget: the matrix of the forget gate, whose bias is by expected memory; None without.
         input: that of an input gate of its own; None without.
-        closed: that of a gate that starts a quarter open, its bias lowered by 1; None without.
+        closed: that of a gate that starts a third open, its bias lowered by log 2; None without.
         pair: whether the state is (h, c), as that of `torch.nn.LSTM`.
     """
 
@@ -281,7 +281,7 @@ class SurrogateRNNCell(Cell):
             if self.function.input is not None:
                 of_x[self.function.input].copy_(-of_x[self.function.forget] / 2)
         if self.function.closed is not None:
-            of_x[self.function.closed].sub_(1)
+            of_x[self.function.closed].sub_(math.log(2))
 
     def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
@@ -374,7 +374,7 @@ class SurrogateRNN(Stack):
                     h_t = z * h_{t-1} + (1 - z) * n
         "GRU_WITHOUT_RESET": the same with r = 1 and one bias in n
         "GRU_WITH_INPUT_GATE": h_t = z * h_{t-1} + i * (1 - z) * n with i = sigmoid(...) and no r;
-                    i starts near a quarter, so that outputs start as small as an LSTM's
+                    i starts near a third, so that outputs start smaller, as in an LSTM
         "RNN_TANH": h_t = tanh(...)
         "RNN_RELU": h_t = relu(...)
 
