@@ -26,14 +26,14 @@ B, T = 4, 6
 F64 = torch.float64
 KINDS = ["LSTM", "GRU", "RNN"]
 NAMES = ["auto", "GILRLSTM", "GILRGRU", "GILRRNN", "SurrogateRNN"]
-LARGE = recommended(nn.LSTM(1, SMALL + 1)).plain()
-"""What `rnn: auto` has for an LSTM of many units, here at few."""
+LARGE = [recommended(nn.LSTM(1, SMALL + 1, layers)).plain() for layers in (1, 2)]
+"""What `rnn: auto` has for LSTMs of many units, here at few: for one layer, and for several."""
 
 
 def sizes(kind, name):
     """Eight sets of arguments, hidden sizes of 1 and odd ones among them."""
     draw = random.Random(f"{kind} {name}")
-    smallest = 1 if name in ("auto", LARGE) else 2
+    smallest = 1 if name in ("auto", *LARGE) else 2
     for n in range(8):
         hidden = [smallest, 3, 5][n] if n < 3 else draw.randint(smallest, 9)
         options = {"bias": draw.random() < 0.7, "batch_first": n % 2 == 0}
@@ -46,7 +46,7 @@ def sizes(kind, name):
 
 
 CASES = [(kind, name, *size) for kind in KINDS for name in NAMES for size in sizes(kind, name)]
-CASES += [("LSTM", LARGE, *size) for size in sizes("LSTM", LARGE)]
+CASES += [("LSTM", name, *size) for name in LARGE for size in sizes("LSTM", name)]
 places = pytest.mark.parametrize("kind, name, size, hidden, options", CASES, ids=str)
 by_kind = pytest.mark.parametrize("kind", KINDS)
 
