@@ -11,8 +11,7 @@ as fit into the seconds, and the surrogate RNN once more as many as the torch.nn
 learned in so many steps does not depend on how busy the machine is, so that `--jobs` trainings may
 run at once, on a thread each. Writes benchmarks/results/equal_time.json with every timed step and
 the loss of every step. --rates trains both at each learning rate, with a seed that is none of the
-others, for equal_time_rates.json: what the demo has for each model is the best of them. --draw
-prints what is there.
+others, for equal_time_rates.json. --draw prints what is there.
 """
 
 from __future__ import annotations

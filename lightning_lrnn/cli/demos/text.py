@@ -42,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     THEIRS: {"rnn": torch.nn.LSTM, "hidden_size": 256, "lr": 5e-3},
 }
-"""Each with 1.2 million parameters, at its best learning rate (`benchmarks/equal_time.py`)."""
+"""Each with 1.2 million parameters; `benchmarks/equal_time.py --rates` tries learning rates."""
 CLIP = 1.0
 # The state is carried over windows.
 BATCH_SIZE, WINDOW = 16, 128
