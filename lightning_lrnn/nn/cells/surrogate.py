@@ -26,7 +26,7 @@ from lightning_lrnn.nn.cells.t_gru import TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNNCell
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
-from lightning_lrnn.nn.memory import Memory, memory_bias_
+from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.scan_context import ScanContext
 from lightning_lrnn.nn.stack import Stack
 
@@ -162,10 +162,9 @@ class SurrogateRNNCell(Cell):
         surrogate_layers: int = 1,
         surrogate_options: Mapping[str, Any] | None = None,
         passes: int = 1,
-        memory: Memory = None,
         **options: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, memory=memory, **options)
+        super().__init__(input_size, hidden_size, bias, **options)
         self.function = _function(cell)
         self.passes = _passes(passes, surrogate_size)
         self.remembers_output = self.function.pair
@@ -182,8 +181,8 @@ class SurrogateRNNCell(Cell):
         self.weight_hr = self.parameter(self.output_size, hidden_size) if projected else None
         self.reset_parameters()
         kind, self.surrogate = _surrogate(surrogate), nn.ModuleList()
-        start = {"memory": memory or (HALF_OPEN if bias and kind.memory_in_bias else None)}
-        settings = {**self._factory, **start, **(surrogate_options or {})}
+        memory = self.memory or (HALF_OPEN if bias and kind.memory_in_bias else None)
+        settings = {**self._factory, "memory": memory, **(surrogate_options or {})}
         for layer in range(surrogate_layers):
             self.surrogate.append(kind(S if layer else input_size, S, bias, **settings))
         if self.shares and not self._surrogates()[0].output_is_state:
