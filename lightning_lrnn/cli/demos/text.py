@@ -267,7 +267,7 @@ def _verdict(results: dict[str, Any]) -> str:
     return (
         f"{OURS if fewer > 0 else THEIRS} is ahead after {results['seconds']:g} s: "
         f"{abs(fewer):.2f} bits per byte less, with as many parameters.\n"
-        f"Why a {OURS}: it computes all steps of a window at once. Here that gave "
+        f"Why a {OURS}: it computes all steps of a window at once. Here it made "
         f"{times:.2f} times as many\n"
         "training steps; the longer the windows, the more it is (last table)."
     )
