@@ -1,7 +1,8 @@
 """Complex numbers as columns of real ones, (Re h_1, Im h_1, Re h_2, ...), and back.
 
-Made of views, each of which autograd would note, and whose gradients it would copy; here either way
-is one node. `torch.func` and tracing see the views.
+Made of views. The way back is one node of autograd: the gradient of columns may begin where no
+complex number does, which the gradient of a view of complex numbers does not take. `torch.func` and
+tracing see the views.
 """
 
 from __future__ import annotations
@@ -19,17 +20,6 @@ __all__ = ["to_columns", "to_complex"]
 
 def to_complex(columns: Tensor) -> Tensor:
     """Pairs of columns as complex numbers; a last one that has no other is real."""
-    result: Tensor = (_ToComplex.apply if plain_eager(columns) else _complex)(columns)
-    return result
-
-
-def to_columns(z: Tensor, size: int) -> Tensor:
-    """The first columns of complex numbers."""
-    result: Tensor = (_ToColumns.apply if plain_eager(z) else _columns)(z, size)
-    return result
-
-
-def _complex(columns: Tensor) -> Tensor:
     if columns.shape[-1] % 2:
         columns = F.pad(columns, (0, 1))
     columns = columns.contiguous()
@@ -38,21 +28,16 @@ def _complex(columns: Tensor) -> Tensor:
     return torch.view_as_complex(columns.unflatten(-1, (-1, 2)))
 
 
+def to_columns(z: Tensor, size: int) -> Tensor:
+    """The first columns of complex numbers."""
+    result: Tensor = (_ToColumns.apply if plain_eager(z) else _columns)(z, size)
+    return result
+
+
 def _columns(z: Tensor, size: int) -> Tensor:
     # Also where size is all there is: the gradient of a narrow is dense, as that of a view of
     # complex numbers must be.
     return torch.view_as_real(z.resolve_conj()).flatten(-2).narrow(-1, 0, size)
-
-
-class _ToComplex(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, columns: Tensor) -> Tensor:
-        ctx.size = columns.shape[-1]
-        return _complex(columns)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _columns(gradient, ctx.size)
 
 
 class _ToColumns(torch.autograd.Function):
@@ -62,4 +47,4 @@ class _ToColumns(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _complex(gradient), None
+        return to_complex(gradient), None

@@ -117,7 +117,8 @@ def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Ite
     add = "sums.x{i} = sums.x{i} + dx.x{i};"
     steps = "template <bool kWhole, typename Count> static __device__ void"
     yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
-    arguments = "(Pre* pre, char* const* first, const Index* stride, Count count)"
+    named = ("Pre* pre", "char* const* first", "const Index* stride", "Count count")
+    arguments = f"({', '.join(f'{UNUSED} {name}' for name in named)})"
     yield f"{steps} load_steps{arguments} {each(load, used, varies=True)}"
     arguments = f"({UNUSED} Pre& pre, {UNUSED} char* const* first)"
     yield f"static __device__ void load_parameters{arguments} {each(parameter, used, varies=False)}"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.pytorch import plain_eager
+from lightning_lrnn.gates import gate
 from lightning_lrnn.nn.cell import Cell, linear
-from lightning_lrnn.nn.cells.diagonal import DiagonalCell, diagonal
+from lightning_lrnn.nn.cells.diagonal import DiagonalCell
 from lightning_lrnn.nn.complex_columns import to_columns, to_complex
 from lightning_lrnn.nn.memory import Memory, is_pair, memory_bias_
 from lightning_lrnn.nn.scan_context import ScanContext
@@ -22,6 +23,12 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["LRU", "LRUCell", "LRUStateCell"]
 
 TINY = 1e-6
+
+
+@gate
+def constant(u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay a, which does not change over time, and impulse u."""
+    return a, u
 
 
 class LRUCell(DiagonalCell):
@@ -65,7 +72,7 @@ class LRUCell(DiagonalCell):
 class LRUStateCell(Cell):
     """The recurrence of an `LRU` in one direction, whose output is the state: Re h and Im h.
 
-        h_t = a * h_{t-1} + exp(gamma) * B x_t,  y_t = (Re h_1, Im h_1, Re h_2, Im h_2, ...)
+        h_t = a * h_{t-1} + (exp(gamma) * B) x_t,  y_t = (Re h_1, Im h_1, Re h_2, Im h_2, ...)
 
     The hidden_size columns of y are those of hidden_size / 2 complex units; of an odd number the
     last is a unit with a real a. The linear surrogate of `SurrogateRNN` by the name of "LRU", whose
@@ -119,43 +126,65 @@ class LRUStateCell(Cell):
     def layer(self, x: Tensor, carry: Tensor | None, context: ScanContext) -> tuple[Tensor, Tensor]:
         """The layer's equations."""
         S = self.hidden_size
-        u = linear(x, self.B)
-        dtype = state_dtype(u.dtype)
+        dtype = state_dtype(self.B.dtype)
         nu, theta, gamma = (p.to(dtype) for p in (self.nu, self.theta, self.gamma))
-        a, scale = decay(nu, theta), torch.exp(gamma)
+        a, B = transition(nu, theta, gamma, self.B)
+        u = linear(x, B)
+        dtype = state_dtype(u.dtype)
         h_0 = None if carry is None else to_complex(carry.to(dtype).clone())
-        h, h_n = context.scan("state", diagonal, to_complex(u.to(dtype)), a, scale, h0=h_0)
+        h, h_n = context.scan("state", constant, to_complex(u.to(dtype)), a, h0=h_0)
         return to_columns(h, S).to(u.dtype), to_columns(h_n, S)
 
 
 def decay(nu: Tensor, theta: Tensor) -> Tensor:
     """a = exp(-exp(nu) + i exp(theta)), of units that have no theta real."""
-    result: Tensor = (_Decay.apply if plain_eager(nu, theta) else _decay)(nu, theta)
-    return result
-
-
-def _decay(nu: Tensor, theta: Tensor) -> Tensor:
     phase = torch.exp(theta)
     if len(theta) < len(nu):
         phase = F.pad(phase, (0, len(nu) - len(theta)))
     return torch.polar(torch.exp(-torch.exp(nu)), phase)
 
 
-class _Decay(torch.autograd.Function):
-    """`_decay` as one node of autograd: a small layer takes as long for six."""
+def transition(nu: Tensor, theta: Tensor, gamma: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """a, and exp(gamma) * B in the dtype of B, of which each unit has two rows."""
+    vectors = nu, theta, gamma, B
+    result: tuple[Tensor, Tensor]
+    result = (_Transition.apply if plain_eager(*vectors) else _transition)(*vectors)
+    return result
+
+
+def _transition(nu: Tensor, theta: Tensor, gamma: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    return decay(nu, theta), (_of_rows(torch.exp(gamma), B) * B).to(B.dtype)
+
+
+def _of_rows(units: Tensor, B: Tensor) -> Tensor:
+    """The number of each unit for its rows of B."""
+    return units.repeat_interleave(2)[: len(B), None]
+
+
+class _Transition(torch.autograd.Function):
+    """`_transition` as one node of autograd: a small layer takes as long for nine."""
 
     @staticmethod
-    def forward(ctx: Any, nu: Tensor, theta: Tensor) -> Tensor:
-        a = _decay(nu, theta)
-        ctx.save_for_backward(nu, theta, a)
-        return a
+    def forward(
+        ctx: Any, nu: Tensor, theta: Tensor, gamma: Tensor, B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        a, scaled = _transition(nu, theta, gamma, B)
+        ctx.save_for_backward(nu, theta, gamma, B, a, scaled)
+        return a, scaled
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        nu, theta, a = ctx.saved_tensors
-        of_log = gradient * a.conj()
-        of_phase = of_log.imag[: len(theta)]
-        return -torch.exp(nu) * of_log.real, torch.exp(theta) * of_phase
+    def backward(ctx: Any, of_a: Tensor, of_scaled: Tensor) -> tuple[Tensor, ...]:
+        nu, theta, gamma, B, a, scaled = ctx.saved_tensors
+        of_log = of_a * a.conj()
+        of_row = (of_scaled * scaled).sum(1, dtype=gamma.dtype)
+        if len(B) % 2:
+            of_row = F.pad(of_row, (0, 1))
+        return (
+            -torch.exp(nu) * of_log.real,
+            torch.exp(theta) * of_log.imag[: len(theta)],
+            of_row.view(-1, 2).sum(1),
+            (_of_rows(torch.exp(gamma), B) * of_scaled).to(B.dtype),
+        )
 
 
 def check_ring(ring: Any, max_phase: float) -> None:
