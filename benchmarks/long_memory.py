@@ -4,7 +4,8 @@
         [--rnn GILRLSTM torch.nn.LSTM] [--seconds 300] [--json PATH]
         [--set data.init_args.sampling=balanced trainer.gradient_clip_val=0]
 
-Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data.
+Every run is `lightning-lrnn fit --config long_memory_STEPS.yaml` with a seed of weights and data;
+that of `torch.nn.LSTM` differs in the layer alone: a `MemoryLSTM` with the memory of the config.
 Solved is a run if a validation found every held-out sequence right; its time is then that of the
 training and of all validations up to and with that one. Writes benchmarks/results/long_memory.json,
 with the accuracy of every batch, and a figure beside it; it keeps runs that are not asked for.
@@ -36,7 +37,7 @@ from lightning_lrnn.core.table import text_table
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"
 CONFIGS = HERE.parent / "configs"
-OPTIONS = {"GILRLSTM": [], "torch.nn.LSTM": ["--model.init_args.rnn", "torch.nn.LSTM"]}
+LAYERS = "GILRLSTM", "torch.nn.LSTM"
 WINDOW = 20
 """Batches over which the figure's accuracy is a mean."""
 
@@ -72,7 +73,10 @@ class Noted(pl.Callback):
 
 def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -> dict[str, Any]:
     noted = Noted()
-    args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml"), *OPTIONS[rnn]]
+    args = ["fit", "--config", str(CONFIGS / f"long_memory_{steps}.yaml")]
+    if rnn == "torch.nn.LSTM":
+        args += ["--model.rnn", "lightning_lrnn.nn.MemoryLSTM"]
+        args += ["--model.rnn.memory", f"[{steps // 2},{2 * steps}]"]
     args += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
     args += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     args += ["--trainer.logger", "false"]
@@ -86,6 +90,7 @@ def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -
     return {
         "steps": steps,
         "rnn": rnn,
+        "layer": cli.model.hparams["rnn"],
         "seed": seed,
         "changed": changed,
         "sampling": cli.datamodule.sampling,
@@ -171,7 +176,7 @@ def main() -> None:
         "--steps", type=int, nargs="*", default=[], help="lengths that have configs"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=range(10), help="0 to 9")
-    parser.add_argument("--rnn", nargs="+", choices=OPTIONS, default=["GILRLSTM"])
+    parser.add_argument("--rnn", nargs="+", choices=LAYERS, default=["GILRLSTM"])
     parser.add_argument("--seconds", type=float, default=300.0, help="limit of a run")
     parser.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", dest="changed")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where runs are kept")

@@ -22,6 +22,7 @@ from lightning_lrnn.nn.cells.t_gru import TGRU, TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTM, TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNN, TRNNCell
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.nn.torch_rnn import MemoryLSTM
 
 _LAYERS = (
     *(GILR, GILRGRU, GILRLSTM, GILRRNN, HGRN, LRU, MinGRU, MinLSTM, QRNN, RGLRU, S5, SRU),
@@ -52,6 +53,7 @@ __all__ = [
     "GILRRNNCell",
     "HGRNCell",
     "LRUCell",
+    "MemoryLSTM",
     "MinGRU",
     "MinGRUCell",
     "MinLSTM",

@@ -12,8 +12,49 @@ from torch.utils._pytree import tree_map
 
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.nn.checks import check_steps
+from lightning_lrnn.nn.memory import Memory, check_memory, memory_bias_
 
-__all__ = ["TorchRNN"]
+__all__ = ["MemoryLSTM", "TorchRNN"]
+
+
+class MemoryLSTM(nn.LSTM):
+    """A `torch.nn.LSTM` that starts as a `GILRLSTM` with a `memory` does: a baseline beside it.
+
+    Biases of forget gates b_f = log u, u uniform in [shortest, longest], of input gates -b_f / 2
+    (`SurrogateRNNCell.reset_parameters` says why), others 0; and U = 0, so that at first the gates
+    see the input alone: a state that sums thousands of steps would close and open them at random.
+
+    Args:
+        args: of `torch.nn.LSTM`, as `kwargs`.
+        memory: shortest and longest expected memory in steps; None to start as `torch.nn.LSTM`.
+
+    Raises:
+        ValueError: for a memory that cannot be, or one of a layer without biases.
+    """
+
+    def __init__(self, *args: Any, memory: Memory = None, **kwargs: Any) -> None:
+        check_memory(memory)
+        super().__init__(*args, **kwargs)
+        if memory is not None and not self.bias:
+            raise ValueError(f"memory={memory} is in biases, and this layer has bias=False")
+        self.memory = memory
+        if memory is not None:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """As `torch.nn.LSTM`; with a memory, biases and U as described."""
+        super().reset_parameters()
+        # Also called by the constructor of `torch.nn.LSTM`, before there is a memory.
+        if getattr(self, "memory", None) is None:
+            return
+        for name, parameter in self.named_parameters():
+            if name.startswith(("bias", "weight_hh")):
+                parameter.zero_()
+            if name.startswith("bias_ih"):
+                of_input, of_forget, *_ = parameter.chunk(4)
+                memory_bias_(of_forget, self.memory)
+                of_input.copy_(-of_forget / 2)
 
 
 class TorchRNN(nn.Module):
