@@ -23,7 +23,7 @@ def test_demo(
 ) -> None:
     """At 128 steps a GILR-LSTM learns it in a few seconds; nothing learns it in none."""
     folder = tmp_path / "demo"
-    options = ["demo", "long-memory", "--steps", "128", "--seconds", "60", "--folder", str(folder)]
+    options = ["demo", "long-memory", "--steps", "128", "--seconds", "600", "--folder", str(folder)]
     train, layers = _demo_memory._train, []
 
     def only_ours(rnn: Any, data: Any, seconds: float, seed: int) -> Any:

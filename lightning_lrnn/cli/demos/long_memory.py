@@ -90,8 +90,8 @@ def main(
         f"Task      the first of {steps:,} symbols is +e_1 or -e_1, all others are any of 128;\n"
         "          after the last it is asked which one the first was\n"
         f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
-        f"Models    two residual layers of 16, at most {seconds:.0f} s of training each; the\n"
-        f"          forget gates of both start with a memory of {steps // 2:,} to {2 * steps:,} steps"
+        f"Models    two residual layers of 16, at most {seconds:.0f} s of training each; both\n"
+        f"          start with forget gates for {steps // 2:,} to {2 * steps:,} steps"
     )
     memory = (steps / 2, 2 * steps)
     models = {
