@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import sysconfig
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor
 
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
+from lightning_lrnn.data.passages import Passage, Starts, Text, TextFile
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
 from lightning_lrnn.data.splits import check_fractions
 from lightning_lrnn.data.windows import Windows
@@ -21,6 +21,18 @@ __all__ = ["ByteText", "TextError"]
 
 SPLITS = ("train", "val", "test")
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests"}
+
+IN_MEMORY = 2**26
+"""Bytes up to which all files together are kept in memory; they may change from then on."""
+
+LOOKED_AT = 2**24
+"""Bytes at the beginning of a file that stays where it is, in which NUL would say it is no text."""
+
+AT_ONCE = 2**20
+"""Bytes of a text that are searched at once."""
+
+CONTINUATION = bytes(range(0x80, 0xC0))
+"""Bytes of UTF-8 with which no character begins."""
 
 
 class TextError(DataError):
@@ -46,12 +58,17 @@ class ByteText(pl.LightningDataModule):
     cover every held-out byte once, in consecutive windows; training leaves out the tail that would
     not fill a batch. Training can be resumed at any window.
 
+    Files of more than 64 MiB together stay where they are: each process reads the streams that it
+    trains on as it goes on, in memory that does not depend on the size of the text. These files
+    must not change before the end.
+
     Args:
         path: a file or a folder; None for the source files of the running Python's standard
             library, about 12 MB of real text that every machine has. (It varies with the patch
             version of Python.)
         pattern: files of a folder to take, as in `Path.glob`. Hidden files, empty files and those
-            with a NUL byte (not text) are left out.
+            with a NUL byte (not text) are left out; of files that stay where they are, 16 MiB are
+            looked at for it.
         batch_size: parallel streams B.
         window: time steps T of a batch.
         val_fraction: of the bytes.
@@ -62,7 +79,8 @@ class ByteText(pl.LightningDataModule):
 
     Raises:
         TextError: for arguments that cannot be. In `setup`: if there is no such path or no text in
-            it, if it cannot be split in three, or if it is too short for one batch.
+            it, if it cannot be split in three, or if it is too short for one batch. Later:
+            if a file that is read in parts is no longer what it was.
     """
 
     def __init__(
@@ -89,12 +107,12 @@ class ByteText(pl.LightningDataModule):
         self.batch_size, self.window = batch_size, window
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.max_bytes, self.seed = max_bytes, seed
-        self._splits: dict[str, list[_Document]] = {}
+        self._splits: dict[str, list[Passage]] = {}
         self._training: Windows | None = None
         self._resume: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and splits the text, once."""
+        """Finds and splits the text, once."""
         if not self._splits:
             self._splits = self._split(self._read())
 
@@ -135,36 +153,39 @@ class ByteText(pl.LightningDataModule):
 
     def files(self, split: str = "train") -> list[str]:
         """Names of the files of "train", "val" or "test", in the order of the text."""
-        return [document.name for document in self.documents(split)]
+        return [passage.name for passage in self._passages(split)]
 
     def documents(self, split: str = "train") -> list[_Document]:
-        """Name and content of the files of "train", "val" or "test"."""
-        self.setup()
-        if split not in self._splits:
-            raise TextError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
-        return self._splits[split]
+        """Name and content of the files of "train", "val" or "test", all of it in memory."""
+        return [_Document(passage.name, passage.read()) for passage in self._passages(split)]
 
     def held_out(self, split: str = "val") -> bytes:
-        """The text of a split, as it is validated or tested on."""
-        return b"".join(document.content for document in self.documents(split))
+        """The text of a split, as it is validated or tested on, all of it in memory."""
+        return b"".join(passage.read() for passage in self._passages(split))
 
     def describe(self) -> str:
         """One line: how many files and bytes each part has."""
         parts = []
         for split in SPLITS:
-            documents = self.documents(split)
-            size = sum(len(document.content) for document in documents)
-            parts.append(f"{split} {size / 1e6:.2f} MB in {len(documents)} files")
+            passages = self._passages(split)
+            size = sum(passage.size for passage in passages)
+            parts.append(f"{split} {size / 1e6:.2f} MB in {len(passages)} files")
         return ", ".join(parts)
 
+    def _passages(self, split: str) -> list[Passage]:
+        self.setup()
+        if split not in self._splits:
+            raise TextError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}")
+        return self._splits[split]
+
     def _windows(self, split: str) -> Windows:
-        text, starts = _joined(self.documents(split))
+        passages = self._passages(split)
         # The strategy's own: processes that share a model, as in tensor parallelism, share a rank.
         sampler = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         try:
             return Windows(
-                text,
-                starts,
+                Text(passages),
+                Starts(passages),
                 self.batch_size,
                 self.window,
                 complete=split != "train",
@@ -174,10 +195,13 @@ class ByteText(pl.LightningDataModule):
         except ValueError as error:
             raise TextError(f"{split}: {error}") from None
 
-    def _read(self) -> list[_Document]:
+    def _read(self) -> list[Passage]:
         root = existing(sysconfig.get_path("stdlib") if self.path is None else self.path, TextError)
         if root.is_file():
-            return [_Document(printable(root.name), read_bytes(root, TextError))]
+            file = TextFile(root, TextError)
+            in_memory = len(file) <= IN_MEMORY
+            source = read_bytes(root, TextError) if in_memory else file
+            return [Passage.whole(printable(root.name), source)]
         pattern = "**/*.py" if self.path is None else self.pattern
         if "**" in pattern:
             # `Path.glob` passes over folders that cannot be listed.
@@ -187,29 +211,33 @@ class ByteText(pl.LightningDataModule):
             files = sorted(set(root.glob(pattern)))
         except (ValueError, NotImplementedError, OSError) as error:
             raise TextError(f"`pattern`: {pattern!r} cannot be matched: {why(error)}") from error
-        documents = []
-        for file in files:
-            name = file.relative_to(root)
-            skip = any(part.startswith(".") for part in name.parts)
-            skip |= self.path is None and bool(NOT_THE_LIBRARY & set(name.parts))
-            if skip or not file.is_file():
-                continue
-            content = read_bytes(file, TextError)
-            if content and b"\0" not in content:
-                documents.append(_Document(printable(name.as_posix()), content))
-        if not documents:
+        taken: list[TextFile] = []
+        for path in files:
+            parts = path.relative_to(root).parts
+            skip = any(part.startswith(".") for part in parts)
+            skip |= self.path is None and bool(NOT_THE_LIBRARY & set(parts))
+            if not skip and path.is_file():
+                taken.append(TextFile(path, TextError))
+        in_memory = sum(map(len, taken)) <= IN_MEMORY
+        passages = []
+        for file in taken:
+            source = read_bytes(file.path, TextError) if in_memory else file
+            if len(source) and b"\0" not in source[: None if in_memory else LOOKED_AT]:
+                name = file.path.relative_to(root.absolute()).as_posix()
+                passages.append(Passage.whole(printable(name), source))
+        if not passages:
             raise TextError(f"`path`: no text files match {pattern!r} in {str(root)!r}")
-        return sorted(documents, key=self._order)
+        return sorted(passages, key=self._order)
 
-    def _order(self, document: _Document) -> bytes:
-        return hashlib.sha256(f"{self.seed}:{document.name}".encode()).digest()
+    def _order(self, passage: Passage) -> bytes:
+        return hashlib.sha256(f"{self.seed}:{passage.name}".encode()).digest()
 
-    def _split(self, documents: list[_Document]) -> dict[str, list[_Document]]:
-        most = sum(len(document.content) for document in documents)
+    def _split(self, passages: list[Passage]) -> dict[str, list[Passage]]:
+        most = sum(passage.size for passage in passages)
         total = min(most, self.max_bytes or most)
-        if len(documents) == 1:
-            (document,) = documents
-            parts = self._cut(_Document(document.name, document.content[:total]))
+        if len(passages) == 1:
+            (passage,) = passages
+            parts = self._cut(passage.part(0, total))
         else:
             parts = {split: [] for split in SPLITS}
             left: dict[str, float] = {
@@ -217,47 +245,54 @@ class ByteText(pl.LightningDataModule):
                 "test": self.test_fraction * total,
             }
             room = total
-            for document in documents:
+            for passage in passages:
                 split = next((split for split, more in left.items() if more > 0), "train")
-                content = document.content
                 if total < most:
                     # So that a long file leaves as much to the others as it should.
                     share = room if split == "train" else math.ceil(left[split])
-                    content = content[: min(share, room)]
-                room -= len(content)
+                    passage = passage.part(0, min(share, room))
+                room -= passage.size
                 if split != "train":
-                    left[split] -= len(content)
-                if content:
-                    parts[split].append(_Document(document.name, content))
+                    left[split] -= passage.size
+                if passage.size:
+                    parts[split].append(passage)
         for split, part in parts.items():
-            if not any(document.content for document in part):
+            if not any(passage.size for passage in part):
                 raise TextError(
-                    f"{len(documents)} file(s) with {total:,} bytes leave nothing for {split}: "
+                    f"{len(passages)} file(s) with {total:,} bytes leave nothing for {split}: "
                     "give a single file of several lines, which is cut in three, or more files"
                 )
         return parts
 
-    def _cut(self, document: _Document) -> dict[str, list[_Document]]:
-        content, parts, end = document.content, {}, len(document.content)
+    def _cut(self, passage: Passage) -> dict[str, list[Passage]]:
+        parts, end = {}, passage.size
         for split, fraction in (("test", self.test_fraction), ("val", self.val_fraction)):
-            share = int(fraction * len(content))
+            share = int(fraction * passage.size)
             wanted = max(end - share, 0)
             # After the last line that ends before the share begins, where one does not long before.
-            start = content.rfind(b"\n", max(wanted - share, 0), wanted) + 1
+            start = 1 + _last(passage, max(wanted - share, 0), wanted, _line_end)
             if not start:
-                start = wanted
                 # Not inside a character of UTF-8.
-                while 0 < start < end and content[start] & 0xC0 == 0x80:
-                    start -= 1
-            parts[split] = [_Document(document.name, content[start:end])]
+                start = max(_last(passage, 0, wanted + 1, _character), 0) if wanted < end else end
+            parts[split] = [passage.part(start, end)]
             end = start
-        return {"train": [_Document(document.name, content[:end])], **parts}
+        return {"train": [passage.part(0, end)], **parts}
 
 
-def _joined(documents: list[_Document]) -> tuple[Tensor, Tensor]:
-    """The bytes of all documents (N,), and True at the first of each (N,)."""
-    text = torch.frombuffer(bytearray(b"".join(d.content for d in documents)), dtype=torch.uint8)
-    lengths = torch.tensor([len(document.content) for document in documents])
-    starts = torch.zeros(len(text), dtype=torch.bool)
-    starts[lengths.cumsum(0) - lengths] = True
-    return text, starts
+def _last(passage: Passage, start: int, stop: int, find: Callable[[bytes], int]) -> int:
+    """The last place from `start` on, before `stop`, that `find` has in a piece of it, or -1."""
+    while start < stop:
+        first = max(start, stop - AT_ONCE)
+        if (found := find(passage.part(first, stop).read())) >= 0:
+            return first + found
+        stop = first
+    return -1
+
+
+def _line_end(text: bytes) -> int:
+    return text.rfind(b"\n")
+
+
+def _character(text: bytes) -> int:
+    """Where a character of UTF-8 begins for the last time, or -1."""
+    return len(text.rstrip(CONTINUATION)) - 1

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "TextBatch", "Windows"]
+__all__ = ["IGNORE", "Sliced", "TextBatch", "Windows"]
 
 IGNORE = -100
 """Target of a position that is padding; what `torch.nn.functional.cross_entropy` ignores."""
+
+AHEAD = 2**15
+"""Bytes of a stream that are read at once, so that a file is not opened for each window."""
+
+
+class Sliced(Protocol):
+    """A tensor (N,), or what gives parts of one that need not be in memory."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> Tensor:
+        """Some values that follow each other."""
+        ...
 
 
 class TextBatch(NamedTuple):
@@ -37,8 +52,9 @@ class Windows:
 
     Not a `torch.utils.data.DataLoader`: a batch is a slice of memory, for which workers would only
     cost, and a distributed sampler must not deal windows out in another order. With several
-    processes each has its own streams, `batch_size` of them. Lightning asks for the position when
-    it saves a checkpoint (`state_dict`), also in the middle of an epoch, and gives it back.
+    processes each has its own streams, `batch_size` of them, and reads nothing else but the byte
+    before each. Lightning asks for the position when it saves a checkpoint (`state_dict`), also in
+    the middle of an epoch, and gives it back.
 
     Args:
         text: (N,) uint8, documents one after the other.
@@ -60,8 +76,8 @@ class Windows:
 
     def __init__(
         self,
-        text: Tensor,
-        starts: Tensor,
+        text: Sliced,
+        starts: Sliced,
         batch_size: int,
         window: int,
         *,
@@ -87,6 +103,7 @@ class Windows:
         self.end = self.windows
         self._first = rank * batch_size * self.stream_length
         self._position = self._resume = 0
+        self._ahead: dict[int, tuple[int, Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of windows in an epoch."""
@@ -105,18 +122,34 @@ class Windows:
         """Window k of every stream."""
         if not 0 <= k < self.windows:
             raise IndexError(f"window {k} of {self.windows}")
-        steps = torch.arange(k * self.window, (k + 1) * self.window)
-        streams = torch.arange(self.batch_size)[:, None]
-        where = self._first + streams * self.stream_length + steps
-        inside = (steps < self.stream_length) & (where < len(self._text))
-        where = where.clamp(max=len(self._text) - 1)
-        starts = self._starts[where] & inside
-        before = self._text[(where - 1).clamp(min=0)].long()
-        return TextBatch(
-            inputs=before.masked_fill(starts | ~inside, 0),
-            targets=self._text[where].long().masked_fill(~inside, IGNORE),
-            reset=starts | (steps == 0),
-        )
+        shape = (self.batch_size, self.window)
+        inputs = torch.zeros(shape, dtype=torch.long)
+        targets = torch.full(shape, IGNORE)
+        reset = torch.zeros(shape, dtype=torch.bool)
+        for b in range(self.batch_size):
+            start = self._first + b * self.stream_length + k * self.window
+            stop = min(start + self.window, self._end(b))
+            steps = stop - start
+            if steps > 0:
+                text = self._read(b, max(start - 1, 0), stop)
+                inputs[b, :steps] = text[:steps] if start else torch.cat([text[:1], text[:-1]])
+                targets[b, :steps] = text[-steps:]
+                reset[b, :steps] = self._starts[start:stop]
+        inputs.masked_fill_(reset, 0)
+        reset[:, 0] |= k == 0
+        return TextBatch(inputs, targets, reset)
+
+    def _end(self, b: int) -> int:
+        """Where stream b ends."""
+        return min(self._first + (b + 1) * self.stream_length, len(self._text))
+
+    def _read(self, b: int, start: int, stop: int) -> Tensor:
+        """Bytes of stream b, of those that were read at once if they are there."""
+        first, text = self._ahead.get(b, (0, torch.empty(0)))
+        if not first <= start < stop <= first + len(text):
+            first, text = start, self._text[start : max(stop, min(start + AHEAD, self._end(b)))]
+            self._ahead[b] = first, text
+        return text[start - first : stop - first]
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it refers to."""
