@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.data.errors import DataError, why
+from lightning_lrnn.data.paths import stamp
 
 __all__ = ["Passage", "Starts", "Text", "TextFile"]
 
@@ -31,7 +32,7 @@ class TextFile:
     def __init__(self, path: Path, error: type[DataError] = DataError) -> None:
         self.path, self.error = path.absolute(), error
         try:
-            self._stamp = _stamp(os.stat(path))
+            self._stamp = stamp(os.stat(path))
         except OSError as problem:
             raise error(f"{path} cannot be read: {why(problem)}") from problem
 
@@ -44,7 +45,7 @@ class TextFile:
         start, stop, _ = part.indices(len(self))
         try:
             with self.path.open("rb") as file:
-                same = _stamp(os.fstat(file.fileno())) == self._stamp
+                same = stamp(os.fstat(file.fileno())) == self._stamp
                 file.seek(start)
                 content = file.read(stop - start) if same else b""
         except (OSError, MemoryError) as problem:
@@ -55,10 +56,6 @@ class TextFile:
                 "while they are read, and start again"
             )
         return content
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 class Passage(NamedTuple):

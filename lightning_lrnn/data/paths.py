@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from lightning_lrnn.data.errors import DataError, why
 
-__all__ = ["check_path", "existing", "files_below", "read_bytes"]
+__all__ = ["check_path", "existing", "files_below", "read_bytes", "stamp"]
 
 
 def check_path(path: str | None, error: type[DataError] = DataError, what: str = "path") -> None:
@@ -67,3 +67,8 @@ def read_bytes(file: Path, error: type[DataError] = DataError) -> bytes:
         return file.read_bytes()
     except (OSError, MemoryError) as problem:
         raise error(f"{file} cannot be read: {why(problem)}") from problem
+
+
+def stamp(status: os.stat_result) -> tuple[int, int]:
+    """What tells a file that was changed: its size and when it was written last."""
+    return status.st_size, status.st_mtime_ns

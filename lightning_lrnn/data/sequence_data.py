@@ -156,9 +156,9 @@ class SequenceData(pl.LightningDataModule):
         """
         if self._class_weights is None:
             rows = self.part("train")
-            targets = torch.cat([rows[i].targets.reshape(-1) for i in range(len(rows))])
-            if targets.is_floating_point():
+            if rows[0].targets.is_floating_point():
                 raise DataError("a forecast has no classes, and no `class_weights`")
+            targets = torch.cat([rows[i].targets.reshape(-1) for i in range(len(rows))])
             counts = torch.bincount(targets[targets != IGNORE], minlength=self.num_classes)
             weights = (1 / counts.double()).masked_fill(counts == 0, 0)
             self._class_weights = (weights * (counts > 0).sum() / weights.sum()).float()
@@ -199,7 +199,9 @@ class SequenceData(pl.LightningDataModule):
         told = []
         for name in PARTS:
             rows = self.part(name)
-            lengths = [len(rows[i].inputs) for i in range(len(rows))]
+            # Rows that are not in memory say so themselves.
+            known = getattr(rows, "lengths", None)
+            lengths = known or [len(rows[i].inputs) for i in range(len(rows))]
             shortest, longest = min(lengths), max(lengths)
             span = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
             told.append(f"{name} {len(rows):,} sequences of {span} steps")

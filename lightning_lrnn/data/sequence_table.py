@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
@@ -30,6 +30,7 @@ from lightning_lrnn.data.tables.csv_files import CsvFormat
 from lightning_lrnn.data.tables.files import Series, listed, read_series
 from lightning_lrnn.data.tables.fitted import Array, ColumnScaling, refuse_gaps
 from lightning_lrnn.data.tables.forecasts import KnownSeries, forecast_table, known_series
+from lightning_lrnn.data.tables.row_groups import RowGroups, RowReader
 from lightning_lrnn.data.tables.rows import (
     ForecastRows,
     Span,
@@ -37,6 +38,13 @@ from lightning_lrnn.data.tables.rows import (
     forecast_starts,
     spans_by_time,
     step_spans,
+)
+from lightning_lrnn.data.tables.streamed import (
+    PoolOrder,
+    StreamedForecasts,
+    find_series,
+    scaling_by,
+    train_moments,
 )
 from lightning_lrnn.data.tables.times import check_format
 from lightning_lrnn.data.windows import IGNORE
@@ -75,6 +83,13 @@ class SequenceTable(SequenceData):
     columns: other data are scaled as those that the model was trained on, and how they differ is
     told by a warning. Parts may be empty then, until they are asked for.
 
+    Not in memory: of a Parquet table that is sorted by group and time the windows of a forecast are
+    read when they are asked for, by row groups, of which a few are in memory. In training row
+    groups are shuffled, and the windows of as many as 256 MiB hold at a time. Each process reads
+    its own part of the table, windows that lie side by side; when the data are set up processes
+    share out what has to be read to find the series and to fit the scaling, which that of a trained
+    model is not compared with.
+
     Args:
         path: a file or a folder.
         task: "forecast", "classify" or "tag".
@@ -107,6 +122,7 @@ class SequenceTable(SequenceData):
         time_format: of times that are text, as `datetime.strptime` has it; None for dates that are
             told by themselves, see `lightning_lrnn.data.tables.times.to_times`.
         package: an installed package in whose folder `path` is.
+        in_memory: False for a table that is larger than memory, see above.
 
     Attributes:
         feature_names: columns of the inputs; from `setup` on.
@@ -148,6 +164,7 @@ class SequenceTable(SequenceData):
         bucket: int = 0,
         drop_last: bool = False,
         num_workers: int = 0,
+        in_memory: bool = True,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -170,7 +187,7 @@ class SequenceTable(SequenceData):
         by_task = "time" if task == "forecast" else "group"
         self.split_by = by_task if split_by is None else split_by
         self.scaling, self.missing, self.predict = scaling, missing, predict
-        self.checkpoint, self.refit = checkpoint, refit
+        self.checkpoint, self.refit, self.in_memory = checkpoint, refit, in_memory
         self.form, self.time_format = CsvFormat(separator, decimal, encoding), time_format
         self.classes = self._named_classes = _names("classes", classes)
         self.feature_names: list[str] = []
@@ -196,7 +213,7 @@ class SequenceTable(SequenceData):
         ):
             if twice := sorted({one for one in names if names.count(one) > 1}):
                 raise DataError(f"`{name}` has {', '.join(twice)} more than once")
-        check_flags(DataError, refit=refit)
+        check_flags(DataError, refit=refit, in_memory=in_memory)
         self.form.check()
         check_format(time_format)
         if problem := self._problem():
@@ -226,6 +243,18 @@ class SequenceTable(SequenceData):
                 "`scaling: group` needs `split_by: time`: of a group that is held out as a whole "
                 "there is nothing to fit a scale on"
             )
+        return None if self.in_memory else self._not_streamed()
+
+    def _not_streamed(self) -> str | None:
+        """What cannot be done with a table that is not in memory."""
+        for refused, what in (
+            (self.task != "forecast", f"`task: {self.task}`"),
+            (self.predict == "future", "`predict: future`"),
+            (self.scaling == "group", "`scaling: group`"),
+            (self.bucket > 1, "`bucket`"),
+        ):
+            if refused:
+                return f"{what} needs a table in memory: leave `in_memory` out"
         return None
 
     @property
@@ -271,6 +300,8 @@ class SequenceTable(SequenceData):
         Raises:
             DataError: if they are not the predictions for these data.
         """
+        if not self.in_memory:
+            raise DataError("a table of forecasts needs one in memory: leave `in_memory` out")
         rows = self.part(self.predict)
         given = torch.cat([batch.cpu() for batch in predictions]) if predictions else torch.empty(0)
         wanted = (len(rows), self.horizon, len(self.target_names), len(quantiles))
@@ -289,7 +320,12 @@ class SequenceTable(SequenceData):
             self.load_state_dict(state_of(self.checkpoint))
         if self.refit:
             self.given = None
-        series = read_series(path, self.group, self.time, self.form, self.time_format)
+        table = None if self.in_memory else RowGroups(path)
+        series = (
+            [table.columns()]
+            if table
+            else read_series(path, self.group, self.time, self.form, self.time_format)
+        )
         self._lacking = {}
         self.target_names = chosen(self.target, series[0], "target")
         self.feature_names = self._features(series[0])
@@ -301,11 +337,12 @@ class SequenceTable(SequenceData):
             "features": self.feature_names,
             "targets": self.target_names,
         }
-        features = [numbers(one, self.feature_names) for one in series]
-        if self.task == "forecast":
-            parts = self._forecasts(series, features)
+        if table:
+            parts = self._streamed(table)
         else:
-            parts = self._classes(series, features)
+            features = [numbers(one, self.feature_names) for one in series]
+            make = self._forecasts if self.task == "forecast" else self._classes
+            parts = make(series, features)
         self.fitted["classes"] = list(self.classes)
         if self._lacking and self.given is None:
             raise DataError(next(iter(self._lacking.values())))
@@ -340,7 +377,7 @@ class SequenceTable(SequenceData):
         raise DataError(f"{series.source} has no column left that could be a feature")
 
     def _spans(
-        self, series: Sequence[Series], steps: Sequence[int], strata: Sequence[int] | None = None
+        self, names: Sequence[str], steps: Sequence[int], strata: Sequence[int] | None = None
     ) -> dict[str, list[Span]]:
         """The steps of each part, of series that have so many."""
         if self.split_by == "time":
@@ -349,7 +386,6 @@ class SequenceTable(SequenceData):
                 for i, known in enumerate(steps)
             ]
             return {part: [spans[part] for spans in cut] for part in PARTS}
-        names = [one.name for one in series]
         what = "series (files, or values of `group`)"
         try:
             parts = split(names, self.val_fraction, self.test_fraction, self.seed, strata, what)
@@ -368,8 +404,8 @@ class SequenceTable(SequenceData):
         values = [numbers(one, self.target_names) for one in series]
         self._known = [known_series(one, value) for one, value in zip(series, values, strict=True)]
         steps = [known.steps for known in self._known]
-        spans = self._spans(series, steps)
-        outputs = self._scaling("outputs", series, values, spans["train"], self.target_names)
+        spans = self._spans([one.name for one in series], steps)
+        outputs = self._fitted("outputs", series, values, spans["train"], self.target_names)
         # What lies behind the last window is no input.
         behind = 0 if self.predict == "future" else horizon
         used = [max(0, known - behind) for known in steps]
@@ -384,31 +420,93 @@ class SequenceTable(SequenceData):
         offset = [torch.from_numpy(scaling.mean[None]) for scaling in scalings]
         scale = [torch.from_numpy(scaling.std[None]) for scaling in scalings]
         starts = {
-            part: [
-                (span.series, start)
-                for span in within
-                for start in forecast_starts(span, window, horizon, self.stride)
-            ]
-            for part, within in spans.items()
+            part: [(i, start) for i, of_series in of_part for start in of_series]
+            for part, of_part in self._starts(spans).items()
         }
         if self.predict == "future":
             starts["future"] = [(i, n - window) for i, n in enumerate(steps) if n >= window]
-        parts: dict[str, SequenceRows] = {}
-        for part, of_part in starts.items():
-            longest = max((span.stop - span.start for span in spans.get(part, [])), default=0)
-            if of_part:
-                parts[part] = ForecastRows(inputs, targets, of_part, window, horizon, offset, scale)
-            elif part == "future":
-                self._lacking[part] = (
+            if not starts["future"]:
+                self._lacking["future"] = (
                     f"no series has the {window} steps of a window: make it shorter"
                 )
-            else:
+        return {
+            part: ForecastRows(inputs, targets, of_part, window, horizon, offset, scale)
+            for part, of_part in starts.items()
+            if of_part
+        }
+
+    def _starts(self, spans: dict[str, list[Span]]) -> dict[str, list[tuple[int, range]]]:
+        """Series and first steps of the windows of each part; tells which parts have none."""
+        window, horizon = self.window or 1, self.horizon
+        starts: dict[str, list[tuple[int, range]]] = {}
+        for part, within in spans.items():
+            starts[part] = [
+                (span.series, forecast_starts(span, window, horizon, self.stride))
+                for span in within
+            ]
+            if not any(of_series for _, of_series in starts[part]):
+                longest = max((span.stop - span.start for span in within), default=0)
                 self._lacking[part] = (
                     f"no window of {window} steps with {horizon} to forecast has its targets in "
                     f"the {part} part, where the longest series has {longest} steps: make them "
                     "shorter, the part larger, or give more data"
                 )
-        return parts
+        return starts
+
+    def _streamed(self, table: RowGroups) -> dict[str, SequenceRows]:
+        """Windows that are read from the table when they are asked for."""
+        apart = getattr(self.trainer, "world_size", 1) > 1
+        apart = apart and distributed.is_available() and distributed.is_initialized()
+        places = find_series(table, self.group, self.time, self.target_names, apart)
+        spans = self._spans([place.name for place in places], [place.known for place in places])
+        names = list(dict.fromkeys([*self.feature_names, *self.target_names]))
+        reader = RowReader(table, names)
+        moments = None
+        if self.given is None:
+            pieces = [
+                (places[i].first + start, places[i].first + stop)
+                for i, start, stop in spans["train"]
+            ]
+            moments = train_moments(reader, pieces, apart)
+
+        def scaling(key: str, of: list[str]) -> tuple[list[int], ColumnScaling]:
+            columns = [names.index(name) for name in of]
+            return columns, self._scaling(
+                key, lambda: moments and scaling_by(moments, columns, of, self.scaling)
+            )
+
+        targets, outputs = scaling("outputs", self.target_names)
+        features, inputs = scaling("inputs", self.feature_names)
+        fill = self.missing == "mean"
+        return {
+            part: StreamedForecasts(
+                reader,
+                places,
+                starts,
+                features,
+                inputs,
+                fill,
+                targets,
+                outputs,
+                self.window or 1,
+                self.horizon,
+            )
+            for part, starts in self._starts(spans).items()
+            if part not in self._lacking
+        }
+
+    def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+        if isinstance(rows, StreamedForecasts):
+            seed = self.seed if "sampler" in options else None
+            sampler = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+            options["sampler"] = PoolOrder(
+                rows,
+                seed,
+                rank=sampler.get("rank", 0),
+                world_size=sampler.get("num_replicas", 1),
+                repeat=not getattr(self.trainer, "predicting", False),
+            )
+        return super()._loader(rows, **options)
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:
         column = self.target_names[0] if self.target_names else None
@@ -431,7 +529,7 @@ class SequenceTable(SequenceData):
             told = ", ".join(self.classes) or "none"
             raise DataError(f"at least two classes are needed, the data have {told}")
         steps = [len(one) for one in series]
-        spans = self._spans(series, steps, strata)
+        spans = self._spans([one.name for one in series], steps, strata)
         inputs = self._inputs(series, features, spans["train"], steps)
         parts: dict[str, SequenceRows] = {}
         for part, within in spans.items():
@@ -453,10 +551,10 @@ class SequenceTable(SequenceData):
         """Scaled, without gaps, the first so many steps of each series."""
         if self.missing == "error":
             refuse_gaps(series, features, self.feature_names, used)
-        scaling = self._scaling("inputs", series, features, train, self.feature_names)
+        scaling = self._fitted("inputs", series, features, train, self.feature_names)
         return [scaling.inputs(one.name, x) for one, x in zip(series, features, strict=True)]
 
-    def _scaling(
+    def _fitted(
         self,
         key: str,
         series: Sequence[Series],
@@ -464,11 +562,16 @@ class SequenceTable(SequenceData):
         train: Sequence[Span],
         names: Sequence[str],
     ) -> ColumnScaling:
-        """Fitted here, or that of the trained model."""
         of_series = [one.name for one in series]
+        return self._scaling(
+            key, lambda: ColumnScaling.fit(values, train, names, self.scaling, of_series)
+        )
+
+    def _scaling(self, key: str, fit: Callable[[], ColumnScaling | None]) -> ColumnScaling:
+        """Fitted here, or that of the trained model."""
         here: ColumnScaling | None = None
         try:
-            here = ColumnScaling.fit(values, train, names, self.scaling, of_series)
+            here = fit()
         except DataError:
             if self.given is None:
                 raise

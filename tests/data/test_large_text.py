@@ -100,6 +100,12 @@ def test_a_file_is_cut_as_in_memory(
     assert small == large
 
 
+def test_a_share_of_less_than_a_byte_is_none(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"twenty bytes of text")
+    with pytest.raises(TextError, match="leave nothing for val"):
+        make(tmp_path / "text").setup()
+
+
 def test_a_position_is_resumed_in_files(folder: Path, in_files) -> None:
     data = make(folder)
     loader = iter(data.train_dataloader())
@@ -160,7 +166,7 @@ def test_a_file_cut_short_while_it_is_read_is_told(tmp_path: Path, in_files) -> 
     path.write_bytes(LINES)
     file = passages.TextFile(path)
     path.write_bytes(LINES[:100])
-    in_files.setattr(passages, "_stamp", lambda status: file._stamp)
+    in_files.setattr(passages, "stamp", lambda status: file._stamp)
     with pytest.raises(ValueError, match="has changed since"):
         file[50:150]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ COMMA = re.compile(r"[+-]?[\d.]*\d,\d+", re.ASCII)
 TOLD_APART = 1e-6
 """Rounding of integers that may be, against their range."""
 
-__all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "numbers"]
+__all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "in_order", "numbers"]
 
 
 def chosen(names: Sequence[str], series: Series, what: str) -> list[str]:
@@ -100,9 +100,15 @@ def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:
     for series in all_series:
         values = [series.folder] if column is None else np.unique(labels(series.cells(column)))
         found |= {str(value) for value in values if value}
+    return in_order(found)
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Classes sorted as numbers if they are numbers."""
+    found = sorted(classes)
     if all(NUMBER.fullmatch(name) for name in found):
         return sorted(found, key=lambda name: (float(name), name))
-    return sorted(found)
+    return found
 
 
 def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from lightning_lrnn.data.tables.csv_files import CsvFormat, read_csv
 from lightning_lrnn.data.tables.parquet_files import read_parquet
 from lightning_lrnn.data.tables.times import TimeError, to_times
 
-__all__ = ["Series", "listed", "read_series"]
+__all__ = ["EXTRA", "Series", "group_name", "listed", "read_series"]
 
 TABLES = (".csv", ".parquet")
 ARRAYS = (".npy", ".npz")
@@ -207,9 +207,7 @@ def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:
     found = []
     for key, rows in zip(keys.T, np.split(order, np.cumsum(counts)[:-1]), strict=True):
         values_of = tuple(str(distinct[i]) for distinct, i in zip(names, key, strict=True))
-        # So that ("a, b", "c") is another one than ("a", "b, c").
-        apart = len(values_of) == 1 or not any(", " in value for value in values_of)
-        told = ", ".join(values_of if apart else map(repr, values_of))
+        told = group_name(values_of)
         found.append(
             replace(
                 whole.at(rows),
@@ -219,6 +217,13 @@ def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:
             )
         )
     return found
+
+
+def group_name(values: Sequence[str]) -> str:
+    """What a group is called, of values of the columns that tell it apart."""
+    # So that ("a, b", "c") is another one than ("a", "b, c").
+    apart = len(values) == 1 or not any(", " in value for value in values)
+    return ", ".join(values if apart else map(repr, values))
 
 
 def _sorted(series: Series, time: str | None) -> Series:

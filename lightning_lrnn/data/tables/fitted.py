@@ -15,7 +15,7 @@ from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.tables.files import Series
 from lightning_lrnn.data.tables.rows import Span
 
-__all__ = ["Array", "ColumnScaling", "refuse_gaps"]
+__all__ = ["Array", "ColumnScaling", "refuse_empty", "refuse_gaps"]
 
 Array = NDArray[np.float64]
 SAME = 1e-6
@@ -61,12 +61,7 @@ class ColumnScaling(NamedTuple):
         """
         parts = {span.series: values[span.series][span.start : span.stop] for span in train}
         every = np.concatenate(list(parts.values()))
-        empty = np.isnan(every).all(0)
-        if empty.any():
-            raise DataError(
-                f"column {names[int(np.argmax(empty))]!r} has no value in the training part: leave "
-                "it out, or make that part larger"
-            )
+        refuse_empty(np.isnan(every).all(0), names)
         common = Scaling.of([every])
         each = {}
         if how == "group":
@@ -142,6 +137,15 @@ class ColumnScaling(NamedTuple):
 
 def _stacked(rows: Sequence[Array]) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float64))
+
+
+def refuse_empty(empty: NDArray[np.bool_], names: Sequence[str]) -> None:
+    """Raises DataError if a column (F,) is empty in the training part."""
+    if empty.any():
+        raise DataError(
+            f"column {names[int(np.argmax(empty))]!r} has no value in the training part: leave "
+            "it out, or make that part larger"
+        )
 
 
 def refuse_gaps(

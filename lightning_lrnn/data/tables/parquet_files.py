@@ -12,7 +12,7 @@ from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.packages import import_package
 from lightning_lrnn.data.tables.cells import Column
 
-__all__ = ["read_parquet"]
+__all__ = ["read_parquet", "values_of"]
 
 EXACT = 2**53
 """Integers up to here are floats without loss."""
@@ -36,13 +36,14 @@ def read_parquet(file: Path, install: str) -> tuple[list[str], list[Column]]:
     parquet = import_package("pyarrow.parquet", "a .parquet table", install)
     try:
         table = parquet.ParquetFile(file).read()
-        return [str(name) for name in table.column_names], [_values(c) for c in table.columns]
+        return [str(name) for name in table.column_names], [values_of(c) for c in table.columns]
     except Exception as error:
         # The library underneath raises of all kinds.
         raise DataError(f"{file} cannot be read: {why(error)}") from error
 
 
-def _values(column: Any) -> Column:
+def values_of(column: Any) -> Column:
+    """A column of Arrow as one of NumPy, see `read_parquet`."""
     types: Any = import_module("pyarrow").types
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
