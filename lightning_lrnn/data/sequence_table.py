@@ -85,7 +85,7 @@ class SequenceTable(SequenceData):
 
     Not in memory: of a Parquet table that is sorted by group and time the windows of a forecast are
     read when they are asked for, by row groups, of which a few are in memory. In training row
-    groups are shuffled, and the windows of as many as 256 MiB hold at a time. Each process reads
+    groups are shuffled, and the windows of as many as 128 MiB hold at a time. Each process reads
     its own part of the table, windows that lie side by side; when the data are set up processes
     share out what has to be read to find the series and to fit the scaling, which that of a trained
     model is not compared with.

@@ -1,6 +1,8 @@
 """SequenceTable by row groups: the windows of a table in memory, no more read than a process needs.
 
-Seen to fail: see below.
+Seen to fail: windows counted from the first row of a series; the last known step of a row group for
+that of the series; windows dealt out in turns; what was read kept without end; moments of parts
+averaged without their means; a problem of one process kept to itself.
 """
 
 from __future__ import annotations
@@ -309,7 +311,7 @@ def test_files_that_are_no_such_tables(tmp_path: Path, sales: Path, monkeypatch)
     sales.unlink()
     with pytest.raises(DataError, match="cannot be read: No such file"):
         data.part("train")[0]
-    monkeypatch.setattr(row_groups, "LARGEST", 1000)
+    monkeypatch.setattr(row_groups, "LARGEST", 500)
     write(sales, table())
     with pytest.raises(DataError, match=r"has 23 rows of 3 columns.*`row_group_size="):
         make(sales).setup()
@@ -366,4 +368,4 @@ def test_a_large_table_is_trained_on_in_little_memory(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").unlink()
     size = 8 * ROWS * GROUPS * COLUMNS
     assert read < row_groups.KEPT + size // 10
-    assert peak < size * 0.6
+    assert peak < size // 2

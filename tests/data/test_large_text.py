@@ -102,7 +102,7 @@ def test_a_file_is_cut_as_in_memory(
 
 def test_a_share_of_less_than_a_byte_is_none(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"twenty bytes of text")
-    with pytest.raises(TextError, match="leave nothing for val"):
+    with pytest.raises(TextError, match="leave nothing for test"):
         make(tmp_path / "text").setup()
 
 

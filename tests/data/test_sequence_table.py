@@ -326,7 +326,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "data.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     exec("".join(blocks), {"__name__": "data"})
     (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     assert SequenceTable(**yaml.safe_load(shown)["data"]["init_args"]).num_features == 2

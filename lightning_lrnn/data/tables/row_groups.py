@@ -26,11 +26,11 @@ __all__ = ["Block", "RowGroups", "RowReader"]
 NUMBER = 8
 """Bytes of a value in memory."""
 
-LARGEST = 2**27
-"""Bytes of the largest row group that is read, of the columns that are used."""
-
-POOL = 2**28
+POOL = 2**27
 """Bytes of row groups of which the windows are shuffled together."""
+
+LARGEST = POOL
+"""Bytes of the largest row group that is read, of the columns that are used."""
 
 KEPT = 2 * POOL
 """Bytes of row groups in memory: a pool, and what windows at the ends of its row groups need."""
@@ -87,6 +87,7 @@ class RowGroups:
             )
         self.root, self.names, self.blocks = root, list[str](), list[Block]()
         self._stamps: list[tuple[int, int]] = []
+        self._footers: list[Any] = []
         for i, file in enumerate(self.files):
             opened = self._open(i)
             names = [str(name) for name in opened.schema_arrow.names]
@@ -155,11 +156,13 @@ class RowGroups:
         file = self.files[i]
         try:
             here = stamp(os.stat(file))
-            opened = parquet.ParquetFile(file)
+            footer = self._footers[i] if i < len(self._footers) else None
+            opened = parquet.ParquetFile(file, metadata=footer)
         except Exception as error:
             raise DataError(f"{file} cannot be read: {why(error)}") from error
         if i == len(self._stamps):
             self._stamps.append(here)
+            self._footers.append(opened.metadata)
         if here != self._stamps[i]:
             raise DataError(
                 f"{file} has changed since it was looked at first: leave files as they are while "
