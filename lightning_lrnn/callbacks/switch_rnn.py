@@ -17,7 +17,7 @@ from lightning_lrnn.modules.base import draw_no_graph
 from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.distil import Distillation
 from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
-from lightning_lrnn.switch.subclass import is_drop_in
+from lightning_lrnn.switch.subclass import CARRY, is_drop_in
 
 __all__ = ["SwitchRNN", "load_switched"]
 
@@ -277,7 +277,8 @@ def load_switched(
     layers = [m for m in cast("nn.Module", model).modules() if is_drop_in(m)]
     if not layers:
         raise SwitchError(
-            "the checkpoint is not of a switched model; load it with `load_from_checkpoint`"
+            "the checkpoint is not of a switched model, and loading it switches nothing; for the "
+            f"model as it was: load_from_checkpoint; for a switched one: {CARRY}"
         )
     for layer in layers:
         layer.backend = backend

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import shutil
+import textwrap
 from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -50,11 +54,21 @@ def main(words: list[str]) -> None:
 
 
 def list_configs() -> None:
-    """Prints the name of each config, and the comment that it begins with."""
+    """Prints the name of each config, and the first sentence of the comment that it begins with."""
     texts = config_texts()
-    width = max(map(len, texts), default=0)
+    width = max(map(len, texts), default=0) + 2
+    columns = max(shutil.get_terminal_size((100, 24)).columns, 2 * width)
     for name, text in texts.items():
-        print(f"{name:{width}}  {text.splitlines()[0].lstrip('# ')}")
+        sentence = _first_sentence(text)
+        print(textwrap.fill(f"{name:{width}}{sentence}", columns, subsequent_indent=" " * width))
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of the comment at the beginning, without line breaks."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment = " ".join(line.lstrip("# ") for line in lines)
+    sentence = re.match(r".*?\w[\w)]\.(?= |$)", comment)
+    return sentence[0] if sentence else comment
 
 
 def copy(name: str, destination: str = ".", force: bool = False) -> None:

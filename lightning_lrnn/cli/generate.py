@@ -28,6 +28,7 @@ def generate(
     temperature: PositiveNumber = 0.7,
     seed: NaturalNumber = 0,
     backend: str = "auto",
+    rnn: str | None = None,
 ) -> None:
     """Prints a prompt and the text with which a trained LanguageModel continues it.
 
@@ -38,18 +39,22 @@ def generate(
         temperature: below 1 for more likely text, above 1 for more varied text.
         seed: of the sampling.
         backend: computes the recurrence; `lightning-lrnn backends` lists them.
+        rnn: path of a layer of your own that the checkpoint has, such as own.Leaky: its module is
+            imported.
     """
     # Here, so that the help need not wait for Lightning.
     import torch
 
     from lightning_lrnn.backends import Request, resolve
     from lightning_lrnn.modules.checkpoint import read
+    from lightning_lrnn.nn.layer import import_named
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolve(backend, Request(device, torch.float32))
     if not prompt:
         raise UserError("the prompt is empty; give at least one character, a newline perhaps")
-    model = _language_model(checkpoint, read(checkpoint), backend).to(device)
+    import_named(rnn)
+    model = _language_model(checkpoint, read(checkpoint), backend, rnn).to(device)
     # Sampled bytes may stop in the middle of a character, or be none at all; consoles differ in
     # what they can show.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -62,15 +67,26 @@ def generate(
     print(decoder.decode(b"", final=True))
 
 
-def _language_model(path: str, checkpoint: dict[str, Any], backend: str) -> LanguageModel:
+def _language_model(
+    path: str, checkpoint: dict[str, Any], backend: str, own: str | None
+) -> LanguageModel:
     """The model of a checkpoint, which may contain anything.
 
     Raises:
-        UserError: if the checkpoint is not one of a LanguageModel.
+        UserError: if the checkpoint is not one of a LanguageModel, or has a layer that is neither
+            known nor the user's `own`.
     """
     from lightning_lrnn.modules import LanguageModel
+    from lightning_lrnn.nn.layer import is_known
 
     options = checkpoint.get("hyper_parameters", {})
+    layer = options.get("rnn")
+    named = layer.get("class_path") if isinstance(layer, dict) else layer
+    if isinstance(named, str) and not is_known(named) and named != own:
+        raise UserError(
+            f"{path} has the layer {named!r}, which is none of this package; if it is to be made, "
+            f"say --rnn={named}"
+        )
     # A subclass may have had more.
     known = {
         name: options[name]

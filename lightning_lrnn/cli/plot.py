@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.cli.typed import call
 from lightning_lrnn.core.checks import UserError
@@ -17,6 +19,7 @@ __all__ = ["PlotError", "Run", "draw", "main", "plot", "read", "runs_in"]
 
 FILE = "metrics.csv"
 WIDTH, HEIGHT = 800, 360
+STAGES = ("train", "val")
 QUANTILES = ("p10", "p50", "p90")
 MAX_SHOWN = 1e5
 """Longer memories, infinite ones too, are drawn here."""
@@ -36,11 +39,22 @@ class Run:
 
     Attributes:
         name: folder of the log, as far as it differs from those of other runs.
-        curves: by metric, (step, value) in order of steps.
+        curves: by metric, (step, value) in order of steps; {} of a run that has logged nothing.
+        monitor: the metric that the run's config monitors.
     """
 
     name: str
     curves: dict[str, Curve]
+    monitor: str | None = None
+
+    def metrics(self, *stages: str) -> set[str]:
+        """Returns metrics of these stages, without the stage; of speed none."""
+        parts = [name.partition("/") for name in self.curves if "per_sec" not in name]
+        return {name for stage, _, name in parts if stage in stages}
+
+    def has_curve(self, metric: str) -> bool:
+        """Whether a metric has more than one point in training or validation."""
+        return any(len(self.curves.get(f"{stage}/{metric}", [])) > 1 for stage in STAGES)
 
     def horizons(self) -> dict[str, dict[str, Curve]]:
         """Returns time constants in steps, by layer and quantile."""
@@ -57,7 +71,7 @@ def runs_in(folders: list[Path]) -> list[Run]:
     """Returns the runs in folders, and in folders inside of them.
 
     Raises:
-        PlotError: if a folder does not exist, or has no logs.
+        PlotError: if a folder does not exist, or has no logs, or the only log is empty.
     """
     files: list[Path] = []
     for folder in folders:
@@ -72,17 +86,32 @@ def runs_in(folders: list[Path]) -> list[Run]:
         files += [file for file in logs if file not in files]
     parents = [file.absolute().parent for file in files]
     common = Path(os.path.commonpath(parents)) if len(parents) > 1 else parents[0].parent
-    return [
-        Run(parent.relative_to(common).as_posix(), read(file))
+    runs = [
+        Run(parent.relative_to(common).as_posix(), read(file), _monitored(parent))
         for file, parent in zip(files, parents, strict=True)
     ]
+    if not any(run.curves for run in runs):
+        raise PlotError(f"{files[0]} has no figures yet; the run may have ended before it logged")
+    return runs
+
+
+def _monitored(folder: Path) -> str | None:
+    """The metric that callbacks monitor by the config.yaml that `fit` has left beside a log."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        callbacks = config["trainer"]["callbacks"]
+        options = [callback.get("init_args") or {} for callback in callbacks]
+        found = [o["monitor"] for o in options if isinstance(o.get("monitor"), str)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+    return found[0] if found else None
 
 
 def read(file: Path) -> dict[str, Curve]:
-    """Returns the curves in a metrics.csv.
+    """Returns the curves in a metrics.csv, {} if it is empty.
 
     Raises:
-        PlotError: if it is not one, or is empty.
+        PlotError: if it is not one.
     """
     curves: dict[str, Curve] = {}
     try:
@@ -96,8 +125,6 @@ def read(file: Path) -> dict[str, Curve]:
         raise PlotError(f"{file} cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise PlotError(f"{file} is not a file of a CSVLogger ({error!r})") from error
-    if not curves:
-        raise PlotError(f"{file} has no figures yet; the run may have ended before it logged")
     return {name: sorted(curve) for name, curve in curves.items()}
 
 
@@ -111,8 +138,8 @@ def plot(*runs: str, metric: str | None = None, output: str | None = None) -> No
 
     Args:
         *runs: folders with a metrics.csv, or folders above.
-        metric: name without the stage, such as loss or bits_per_byte; by default the one that is
-            validated.
+        metric: name without the stage, such as loss or bits_per_byte; by default the one that the
+            config monitors, else the loss.
         output: path of the PNG; by default plot.png in the first folder.
     """
     print(draw([Path(run) for run in runs], metric, output))
@@ -123,7 +150,7 @@ def draw(folders: list[Path], metric: str | None = None, output: str | None = No
 
     Args:
         folders: see `runs_in`.
-        metric: its name without the stage, such as "loss"; None for the one that is validated.
+        metric: its name without the stage, such as "loss"; None for the one that is monitored.
         output: path of the PNG; None for plot.png in the first folder.
 
     Returns:
@@ -135,6 +162,8 @@ def draw(folders: list[Path], metric: str | None = None, output: str | None = No
     """
     runs = runs_in(folders)
     metric = _chosen(runs, metric)
+    # Others, such as those of `test`, would stand in the legend without a curve.
+    runs = [run for run in runs if metric in run.metrics(*STAGES)]
     first = folders[0].parent if folders[0].is_file() else folders[0]
     path = Path(output) if output else first / "plot.png"
     with_horizons = [run for run in runs if run.horizons()]
@@ -165,25 +194,28 @@ def draw(folders: list[Path], metric: str | None = None, output: str | None = No
 
 def _chosen(runs: list[Run], metric: str | None) -> str:
     """A metric of the runs, without its stage."""
-    names = [{n.partition("/")[2] for n in _staged(run)} for run in runs]
-    logged = sorted(set().union(*names))
+    runs = [run for run in runs if run.metrics(*STAGES)]
+    logged = set().union(*(run.metrics(*STAGES) for run in runs))
+    if not logged:
+        raise PlotError("no run has logged a metric of training or validation, only others")
     if metric is not None:
         if metric not in logged:
-            raise PlotError(f"no run has logged {metric}; there are {', '.join(logged)}")
+            raise PlotError(f"no run has logged {metric}; there are {', '.join(sorted(logged))}")
         return metric
-    validated = [
-        {n.partition("/")[2] for n in _staged(run) if n.startswith("val/")} for run in runs
-    ]
-    for candidates in (validated, names):
-        # What every run has, or else one; and rather what has a name than the loss.
-        shared = set.intersection(*candidates) or set().union(*candidates)
-        if shared:
-            return min(shared, key=lambda name: (name == "loss", name))
-    raise PlotError("no run has logged a metric of training or validation, only others")
+    monitored = {(run.monitor or "").partition("/")[2] for run in runs}
 
+    def rank(name: str) -> tuple[bool | int | str, ...]:
+        return (
+            # Most runs first: with a curve, not a single dot, and validated.
+            -sum(run.has_curve(name) for run in runs),
+            -sum(name in run.metrics("val") for run in runs),
+            name not in monitored,
+            # Lower is better in every task, and every module logs it.
+            name != "loss",
+            name,
+        )
 
-def _staged(run: Run) -> list[str]:
-    return [n for n in run.curves if n.startswith(("train/", "val/")) and "per_sec" not in n]
+    return min(logged, key=rank)
 
 
 def _style(index: int) -> dict[str, Any]:

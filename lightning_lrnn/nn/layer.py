@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Protocol
 
 from torch import nn
@@ -14,7 +15,7 @@ from lightning_lrnn.nn import CELLS
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.torch_rnn import TorchRNN
 
-__all__ = ["KNOWN", "Layer", "LayerClass"]
+__all__ = ["KNOWN", "Layer", "LayerClass", "import_named", "is_known"]
 
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
@@ -126,6 +127,32 @@ class Layer:
             layer.batch_first = True
         made: nn.Module = layer
         return made
+
+
+def is_known(name: Any) -> bool:
+    """Whether a name or path is that of a layer of this package or of `torch.nn`."""
+    return isinstance(name, str) and name.removeprefix("lightning_lrnn.nn.") in KNOWN
+
+
+def import_named(rnn: Any) -> None:
+    """Imports the module of a layer of the user's own, which `Layer.of` does not.
+
+    To be called with what a user has named, never with what a checkpoint has.
+
+    Args:
+        rnn: as `Layer.of` reads it; other than paths, names of modules that do not exist too, are
+            left to its error.
+    """
+    path = rnn.get("class_path") if isinstance(rnn, Mapping) else rnn
+    module = path.rpartition(".")[0] if isinstance(path, str) else ""
+    if module.startswith(".") or not module:
+        return
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        # What a module that is there fails to import is the user's to see.
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
 
 
 def _class(name: str) -> type[nn.Module]:

@@ -15,7 +15,7 @@ from lightning_lrnn.core.checks import check_choice, check_flags
 from lightning_lrnn.nn.cells.gilr_lstm import GILRRNN
 from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
 from lightning_lrnn.nn.checks import check_backend, check_module
-from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.layer import Layer, import_named
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.distil import carry_weights
@@ -224,6 +224,7 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | No
                 raise ValueError(f"`options` are of a layer that is named, and `rnn` is {value!r}")
             layers[kind] = None
             continue
+        import_named(value)
         layer = Layer.of(value, KEPT)
         if kept := KEPT.keys() & (options or {}).keys():
             raise ValueError(
@@ -231,7 +232,8 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | No
             )
         if not issubclass(layer.kind, Stack):
             raise ValueError(
-                f"`rnn` must name layers of lightning_lrnn.nn, got {layer.path} for {name}"
+                f"`rnn` must name layers of lightning_lrnn.nn or subclasses of "
+                f"lightning_lrnn.nn.Stack, got {layer.path} for {name}"
             )
         layers[kind] = replace(layer, options={**layer.options, **(options or {})})
     return layers

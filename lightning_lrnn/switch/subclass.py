@@ -17,11 +17,18 @@ from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch.marker import GUARD, MARKER, marked, read, take, write
 
-__all__ = ["SwitchError", "become", "drop_in", "is_drop_in", "kind_of", "layer_class"]
+__all__ = ["CARRY", "SwitchError", "become", "drop_in", "is_drop_in", "kind_of", "layer_class"]
 
 BASES = (nn.LSTM, nn.GRU, nn.RNN)
 WEIGHTS = {"_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights"}
 """Attributes of a layer of PyTorch that say where its weights are."""
+
+
+CARRY = (
+    "load_from_checkpoint, then fit without ckpt_path, with SwitchRNN(weights='carried'), so that "
+    "the new layers learn from the old ones"
+)
+"""How a checkpoint of a model that was not switched gets into a switched one."""
 
 
 class SwitchError(ValueError):
@@ -50,7 +57,8 @@ class DropIn(nn.Module):
             # Not among the errors, which count where loading is not strict too.
             missing_keys.append(
                 f"{path}: {_name(here)} in the place of torch.nn.{kind_of(self)}, which was not "
-                f"switched in the model of this state_dict"
+                f"switched in the model of this state_dict; load it before the switch, and carry "
+                f"its weights ({CARRY})"
             )
         elif (there := read(state_dict, prefix)) != here:
             error_msgs.append(

@@ -162,8 +162,18 @@ def test_checkpoints_resume_and_load(tmp_path, package):
     trainer_of_none = trainer(pl, tmp_path)
     trainer_of_none.fit(Project())
     trainer_of_none.save_checkpoint(path)
-    with pytest.raises(SwitchError, match="not of a switched model"):
+    # Both say what can be done, and none sends its reader to the other.
+    with pytest.raises(SwitchError, match="not of a switched model") as error:
         load_switched(Project, path)
+    assert "SwitchRNN(weights='carried')" in str(error.value)
+    with pytest.raises(RuntimeError, match="load it before the switch") as error:
+        trainer(pl, tmp_path, SwitchRNN("GILRLSTM")).test(Project(), ckpt_path=path)
+    assert "SwitchRNN(weights='carried')" in str(error.value)
+    assert "load_switched" not in str(error.value)
+    old = Project.load_from_checkpoint(path, weights_only=True)
+    carried = SwitchRNN("GILRLSTM", weights="carried", carry_steps=2)
+    trainer(pl, tmp_path, carried, max_epochs=1).fit(old)
+    assert isinstance(old.rnn, GILRLSTM)
 
 
 @both_packages

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from pytorch_lightning import Trainer
 import lightning_lrnn
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli import fit, main
+from lightning_lrnn.cli.configs import config_texts
 from lightning_lrnn.cli.fit import command as fit_command
 from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.cli.fit.saved_config import SavedConfig, without_secrets
@@ -119,7 +121,14 @@ def test_cells(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs", "list"]) == 0
-    assert "byte_lm.yaml" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "byte_lm.yaml" in listed
+    # Whole sentences, however many lines they take.
+    assert "adding problem, after Hochreiter &" in " ".join(listed.split())
+    entries = re.split(r"\n(?=\S)", listed.strip())
+    assert len(entries) == len(config_texts())
+    assert all(entry.endswith(".") for entry in entries)
+    assert "lightning-lrnn fit" not in listed
     assert main(["configs", "copy", "byte_lm"]) == 0
     assert "--config byte_lm.yaml" in capsys.readouterr().out
     original = Path("byte_lm.yaml").read_text()
@@ -128,6 +137,15 @@ def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("byte_lm.yaml").read_text() == "mine"
     assert main(["configs", "copy", "byte_lm", "byte_lm.yaml", "--force"]) == 0
     assert Path("byte_lm.yaml").read_text() == original
+
+
+def test_a_run_that_fails_leaves_no_empty_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "--data.path=text", *OPTIONS, *TINY]
+    logger = "{class_path: CSVLogger, init_args: {save_dir: runs, name: mine}}"
+    words = [*(w for w in words if "logger" not in w), f"--trainer.logger={logger}"]
+    assert main([*words, "--trainer.max_steps=1", "--data.path=nowhere"]) == 2
+    assert "there is no file or folder 'nowhere'" in capsys.readouterr().err
+    assert not list(Path("runs").rglob("version_*"))
 
 
 def test_a_config_is_copied_whole_or_not_at_all(

@@ -3,8 +3,9 @@
 Seen to fail: layers of torch.nn with every backend, and a layer twice; the user's options first;
 no check before the first run; a signal taken for a status; words of the table to the left; a wrong
 second; unknown options taken by every command; a folder used again; curves in the order of the
-file; the loss preferred; no group; the monitored metric overlooked; the warm-up counted; a file of
-a comparison that has the last word, with steps and typed seconds.
+file; no group; the monitored metric overlooked; the warm-up counted; a file of
+a comparison that has the last word, with steps and typed seconds; the first metric of the alphabet;
+a run of `test` drawn; words of others among the lines of JSON; a folder of failures kept.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import pytest
 from paths import ROOT
 from wandb_file import group
 
-from lightning_lrnn.cli import main
+from lightning_lrnn.cli import main, plot
 from lightning_lrnn.cli.compare import comparison
 from lightning_lrnn.cli.compare.comparison import LayerRun, commands, layer_runs
+from lightning_lrnn.cli.compare.figure import _label, rounded
 from lightning_lrnn.cli.compare.table import results_table, summary
 from lightning_lrnn.cli.fit import parse
-from lightning_lrnn.cli.plot import PlotError, Run, _chosen, read, runs_in
+from lightning_lrnn.cli.plot import PlotError, Run, _chosen, runs_in
 from lightning_lrnn.core.checks import UserError
 
 COMPARISONS = sorted(ROOT.glob("configs/comparisons/*.yaml"))
@@ -106,7 +108,6 @@ def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
         wandb.setup()
         assert "WANDB_SERVICE" in os.environ
-    monkeypatch.setenv("WANDB_SILENT", "true")
     for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(variable, str(Path(variable).absolute()))
     Path("crashing.py").write_text(CRASHING)
@@ -145,7 +146,7 @@ def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert rows[1][2:] == ["failed:", "RuntimeError:", "on", "purpose"]
     assert float(rows[0][2]) == pytest.approx(gru["metrics"]["val/bits_per_byte"], rel=0.01)
     assert "[3/3] QRNN serial: val/bits_per_byte" in said
-    assert size(folder / "compare.png") == (WIDTH, 2 * (130 + 2 * 30))
+    assert size(folder / "compare.png") == (WIDTH, 2 * (130 + 2 * 36))
     if has_wandb:
         groups = {label: group(folder / label) for label in ("torch.nn.GRU", "QRNN-serial")}
         assert set(groups.values()) == {"mine"}
@@ -344,10 +345,12 @@ def test_curves_and_horizons_are_read() -> None:
     assert size(Path("both.png"))[0] == size(Path("a/one/plot.png"))[0] == WIDTH
     with pytest.raises(PlotError, match="no run has logged accuracy; there are loss"):
         _chosen([one, two], "accuracy")
-    Path("empty").mkdir()
-    Path("empty/metrics.csv").write_text("step,train/loss\n")
+    Path("a/empty").mkdir()
+    Path("a/empty/metrics.csv").write_text("step,train/loss\n")
     with pytest.raises(PlotError, match="has no figures yet"):
-        read(Path("empty/metrics.csv"))
+        runs_in([Path("a/empty")])
+    # One that has logged nothing keeps no others from being drawn.
+    assert main(["plot", "a"]) == 0
 
 
 def test_what_cannot_be_drawn_is_a_gap_or_a_sentence(
@@ -375,12 +378,81 @@ def test_what_cannot_be_drawn_is_a_gap_or_a_sentence(
 
 
 def test_the_metric_that_is_drawn() -> None:
-    def run(*names: str) -> Run:
-        return Run("", {name: [(0, 0.0)] for name in names})
+    def run(*names: str, points: int = 2, monitor: str | None = None) -> Run:
+        return Run("", {name: [(k, 0.0) for k in range(points)] for name in names}, monitor)
 
-    both = run("train/loss", "val/loss", "val/accuracy", "train/tokens_per_second")
-    assert _chosen([both], None) == "accuracy"
-    assert _chosen([both, run("val/loss")], None) == "loss"
+    names = ("train/loss", "val/loss", "val/accuracy", "val/zeta", "train/tokens_per_second")
+    assert _chosen([run(*names)], None) == "loss"
+    assert _chosen([run(*names, monitor="val/zeta")], None) == "zeta"
+    assert _chosen([run(*names, monitor="val/zeta"), run("val/loss")], None) == "loss"
     assert _chosen([run("train/loss", "train/steps_per_second")], None) == "loss"
+    # A single dot is no curve, and what `test` logs is none of training.
+    once = Run("", {"val/f1": [(9, 0.5)], "train/loss": [(4, 2.0), (9, 1.0)]}, "val/f1")
+    assert _chosen([once, run("test/accuracy")], None) == "loss"
+    assert _chosen([run("val/f1", "val/loss", points=1, monitor="val/f1")], None) == "f1"
     with pytest.raises(PlotError, match="no run has logged a metric of training"):
         _chosen([run("horizon/a/p50", "train/steps_per_second")], None)
+
+
+def test_runs_without_the_metric_are_not_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        plot, "_draw_curves", lambda _, runs, m: drawn.append([r.name for r in runs])
+    )
+    for name in ("one", "two"):
+        write(
+            Path("a", name), {"step": 4, "train/loss": 3, "val/f1": 0.1}, {"step": 9, "val/f1": 1}
+        )
+        Path("a", name, "config.yaml").write_text(
+            "trainer: {callbacks: [{init_args: {monitor: val/f1}}]}"
+        )
+    write(Path("a/other"), {"step": 4, "train/loss": 3}, {"step": 9, "train/loss": 2})
+    write(Path("a/tested"), {"step": 9, "test/f1": 1})
+    found = {run.name: run.monitor for run in runs_in([Path("a")])}
+    assert found == {"one": "val/f1", "two": "val/f1", "other": None, "tested": None}
+    assert main(["plot", "a"]) == 0
+    assert main(["plot", "a", "--metric", "loss"]) == 0
+    assert drawn == [["one", "two"], ["one", "other", "two"]]
+
+
+def test_bars_say_how_large_each_model_is() -> None:
+    run = {"rnn": "QRNN", "ran": "auto (scan)", "parameters": 396_288}
+    assert _label(run) == "QRNN auto (scan)\n396 k parameters"
+    assert [rounded(n) for n in (12, 999_600, 1_234_567)] == ["12", "1 M", "1.23 M"]
+
+
+def test_a_comparison_without_results_may_be_started_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["compare", "byte_lm", "--rnn", "QRNN", "--steps", "2", "--name", "mine"]
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "_run", interrupted)
+        assert main(words) == 130
+    instead_of_children(monkeypatch, """print('{"error": "it cannot be"}')""")
+    for _ in range(2):
+        assert "no run has come to an end" in complaint(capsys, *words)
+    file = Path("runs/compare/mine/results.json")
+    file.write_text(json.dumps({"runs": [{"error": "it cannot be"}, {"metrics": {}}]}))
+    assert "exists; give another --name" in complaint(capsys, *words)
+    # Another process may be at it.
+    file.unlink()
+    assert "exists; give another --name" in complaint(capsys, *words)
+
+
+def test_what_others_write_to_stdout_is_in_the_log(tmp_path: Path) -> None:
+    # As wandb does at the end, past `sys.stdout`.
+    script = (
+        "import atexit, os, sys; from lightning_lrnn.cli.compare import run\n"
+        "atexit.register(os.write, 1, b'a footer\\n')\n"
+        "run._run = lambda *_: print('hello', file=sys.__stdout__) or {'steps': 1}\n"
+        "sys.exit(run.main([]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {"result": {"steps": 1}}
+    assert sorted(done.stderr.splitlines()) == ["a footer", "hello"]

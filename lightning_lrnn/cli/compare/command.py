@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shlex
 import time
 from importlib.util import find_spec
@@ -103,14 +104,25 @@ def _length(steps: int | None, seconds: int | None) -> list[str]:
 
 
 def _new_folder(parent: Path, name: str, may_number: bool) -> Path:
-    """A folder that does not exist yet: `name`, or name-2, name-3 and so on."""
+    """A folder without results: `name`, or name-2, name-3 and so on."""
     folder, number = parent / name, 1
     while folder.exists():
         if not may_number:
+            if _has_failed(folder):
+                return folder
             raise UserError(f"{folder} exists; give another --name, or delete it")
         number += 1
         folder = parent / f"{name}-{number}"
     return folder
+
+
+def _has_failed(folder: Path) -> bool:
+    """Whether a comparison in this folder has ended without any result."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        return all("error" in run for run in results["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _parser() -> Parser:

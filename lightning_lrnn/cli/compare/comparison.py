@@ -125,18 +125,27 @@ def run(
     results: dict[str, Any] = {}
     for number, (layer, words) in enumerate(zip(runs, lines, strict=True), 1):
         head = f"[{number}/{len(runs)}] {layer}"
-        outcome = _run(head, words, folder / layer.label, {"WANDB_RUN_GROUP": folder.name})
+        try:
+            outcome = _run(head, words, folder / layer.label, {"WANDB_RUN_GROUP": folder.name})
+        except BaseException:
+            # Tells the next comparison of this name whether there is anything to keep.
+            _write(summary(config, options, outcomes), folder)
+            raise
         requested, resolved = layer.backend, outcome.pop("backend", None)
         label = requested if requested != "auto" or not resolved else f"auto ({resolved})"
         outcomes.append({"rnn": layer.rnn, "backend": requested, "ran": label, **outcome})
         results = summary(config, options, outcomes)
-        # After every run: the next one may be interrupted.
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        # After every run: the next one may be killed.
+        _write(results, folder)
         print(f"{head}: {_sentence(outcomes[-1], results)}", flush=True)
     table = results_table(results)
     (folder / "table.txt").write_text(table)
     print(f"\n{table}")
     return results
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _run(head: str, words: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 from lightning_lrnn.cli.compare.table import metric_of, short, value_of
 from lightning_lrnn.cli.figures import new_figure, save
 
-__all__ = ["draw"]
+__all__ = ["draw", "rounded"]
 
 WIDTH = 800
-ROW, FRAME = 30, 130
+ROW, FRAME = 36, 130
 """Pixels of a run, and of all around."""
 
 
@@ -26,7 +26,7 @@ def draw(results: dict[str, Any], path: Path) -> Path:
         ModuleNotFoundError: without matplotlib.
     """
     runs = [run for run in results["runs"] if "error" not in run]
-    labels = [f"{run['rnn']} {run['ran'] or ''}".strip() for run in runs]
+    labels = [_label(run) for run in runs]
     panels = [
         (f"{name}\n({results['better'][name]})", metric_of(name)) for name in results["metrics"][:2]
     ]
@@ -50,3 +50,17 @@ def draw(results: dict[str, Any], path: Path) -> Path:
     axes[0].invert_yaxis()  # for all: they share it
     figure.suptitle(results["what"], fontsize=10)
     return save(figure, path)
+
+
+def _label(run: dict[str, Any]) -> str:
+    """Layer and backend, and below how large the model is, which the bars do not show."""
+    name = f"{run['rnn']} {run['ran'] or ''}".strip()
+    return f"{name}\n{rounded(run['parameters'])} parameters"
+
+
+def rounded(count: int) -> str:
+    """A count in three digits, with k for thousands and M for millions."""
+    for unit, name in ((1_000_000, "M"), (1_000, "k")):
+        if count >= 0.9995 * unit:
+            return f"{count / unit:.3g} {name}"
+    return str(count)

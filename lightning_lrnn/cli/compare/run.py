@@ -1,11 +1,13 @@
 """One run of a comparison, in a process of its own: `python -m lightning_lrnn.cli.compare.run fit`.
 
-Lines of JSON on stdout report the progress and the result; all else goes to stderr.
+Lines of JSON on stdout report the progress and the result; all else goes to stderr, also what other
+packages, their threads and their exit handlers write to stdout.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -83,7 +85,9 @@ def main(args: list[str]) -> int:
     Returns:
         The exit status.
     """
-    out, sys.stdout = sys.stdout, sys.stderr
+    # The descriptor, not `sys.stdout` alone: wandb has kept that, and writes at exit.
+    out, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+    os.dup2(2, 1)
 
     def report(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=out, flush=True)

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from lightning_lrnn.cli.fit.words import Words
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.modules.checkpoint import CheckpointError
-from lightning_lrnn.nn.layer import KNOWN, Layer
+from lightning_lrnn.nn.layer import Layer, is_known
 
 __all__ = ["checkpoint_options"]
 
@@ -117,8 +117,7 @@ def _check_layer(value: Any, config: Any, path: str) -> None:
     """Refuses a layer of a checkpoint that is neither configured nor known."""
     named = value.get("class_path") if isinstance(value, Mapping) else value
     own = config.get("class_path") if isinstance(config, Mapping) else config
-    known = {*KNOWN, *(f"lightning_lrnn.nn.{name}" for name in KNOWN if "." not in name)}
-    if named not in known and named != own:
+    if not is_known(named) and named != own:
         raise CheckpointError(
             f"{path} has the layer {named!r}, which is neither configured nor one of this package; "
             f"if it is to be made, say --model.rnn={named}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -136,6 +138,13 @@ class FitCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
+            self._run(subcommand)
+        except BaseException:
+            _remove_empty_folders(self.trainer)
+            raise
+
+    def _run(self, subcommand: str) -> None:
+        try:
             super()._run_subcommand(subcommand)
         except SIGTERMException:
             # Lightning's exception is an exit with the status of success.
@@ -171,6 +180,15 @@ class FitCLI(LightningCLI):
             if sentence is None:
                 raise
             raise UserError(sentence) from error
+
+
+def _remove_empty_folders(trainer: pl.Trainer) -> None:
+    """Removes folders of loggers to which nothing was written before a run failed."""
+    for logger in trainer.loggers:
+        if folder := getattr(logger, "log_dir", None):
+            # There is none, it is not empty, or it is in no file system of this machine.
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
 
 
 class _ParseOnly(FitCLI):
