@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_WAIT_POLICY=passive $(BIN)/python
 
-.PHONY: demo test quick nightly lint build bench paper gpu lowest clean
+.PHONY: demo test quick nightly lint build release bench paper gpu lowest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/lightning-lrnn demo text
@@ -59,6 +59,10 @@ build: $(VENV)/.ready
 	cd dist && ../.venv-wheel/bin/python -W error::UserWarning ../tests/smoke_wheel.py
 	.venv-wheel/bin/lightning-lrnn backends
 	.venv-wheel/bin/lightning-lrnn configs list
+
+# `make release VERSION=1.2.3`: version, changelog, wheel and sdist, commit, tag, notes. Pushes nothing.
+release: $(VENV)/.ready
+	$(BIN)/python tools/release.py "$(VERSION)"
 
 # The oldest versions that pyproject.toml allows, where they install beside the pinned torch; and the
 # kernels by the oldest NVRTC.
