@@ -54,10 +54,14 @@ def test_what_is_held_out_comes_from_other_files() -> None:
     training, held_out = classify._functions(20)
     assert {number for _, number in training} == set(range(len(classify.PACKAGES)))
     assert {number for _, number in held_out} == set(range(len(classify.PACKAGES)))
-    shortest, longest = classify.BYTES
-    assert all(shortest <= len(row) <= longest for row, _ in training + held_out)
-    trained = {bytes(row.tolist()) for row, _ in training if len(row) > 300}
-    assert not trained & {bytes(row.tolist()) for row, _ in held_out}
+    shortest, longest = classify.WORDS
+    assert all(shortest <= len(words) <= longest for words, _ in training + held_out)
+    trained = {" ".join(words) for words, _ in training if len(words) == longest}
+    assert not trained & {" ".join(words) for words, _ in held_out}
+    vocabulary = classify._vocabulary(training)
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    ((row, number),) = classify._rows([(["def", "never-seen"], 3)], vocabulary)
+    assert row.tolist() == [vocabulary["def"], 0] and number == 3
 
 
 @pytest.mark.parametrize(

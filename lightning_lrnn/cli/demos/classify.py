@@ -1,6 +1,6 @@
 """`lightning-lrnn demo classify`: an ordinary classifier of packed sequences, before and after.
 
-The project knows nothing of this package: bytes, an embedding, a packed `torch.nn.LSTM`, a linear
+The project knows nothing of this package: words, an embedding, a packed `torch.nn.LSTM`, a linear
 layer, Adam. It learns which package of Python's standard library a function comes from. The second
 run has one callback more.
 """
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sysconfig
-import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,25 @@ from lightning_lrnn.core.table import text_table
 __all__ = ["main"]
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest")
-BYTES = (100, 400)
+WORDS = (20, 150)
 """Of a function: the fewest, and after how many it is cut."""
+WORD = re.compile(r"\w+|[^\w\s]")
 HELD_OUT = 4
 """Every fourth file of a package: no function of it is trained on."""
 BATCH_SIZE = 32
 LR = 3e-3
 
+Function = tuple[list[str], int]
+"""Words, and the number of the package."""
 Row = tuple[Tensor, int]
 
 
 class Classifier(pl.LightningModule):
-    """An LSTM over packed sequences of bytes, and a class from its last state."""
+    """An LSTM over packed sequences of words, and a class from its last state."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(256, 64)
+        self.embedding = nn.Embedding(vocabulary, 64)
         self.rnn = nn.LSTM(64, 128)
         self.head = nn.Linear(128, len(PACKAGES))
         self.f1 = MulticlassF1Score(len(PACKAGES))
@@ -110,17 +114,19 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     quiet_lightning()
     training, held_out = _functions(max_functions)
+    vocabulary = _vocabulary(training)
+    data = _rows(training, vocabulary), _rows(held_out, vocabulary)
     print(
-        f"Task      by its bytes, which of {len(PACKAGES)} packages of Python a function is of\n"
+        f"Task      by its words, which of {len(PACKAGES)} packages of Python a function is of\n"
         f"Data      {len(training):,} functions, and {len(held_out):,} of other files held out, up "
-        f"to {BYTES[1]} bytes each\n"
+        f"to {WORDS[1]} words each\n"
         f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
         f"Project   embedding, packed torch.nn.LSTM of 128 units, linear; Adam, {epochs} epochs"
     )
     results: dict[str, Any] = {"epochs": epochs, "seed": seed, "runs": {}}
     for name, callbacks in (("torch.nn.LSTM", []), ("SwitchRNN()", [SwitchRNN()])):
         print(f"\n{'Trainer(callbacks=[SwitchRNN()])' if callbacks else 'Trainer()'}", flush=True)
-        results["runs"][name] = _run(training, held_out, epochs, seed, callbacks)
+        results["runs"][name] = _run(data, len(vocabulary), epochs, seed, callbacks)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     figure = draw_classify(results, out / "demo.png")
     print(
@@ -131,29 +137,39 @@ def main(
     return results
 
 
-def _functions(most: int) -> tuple[list[Row], list[Row]]:
-    """Functions to train on, and to hold out: bytes, and the number of the package."""
+def _functions(most: int) -> tuple[list[Function], list[Function]]:
+    """Functions to train on, and to hold out."""
     library = Path(sysconfig.get_path("stdlib"))
-    parts: tuple[list[Row], list[Row]] = ([], [])
+    parts: tuple[list[Function], list[Function]] = ([], [])
     for number, package in enumerate(PACKAGES):
-        of_package: tuple[list[Row], list[Row]] = ([], [])
+        of_package: tuple[list[Function], list[Function]] = ([], [])
         for k, file in enumerate(sorted((library / package).rglob("*.py"))):
             held_out = k % HELD_OUT == HELD_OUT - 1
             if "test" not in file.relative_to(library / package).parts:
-                of_package[held_out].extend((row, number) for row in _rows(file))
-        for part, rows in zip(parts, of_package, strict=True):
-            part += rows[:: max(1, len(rows) // most)][:most]
+                of_package[held_out].extend((words, number) for words in _words(file))
+        for part, functions in zip(parts, of_package, strict=True):
+            part += functions[:: max(1, len(functions) // most)][:most]
     return parts
 
 
-def _rows(file: Path) -> list[Tensor]:
-    """The bytes of each function in a file."""
+def _words(file: Path) -> list[list[str]]:
+    """The words and signs of each function in a file."""
     source = file.read_text(encoding="utf-8")
-    lines = source.splitlines(keepends=True)
+    lines = source.splitlines()
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
-    texts = [textwrap.dedent("".join(lines[n.lineno - 1 : n.end_lineno])) for n in nodes]
-    rows = [list(text.encode()[: BYTES[1]]) for text in texts]
-    return [torch.tensor(row) for row in rows if len(row) >= BYTES[0]]
+    texts = ["\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes]
+    functions = [WORD.findall(text)[: WORDS[1]] for text in texts]
+    return [words for words in functions if len(words) >= WORDS[0]]
+
+
+def _vocabulary(functions: list[Function]) -> dict[str, int]:
+    """A number for each word that comes twice, above 0, and 0 for all others."""
+    counts = Counter(word for words, _ in functions for word in words)
+    return {"": 0} | {w: k for k, w in enumerate((w for w, n in counts.items() if n > 1), 1)}
+
+
+def _rows(functions: list[Function], vocabulary: dict[str, int]) -> list[Row]:
+    return [(torch.tensor([vocabulary.get(w, 0) for w in words]), k) for words, k in functions]
 
 
 def _collate(rows: list[Row]) -> tuple[list[Tensor], Tensor]:
@@ -162,14 +178,14 @@ def _collate(rows: list[Row]) -> tuple[list[Tensor], Tensor]:
 
 
 def _run(
-    training: list[Row],
-    held_out: list[Row],
+    data: tuple[list[Row], list[Row]],
+    vocabulary: int,
     epochs: int,
     seed: int,
     callbacks: list[SwitchRNN],
 ) -> dict[str, Any]:
     pl.seed_everything(seed, verbose=False)
-    model, progress = Classifier(), _Progress()
+    model, progress = Classifier(vocabulary), _Progress()
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "collate_fn": _collate}
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -186,8 +202,8 @@ def _run(
     order = torch.Generator().manual_seed(seed)
     trainer.fit(
         model,
-        DataLoader(training, shuffle=True, generator=order, **options),  # type: ignore[arg-type]
-        DataLoader(held_out, **options),  # type: ignore[arg-type]
+        DataLoader(data[0], shuffle=True, generator=order, **options),  # type: ignore[arg-type]
+        DataLoader(data[1], **options),  # type: ignore[arg-type]
     )
     kinds = [
         kind.__name__ for kind in type(model.rnn).__mro__ if "lightning_lrnn" in kind.__module__
