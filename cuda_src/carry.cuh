@@ -31,20 +31,36 @@ __device__ void publish(Word* words, Value value, Word tag = kPublished) {
     store_shared_by_blocks(words + i, tag | pieces.piece[i]);
 }
 
+// What stands in the words of a value at the time of a look: all of it or not yet.
 template <typename Value>
-__device__ Value await(const Word* words, Word* tag = nullptr) {
-  constexpr int kCount = Pieces<Value>::kCount;
-  Word found[kCount];
-  bool complete;
-  do {  // all words at a time: a look takes as long as a hop
-    complete = true;
+struct Glance {
+  static constexpr int kCount = Pieces<Value>::kCount;
+  Word found[kCount] = {};
+
+  // All words at a time: a look takes as long as a hop.
+  __device__ void look(const Word* words) {
     for (int i = 0; i < kCount; ++i) found[i] = load_shared_by_blocks(words + i);
+  }
+
+  __device__ bool complete() const {
+    bool complete = true;
     for (int i = 0; i < kCount; ++i) complete = complete && found[i] >= kPublished;
-  } while (!complete);
-  Pieces<Value> pieces;
-  for (int i = 0; i < kCount; ++i) pieces.piece[i] = unsigned(found[i]);
-  if (tag) *tag = found[0];
-  return bits_of<Value>(pieces);
+    return complete;
+  }
+
+  __device__ Value value() const {
+    Pieces<Value> pieces;
+    for (int i = 0; i < kCount; ++i) pieces.piece[i] = unsigned(found[i]);
+    return bits_of<Value>(pieces);
+  }
+};
+
+// Looks until the value is there, unless an earlier glance has it.
+template <typename Value>
+__device__ Value await(const Word* words, Glance<Value> glance = {}, Word* tag = nullptr) {
+  while (!glance.complete()) glance.look(words);
+  if (tag) *tag = glance.found[0];
+  return glance.value();
 }
 
 template <typename Value>
@@ -61,6 +77,6 @@ __device__ void publish_pair(Word* words, const Affine<Value>& pair) {
 template <typename Value>
 __device__ Affine<Value> await_pair(const Word* words) {
   Word tag;
-  const auto pair = await<Coefficients<Value>>(words, &tag);
+  const auto pair = await<Coefficients<Value>>(words, {}, &tag);
   return {pair.A, pair.B, (tag & kRestarts) != 0};
 }

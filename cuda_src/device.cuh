@@ -148,6 +148,15 @@ __device__ void store(T* at, T value) {
   *at = value;
 }
 
+// The same address, which the compiler may take for a multiple of kBytes.
+template <int kBytes>
+__device__ char* aligned(char* at) {
+#ifdef LRNN_HOST
+  host::check_alignment(at, kBytes);
+#endif
+  return static_cast<char*>(__builtin_assume_aligned(at, kBytes));
+}
+
 // A value as a storage type keeps it.
 
 template <typename Storage>

@@ -8,15 +8,18 @@
 //   LRNN_SCHEDULE  scan | serial
 //   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); none: not at all,
 //                  every tile starts from the initial state (a yardstick for speed)
+//   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
+//                  is a yardstick for speed (scan)
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
 //   LRNN_TILES     any | whole: `whole` leaves out the path of tiles that are not (to count
 //                  instructions)
 //   LRNN_THREADS   threads of a block (scan)
 //   LRNN_STEPS     time steps that a thread holds in registers
+//   LRNN_BLOCKS    blocks that a multiprocessor shall hold at least: it bounds the registers (scan)
 //   LRNN_LAYOUT    apart | ahead | behind: where the next step of a walk lies in memory. Anywhere; or
-//                  right after this one, or right before it, in every sequence, segments at multiples
-//                  of 16 bytes
+//                  right after this one, or right before it, in every sequence, rows at multiples of
+//                  16 bytes
 //
 // The backward pass computes gates anew, and is the same recurrence, of the carry c over the
 // opposite walk; e_t is what the forward pass emitted, h_t or h_{t-1}, and de_t = dy_t, or what the
@@ -50,6 +53,9 @@
 #ifndef LRNN_CARRY
 #define LRNN_CARRY chained
 #endif
+#ifndef LRNN_GLANCE
+#define LRNN_GLANCE early
+#endif
 #ifndef LRNN_COLUMNS
 #define LRNN_COLUMNS 32
 #endif
@@ -58,6 +64,9 @@
 #endif
 #ifndef LRNN_STEPS
 #define LRNN_STEPS 8
+#endif
+#ifndef LRNN_BLOCKS
+#define LRNN_BLOCKS 2
 #endif
 #ifndef LRNN_LAYOUT
 #define LRNN_LAYOUT apart
@@ -71,13 +80,15 @@ constexpr Layout kLayout = Layout::LRNN_LAYOUT;
 constexpr int kSteps = LRNN_STEPS;
 
 // Where a segment of a sequence lies. Steps side by side are told to the compiler, which then moves
-// 16 bytes at a time.
+// 16 bytes at a time, or a whole segment if that is less.
 template <typename Storage, bool kWhole>
 struct Run {
   static constexpr bool kSideBySide = kWhole && kLayout != Layout::apart;
   static constexpr int kSize = sizeof(typename Storage::Element);
   static constexpr int kStride = kLayout == Layout::behind ? -kSize : kSize;
   static constexpr int kLowest = kLayout == Layout::behind ? kStride * (kSteps - 1) : 0;
+  static constexpr int kBytes = kSteps * kSize;
+  static constexpr int kAlignment = kBytes % 16 == 0 ? 16 : kBytes & -kBytes;
   char* first;
   Index stride;  // in bytes
 
@@ -88,8 +99,7 @@ struct Run {
 
   __device__ char* at(int s) const {
     if constexpr (!kSideBySide) return first + s * stride;
-    char* lowest = static_cast<char*>(__builtin_assume_aligned(first + kLowest, 16));
-    return lowest + (kStride * s - kLowest);
+    return aligned<kAlignment>(first + kLowest) + (kStride * s - kLowest);
   }
 
   template <typename Record, typename Field, typename Count>
@@ -123,6 +133,7 @@ LRNN_GATE
 enum class Pass { forward, backward };
 enum class Schedule { scan, serial };
 enum class Carry { chained, folded, none };
+enum class Early { none, early };
 enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
 enum class Emit { state_after, state_before };  // inclusive, exclusive
@@ -130,6 +141,7 @@ enum class Emit { state_after, state_before };  // inclusive, exclusive
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
 constexpr Carry kCarry = Carry::LRNN_CARRY;
+constexpr bool kEarly = Early::LRNN_GLANCE == Early::early;
 constexpr Tiles kTiles = Tiles::LRNN_TILES;
 using Value = Gate::Value;
 using Pre = Gate::Pre;
@@ -141,6 +153,11 @@ constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocks = 2;  // more would spill
+#else
+constexpr int kBlocks = kSchedule == Schedule::scan ? LRNN_BLOCKS : 2;
+#endif
 
 static_assert(kSteps >= 1 && kSteps <= 32, "one bit of a word marks one restart");
 static_assert(kColumns >= 1 && LRNN_THREADS % kColumns == 0, "whole segments in every column");
@@ -538,18 +555,21 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
   const Problem& p = column.problem;
   Segment<kWhole> own(column);
   own.fetch(tile * kTile + segment * kSteps);
+  // Behind the loads, so that it arrives with them: most often the tile before is done by then.
+  Glance<Value> glance;
+  const bool continues = kCarry == Carry::chained && tile > 0;
+  if (kEarly && continues && segment == 0) glance.look(chain.tile(tile - 1));
   own.evaluate();
   const Pair pair = own.pair();
   own.fetch_rest();  // arrives while the block combines and waits
   const Prefix prefix = scan_block(shared, segment, lane, pair);
   const bool follow = (tile + 1) * kTile < column.length;
   if constexpr (kCarry != Carry::folded) {
-    constexpr bool kChained = kCarry == Carry::chained;
     if (segment == 0) {
       const Value state =
-          kChained && tile > 0 ? await<Value>(chain.tile(tile - 1)) : column.state_in(p.initial);
+          continues ? await(chain.tile(tile - 1), glance) : column.state_in(p.initial);
       shared.state_in[lane] = state;
-      if (kChained && follow) publish(chain.tile(tile), apply(prefix.tile, state));
+      if (kCarry == Carry::chained && follow) publish(chain.tile(tile), apply(prefix.tile, state));
     }
   } else {
     const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
@@ -629,8 +649,7 @@ __device__ void serial(const Problem& p) {
   if constexpr (kPass == Pass::backward) Gate::each_parameter(sums, StoreSum{column, 0});
 }
 
-// Two blocks per multiprocessor: aiming for more by itself, the compiler would spill.
-extern "C" __global__ void __launch_bounds__(kThreads, 2)
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     recurrence(const __grid_constant__ Problem problem) {
   if constexpr (kSchedule == Schedule::scan)
     scan(problem);

@@ -278,7 +278,21 @@ def test_strided_pre_activations_are_read_in_place(place):
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_steps_side_by_side_give_the_same_bits(place, reverse, exclusive, dtype):
     """Rows of one feature are read 16 bytes at a time, where they lie so."""
-    T, layouts = 9000, ["behind", "ahead"] if reverse else ["ahead", "behind"]
+    side_by_side(place, 9000, dtype, reverse=reverse, exclusive=exclusive)
+
+
+@only_emulated
+@pytest.mark.parametrize("reverse", [False, True])
+def test_segments_of_fewer_than_16_bytes_lie_side_by_side(place, reverse):
+    """Four steps of 16 bits, at odd multiples of 8 bytes too: the emulator checks what is promised."""
+    reset = torch.rand(2, 3000) < 0.01
+    side_by_side(place, 3000, torch.bfloat16, reverse=reverse, reset=reset)
+    assert [dict(macros)["LRNN_STEPS"] for macros, _ in emulated.launches] == ["8", "4"]
+
+
+def side_by_side(place, T, dtype, *, reverse, **options):
+    """Rows of one feature as they lie, and where the same ones are not aligned: equal bits."""
+    layouts = ["behind", "ahead"] if reverse else ["ahead", "behind"]
     pre = [torch.randn(2, T, 1).to(dtype).requires_grad_() for _ in range(4)]
     elsewhere = [torch.zeros(2 * T + 1, dtype=dtype)[1:].view(2, T, 1) for _ in pre]
     for place_, p in zip(elsewhere, pre, strict=True):
@@ -287,9 +301,8 @@ def test_steps_side_by_side_give_the_same_bits(place, reverse, exclusive, dtype)
     for leaves, found in ((pre, layouts), (elsewhere, ["apart", "apart"])):
         emulated.launches.clear()
         y, h_final = lrnn.gated_recurrence(
-            lstm, *leaves, readout=output_tanh, reverse=reverse, exclusive=exclusive,
-            backend=place[0],
-        )  # fmt: skip
+            lstm, *leaves, readout=output_tanh, reverse=reverse, backend=place[0], **options
+        )
         gradients = torch.autograd.grad([y, h_final], leaves, [y.detach(), h_final.detach()])
         assert [macros["LRNN_LAYOUT"] for macros, _ in emulated.launches] == found
         results.append([y, h_final, *gradients])

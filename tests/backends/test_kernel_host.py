@@ -453,7 +453,12 @@ def test_the_final_state_is_the_last_output(library: Library, schedule: str) -> 
 
 # name: (file, what stands there, what is put in its place)
 MUTANTS = {
-    "no wait": ("carry.cuh", "while (!complete)", "while (false)"),
+    "no wait": ("carry.cuh", "while (!glance.complete())", "while (false)"),
+    "a glance at the tile before that one": (
+        "recurrence.cu",
+        "glance.look(chain.tile(tile - 1))",
+        "glance.look(chain.tile(tile > 1 ? tile - 2 : 0))",
+    ),
     "published before the state arrived": (
         "recurrence.cu",
         "apply(prefix.tile, state)",

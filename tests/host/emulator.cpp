@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <numeric>
@@ -44,7 +45,8 @@ struct Block {
 
 Fiber* running;
 ucontext_t scheduler;
-bool progress;  // by the block that ran last
+bool progress;      // by the block that ran last
+const char* broken;  // what a thread found wrong, or null
 ThreadBody body;
 const void* parameter;
 
@@ -79,6 +81,7 @@ const char* proceed(Block& block, std::mt19937& random) {
     running = &block.fibers[thread_index.x];
     if (running->state == Fiber::State::ready) swapcontext(&scheduler, &running->context);
   }
+  if (broken) return broken;
   const std::size_t waiting = block.count(Fiber::State::at_barrier);
   if (waiting > 0 && block.count(Fiber::State::done) > 0)
     return "some threads of a block never reach a barrier";
@@ -94,6 +97,10 @@ const char* proceed(Block& block, std::mt19937& random) {
 void barrier() {
   running->state = Fiber::State::at_barrier;
   leave();
+}
+
+void check_alignment(const void* at, int bytes) {
+  if (reinterpret_cast<std::uintptr_t>(at) % bytes) broken = "an address is not aligned as promised";
 }
 
 unsigned long long poll(const unsigned long long* word) {
@@ -132,6 +139,7 @@ const char* run(const Launch& launch, ThreadBody thread_body, const void* kernel
   body = thread_body;
   parameter = kernel_parameter;
   traffic = {};
+  broken = nullptr;
   std::mt19937 random(launch.seed);
   std::vector<unsigned> order(launch.grid);
   std::iota(order.begin(), order.end(), 0u);

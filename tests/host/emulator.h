@@ -3,8 +3,8 @@
 //
 // Blocks start in random order, a few at a time, as on a device that has no room for more; which
 // of them proceeds next is random too. A fiber runs until it waits at a barrier or has looked at or
-// written a word that blocks share. Blocks that wait for each other for good, and barriers that
-// some threads of a block miss, are errors.
+// written a word that blocks share. Blocks that wait for each other for good, barriers that some
+// threads of a block miss, and addresses that are not aligned as promised are errors.
 //
 // This header is what a kernel sees; emulator.cpp has the scheduler.
 #pragma once
@@ -37,6 +37,7 @@ extern Dim thread_index, block_index;  // of the running fiber
 extern char* block_memory;             // of its block
 
 void barrier();
+void check_alignment(const void* at, int bytes);
 unsigned long long poll(const unsigned long long* word);
 void publish(unsigned long long* at, unsigned long long word);
 
