@@ -76,8 +76,14 @@ KINDS |= of_layers()
 
 
 def variant(
-    kind: Kind, step: str, parallel: bool, width: int, carry: str = "chained", *how: str | bool
+    kind: Kind,
+    step: str,
+    parallel: bool,
+    width: int,
+    carry: str = "chained",
+    *how: str | bool,
+    tiles: str = "any",
 ) -> nvrtc.Macros:
     """`how`: resets, layout."""
     code = fused(*kind, step)
-    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry)
+    return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry, tiles)

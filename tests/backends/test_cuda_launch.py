@@ -30,7 +30,7 @@ cuda = PlainCalls(launch.backend)
 FLAGS = list(itertools.product((False, True), repeat=3))
 
 
-def problem(dtype, B=2, T=13, D=5, requires_grad=False):
+def problem(dtype, B=2, T=113, D=5, requires_grad=False):
     """Inputs of every kind, read in place: strides that differ in every dimension."""
     state = torch.float32 if dtype.itemsize == 2 else dtype
 
@@ -188,22 +188,65 @@ def test_warmup_runs_every_kernel(features, parallel, widths, launches, monkeypa
     warmup.warmup("cpu", torch.float64, features, parallel=parallel)
     names = ("LRNN_SCHEDULE", "LRNN_CARRY", "LRNN_COLUMNS", "LRNN_LAYOUT", "LRNN_PASS")
     ran = [tuple(variant[name] for name in names) for variant, _, _ in launches]
-    kinds = [("scan", "chained"), ("scan", "folded"), ("serial", "chained")]
-    apart = [("apart", "apart")]
+    kinds = [("serial", "chained"), ("scan", "chained"), ("scan", "folded")]
+    apart, beside = [("apart", "apart")], [("ahead", "behind"), ("behind", "ahead")]
     assert ran == [
         (*kind, str(width if kind[0] == "scan" else 1), layout, step)
         for width in widths
-        for kind in (kinds if parallel else kinds[2:])
-        for layouts in (*apart, *([("ahead", "behind"), ("behind", "ahead")] * (width == 1)))
+        for kind in (kinds if parallel else kinds[:1])
+        for layouts in (
+            *apart,
+            *(beside if width == 1 else []),
+            *(apart if width == 32 and kind[0] == "scan" else []),
+        )
         for layout, step in zip(layouts, ("forward", "backward"), strict=True)
     ]
+    whole = {
+        (v["LRNN_CARRY"], v["LRNN_PASS"]) for v, _, _ in launches if v["LRNN_TILES"] == "whole"
+    }
+    kept = {("chained", "backward"), ("folded", "backward")}
+    assert whole == (kept if 32 in widths and parallel else set())
     assert all("storage::f64" in variant["LRNN_GATE"] for variant, _, _ in launches)
+
+
+def planned(step, shape, dtype=torch.float32, **how):
+    made = plan.plan(*plain(dtype, step), plan.Pass(step, True, **how), shape)
+    return dict(made.macros)
 
 
 @pytest.mark.parametrize(("B", "schedule"), [(8191, "scan"), (8192, "serial")])
 def test_columns_that_fill_the_device_are_walked(B, schedule):
-    made = plan.plan(*plain(torch.float32, "forward"), plan.Pass("forward", True), (B, 40, 4))
-    assert dict(made.macros)["LRNN_SCHEDULE"] == schedule
+    assert planned("forward", (B, 400, 4))["LRNN_SCHEDULE"] == schedule
+
+
+@pytest.mark.parametrize(
+    ("dtype", "longest"), [(torch.bfloat16, 96), (torch.float32, 96), (torch.complex128, 24)]
+)
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_few_segments_are_walked(step, dtype, longest):
+    for T, schedule in ((1, "serial"), (longest, "serial"), (longest + 1, "scan")):
+        for shape in ((1, T, 4), (1, T, 1), (9, T, 128)):
+            assert planned(step, shape, dtype)["LRNN_SCHEDULE"] == schedule
+
+
+def test_whole_tiles_have_a_backward_pass_of_their_own():
+    def tiles(step, T, D, **how):
+        return planned(step, (2, T, D), **how)["LRNN_TILES"]
+
+    assert tiles("backward", 1280, 64) == "whole"
+    assert tiles("forward", 1280, 64) == tiles("backward", 1281, 64) == "any"
+    assert tiles("backward", 1280, 48) == tiles("backward", 4096, 16) == "any"
+    assert tiles("backward", 1280, 64, lengths=True) == "any"
+
+
+@pytest.mark.parametrize(("lengths", "tiles"), [(None, "whole"), ([200, 256], "any")])
+def test_rows_that_end_early_have_no_whole_tiles(lengths, tiles, launches):
+    a, y, dy = (torch.randn(2, 256, 32) for _ in range(3))
+    lengths = None if lengths is None else torch.tensor(lengths)
+    flags = {"reverse": False, "exclusive": False, "parallel": True}
+    cuda.run_backward(a, y, None, dy, None, lengths, None, **flags)
+    ((variant, _, _),) = launches
+    assert variant["LRNN_TILES"] == tiles and variant["LRNN_SCHEDULE"] == "scan"
 
 
 def test_warmup_says_what_is_missing(monkeypatch):

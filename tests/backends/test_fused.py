@@ -284,7 +284,7 @@ def test_steps_side_by_side_give_the_same_bits(place, reverse, exclusive, dtype)
 @only_emulated
 @pytest.mark.parametrize("reverse", [False, True])
 def test_segments_of_fewer_than_16_bytes_lie_side_by_side(place, reverse):
-    """Four steps of 16 bits, at odd multiples of 8 bytes too: the emulator checks what is promised."""
+    """Four steps of 16 bits, at odd multiples of 8 bytes too; the emulator checks alignment."""
     reset = torch.rand(2, 3000) < 0.01
     side_by_side(place, 3000, torch.bfloat16, reverse=reverse, reset=reset)
     assert [dict(macros)["LRNN_STEPS"] for macros, _ in emulated.launches] == ["8", "4"]

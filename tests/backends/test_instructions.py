@@ -49,7 +49,8 @@ pytestmark = pytest.mark.skipif(
 
 @cache
 def instructions(macros: nvrtc.Macros) -> Counter:
-    code = nvrtc.compile_program(launch.SOURCE, (*macros, ("LRNN_TILES", "whole")), ARCHITECTURE)
+    whole = tuple({**dict(macros), "LRNN_TILES": "whole"}.items())
+    code = nvrtc.compile_program(launch.SOURCE, whole, ARCHITECTURE)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()

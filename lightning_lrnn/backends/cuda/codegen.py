@@ -43,6 +43,8 @@ class Fused(NamedTuple):
     """Storage of what the readout puts out; `state` if there is none."""
     reads_out: bool
     """Whether there is a readout."""
+    operations: int
+    """Of gate and readout, for a step."""
 
 
 @cache
@@ -93,7 +95,8 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         "};",
     ]
     # One line: it becomes the value of a macro.
-    return Fused(" ".join(parts), used, state, output, bool(readout))
+    operations = len(parse(gate).steps) + len(parse(read_out).steps)
+    return Fused(" ".join(parts), used, state, output, bool(readout), operations)
 
 
 def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:

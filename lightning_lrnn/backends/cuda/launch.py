@@ -106,7 +106,8 @@ class Kernels:
         return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
 
     def _planned(self, step: str, problem: Problem, layout: str) -> tuple[Fused, Plan]:
-        kind = Pass(step, self._parallel, problem.reset is not None, layout)
+        resets, lengths = problem.reset is not None, problem.lengths is not None
+        kind = Pass(step, self._parallel, resets, layout, lengths)
         B, T, D = problem.x.shape
         return _planned(*self._programs, self._operands, kind, (B, T, D))
 

@@ -30,10 +30,16 @@ need registers of their own: so no shipped gate spills on any architecture."""
 WALK = 32768
 """Columns, B * D, from which on one thread for each walks it through time: they fill the device by
 themselves, and nothing needs to be combined (`cuda_src/README.md`, Regimes)."""
+SHORT = 6
+"""Segments up to which columns are walked however few they are: combining takes longer."""
 CHAINS = 48
 """From which on a tile waits for the state of the one before it; with fewer the hops would take
 longer than the traffic, and pairs are folded (`cuda_src/README.md`, Predictions). So a row's last
 bits may depend on how many rows there are."""
+BLOCKS = 2
+"""That a multiprocessor shall hold at least; more where no shipped gate then spills, `_blocks`."""
+ROOM, OPERATIONS = 32, {"forward": 9, "backward": 5}
+"""Registers of a segment, and operations of a gate with its readout, up to which that is so."""
 
 
 class Plan(NamedTuple):
@@ -59,6 +65,8 @@ class Pass(NamedTuple):
     """Whether a document may start on the way."""
     layout: str = "apart"
     """"apart", "ahead" or "behind": where in memory the next step lies."""
+    lengths: bool = False
+    """Whether a row may end before the last step."""
 
 
 def columns(D: int) -> int:
@@ -70,17 +78,27 @@ def columns(D: int) -> int:
 def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
     size = STATE[DTYPE[gate.state]].itemsize
+    registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
+    most = min(SEGMENT // size, registers // _registers(gate, operands, kind))
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+def _registers(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
+    """Of 32 bits, for one step of every sequence that a thread holds."""
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
     if kind.step == "backward":  # what was emitted, its gradient, and what the readout makes of it
         held += 2 + gate.reads_out
-    registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
-    most = min(SEGMENT // size, 4 * registers // (size * held))
-    return 1 << (max(most, 1).bit_length() - 1)
+    return held * STATE[DTYPE[gate.state]].itemsize // 4
 
 
 @cache
 def macros(
-    gate: Fused, operands: tuple[Operand, ...], kind: Pass, width: int, carry: str = "chained"
+    gate: Fused,
+    operands: tuple[Operand, ...],
+    kind: Pass,
+    width: int,
+    carry: str = "chained",
+    tiles: str = "any",
 ) -> nvrtc.Macros:
     """The variant of the kernel.
 
@@ -90,8 +108,9 @@ def macros(
         kind: of the pass.
         width: features per block, which only the parallel schedule has.
         carry: "chained" or "folded", likewise.
+        tiles: "any" or, if no tile has a step or a feature less than it may, "whole", likewise.
     """
-    step, parallel, resets, layout = kind
+    step, parallel, resets, layout, _ = kind
     return (
         ("LRNN_PASS", step),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
@@ -101,6 +120,8 @@ def macros(
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
         ("LRNN_STEPS", str(steps(gate, operands, kind))),
+        ("LRNN_TILES", tiles),
+        ("LRNN_BLOCKS", str(_blocks(gate, operands, kind, width, carry, tiles))),
         ("LRNN_GATE", gate.source),
     )
 
@@ -114,12 +135,14 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
-    width = columns(D)
-    if kind.parallel and B * D < WALK:
+    width, segment = columns(D), steps(gate, operands, kind)
+    if kind.parallel and B * D < WALK and T > SHORT * segment:
         segments, chains = THREADS // width, B * -(-D // width)
-        tiles = -(-T // (steps(gate, operands, kind) * segments))
+        tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
-        variant = macros(gate, operands, kind, width, carry)
+        # Forward, the path of tiles that are not whole costs no registers that would matter.
+        whole = kind.step == "backward" and not (rest or D % MAX_COLUMNS or kind.lengths)
+        variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = STATE[DTYPE[gate.state]].itemsize // 4
         words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
@@ -133,6 +156,22 @@ def plan(
             f"{MAX_BLOCKS}: split the batch or the sequence"
         )
     return found
+
+
+def _blocks(
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, width: int, carry: str, tiles: str
+) -> int:
+    """How many blocks a multiprocessor shall hold at least, which bounds the registers."""
+    if not kind.parallel or kind.resets or width < MAX_COLUMNS:
+        return BLOCKS
+    small = steps(gate, operands, kind) * _registers(gate, operands, kind) <= ROOM
+    few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
+    if kind.step == "backward":
+        plain = gate.state == "f32" and gate.operations == 0 and carry == "chained"
+        return BLOCKS + (tiles == "whole" and (plain or (small and few)))
+    if carry == "folded":
+        return BLOCKS + (small and not gate.state.startswith("c"))
+    return BLOCKS + small + (small and few)
 
 
 def layout_of(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
 from lightning_lrnn.backends.cuda.availability import missing
 from lightning_lrnn.backends.cuda.launch import backend
-from lightning_lrnn.backends.cuda.plan import MAX_COLUMNS, SEGMENT, THREADS, WALK, columns
+from lightning_lrnn.backends.cuda.plan import MAX_COLUMNS, SEGMENT, THREADS, columns
+from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY
 
@@ -44,18 +43,22 @@ def warmup(
         widths = [features]
     else:
         widths = [1 << power for power in range(MAX_COLUMNS.bit_length())] if parallel else [1]
+    segment = SEGMENT // state_dtype(dtype).itemsize
     for width in widths:
-        tile = SEGMENT // 4 * THREADS // columns(width)  # of no dtype more
-        regimes = [(1, 0), (1, 2 * tile), (-(-WALK // width), 0)] if parallel else [(1, 0)]
-        # Steps that lie apart and, in rows of one feature, side by side, ahead or behind.
-        for (B, T), more in itertools.product(regimes, (1, 16) if width == 1 else (1,)):
-            a = torch.zeros((B, T + more, width), dtype=dtype, device=x.device)
-            _run_once(a, parallel=parallel, reverse=False)
-            if more == 16:
-                _run_once(a, parallel=parallel, reverse=True)
+        tile = segment * THREADS // columns(width)
+        # The last step of one tile, which is walked, of two, chained, and of three, folded.
+        ends = [16, 2 * tile, 3 * tile] if parallel else [16]
+        for end in ends:
+            _run_once(x.new_zeros((1, end - 15, width), dtype=dtype), parallel=parallel)
+            if width == 1:  # steps side by side, ahead or behind
+                for reverse in (False, True):
+                    a = x.new_zeros((1, end, width), dtype=dtype)
+                    _run_once(a, parallel=parallel, reverse=reverse)
+            elif width % MAX_COLUMNS == 0 and end > 16:  # whole tiles
+                _run_once(x.new_zeros((1, end, width), dtype=dtype), parallel=parallel)
 
 
-def _run_once(a: torch.Tensor, *, parallel: bool, reverse: bool) -> None:
+def _run_once(a: torch.Tensor, *, parallel: bool, reverse: bool = False) -> None:
     """A launch loads the code into the device's context, which loading alone leaves for later."""
     problem = Problem(IDENTITY, "", (a, a), None, None, None, reverse, False)
     kernels = backend(problem, parallel=parallel)
