@@ -19,7 +19,6 @@ from torch import Tensor
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
-from lightning_lrnn.core import reference
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY, Gate
@@ -60,9 +59,9 @@ class Workload(NamedTuple):
         return list(projection.chunk(self.inputs, -1))
 
     def exact(self, *pre: Tensor) -> Tensor:
-        if self.gate is None:
-            return reference.linear_recurrence(*pre)[0]
-        h = reference.linear_recurrence(*self.gate(*pre))[0]
+        """Gates by PyTorch, one step after the other: in float64, what others are compared with."""
+        a, b = pre if self.gate is None else self.gate(*pre)
+        h = lrnn.linear_recurrence(a, b, backend="serial")[0]
         return h if self.readout is None else self.readout(h, *pre)
 
 
@@ -289,19 +288,37 @@ def left_out(name: str, reason: str) -> None:
 
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
+OTHER_FORMS: dict[str, Callable[[Contender], Contender]] = {
+    "[its layout]": lambda exact: lambda a, b: exact(as_columns(a).mT, as_columns(b).mT).mT,
+    "[log a]": lambda exact: lambda a, b: exact(torch.exp(-a), b),
+}
+"""What a rival computes of the same bytes, by what stands behind its name."""
 
 
-def check(contender: Contender, workload: Workload, dtype: torch.dtype, device: str) -> None:
-    """Raises unless outputs and gradients agree with the loop in float64."""
-    torch.manual_seed(0)
-    leaves = [
-        p.detach().clone().requires_grad_() for p in workload.pre((2, 128, 16), dtype, device)
-    ]
-    wide = [p.detach().double().requires_grad_() for p in leaves]
-    y, expected = contender(*leaves), workload.exact(*wide)
-    dy = torch.randn_like(expected)
-    results = [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
-    expectations = [expected, *torch.autograd.grad(expected, wide, dy)]
-    for got, want in zip(results, expectations, strict=True):
-        limit = TOLERANCE[dtype] * (1 + want.abs().max().item())
-        torch.testing.assert_close(got.double(), want, rtol=TOLERANCE[dtype], atol=limit)
+class Judge:
+    """Compares contenders with float64, on inputs of the shape that is timed."""
+
+    def __init__(
+        self, workload: Workload, shape: tuple[int, ...], dtype: torch.dtype, device: str
+    ) -> None:
+        torch.manual_seed(0)
+        self.workload, self.dtype = workload, dtype
+        self.pre = [p.detach() for p in workload.pre(shape, dtype, device)]
+        self.dy = torch.randn(shape, device=device).to(dtype)
+        self.ours = self._results(workload.exact)
+
+    def check(self, name: str, contender: Contender) -> None:
+        """Raises unless outputs and gradients are those of the loop, within rounding."""
+        form = next((f for f in OTHER_FORMS if name.endswith(f)), None)
+        wanted = self._results(OTHER_FORMS[form](self.workload.exact)) if form else self.ours
+        rtol = TOLERANCE[self.dtype]
+        for got, want in zip(self._results(contender, self.dtype), wanted, strict=True):
+            limit = rtol * (1 + want.abs().max().item())
+            torch.testing.assert_close(got.double(), want, rtol=rtol, atol=limit)
+
+    def _results(self, run: Contender, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        """Output and gradients."""
+        leaves = [p.to(dtype, copy=True).requires_grad_() for p in self.pre]
+        y = run(*leaves)
+        dy = self.dy.reshape(y.shape).to(y.dtype)
+        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]

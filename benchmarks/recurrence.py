@@ -1,14 +1,16 @@
 """Times the recurrence against a copy, torch.addcmul and its rivals: `make bench`.
 
-Every contender is checked against float64 before it is timed. All contenders of a case (a shape, a
-dtype, a gate) are timed in turn, round after round; shown are minima and medians, GB/s of the least
-traffic, and the percent of a copy of equal bytes. On CUDA kernels alone are timed, the host's part
-in lines of its own, and the second-level cache is flushed by reading before every sample. A case is
-measured again, at most three times, while the yardstick's own median exceeds 1.5 times its minimum;
-after that it is marked void.
+Every contender is checked against float64 before it is timed, on the shape that is timed. All
+contenders of a case (a shape, a dtype, a gate) are timed in turn, round after round; shown are
+minima and medians, GB/s of the least traffic, and the percent of a copy of equal bytes. On CUDA
+kernels alone are timed, the host's part in lines of its own, the second-level cache is flushed by
+reading before every sample, slow contenders are sampled less often, and every goal has a line, also
+where it was not measured. A case is measured again, at most three times, while the yardstick's own
+median exceeds 1.5 times its minimum; after that it is marked void.
 
     python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
-        [--rivals] [--quick] [--json PATH] [--csv PATH] [--plot PNG] [--budget SECONDS] [--draw]
+        [--rivals] [--quick] [--json PATH] [--resume] [--csv PATH] [--plot PNG] [--budget SECONDS]
+        [--draw]
 
 Writes benchmarks/results/cpu-recurrence.json, on CUDA what --json says. --draw prints what is
 there.
@@ -27,19 +29,21 @@ import ast
 import csv
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import contenders
 import goals
 import torch
-from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Workload
-from goals import PASSES, Case, Samples, step_of
-from timing import Clock, Run, about, as_many, environment, host_seconds, in_turn, replayed
+from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Judge, Workload
+from goals import PASSES, SMALL, TABLE_1, Case, Samples, step_of
+from timing import Clock, Run, about, environment, host_seconds, in_turn, replayed
 
 from lightning_lrnn.backends import prepared
 from lightning_lrnn.core.problem import Gradients, Problem
@@ -57,11 +61,11 @@ SHAPES = {
 QUICK = [(2, 64, 16)]
 COMPILED = {(8, 4096, 2048), (1, 65536, 256)}
 """On CUDA what torch.compile makes is timed at these alone, among rivals: some ten seconds each."""
-TABLE_1 = [(1, T, m) for m in (4, 32, 128) for T in (16, 64, 256, 1024, 4096, 16384, 65536)]
-SMALL = [(1, 1048576, 1), (1, 65536, 32)]
 RESULTS = Path(__file__).parent / "results" / "cpu-recurrence.json"
-SHORT_S, CALLS, SERIES_S = 1e-3, 20, 0.5
-"""Calls shorter than this are replayed so many at once; about how long a shape takes in all."""
+SHORT_S, CALLS = 1e-3, 20
+"""Calls shorter than this are replayed so many at once."""
+SERIES_S = {"cpu": math.inf, "cuda": 0.1}
+"""After which a contender is sampled no more: slow ones shall not take the others' time."""
 
 
 def runs_of(
@@ -121,7 +125,7 @@ def measure(
                 raise
             contenders.left_out(f"{case}: {name}", f"{type(error).__name__}: {error}")
             del runs[name]
-    return in_turn(clock, runs, rounds, str(case)), first
+    return in_turn(clock, runs, rounds, str(case), SERIES_S[device]), first
 
 
 def show(case: Case, samples: Samples) -> None:
@@ -160,7 +164,7 @@ def small_problems(rounds: int) -> Samples:
             seconds = clock.seconds(Run(lambda _, function=function: function()))
             calls[name] = CALLS if seconds < SHORT_S else 1
             runs[name] = replayed(function, calls[name])
-        found = as_many(clock, runs, SERIES_S, rounds, f"{shape}, graphs")
+        found = in_turn(clock, runs, rounds, f"{shape}, graphs", SERIES_S["cuda"])
         samples |= {name: [t / calls[name] for t in times] for name, times in found.items()}
     return samples
 
@@ -169,13 +173,14 @@ def kernels(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     a, b = WORKLOADS["plain"].pre(shape, torch.float32, "cuda")
     ours = contenders.ours(WORKLOADS["plain"], "cuda")
     problem = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
-    scan = prepared("scan", problem)
-    return {
-        f"{shape} scan forward": lambda: ours["scan"](a, b),
-        f"{shape} serial forward": lambda: ours["serial"](a, b),
-        f"{shape} {STEPS} forward": lambda: ours[STEPS](a, b),
-        f"{shape} scan backward": lambda: scan.backward(problem, b, Gradients(b, None)),
-    }
+    judge = Judge(WORKLOADS["plain"], shape, torch.float32, "cuda")
+    found: dict[str, Callable[[], object]] = {}
+    for name in ("scan", "serial"):
+        judge.check(name, ours[name])
+        known, run = prepared(name, problem), ours[name]
+        found[f"{shape} {name} forward"] = partial(run, a, b)
+        found[f"{shape} {name} backward"] = partial(known.backward, problem, b, Gradients(b, None))
+    return found | {f"{shape} {STEPS} forward": partial(ours[STEPS], a, b)}
 
 
 def host_costs() -> dict[str, float]:
@@ -188,23 +193,42 @@ def host_costs() -> dict[str, float]:
 
 
 def show_all(report: dict[str, Any], cuda: bool) -> None:
-    reached: list[goals.Goal] = []
-    if "host_seconds" in report:
-        reached += goals.of_host(report["host_seconds"])
-        reached += goals.of_small(report["replayed_seconds"])
-        for name, seconds in goals.medians(report["replayed_seconds"]).items():
-            print(f"  {name:46}{1e6 * seconds:9.1f} us, graph replay")
-    for name, samples in report["samples_in_seconds"].items():
-        case = parse(name)
+    measured = {parse(name): times for name, times in report["samples_in_seconds"].items()}
+    for name, seconds in goals.medians(report.get("replayed_seconds", {})).items():
+        print(f"  {name:46}{1e6 * seconds:9.1f} us, graph replay")
+    for case, samples in measured.items():
         show(case, samples)
-        if not goals.void(samples):
-            reached += (goals.on_cuda if cuda else goals.on_cpu)(case, samples)
     if report.get("left_out"):
         print(f"\nleft out for lack of time: {'; '.join(report['left_out'])}")
+    telling = {case: times for case, times in measured.items() if not goals.void(times)}
+    reached = goals_of(report, telling) if cuda else []
+    if not cuda:
+        for case, samples in telling.items():
+            reached += goals.on_cpu(case, samples)
     if reached:
         print("\nGoals")
-    for text, figure, holds in reached:
-        print(f"  {'reached' if holds else 'MISSED ':8} {figure:7.2f}   {text}")
+    for goal in reached:
+        print(goal)
+
+
+def goals_of(report: dict[str, Any], measured: dict[Case, Samples]) -> list[goals.Goal]:
+    """Every goal on CUDA, of what was not measured too; those against rivals where rivals ran."""
+    rivals = "host_seconds" not in report
+    found = [] if rivals else goals.of_host(report["host_seconds"])
+    found += [] if rivals else goals.of_small(report["replayed_seconds"])
+    for case in dict.fromkeys([*every_case("cuda", rivals=rivals), *measured]):
+        found += goals.on_cuda(case, measured.get(case, {}), rivals=rivals)
+    return found
+
+
+def every_case(device: str, *, rivals: bool) -> list[Case]:
+    """All cases of a run; on CUDA those of which most is promised first."""
+    if device == "cpu":
+        return [Case(shape) for shape in SHAPES["cpu"]]
+    gates = ["plain", "lstm"] if rivals else list(WORKLOADS)
+    parts = itertools.product(SHAPES["cuda"], ("float32", "bfloat16"), gates)
+    cases = [Case(*each) for each in parts]
+    return sorted(cases, key=lambda case: goals.percent_promised(case, "forward") is None)
 
 
 def parse(text: str) -> Case:
@@ -228,17 +252,34 @@ def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contende
     if options.quick or not compiled:
         for name in ("compiled gates + scan", ASSOCIATIVE):
             found.pop(name, None)
+    judge = Judge(workload, case.shape, dtype, device)
     for name, contender in list(found.items()):
-        if name == contenders.NO_CARRY or "[" in name:
-            continue  # wrong by design; of other sequences
+        if name == contenders.NO_CARRY:
+            continue  # wrong by design
         try:
-            contenders.check(contender, workload, dtype, device)
+            judge.check(name, contender)
         except Exception as error:
             if name.startswith(goals.OURS):
                 raise
             contenders.left_out(name, f"{type(error).__name__}: {error}")
             del found[name]
     return found
+
+
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """What is to be measured, the most telling first."""
+    if options.quick:
+        gates, dtypes = options.gates or ["plain"], options.dtypes or ["float32"]
+        return [Case(*parts) for parts in itertools.product(QUICK, dtypes, gates)]
+    if options.device == "cpu":
+        gates, dtypes = options.gates or ["plain"], options.dtypes or ["float32"]
+        return [Case(*parts) for parts in itertools.product(SHAPES["cpu"], dtypes, gates)]
+    return [
+        case
+        for case in every_case("cuda", rivals=options.rivals)
+        if case.gate in (options.gates or WORKLOADS)
+        and case.dtype in (options.dtypes or ("float32", "bfloat16"))
+    ]
 
 
 def write_csv(path: Path, report: dict[str, Any]) -> None:
@@ -288,6 +329,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
     parser.add_argument("--budget", type=float, help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, help="write every sample here")
+    parser.add_argument("--resume", action="store_true", help="only what the file of --json lacks")
     parser.add_argument("--csv", type=Path, help="write minima and medians here")
     parser.add_argument("--plot", type=Path, help="draw the percents of a copy here, as PNG")
     return parser.parse_args(argv)
@@ -306,25 +348,26 @@ def main(argv: list[str] | None = None) -> int:
     if cuda and not torch.cuda.is_available():
         print("there is no CUDA device here", file=sys.stderr)
         return 2
-    every = ["plain", "lstm"] if options.rivals else list(WORKLOADS)
-    gates = options.gates or (every if cuda else ["plain"])
-    dtypes = options.dtypes or (["float32", "bfloat16"] if cuda else ["float32"])
-    shapes = QUICK if options.quick else SHAPES[options.device]
-    cases = [Case(*parts) for parts in itertools.product(shapes, dtypes, gates)]
+    cases = chosen(options)
     report: dict[str, Any] = {
         **environment(options.device),
         "samples_in_seconds": {},
         "first_call_seconds": {},
         "peak_bytes": {},
     }
+    if options.resume and options.json.exists():
+        report |= json.loads(options.json.read_text())
+        report.pop("left_out", None)
     print(about(report))
     rounds = 3 if options.quick else options.rounds
-    if cuda and not options.rivals:
+    if cuda and not options.rivals and "host_seconds" not in report:
         report["host_seconds"] = host_costs()
         report["replayed_seconds"] = small_problems(rounds)
-    for number, case in enumerate(cases):
+    due = [case for case in cases if str(case) not in report["samples_in_seconds"]]
+    for number, case in enumerate(due):
         if options.budget and time.monotonic() - start > options.budget:
-            report["left_out"] = [str(case) for case in cases[number:]]
+            report["left_out"] = [str(case) for case in due[number:]]
+            save(options, report)
             break
         found = contenders_of(case, options)
         for _ in range(3):

@@ -5,6 +5,7 @@ And on what.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +21,8 @@ import torch
 FLUSH_BYTES = 256 << 20
 AHEAD_CYCLES = 4_000_000
 """Some 2 ms."""
+FEWEST = 3
+"""Samples of what is slow."""
 
 
 class Run(NamedTuple):
@@ -76,13 +79,17 @@ class Clock:
         return first, torch.cuda.max_memory_allocated() - before
 
 
-def in_turn(clock: Clock, runs: dict[str, Run], rounds: int, title: str) -> dict[str, list[float]]:
+def in_turn(
+    clock: Clock, runs: dict[str, Run], rounds: int, title: str, seconds: float = math.inf
+) -> dict[str, list[float]]:
+    """Samples of each; fewer, yet at least `FEWEST`, of what has taken so many seconds in all."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for count in range(rounds):
         if sys.stderr.isatty():
             print(f"\r  {title}: round {count + 1} of {rounds} ", end="", file=sys.stderr)
         for name, run in runs.items():
-            samples[name].append(clock.seconds(run))
+            if count < FEWEST or sum(samples[name]) < seconds:
+                samples[name].append(clock.seconds(run))
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     return samples
@@ -119,6 +126,8 @@ def replayed(function: Callable[[], object], times: int = 20) -> Run:
     with torch.cuda.graph(graph):
         for _ in range(times):
             function()
+    graph.replay()  # the first one takes longer
+    torch.cuda.synchronize()
     return Run(lambda _: graph.replay())
 
 
