@@ -46,7 +46,7 @@ paper: $(VENV)/.ready
 	$(RUN) benchmarks/paper.py
 
 # Everything a GPU is needed for, with the interpreter and packages that are there.
-# `make gpu STAGE=test`, or sanitize, bench, rivals, paper.
+# `make gpu STAGE=ab`, or test, sanitize, bench, rivals, paper.
 gpu:
 	$(PYTHON) benchmarks/gpu.py $(STAGE)
 

@@ -1,15 +1,17 @@
-"""What needs a GPU: tests, compute-sanitizer, benchmark, rivals and the paper's tables, in stages.
+"""What needs a GPU, in stages: the most telling first, all in at most nine minutes.
 
-    python benchmarks/gpu.py [test] [sanitize] [bench] [rivals] [paper] [--limit SECONDS] [--force]
-        [--output FOLDER]
+    python benchmarks/gpu.py [ab] [test] [sanitize] [bench] [rivals] [paper] [--limit SECONDS]
+        [--force] [--output FOLDER]
 
-Without a name: all five, each at most 8 minutes. What is not timed runs side by side. Needs only
-what the interpreter has: the package need not be installed; pytest-xdist is used where it is.
-Results go, as they come, to benchmarks/results/<GPU>/: `stages.json` with
-the machine, the versions, the commit and the outcome of each stage; `bench.json`, `rivals.json` and
-`paper.json` with every raw sample; a log of each command. A stage that passed for the same sources
-on the same GPU is not run again, unless forced: an interrupted run is continued by the same
-command.
+ab compares variants of the kernel, bench the recurrence with what is promised, rivals with other
+packages; paper measures the paper's tables. Without a name: all six, each for as long as `LIMITS_S`
+says. What is not timed runs side by side. Needs only what the interpreter has: the package need not
+be installed; pytest-xdist is used where it is. Results go, as they come, to
+benchmarks/results/<GPU>/: `stages.json` with the machine, the versions, the commit and the outcome
+of each stage; `ab.json`, `bench.json`, `rivals.json` and `paper.json` with every raw sample; a log
+of each command. A stage that passed for the same sources on the same GPU is not run again, unless
+forced; one that had no time for all it measures is `partial`, and goes on where it stopped: an
+interrupted run is continued by the same command.
 
 Exit status: 0 all passed, 1 a stage did not, 2 nothing can run here, with the reasons.
 """
@@ -40,12 +42,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 8 * 60
+LIMITS_S = {"ab": 130, "test": 180, "sanitize": 180, "bench": 110, "rivals": 60, "paper": 60}
+"""Tests and sanitizer run side by side: nine minutes in all."""
 TOOLS = {
     # The bindings ask the driver for entry points that not every version has.
     "memcheck": ["--report-api-errors", "no"],
     "racecheck": [],
     "initcheck": [],
+    "synccheck": [],
 }
 UNTIMED = ("test", "sanitize")
 PACKAGES = (
@@ -261,6 +265,10 @@ def stage_sanitize(site: Path, results: Path, limit_s: float) -> dict:
     return {"status": failed[0] if failed else "passed", "tools": tools}
 
 
+def stage_ab(site: Path, results: Path, limit_s: float) -> dict:
+    return benchmark(site, results, limit_s, "ab", "ab.py", resumes=True)
+
+
 def stage_bench(site: Path, results: Path, limit_s: float) -> dict:
     return recurrences(site, results, limit_s, "bench")
 
@@ -275,23 +283,39 @@ def stage_paper(site: Path, results: Path, limit_s: float) -> dict:
 
 def recurrences(site: Path, results: Path, limit_s: float, name: str, *options: str) -> dict:
     plot = ("--plot", f"{results / name}.png")
-    return benchmark(site, results, limit_s, name, "recurrence.py", *plot, *options)
+    return benchmark(site, results, limit_s, name, "recurrence.py", *plot, *options, resumes=True)
 
 
 def benchmark(
-    site: Path, results: Path, limit_s: float, name: str, script: str, *options: str
+    site: Path,
+    results: Path,
+    limit_s: float,
+    name: str,
+    script: str,
+    *options: str,
+    resumes: bool = False,
 ) -> dict:
-    samples = results / f"{name}.json"
-    samples.unlink(missing_ok=True)
+    """A script that samples; one that resumes keeps what an earlier run of the stage measured."""
+    samples, earlier = (results / f"{name}{suffix}" for suffix in (".json", ".earlier"))
+    earlier.unlink(missing_ok=True)
+    if samples.exists():
+        samples.rename(earlier)
     command = [sys.executable, f"{ROOT / 'benchmarks' / script}", "--device", "cuda"]
-    command += ["--json", f"{samples}", "--budget", f"{max(limit_s - 60, limit_s / 2):g}", *options]
+    command += ["--json", f"{samples}", "--budget", f"{0.75 * limit_s:g}", *options]
+    if resumes and earlier.exists():
+        command += ["--resume", f"{earlier}"]
     result = run(command, results / f"{name}.log", site, limit_s)
-    if result["status"] == "passed" and not samples.exists():
-        result["status"] = "failed"
+    earlier.unlink(missing_ok=True)
+    if result["status"] == "passed":
+        if not samples.exists():
+            result["status"] = "failed"
+        elif json.loads(samples.read_text()).get("left_out"):
+            result["status"] = "partial"
     return {**result, "samples": samples.name}
 
 
 STAGES = {
+    "ab": stage_ab,
     "test": stage_test,
     "sanitize": stage_sanitize,
     "bench": stage_bench,
@@ -301,48 +325,78 @@ STAGES = {
 
 
 def exercise() -> None:
-    """A few launches of every kind, checked against the loop: what compute-sanitizer watches.
+    """A few launches of every kind, checked against the loop: what compute-sanitizer watches."""
+    import torch
+
+    from lightning_lrnn.backends.cuda import plan
+    from lightning_lrnn.backends.operands import STORAGE
+
+    launches = 0
+    for dtype in STORAGE:
+        size = max(dtype.itemsize, 4)
+        # With many rows the carry is chained, with few it is folded.
+        for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (plan.CHAINS, True))):
+            # Two tiles and a few steps, whatever their length.
+            T = 2 * plan.SEGMENT // size * plan.THREADS // plan.columns(D) + 8
+            # Rows of one feature, whole, are moved 16 bytes at a time.
+            launches += exercised(dtype, (B, T, D), flag, parts=D > 1, schedules=(True, False))
+    segments = plan.THREADS // plan.MAX_COLUMNS
+    tile, fold = plan.SEGMENT // 4 * segments, max(segments, 16)
+    # Tiles, groups and a reach are folded; whole tiles are chained; so many columns are walked.
+    for B, T in ((1, (fold * fold + 5) * tile), (plan.CHAINS, 2 * tile), (plan.WALK // 32, 120)):
+        launches += exercised(torch.float32, (B, T, 32), False)
+    torch.cuda.synchronize()
+    print(f"exercised {launches} launches", flush=True)
+
+
+def exercised(
+    dtype: Any,
+    shape: tuple[int, int, int],
+    flag: bool,
+    *,
+    parts: bool = False,
+    schedules: tuple[bool, ...] = (True,),
+) -> int:
+    """Both passes in these schedules; how many launches that was.
 
     Inputs are made on the CPU and copied, so that few kernels but ours run.
+
+    Args:
+        dtype: of the sequences.
+        shape: (B, T, D).
+        flag: walked in reverse if set, else exclusive.
+        parts: with lengths and resets.
+        schedules: parallel over time, or not.
     """
     import torch
 
-    from lightning_lrnn.backends.cuda import launch, plan
-    from lightning_lrnn.backends.operands import STORAGE
+    from lightning_lrnn.backends.cuda import launch
     from lightning_lrnn.core import reference
     from lightning_lrnn.core.problem import Gradients, Problem
     from lightning_lrnn.gates import IDENTITY
 
-    launches = 0
-    for dtype in STORAGE:
-        state = torch.float32 if dtype.itemsize == 2 else dtype
-        exact = torch.complex128 if dtype.is_complex else torch.float64
-        # With many rows the carry is chained, with few it is folded.
-        for D, (B, flag) in itertools.product((1, 5, 40), ((2, False), (plan.CHAINS, True))):
-            # Two tiles and a few steps, whatever their length.
-            T = 2 * plan.SEGMENT // state.itemsize * plan.THREADS // plan.columns(D) + 8
-            a, b, dy = (torch.randn(B, T, D, dtype=dtype) / 2 for _ in range(3))
-            h0, dh_final = (torch.randn(B, D, dtype=state) for _ in range(2))
-            lengths, reset = torch.tensor([T - 5, T] * (B // 2)), torch.rand(B, T) < 0.01
-            if D == 1:  # moved 16 bytes at a time
-                lengths = reset = None
-            flags = {"reverse": flag, "exclusive": not flag}
-            leaves = [x.to(exact).requires_grad_() for x in (a, b, h0)]
-            ends = reference.linear_recurrence(*leaves, lengths=lengths, reset=reset, **flags)
-            expected = torch.autograd.grad(ends, leaves, [x.to(exact) for x in (dy, dh_final)])
-            on = [x if x is None else x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
-            a, b, h0, dy, dh_final, lengths, reset = on
-            for parallel in (True, False):
-                problem = Problem(IDENTITY, "", (a, b), h0, lengths, reset, flag, not flag)
-                kernels = launch.backend(problem, parallel=parallel)
-                y, h, h_final = kernels.forward(problem)
-                (da, db), dh0 = kernels.backward(problem, h, Gradients(dy, dh_final))
-                loose = 3e-2 if dtype.itemsize == 2 else 1e-4
-                for x, wanted in zip((y, h_final, da, db, dh0), (*ends, *expected), strict=True):
-                    torch.testing.assert_close(x.cpu().to(exact), wanted, rtol=loose, atol=loose)
-                launches += 2
-    torch.cuda.synchronize()
-    print(f"exercised {launches} launches", flush=True)
+    B, T, D = shape
+    state = torch.float32 if dtype.itemsize == 2 else dtype
+    exact = torch.complex128 if dtype.is_complex else torch.float64
+    a, b, dy = (torch.randn(B, T, D, dtype=dtype) / 2 for _ in range(3))
+    h0, dh_final = (torch.randn(B, D, dtype=state) for _ in range(2))
+    lengths = torch.tensor([T - 5, T] * (B // 2)) if parts else None
+    reset = torch.rand(B, T) < 0.01 if parts else None
+    flags = {"reverse": flag, "exclusive": not flag}
+    leaves = [x.to(exact).requires_grad_() for x in (a, b, h0)]
+    ends = reference.linear_recurrence(*leaves, lengths=lengths, reset=reset, **flags)
+    expected = torch.autograd.grad(ends, leaves, [x.to(exact) for x in (dy, dh_final)])
+    on = [x if x is None else x.cuda() for x in (a, b, h0, dy, dh_final, lengths, reset)]
+    a, b, h0, dy, dh_final, lengths, reset = on
+    for parallel in schedules:
+        problem = Problem(IDENTITY, "", (a, b), h0, lengths, reset, flag, not flag)
+        kernels = launch.backend(problem, parallel=parallel)
+        y, h, h_final = kernels.forward(problem)
+        (da, db), dh0 = kernels.backward(problem, h, Gradients(dy, dh_final))
+        loose = 3e-2 if dtype.itemsize == 2 else 1e-4
+        for x, wanted in zip((y, h_final, da, db, dh0), (*ends, *expected), strict=True):
+            torch.testing.assert_close(x.cpu().to(exact), wanted, rtol=loose, atol=loose)
+    return 2 * len(schedules)
 
 
 def exercise_gates(device: str = "cuda", names: tuple[str, ...] = ("scan", "serial")) -> None:
@@ -399,7 +453,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def run_stages(
-    names: list[str], folder: Path, site: Path, force: bool, limit_s: float = LIMIT_S
+    names: list[str], folder: Path, site: Path, force: bool, limit_s: float | None = None
 ) -> int:
     about = machine()
     results = folder / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
@@ -414,7 +468,8 @@ def run_stages(
 
     def run_stage(name: str) -> dict:
         date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        return {"date": date, **STAGES[name](site, results, limit_s)}
+        limit = LIMITS_S[name] if limit_s is None else limit_s
+        return {"date": date, **STAGES[name](site, results, limit)}
 
     due = []
     for name in names:
@@ -422,8 +477,11 @@ def run_stages(
             print(f"{name}: passed on {stages[name]['date']}, not run again (--force does)")
         else:
             due.append(name)
+            if name not in stages or force:  # of other sources, or not wanted
+                (results / f"{name}.json").unlink(missing_ok=True)
     untimed = [name for name in due if name in UNTIMED]
-    for group in filter(None, (untimed, *([name] for name in due if name not in UNTIMED))):
+    groups = [untimed if name in UNTIMED else [name] for name in due]
+    for group in (group for i, group in enumerate(groups) if group not in groups[:i]):
         stages |= side_by_side({name: partial(run_stage, name) for name in group})
         save(path, {**identity, **commit, "stages": stages})
     for name in names:
@@ -436,7 +494,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="stage", help=", ".join(STAGES))
     parser.add_argument("--force", action="store_true", help="run stages again that passed")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of a stage")
+    parser.add_argument("--limit", type=float, help="seconds of each stage")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--exercise", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

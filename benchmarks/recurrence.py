@@ -9,8 +9,8 @@ where it was not measured. A case is measured again, at most three times, while 
 median exceeds 1.5 times its minimum; after that it is marked void.
 
     python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
-        [--rivals] [--quick] [--json PATH] [--resume] [--csv PATH] [--plot PNG] [--budget SECONDS]
-        [--draw]
+        [--rivals] [--quick] [--json PATH] [--resume PATH] [--csv PATH] [--plot PNG]
+        [--budget SECONDS] [--draw]
 
 Writes benchmarks/results/cpu-recurrence.json, on CUDA what --json says. --draw prints what is
 there.
@@ -329,7 +329,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
     parser.add_argument("--budget", type=float, help="seconds after which no case is begun")
     parser.add_argument("--json", type=Path, help="write every sample here")
-    parser.add_argument("--resume", action="store_true", help="only what the file of --json lacks")
+    parser.add_argument("--resume", type=Path, help="keep the samples of this file")
     parser.add_argument("--csv", type=Path, help="write minima and medians here")
     parser.add_argument("--plot", type=Path, help="draw the percents of a copy here, as PNG")
     return parser.parse_args(argv)
@@ -355,8 +355,8 @@ def main(argv: list[str] | None = None) -> int:
         "first_call_seconds": {},
         "peak_bytes": {},
     }
-    if options.resume and options.json.exists():
-        report |= json.loads(options.json.read_text())
+    if options.resume:
+        report |= json.loads(options.resume.read_text())
         report.pop("left_out", None)
     print(about(report))
     rounds = 3 if options.quick else options.rounds

@@ -412,6 +412,91 @@ def test_captured_in_a_graph(parallel):
         still.zero_()
 
 
+GATED_SHAPES = [(2, 3000, 5), (2, 50_000, 32), (48, 512, 32), (2, 40, 32)]
+"""Chained or folded within one reach; over reaches; whole tiles, chained; walked."""
+
+
+def gated_inputs(shape):
+    """Leaves of the LSTM's gate, and a gradient of its output, on the GPU."""
+    torch.manual_seed(0)
+    pre = [torch.randn(shape, device="cuda").requires_grad_() for _ in range(4)]
+    return pre, torch.randn(shape, device="cuda")
+
+
+def gated(pre, dy):
+    y, h_final = lrnn.gated_recurrence(lstm, *pre, readout=output_tanh, backend="scan")
+    return [y.detach(), h_final.detach(), *torch.autograd.grad(y, pre, dy)]
+
+
+def captured(function):
+    """A graph of one call, and its outputs."""
+    beside = torch.cuda.Stream()
+    with torch.cuda.stream(beside):
+        function()  # compiles, loads
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = function()
+    return graph, outputs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", GATED_SHAPES, ids=str)
+def test_gates_and_their_gradients_are_captured_in_a_graph(shape):
+    """Replayed twice, on other numbers: the bits of the same call outside."""
+    pre, dy = gated_inputs(shape)
+    graph, outputs = captured(lambda: gated(pre, dy))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in (*pre, dy):
+                p.copy_(torch.randn_like(p))
+        graph.replay()
+        replayed = [x.clone() for x in outputs]
+        assert all(map(torch.equal, replayed, gated(pre, dy)))
+
+
+@pytest.mark.gpu
+def test_two_graphs_and_eager_calls_at_the_same_time():
+    """On three streams: nobody waits in, or writes to, another's workspace."""
+    made = [gated_inputs(shape) for shape in GATED_SHAPES[1:3]]
+    expected = [gated(*inputs) for inputs in made]
+    graphs = [captured(lambda inputs=inputs: gated(*inputs)) for inputs in made]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+    for _ in range(10):
+        for (graph, _), stream in zip(graphs, streams, strict=False):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        with torch.cuda.stream(streams[2]):
+            eager = [gated(*inputs) for inputs in made]
+        torch.cuda.synchronize()
+        for found in (eager, [outputs for _, outputs in graphs]):
+            for one, wanted in zip(found, expected, strict=True):
+                assert all(map(torch.equal, one, wanted))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 20 * 128, 32), (1, 300 * 128, 32), (1, 300 * 128 - 5, 32), (2048, 100, 32)],
+    ids=str,
+)
+def test_folds_and_walks_agree_with_float64(shape):
+    """More tiles than a group has, and than a reach has, whole and not; and the walked regime."""
+    torch.manual_seed(0)
+    a, b, dy = (torch.randn(shape, device="cuda") for _ in range(3))
+    a = torch.sigmoid(a)
+    results = []
+    for dtype, backend in ((torch.float64, "serial"), (torch.float32, "scan")):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (a, b)]
+        y, h_final = lrnn.linear_recurrence(*leaves, backend=backend)
+        gradients = torch.autograd.grad(y, leaves, dy.to(dtype))
+        results.append([x.detach().double() for x in (y, h_final, *gradients)])
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.gpu
 def test_capture_without_warmup_says_so(monkeypatch):
     a, b, h0, options, _ = on_gpu()
@@ -444,3 +529,19 @@ def test_more_elements_than_an_int_counts(parallel, B, T):
     # h = 1/2 h + 1 goes to 2, exactly, within 30 steps.
     assert (y[:, 100:] == 2).all() and (h_final == 2).all()
     assert (y[:, 0] == 1).all() and (y[:, 1] == 1.5).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("parallel", "B", "T"), [(True, 1, 2**26 + 5), (False, 2**16 + 1, 2**10)])
+def test_more_elements_than_an_int_counts_backward(parallel, B, T):
+    if torch.cuda.mem_get_info()[0] < 24e9:
+        pytest.skip("needs 24 GB of free GPU memory")
+    x = torch.ones(1, 1, 1, dtype=torch.float16, device="cuda").expand(B, T, 32)
+    a = x * 0.5
+    da, db, dh0 = cuda.run_backward(
+        a, x, None, x, None, None, None, reverse=False, exclusive=False, parallel=parallel
+    )
+    # g = 1/2 g + 1 from the end, where it is 1; the state before every step but the first is 1.
+    assert (db[:, :-100] == 2).all() and (dh0 == 1).all()
+    assert (db[:, -1] == 1).all() and (db[:, -2] == 1.5).all()
+    assert (da[:, 0] == 0).all() and torch.equal(da[:, 1:], db[:, 1:])

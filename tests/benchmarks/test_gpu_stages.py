@@ -113,6 +113,7 @@ def staged(gpu, tmp_path, monkeypatch):
 
     stages = {"good": stage("good", "passed"), "bad": stage("bad", "failed")}
     monkeypatch.setattr(gpu, "STAGES", stages)
+    monkeypatch.setattr(gpu, "LIMITS_S", {"good": 5, "bad": 5})
     monkeypatch.setattr(gpu, "machine", lambda: {"device": "NVIDIA H100 80GB", "driver": "1"})
     monkeypatch.setattr(gpu, "digest", lambda: "one")
 
@@ -184,6 +185,13 @@ def test_exercise(gpu, launches, monkeypatch, capsys):
     assert f"exercised {len(launches)} launches" in capsys.readouterr().out
     carries = {v["LRNN_CARRY"] for v, _, _ in launches if v["LRNN_SCHEDULE"] == "scan"}
     assert carries == {"chained", "folded"}
+    assert {v["LRNN_TILES"] for v, _, _ in launches} == {"any", "whole"}
+    # Tiles, groups and reaches are folded; columns that fill the device are walked.
+    folded = [grid for v, grid, _ in launches if v["LRNN_CARRY"] == "folded"]
+    assert max(folded) > plan.THREADS * 8 > 16 * 16
+    assert any(
+        v["LRNN_SCHEDULE"] == "serial" and grid * 128 >= plan.WALK for v, grid, _ in launches
+    )
     layouts = {v["LRNN_LAYOUT"] for v, _, _ in launches}
     assert layouts == {"apart", "ahead", "behind"}
     assert {v["LRNN_RESETS"] for v, _, _ in launches} == {"0", "1"}
@@ -198,9 +206,51 @@ def test_exercise_gates(gpu, place, capsys):
     assert "exercised gates" in capsys.readouterr().out
 
 
+def test_all_stages_take_nine_minutes_at_most(gpu):
+    assert list(gpu.LIMITS_S) == list(gpu.STAGES)
+    beside = max(gpu.LIMITS_S[name] for name in gpu.UNTIMED)
+    alone = sum(seconds for name, seconds in gpu.LIMITS_S.items() if name not in gpu.UNTIMED)
+    assert beside + alone <= 540
+
+
+def test_what_was_left_out_is_measured_next_time(gpu, tmp_path, monkeypatch):
+    commands, left = [], ["a case"]
+
+    def run(command, log, site, limit):
+        commands.append(command)
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"left_out": left}))
+        return {"status": "passed"}
+
+    monkeypatch.setattr(gpu, "run", run)
+    for name in ("ab", "bench", "rivals"):
+        left = ["a case"]
+        assert gpu.STAGES[name](tmp_path, tmp_path, 90)["status"] == "partial"
+        left = []
+        assert gpu.STAGES[name](tmp_path, tmp_path, 90)["status"] == "passed"
+        first, second = commands[-2:]
+        assert "--resume" not in first and "--resume" in second
+        assert [file.name for file in tmp_path.glob(f"{name}.*")] == [f"{name}.json"]
+
+
+def test_samples_of_other_sources_are_not_resumed(gpu, staged, tmp_path, monkeypatch):
+    staged("bad")
+    samples = tmp_path / "nvidia-h100-80gb" / "bad.json"
+    samples.write_text("{}")
+    staged("bad")
+    assert samples.exists()
+    monkeypatch.setattr(gpu, "digest", lambda: "two")
+    staged("bad")
+    assert not samples.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "script"),
-    [("bench", "recurrence.py"), ("rivals", "recurrence.py"), ("paper", "paper.py")],
+    [
+        ("ab", "ab.py"),
+        ("bench", "recurrence.py"),
+        ("rivals", "recurrence.py"),
+        ("paper", "paper.py"),
+    ],
 )
 def test_stages_that_time(gpu, tmp_path, monkeypatch, name, script):
     """What is started, and that a status of 0 without samples is no pass."""

@@ -1,0 +1,297 @@
+"""Variants of the CUDA kernel side by side on one GPU: `make gpu STAGE=ab`.
+
+A variant is macros in place of those that the plan chose; grid and workspace follow from them. All
+kernels are compiled first, by several processes. Then, for one case after the other, every variant
+is compared on the timed shape with the walked kernel in float64, run three times for the same bits,
+and all that are right are timed in turn beside a copy of equal bytes. Variants that change no sum
+must have the bits of the plan's own kernel.
+
+    python benchmarks/ab.py [--json PATH] [--resume PATH] [--budget SECONDS] [--rounds N]
+
+Every sample goes to --json after each case. Exit status: 0 all variants are right, 1 one is not,
+2 there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from contenders import WORKLOADS
+from goals import Case, medians
+from timing import Clock, Run, about, environment, in_turn
+from torch import Tensor
+
+from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.backends.cuda import plan as cuda_plan
+from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.backends.cuda.plan import SERIAL_THREADS, Plan, plan, slots
+from lightning_lrnn.backends.operands import STORAGE, Operand
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import IDENTITY
+
+STEPS = "forward", "backward"
+PLANNED = "as planned"
+AS_MEASURED = {"LRNN_BLOCKS": "2", "LRNN_GLANCE": "none", "LRNN_TILES": "any"}
+OTHER = {"chained": "folded", "folded": "chained"}
+
+
+class Variant(NamedTuple):
+    """What it changes; and whether its bits must be those of the plan's kernel."""
+
+    macros: dict[str, str]
+    same_bits: bool = False
+    passes: tuple[str, ...] = STEPS
+
+
+VARIANTS = {
+    PLANNED: Variant({}, True),
+    "as before": Variant(AS_MEASURED, True),
+    "as before, early glance": Variant({**AS_MEASURED, "LRNN_GLANCE": "early"}, True),
+    "3 blocks": Variant({"LRNN_BLOCKS": "3"}, True),
+    "4 blocks": Variant({"LRNN_BLOCKS": "4"}, True),
+    "4 blocks, no glance": Variant({"LRNN_BLOCKS": "4", "LRNN_GLANCE": "none"}, True, ("forward",)),
+    "3 blocks, no glance": Variant(
+        {"LRNN_BLOCKS": "3", "LRNN_GLANCE": "none"}, True, ("backward",)
+    ),
+    "3 blocks, any tiles": Variant({"LRNN_BLOCKS": "3", "LRNN_TILES": "any"}, True, ("backward",)),
+    "8 steps, 4 blocks": Variant({"LRNN_STEPS": "8", "LRNN_BLOCKS": "4"}),
+    "512 threads": Variant(
+        {"LRNN_THREADS": "512", "LRNN_BLOCKS": "2", "LRNN_TILES": "any"}, passes=("forward",)
+    ),
+    "other carry": Variant({"LRNN_CARRY": "other"}),
+    "no carry": Variant({"LRNN_CARRY": "none"}),
+    "walked": Variant({"LRNN_SCHEDULE": "serial", "LRNN_COLUMNS": "1", "LRNN_CARRY": "chained"}),
+}
+CASES = [
+    *(Case((8, 4096, 2048), dtype) for dtype in ("float32", "bfloat16")),
+    *(Case((1, 65536, 256), dtype) for dtype in ("float32", "bfloat16")),
+    *(Case((16, 16384, 128), dtype) for dtype in ("float32", "bfloat16")),
+    *(
+        Case((8, 4096, 2048), dtype, gate)
+        for gate in ("gilr", "lstm", "mingru")
+        for dtype in ("float32", "bfloat16")
+    ),
+    Case((1, 1048576, 32)),
+    *(Case(shape, dtype) for shape in ((64, 1024, 256), (256, 256, 256))
+      for dtype in ("float32", "bfloat16")),
+]  # fmt: skip
+"""The most telling first: a budget may end the list early."""
+TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
+
+
+def replanned(how: Plan, shape: tuple[int, ...], macros: dict[str, str]) -> Plan:
+    """A plan with other macros; of states of 32 bits."""
+    changed = {**dict(how.macros), **macros}
+    if changed["LRNN_CARRY"] == "other":
+        changed["LRNN_CARRY"] = OTHER[dict(how.macros)["LRNN_CARRY"]]
+    variant, (B, T, D) = tuple(changed.items()), shape
+    if changed["LRNN_SCHEDULE"] == "serial":
+        return Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
+    width, threads, steps = (
+        int(changed[f"LRNN_{name}"]) for name in ("COLUMNS", "THREADS", "STEPS")
+    )
+    segments, chains = threads // width, B * -(-D // width)
+    tiles, carry = -(-T // (steps * segments)), changed["LRNN_CARRY"]
+    kept = slots("chained" if carry == "none" else carry, tiles, segments)
+    words = 1 + chains * kept * width if tiles > 1 else 0
+    return Plan(variant, chains * tiles, threads, words, tiles)
+
+
+@contextlib.contextmanager
+def planned_with(macros: dict[str, str], seen: list[Plan]) -> Iterator[None]:
+    """Launches use these macros; the plans are noted."""
+    planned = launch._planned
+
+    def plan(*arguments: Any) -> Any:
+        code, how = planned(*arguments)
+        how = replanned(how, arguments[-1], macros) if macros else how
+        seen.append(how)
+        return code, how
+
+    with mock.patch.object(launch, "_planned", plan):
+        yield
+
+
+def programs_of(case: Case) -> tuple[str, str]:
+    """Of gate and readout."""
+    workload = WORKLOADS[case.gate]
+    gate = workload.gate.program if workload.gate else IDENTITY
+    return gate, workload.readout.program if workload.readout else ""
+
+
+class Pass:
+    """One pass of a case, with its inputs: `run` returns what it computes."""
+
+    def __init__(self, case: Case, step: str, device: str) -> None:
+        torch.manual_seed(0)
+        workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
+        self.case, self.step = case, step
+        pre = tuple(workload.pre(case.shape, dtype, device))
+        self.problem = Problem(*programs_of(case), pre, None, None, None, False, False)
+        self.h, self.dy = (torch.randn(case.shape, device=device).to(dtype) for _ in range(2))
+
+    def run(self, macros: dict[str, str], seen: list[Plan] | None = None) -> list[Tensor]:
+        with planned_with(macros, [] if seen is None else seen):
+            return self._run(self.problem, self.h, self.dy, parallel=True)
+
+    def exact(self) -> list[Tensor]:
+        """By the walked kernel in float64."""
+        wide = self.problem._replace(pre=tuple(p.double() for p in self.problem.pre))
+        return self._run(wide, self.h.double(), self.dy.double(), parallel=False)
+
+    def _run(self, problem: Problem, h: Tensor, dy: Tensor, *, parallel: bool) -> list[Tensor]:
+        kernels = launch.backend(problem, parallel=parallel)
+        if self.step == "forward":
+            return list(kernels.forward(problem))
+        gradients, dh0 = kernels.backward(problem, h, Gradients(dy, None))
+        return [*gradients, dh0]
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """New memory is NaN, so that what a kernel does not write is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """The largest, relative to 1 + |x|; NaN is infinite."""
+    worst = 0.0
+    for x, exact in zip(found, wanted, strict=True):
+        off = ((x.double() - exact).abs() / (1 + exact.abs())).max().item()
+        worst = max(worst, math.inf if math.isnan(off) else off)
+    return worst
+
+
+def examine(case: Case, step: str, device: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """What is right, by variant: its error, and whether it has the bits that it must have."""
+    one, rows, planned = Pass(case, step, device), {}, None
+    wanted = one.exact()
+    for name in names:
+        variant = VARIANTS[name]
+        if step not in variant.passes:
+            continue
+        with poisoned():
+            first, *others = (one.run(variant.macros) for _ in range(3))
+        planned = first if name == PLANNED else planned
+        again = all(all(map(torch.equal, first, other)) for other in others)
+        bits = planned is not None and all(map(torch.equal, first, planned))
+        far = error(first, wanted)
+        right = again and (bits or not variant.same_bits)
+        right = right and (far < TOLERANCE[case.dtype] or name == "no carry")
+        rows[name] = {"error": far, "same_bits_again": again, "bits_of_plan": bits, "right": right}
+    return rows
+
+
+def measure(case: Case, step: str, rows: dict[str, dict[str, Any]], rounds: int) -> None:
+    """Adds the samples in seconds of all that is right, and of a copy of equal bytes."""
+    one = Pass(case, step, "cuda")
+    half = WORKLOADS[case.gate].bytes(case.shape, getattr(torch, case.dtype), step) // 2
+    source, target = (torch.empty(half, dtype=torch.uint8, device="cuda") for _ in range(2))
+    runs = {"copy": Run(lambda _: target.copy_(source))}
+    for name, row in rows.items():
+        if row["right"]:
+            runs[name] = Run(lambda _, macros=VARIANTS[name].macros: one.run(macros))
+    title = f"{case} {step}"
+    for name, times in in_turn(Clock("cuda", ahead=True), runs, rounds, title).items():
+        rows.setdefault(name, {})["samples_in_seconds"] = times
+
+
+def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    samples = {
+        n: row["samples_in_seconds"] for n, row in rows.items() if "samples_in_seconds" in row
+    }
+    median = medians(samples)
+    print(f"\n{title}")
+    for name in sorted(rows, key=lambda name: median.get(name, math.inf)):
+        row, shown = rows[name], ""
+        if name in median:
+            percent = 100 * median["copy"] / median[name]
+            shown = f"{1e6 * median[name]:9.1f} us {percent:5.0f} % of a copy"
+        if "error" in row:
+            bits = "" if row["bits_of_plan"] else "  other bits"
+            shown += f"  error {row['error']:.1e}{bits}{'' if row['right'] else '  WRONG'}"
+        print(f"  {name:26}{shown}", flush=True)
+
+
+def kernels_of(case: Case, step: str) -> set[nvrtc.Macros]:
+    """Every variant that a case launches, but for the float64 one."""
+    programs, dtype = programs_of(case), getattr(torch, case.dtype)
+    operands = (Operand(STORAGE[dtype], True),) * WORKLOADS[case.gate].inputs
+    how = plan(fused(*programs, operands, step), operands, cuda_plan.Pass(step, True), case.shape)
+    used = [v.macros for v in VARIANTS.values() if step in v.passes]
+    return {replanned(how, case.shape, macros).macros for macros in used}
+
+
+def compile_one(macros: nvrtc.Macros, capability: tuple[int, int]) -> None:
+    nvrtc.cubin(launch.SOURCE, macros, nvrtc.architecture(capability))
+
+
+def compile_all(cases: list[Case]) -> int:
+    """To the disk, by as many processes as there are cores; how many there are."""
+    found = set().union(*(kernels_of(case, step) for case in cases for step in STEPS))
+    capability = torch.cuda.get_device_capability()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(compile_one, sorted(found), itertools.repeat(capability)))
+    return len(found)
+
+
+def main(argv: list[str] | None = None) -> int:
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cuda"], help="there is no other")
+    parser.add_argument("--json", type=Path, help="write every sample here")
+    parser.add_argument("--resume", type=Path, help="keep the samples of this file")
+    parser.add_argument("--budget", type=float, help="seconds after which no case is begun")
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each (%(default)s)")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("there is no CUDA device here", file=sys.stderr)
+        return 2
+    report: dict[str, Any] = {**environment("cuda"), "passes": {}}
+    if options.resume:
+        report["passes"] = json.loads(options.resume.read_text())["passes"]
+    report["left_out"] = []
+    print(about(report))
+    print(f"{compile_all(CASES)} kernels after {time.monotonic() - start:.0f} s", flush=True)
+    for case, step in itertools.product(CASES, STEPS):
+        title = f"{case} {step}"
+        if title in report["passes"]:
+            continue
+        if options.budget and time.monotonic() - start > options.budget:
+            report["left_out"].append(title)
+            continue
+        rows = examine(case, step, "cuda", list(VARIANTS))
+        measure(case, step, rows, options.rounds)
+        show(title, rows)
+        report["passes"][title] = rows
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if report["left_out"]:
+        print(f"\nleft out for lack of time: {'; '.join(report['left_out'])}")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    examined = [row for rows in report["passes"].values() for row in rows.values()]
+    return int(not all(row.get("right", True) for row in examined))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""`benchmarks/ab.py` rehearsed without a GPU: the same examination, the kernel on the emulator.
+
+Seen to fail: the workspace of the plan's steps for other ones; a kernel that is wrong called right;
+other bits called the same.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import emulated
+import pytest
+import torch
+from host_kernel import as_cuda, needs_compiler
+from paths import BENCHMARKS
+
+
+@pytest.fixture
+def ab(monkeypatch):
+    """The script; its modules have the names of everyday words, and go when the test ends."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("ab", "contenders", "goals", "timing")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import ab
+
+    yield ab
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_no_device(ab, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ab.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 512, 32), (1, 256, 64)], ids=["folded", "chained"])
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_variants_are_examined(ab, step, shape):
+    names = [ab.PLANNED, "as before", "8 steps, 4 blocks", "other carry", "no carry", "walked"]
+    case = ab.Case(shape)
+    with as_cuda(emulated.compiler()) as seen:
+        rows = ab.examine(case, step, "cpu", names)
+    assert all(row["right"] and row["same_bits_again"] for row in rows.values())
+    assert {name for name, row in rows.items() if row["bits_of_plan"]} >= {ab.PLANNED, "as before"}
+    assert not rows["no carry"]["bits_of_plan"] and rows["no carry"]["error"] > 0.1
+    assert rows["walked"]["error"] < 1e-5 and not rows["walked"]["bits_of_plan"]
+    # What was compiled ahead is what was launched.
+    launched = {tuple(macros.items()) for macros, _ in seen}
+    assert launched - ab.kernels_of(case, step) == {
+        macros for macros in launched if "f64" in dict(macros)["LRNN_GATE"]
+    }
+    ab.show("a case", rows)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_what_is_wrong_is_seen(ab, monkeypatch):
+    """One that should have the plan's bits and lacks the carry."""
+    monkeypatch.setitem(ab.VARIANTS, "wrong", ab.Variant({"LRNN_CARRY": "none"}, True))
+    with as_cuda(emulated.compiler()):
+        rows = ab.examine(ab.Case((1, 256, 64)), "forward", "cpu", [ab.PLANNED, "wrong"])
+    assert rows[ab.PLANNED]["right"] and not rows["wrong"]["right"]
+
+
+def test_every_variant_can_be_planned(ab):
+    """With a grid that covers the case, for all cases."""
+    for case in ab.CASES:
+        for step in ab.STEPS:
+            macros = ab.kernels_of(case, step)
+            assert len(macros) >= 8
+            assert {dict(m)["LRNN_PASS"] for m in macros} == {step}
