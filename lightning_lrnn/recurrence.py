@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
-from lightning_lrnn.core.pytorch import constant, functorch, plain_eager
+from lightning_lrnn.core.pytorch import constant, forward_mode, functorch, plain_eager
+from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
 from lightning_lrnn.core.unfused import broadcastable, operands
 from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
+from lightning_lrnn.ops import ranks as over_ranks
 from lightning_lrnn.ops.call import call
 from lightning_lrnn.ops.eager import computed_by, last_backend
 
@@ -35,6 +38,7 @@ def linear_recurrence(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     backend: str = "auto",
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Linear recurrence h_t = a_t * h_{t-1} + b_t over time, elementwise in B and D.
 
@@ -63,11 +67,15 @@ def linear_recurrence(
             and in reverse no state passes from a document to the one before it.
         backend: "auto" or a name from `lightning_lrnn.backends.names()`. A named one runs or
             raises; see `lightning_lrnn.backends.resolve`.
+        group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks hold one sequence in
+            order of time, T steps each; None if all of it is here. a, b and `reset` are this
+            rank's stretch, h0 and `lengths` those of the whole sequence, the same on all ranks.
 
     Returns:
         y (B, T, D), contiguous, in the dtype of `b`, and the final state (B, D) in the dtype of
         the state. For T = 0: an empty y and h0. Both are differentiable in a, b and h0, twice in
-        eager mode.
+        eager mode. With a `group`: y of this rank's stretch, and on every rank the final state of
+        the whole sequence; differentiable once, see `lightning_lrnn.ops.ranks.run`.
 
     Raises:
         ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
@@ -76,11 +84,13 @@ def linear_recurrence(
     problem = Problem(gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive)
     if isinstance(a, Tensor) and a.ndim == 1:
         problem = _parameters_as_gate(problem)
+    if group is not None and (ranks := ranks_of(group)) is not None:
+        check = partial(_check_plain, a, b, problem)
+        return _over_ranks(ranks, problem, backend, check)
     known = _cached(problem, backend)
     if known is not None:
         return eager.run(*known, problem.dense())
-    check_flags(TypeError, reverse=reverse, exclusive=exclusive)
-    arguments.check_decays_and_impulses(a, b)
+    _check_plain(a, b, problem)
     return _check_and_run(problem, backend)
 
 
@@ -94,6 +104,7 @@ def gated_recurrence(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     backend: str = "auto",
+    group: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Recurrence whose decay and impulse are a pointwise function of pre-activations.
 
@@ -113,6 +124,8 @@ def gated_recurrence(
         lengths: integers (B,); padding (also NaN in it) reaches nothing and its output is 0.
         reset: bool (B, T), True where a new document starts.
         backend: "auto" or a name.
+        group: whose ranks hold one sequence in order of time, see `linear_recurrence`; parameters
+            are the same on all ranks, and each has the gradient of its stretch.
 
     Returns:
         y (B, T, D) and the final state (B, D).
@@ -126,22 +139,38 @@ def gated_recurrence(
     if fusible:
         programs = gate.program, "" if readout is None else readout.program  # type: ignore[attr-defined]
     problem = Problem(*programs, pre, h0, lengths, reset, reverse, exclusive)
+    if group is not None and (ranks := ranks_of(group)) is not None:
+        check = partial(_check_gated, gate, readout, problem)
+        if fusible:
+            return _over_ranks(ranks, problem, backend, check)
+        _check_with_others(ranks, problem, backend, check)
+        return _run_gate_in_pytorch(gate, readout, problem, backend, ranks)
     known = _cached(problem, backend) if fusible else None
     if known is not None:
         return eager.run(*known, problem.dense())
-    for name, function in (("gate", gate), ("readout", readout)):
-        if not (callable(function) or (name == "readout" and function is None)):
-            raise TypeError(f"`{name}` must be a function of tensors, got {function!r}")
-    check_flags(TypeError, reverse=reverse, exclusive=exclusive)
-    arguments.check_pre(pre)
+    _check_gated(gate, readout, problem)
     if fusible:
-        _check_program("gate", problem.gate, len(pre), 2)
-        if problem.readout:
-            _check_program("readout", problem.readout, len(pre) + 1, 1)
         # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
         if not functorch() or _uses_autograd(problem, backend):
             return _check_and_run(_parameters_as_gate(problem), backend)
     return _run_gate_in_pytorch(gate, readout, problem, backend)
+
+
+def _check_plain(a: Tensor, b: Tensor, problem: Problem) -> None:
+    check_flags(TypeError, reverse=problem.reverse, exclusive=problem.exclusive)
+    arguments.check_decays_and_impulses(a, b)
+
+
+def _check_gated(gate: Any, readout: Any, problem: Problem) -> None:
+    for name, function in (("gate", gate), ("readout", readout)):
+        if not (callable(function) or (name == "readout" and function is None)):
+            raise TypeError(f"`{name}` must be a function of tensors, got {function!r}")
+    check_flags(TypeError, reverse=problem.reverse, exclusive=problem.exclusive)
+    arguments.check_pre(problem.pre)
+    if problem.gate:
+        _check_program("gate", problem.gate, len(problem.pre), 2)
+        if problem.readout:
+            _check_program("readout", problem.readout, len(problem.pre) + 1, 1)
 
 
 def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
@@ -187,6 +216,63 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     return eager.run(name, prepared, dense)
 
 
+def _over_ranks(
+    ranks: Ranks, problem: Problem, backend: str, check: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """A stretch of a sequence that the ranks of a group hold; `check` is of its arguments."""
+    if functorch() or forward_mode():
+        raise RuntimeError(
+            "a recurrence over ranks is not for torch.func and forward-mode derivatives; leave "
+            "`group` out"
+        )
+    _check_with_others(ranks, problem, backend, check)
+    x = problem.x
+    problem = _parameters_as_gate(problem)
+    name = backends.resolve(backend, Request(x.device, x.dtype, problem.gate, problem.readout))
+    lengths = problem.lengths
+    lengths = None if lengths is None else ranks.within(lengths.long(), x.shape[1])
+    return over_ranks.run(ranks, name, problem._replace(lengths=lengths).dense())
+
+
+def _check_with_others(
+    ranks: Ranks, problem: Problem, backend: str, check: Callable[[], None]
+) -> None:
+    """Raises on every rank of a group if one was given what cannot be, or something else."""
+
+    def checked() -> dict[str, object]:
+        check()
+        x = problem.x
+        arguments.check_optional(problem, x.shape[1] * ranks.size)
+        of_backend = _parameters_as_gate(problem)
+        request = Request(x.device, x.dtype, of_backend.gate, of_backend.readout)
+        name = backends.resolve(backend, request)
+        if backends.uses_autograd(name):
+            raise BackendError(
+                f"backend {name!r} leaves gradients to PyTorch, and cannot be given the state of "
+                f"the stretch before; name another one"
+            )
+        if torch.compiler.is_compiling():
+            return {}
+        return {
+            "The shape of stretches": tuple(x.shape),
+            "Their dtype": x.dtype,
+            "Their backend": name,
+            "The gate": (problem.gate, problem.readout),
+            "`reverse` and `exclusive`": (bool(problem.reverse), bool(problem.exclusive)),
+            "`reset`, given or None,": problem.reset is not None,
+            "`h0` (its checksum)": checksum(problem.h0),
+            "`lengths` (their checksum)": checksum(problem.lengths),
+        }
+
+    form: object = None
+    if not torch.compiler.is_compiling():
+        try:
+            form = (backend, problem.form())
+        except (AttributeError, RuntimeError):  # not all are tensors
+            form = None
+    check_together(ranks, form, checked)
+
+
 def _parameters_as_gate(problem: Problem) -> Problem:
     """Turns a plain recurrence with parameters into a gate of these."""
     pre = problem.pre
@@ -216,13 +302,17 @@ def _run_gate_in_pytorch(
     readout: Callable[..., Any] | None,
     problem: Problem,
     backend: str,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Evaluates gate and readout, any functions, by PyTorch, which differentiates them."""
     x, pre, lengths = problem.x, problem.pre, problem.lengths
     padding = None
     if lengths is not None:
-        arguments.check_lengths(lengths, x)
-        padding = padding_mask(lengths, x)
+        if ranks is None:
+            arguments.check_lengths(lengths, x)
+            padding = padding_mask(lengths, x)
+        else:
+            padding = padding_mask(ranks.within(lengths, x.shape[1]), x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     inputs = operands(pre)
@@ -243,6 +333,7 @@ def _run_gate_in_pytorch(
         lengths=lengths,
         reset=problem.reset,
         backend=backend,
+        group=ranks,
     )
     if readout is None:
         return h.to(sequence_dtype(x, is_complex=h.is_complex())), final

@@ -46,8 +46,11 @@ def check_pre(pre: Sequence[Tensor]) -> None:
         _check_pre(f"pre[{index}]", p, sequences[0])
 
 
-def check_optional(problem: Problem) -> None:
-    """Raises unless h0, lengths and reset fit the sequences."""
+def check_optional(problem: Problem, steps: int | None = None) -> None:
+    """Raises unless h0, lengths and reset fit the sequences.
+
+    `steps`: of the whole sequence, which lengths are of; None where it is all here.
+    """
     x, h0, lengths, reset = problem.x, *problem.optional
     if h0 is not None:
         _check_tensor("h0", h0, (x.shape[0], x.shape[2]), x.device)
@@ -56,7 +59,7 @@ def check_optional(problem: Problem) -> None:
                 f"`h0` must be {problem.state_dtype} (the dtype of the state), got {h0.dtype}"
             )
     if lengths is not None:
-        check_lengths(lengths, x)
+        check_lengths(lengths, x, steps)
     if reset is not None:
         _check_tensor("reset", reset, tuple(x.shape[:2]), x.device)
         if reset.dtype != torch.bool:
@@ -119,14 +122,14 @@ def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
         raise TypeError(f"`{name}` must be floating or complex, got {p.dtype}")
 
 
-def check_lengths(lengths: Tensor, x: Tensor) -> None:
-    """Raises for lengths that are not integers (B,), or not between 0 and T."""
+def check_lengths(lengths: Tensor, x: Tensor, steps: int | None = None) -> None:
+    """Raises for lengths that are not integers (B,), or not between 0 and `steps`, T if None."""
     _check_tensor("lengths", lengths, tuple(x.shape[:1]), x.device)
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
         raise TypeError(f"`lengths` must be integers, got {lengths.dtype}")
     # Reading values back would stop a GPU and cannot be traced; there the kernels clamp.
     if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and _concrete(lengths):
-        check_length_values(lengths, x.shape[1])
+        check_length_values(lengths, x.shape[1] if steps is None else steps)
 
 
 def check_length_values(lengths: Tensor, steps: int) -> None:

@@ -18,11 +18,13 @@ __all__ = [
     "add_batch_dim",
     "any_requires_grad",
     "below_autograd",
+    "collectives",
     "constant",
     "dispatch_modes",
     "forward_mode",
     "functorch",
     "functorch_wrapped",
+    "group_named",
     "is_batched",
     "keep_graph",
     "keys_below_autograd",
@@ -54,6 +56,22 @@ add_batch_dim: Callable[..., Tensor] = torch._add_batch_dim
 """Makes such a tensor."""
 remove_batch_dim: Callable[..., Tensor] = torch._remove_batch_dim
 """And undoes it."""
+
+
+def collectives() -> Any:
+    """The collectives that a compiler sees: their results are waited for by `wait_tensor`."""
+    return torch.ops._c10d_functional
+
+
+def group_named(name: str) -> Any:
+    """The process group of this name.
+
+    Raises:
+        RuntimeError: if there is none, or none any more.
+    """
+    from torch._C import _distributed_c10d  # not in every build of PyTorch
+
+    return _distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined]
 
 
 def forward_mode() -> bool:

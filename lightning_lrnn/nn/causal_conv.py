@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.core.masks import padding_mask
-from lightning_lrnn.nn.scan_context import ScanContext
+from lightning_lrnn.core.ranks import Ranks, gathered
+from lightning_lrnn.nn.scan_context import ScanContext, of_rows
 
 __all__ = ["causal_conv"]
 
@@ -34,18 +37,29 @@ def causal_conv(
         size: inputs that a time step sees, at least 2.
         overlap: of the part of the sequence before, (B, (size - 1) * N), that of the first time
             step first; None for 0.
-        context: direction, lengths and resets.
+        context: direction, lengths and resets; over ranks x is a stretch, and both overlaps are
+            those of the whole sequence.
 
     Returns:
         p (B, T, N), and the overlap for the next part of the sequence.
+
+    Raises:
+        ValueError: for a stretch that is shorter than the window.
     """
     T = x.shape[1]
     past = size - 1
+    if context.ranks is not None and T < past:
+        raise ValueError(
+            f"a stretch of {T} time steps is shorter than the {past} that a window of {size} "
+            f"looks back: its first ones would see inputs of two ranks before; give each of the "
+            f"{context.ranks.size} ranks at least {past} time steps"
+        )
+    lengths = context.within(T)
     # Zeros after the last time step (in reverse, before the first): one sum gives the overlap, too.
     ends = [(past - j, j) if context.reverse else (j, past - j) for j in range(size)]
     document = None
     if context.reset is not None:
-        document = _document_ids(context.reset, context.lengths, past, context.reverse)
+        document = _document_ids(context.reset, lengths, past, context.reverse)
     total: Tensor
     if T == 1:
         total = _one_step(x[:, 0], weight, bias, size, context.reverse)
@@ -58,19 +72,91 @@ def causal_conv(
                 taps[j] = taps[j].masked_fill(other[..., None], 0)
         total = F.linear(torch.cat(taps, -1), weight, bias)
 
+    sums = _Sums(total, past, lengths, document, context.reverse)
     if overlap is not None:
         overlap = torch.unflatten(overlap, -1, (past, -1)).to(total.dtype)
-    if context.lengths is None and document is None:
-        first, after = slice(past), slice(T, None)
-        if context.reverse:
-            first, after = after, first
-        if overlap is not None:
-            total[:, first] += overlap.flip(1) if context.reverse else overlap
-        overlap = total[:, after].flip(1) if context.reverse else total[:, after]
+    if context.ranks is not None:
+        overlap = _over_ranks(context.ranks, sums, bias, overlap, context)
     else:
-        overlap = _ragged_overlap(total, overlap, past, document, context)
-    overlap = overlap.clone() if bias is None else overlap - bias
+        if overlap is not None:
+            sums.add(overlap)
+        overlap = sums.overlap(bias)
     return (total[:, past:] if context.reverse else total[:, :T]), overlap.flatten(1)
+
+
+class _Sums(NamedTuple):
+    """Sums of products: at T time steps and the `past` ones after them, in reverse before them."""
+
+    total: Tensor
+    past: int
+    lengths: Tensor | None
+    document: Tensor | None
+    reverse: bool
+
+    def add(self, overlap: Tensor) -> None:
+        """Adds the overlap (B, past, N) of the part before, where it is of the same document."""
+        total, past, lengths, document, reverse = self
+        if lengths is None and document is None:
+            first = slice(total.shape[1] - past, None) if reverse else slice(past)
+            total[:, first] += overlap.flip(1) if reverse else overlap
+            return
+        steps, last = self._steps()
+        first = last + past - 1 - steps if reverse else steps
+        if document is not None:
+            source = document[:, -1:] if reverse else torch.zeros_like(document[:, :1])
+            overlap = overlap.masked_fill((document.gather(1, first) != source)[..., None], 0)
+        total.scatter_add_(1, _rows(first, total), overlap)
+
+    def overlap(self, bias: Tensor | None) -> Tensor:
+        """What is for the part after, (B, past, N): products alone, without the bias."""
+        total, past, lengths, document, reverse = self
+        if lengths is None and document is None:
+            after = total[:, :past].flip(1) if reverse else total[:, total.shape[1] - past :]
+        else:
+            steps, last = self._steps()
+            after = total.gather(1, _rows(past - 1 - steps if reverse else last + steps, total))
+        return after.clone() if bias is None else after - bias
+
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """0 ... past - 1 for each row (B, past), and how many time steps it has, (B, 1)."""
+        B, T = self.total.shape[0], self.total.shape[1] - self.past
+        steps = torch.arange(self.past, device=self.total.device).expand(B, self.past)
+        if self.lengths is None:
+            return steps, steps.new_full((B, 1), T)
+        return steps, self.lengths.long().clamp(0, T)[:, None]
+
+
+def _over_ranks(
+    ranks: Ranks,
+    sums: _Sums,
+    bias: Tensor | None,
+    overlap: Tensor | None,
+    context: ScanContext,
+) -> Tensor:
+    """Adds the overlap of the stretch before, and returns that of the whole sequence.
+
+    What a stretch hands on depends on its own inputs alone, as it is no shorter than the window;
+    but for one in which the walk over a row starts, in reverse perhaps a few steps before its end.
+    """
+    B, T = sums.total.shape[0], sums.total.shape[1] - sums.past
+    if not context.reverse or context.lengths is None:
+        starts = sums.total.new_full((B,), ranks.before(context.reverse) is None, dtype=torch.bool)
+    else:
+        starts = context.last_ranks(T) == ranks.rank
+    starts = starts[:, None, None]
+    if overlap is not None:
+        sums.add(torch.where(starts, overlap, 0))
+    own = sums.overlap(bias)
+    if context.reverse and context.reset is not None and ranks.rank > 0:
+        # A document starts here: none of it passes to the stretch before.
+        own = own.masked_fill(context.reset[:, :1, None], 0)
+    whole = gathered(own, ranks)
+    before = whole[ranks.before(context.reverse) or 0]
+    sums.add(torch.where(starts, 0, before))
+    if context.lengths is None or context.reverse:
+        return whole[0 if context.reverse else -1]
+    # Where a row is short, the last of it hands on what came from the stretch before.
+    return of_rows(gathered(sums.overlap(bias), ranks), context.ends(T))
 
 
 def _one_step(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse: bool) -> Tensor:
@@ -85,24 +171,6 @@ def _one_step(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse
     else:
         total = torch.baddbmm(bias, inputs, weights)
     return (total.flip(0) if reverse else total).transpose(0, 1)
-
-
-def _ragged_overlap(
-    total: Tensor, overlap: Tensor | None, past: int, document: Tensor | None, context: ScanContext
-) -> Tensor:
-    """Adds the overlap where it is of the same document, and returns the next one."""
-    B, T = total.shape[0], total.shape[1] - past
-    last = T if context.lengths is None else context.lengths.long().clamp(0, T)[:, None]
-    steps = torch.arange(past, device=total.device).expand(B, past)
-    first, after = (
-        (last + past - 1 - steps, past - 1 - steps) if context.reverse else (steps, last + steps)
-    )
-    if overlap is not None:
-        if document is not None:
-            source = document[:, -1:] if context.reverse else torch.zeros_like(document[:, :1])
-            overlap = overlap.masked_fill((document.gather(1, first) != source)[..., None], 0)
-        total.scatter_add_(1, _rows(first, total), overlap)
-    return total.gather(1, _rows(after, total))
 
 
 def _document_ids(reset: Tensor, lengths: Tensor | None, past: int, reverse: bool) -> Tensor:

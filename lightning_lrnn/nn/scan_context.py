@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import sequence, sequence_dtype
+from lightning_lrnn.core.ranks import Ranks, gathered
 from lightning_lrnn.core.unfused import operands
 from lightning_lrnn.recurrence import gated_recurrence
 
-__all__ = ["Recorder", "ScanContext", "StepContext", "decays_of"]
+__all__ = ["Recorder", "ScanContext", "StepContext", "decays_of", "of_rows"]
 
 GateFunction = Callable[..., tuple[Tensor, Tensor]]
 Readout = Callable[..., Tensor]
@@ -28,9 +29,10 @@ class ScanContext:
 
     Attributes:
         reverse: whether the scan runs from the last time step to the first.
-        lengths: valid time steps of each row, (B,).
+        lengths: valid time steps of each row, (B,); over ranks those of the whole sequence.
         reset: True where a document starts, (B, T).
         backend: "auto" or a name.
+        ranks: that hold the sequence, in order of time; None where all of it is here.
         prefix: path of the cell in its stack, such as "layer0.forward".
         recorder: called before every scan; None for none.
         dropout: whether dropout and zoneout act.
@@ -42,6 +44,7 @@ class ScanContext:
     lengths: Tensor | None = None
     reset: Tensor | None = None
     backend: str = "auto"
+    ranks: Ranks | None = None
     prefix: str = ""
     recorder: Recorder | None = None
     dropout: bool = True
@@ -51,6 +54,10 @@ class ScanContext:
     def path(self, name: str) -> str:
         """The path of a scan in its stack: "layer0.forward.cell"."""
         return ".".join(part for part in (self.prefix, self.scan_name or name) if part)
+
+    def within(self, steps: int) -> Tensor | None:
+        """The valid time steps of each row among those that are here, of which there are `steps`."""
+        return self.lengths if self.ranks is None else self.ranks.within(self.lengths, steps)
 
     def scan(
         self,
@@ -73,6 +80,7 @@ class ScanContext:
             lengths=self.lengths,
             reset=self.reset,
             backend=self.backend,
+            group=self.ranks,
         )
 
     def previous(self, s: Tensor, before: Tensor | None) -> Tensor:
@@ -86,6 +94,8 @@ class ScanContext:
         if T == 0:
             return s
         first = s.new_zeros(B, 1, D) if before is None else before[:, None].to(s.dtype)
+        if self.ranks is not None:
+            first = self._beside(self.ranks, s, first)
         parts = [s[:, 1:], first] if self.reverse else [first, s[:, :-1]]
         previous = torch.cat(parts, 1)
         if self.reset is not None:
@@ -93,9 +103,22 @@ class ScanContext:
             previous = previous.masked_fill(starts[..., None], 0)
         if self.reverse and self.lengths is not None and before is not None:
             steps = torch.arange(T, device=s.device)
+            if self.ranks is not None:
+                steps = steps + self.ranks.start(T)
             is_first = steps == self.lengths[:, None] - 1
-            previous = torch.where(is_first[..., None], first, previous)
+            previous = torch.where(is_first[..., None], before[:, None].to(s.dtype), previous)
         return previous
+
+    def _beside(self, ranks: Ranks, s: Tensor, first: Tensor) -> Tensor:
+        """The output at the border of the stretch that is walked before this one, (B, 1, ·)."""
+        border = s[:, :1] if self.reverse else s[:, -1:]
+        if self.reverse and self.reset is not None and ranks.rank > 0:
+            # A document starts there: none of it passes to the stretch before.
+            border = border.masked_fill(self.reset[:, :1, None], 0)
+        whole = gathered(border, ranks)
+        before = ranks.before(self.reverse)
+        # `whole` takes part on every rank, or their backward passes would not meet.
+        return torch.where(_flag(before is None, s), first, whole[before or 0])
 
     def last(self, y: Tensor, before: Tensor | None) -> Tensor:
         """The output (B, ·) at the last time step of the scan; in an empty row that before it.
@@ -108,13 +131,42 @@ class ScanContext:
         before = y.new_zeros(B, D) if before is None else before.to(y.dtype)
         if T == 0:
             return before
-        if self.lengths is None:
-            return y[:, 0] if self.reverse else y[:, -1]
+        lengths = self.within(T)
+        if lengths is None:
+            last = y[:, 0] if self.reverse else y[:, -1]
+            if self.ranks is None:
+                return last
+            return gathered(last, self.ranks)[0 if self.reverse else -1]
         last = y[:, 0]
         if not self.reverse:
-            t = (self.lengths.long() - 1).clamp(0, T - 1)
+            t = (lengths.long() - 1).clamp(0, T - 1)
             last = y.gather(1, t[:, None, None].expand(B, 1, D))[:, 0]
+        if self.ranks is not None:
+            last = of_rows(gathered(last, self.ranks), self.ends(T))
+        assert self.lengths is not None
         return torch.where((self.lengths > 0)[:, None], last, before)
+
+    def ends(self, steps: int) -> Tensor:
+        """The rank on which the walk over each row ends, of stretches of so many steps, (B,)."""
+        assert self.lengths is not None
+        if self.reverse:
+            return torch.zeros_like(self.lengths, dtype=torch.int64)
+        return self.last_ranks(steps)
+
+    def last_ranks(self, steps: int) -> Tensor:
+        """The rank that holds the last valid step of each row; the first, if there is none, (B,)."""
+        assert self.lengths is not None
+        return (self.lengths.long() - 1).clamp(min=0).div(max(steps, 1), rounding_mode="floor")
+
+
+def of_rows(whole: Tensor, ranks: Tensor) -> Tensor:
+    """Of (size, B, ...) for each row what the rank has that is named in `ranks` (B,)."""
+    index = ranks.view(1, -1, *[1] * (whole.ndim - 2)).expand(1, *whole.shape[1:])
+    return whole.gather(0, index)[0]
+
+
+def _flag(value: bool, like: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.bool, device=like.device)
 
 
 class StepContext(ScanContext):

@@ -18,6 +18,7 @@ from lightning_lrnn.core.checks import check_numbers
 from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import sequence
+from lightning_lrnn.core.ranks import Ranks, check_together, ranks_of
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks, recomputes
@@ -69,6 +70,11 @@ class Stack(nn.Module):
         options: what only this cell has.
 
     Attributes:
+        group: None, or a ProcessGroup or a DeviceMesh of one dimension, whose ranks hold one
+            sequence in order of time. Each is given its stretch of `input` and of `reset`, of as
+            many time steps as the others, and has that of the output; `hx`, `lengths` and the state
+            are those of the whole sequence, the same on every rank, see `lightning_lrnn.ops.ranks`.
+            It may be set at any time and is no part of the `state_dict`.
         cells: the layers, that of layer l and direction d at l * directions + d.
         options: what only this cell has, as given.
         strict_state: whether the state has the dtype of the output, as that of `torch.nn`; else it
@@ -114,6 +120,7 @@ class Stack(nn.Module):
         self.bidirectional, self.proj_size, self.memory = bidirectional, proj_size, memory
         self.directions = 2 if bidirectional else 1
         self.backend, self.checkpoint_time = backend, checkpoint_time
+        self.group = None
         self.options = dict(options)
         options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
         # Not a call with `**options`: jsonargparse would follow it to where it cannot read on.
@@ -134,6 +141,15 @@ class Stack(nn.Module):
     def backend(self, name: str) -> None:
         check_backend(name)
         self._backend = name
+
+    @property
+    def group(self) -> Ranks | None:
+        """The ranks that hold one sequence; None where all of it is here."""
+        return self._ranks
+
+    @group.setter
+    def group(self, group: Any) -> None:
+        self._ranks = ranks_of(group)
 
     @property
     def checkpoint_time(self) -> int | None:
@@ -246,6 +262,11 @@ class Stack(nn.Module):
         """
         if not isinstance(input, PackedSequence):
             return self._run(input, hx, lengths, reset)
+        if self.group is not None:
+            raise ValueError(
+                "`input` must be a padded tensor with `lengths` where ranks share a sequence: the "
+                "time steps of a PackedSequence have no borders to cut it at"
+            )
         check_packed(input, self.input_size, lengths, reset)
         padded, lengths = pad_packed_sequence(input, self.batch_first)
         output, state = self._run(padded, hx, lengths.to(padded.device), None)
@@ -273,6 +294,11 @@ class Stack(nn.Module):
         """
         if self.bidirectional:
             raise ValueError("a step of a bidirectional stack would need what comes after it")
+        if self.group is not None:
+            raise ValueError(
+                "a single step cannot be shared by ranks: set `group` to None on the process that "
+                "takes it"
+            )
         check_step(input, self.input_size, self._cells()[0].sample)
         batched = input.ndim == 2
         x = (input if batched else input[None])[:, None]
@@ -324,8 +350,10 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             refuse_script(type(self).__name__)
-        check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
-        check_steps(input, self.batch_first, lengths, reset)
+        if self.group is None:
+            self._check(input, lengths, reset)
+        else:
+            self._check_with_others(self.group, input, hx, lengths, reset)
         batched = input.ndim == 3
         x = input
         if not batched:
@@ -333,15 +361,53 @@ class Stack(nn.Module):
             lengths, reset = (None if v is None else v[None] for v in (lengths, reset))
         elif not self.batch_first:
             x, reset = input.transpose(0, 1), None if reset is None else reset.transpose(0, 1)
-        if lengths is not None:
-            # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
-            x = x.masked_fill(padding_mask(lengths, x), 0)
         context = ScanContext(
-            False, lengths, reset, self.backend, recorder=recorder, dropout=recorder is None
+            *(False, lengths, reset, self.backend, self.group),
+            recorder=recorder,
+            dropout=recorder is None,
         )
+        valid = context.within(x.shape[1])
+        if valid is not None:
+            # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
+            x = x.masked_fill(padding_mask(valid, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state
+
+    def _check(self, input: Tensor, lengths: Tensor | None, reset: Tensor | None) -> None:
+        check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
+        check_steps(input, self.batch_first, lengths, reset)
+
+    def _check_with_others(
+        self,
+        ranks: Ranks,
+        input: Tensor,
+        hx: State,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> None:
+        """Raises on every rank if one was given what cannot be, or something else than others."""
+
+        def checked() -> dict[str, object]:
+            self._check(input, lengths, reset)
+            if self.checkpoint_time is not None:
+                raise ValueError(
+                    f"checkpoint_time={self.checkpoint_time} and `group` do not go together: the "
+                    "chunks of one rank would be run while the others wait; leave "
+                    "`checkpoint_time` out, or share the sequence by more ranks"
+                )
+            return {
+                "The shape of `input`": tuple(input.shape),
+                "`hx`, given or None,": hx is not None,
+                "`lengths`, given or None,": lengths is not None,
+                "`reset`, given or None,": reset is not None,
+                "The mode, training or not,": self.training,
+            }
+
+        given = tuple([x is not None for x in (hx, lengths, reset)])
+        shape = tuple(input.shape) if isinstance(input, Tensor) else None
+        form = (type(self), self.extra_repr(), self.training, shape, given)
+        check_together(ranks, form, checked)
 
     def _in_chunks(
         self, x: Tensor, hx: State, batched: bool, context: ScanContext

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import prepared
+from lightning_lrnn.backends import pairs, prepared
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, sequence, sequence_dtype
 from lightning_lrnn.core.pytorch import any_requires_grad, below_autograd, keys_below_autograd
@@ -67,6 +67,22 @@ def _gradients(
     return compute_gradients(prepared(name, problem), problem, h, Gradients(dy, dh_final))
 
 
+def _pair(gate: str, pre: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    lengths, reset, reverse, name = rest
+    problem = Problem(gate, "", pre, None, lengths, reset, reverse, False)
+    check_forward(problem, name)
+    return pairs.pair(name, problem.dense())
+
+
+def _adjoint_impulse(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, dy: Tensor, *rest: Any
+) -> Tensor:
+    *flags, name = rest
+    problem = Problem(gate, readout, pre, None, *flags)
+    check_gated_backward(problem, h, dy, None, name)
+    return pairs.adjoint_impulse(name, problem.dense(), h, dy)
+
+
 def _forward_fake(
     gate: str, readout: str, pre: list[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,6 +110,20 @@ def _gated_backward_fake(
     return [p.new_empty(p.shape) for p in pre], dh0
 
 
+def _pair_fake(gate: str, pre: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    check_one_device(*pre, *rest[:2])
+    x = sequence(pre)
+    b = decays_and_impulses(gate, pre)[1]
+    return b.new_empty((x.shape[0], x.shape[2])), b.new_empty((x.shape[0], x.shape[2]))
+
+
+def _adjoint_impulse_fake(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, dy: Tensor, *rest: Any
+) -> Tensor:
+    check_one_device(*pre, h, dy, *rest[:2])
+    return h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+
+
 def _autograd(
     keys: torch._C.DispatchKeySet, gate: str, readout: str, pre: list[Tensor], *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,6 +141,8 @@ for _name, _function, _fake in (
     ("gated_recurrence", _forward, _forward_fake),
     ("recurrence_backward", _plain_backward, _plain_backward_fake),
     ("gated_backward", _gated_backward, _gated_backward_fake),
+    ("pair", _pair, _pair_fake),
+    ("adjoint_impulse", _adjoint_impulse, _adjoint_impulse_fake),
 ):
     library.impl(_name, _function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"lightning_lrnn::{_name}", _fake, lib=library)

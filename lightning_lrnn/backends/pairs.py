@@ -1,0 +1,58 @@
+"""What a stretch of time does to the state that comes in, h -> A * h + B, by what every backend has.
+
+A and B are final states, B of the recurrence from 0 and A of its decays alone from 1. Backward, the
+gradient c of the state goes through the same stretch the other way, c -> conj(A) * c + C.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.backends import prepared
+from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.gates import parse, pruned
+
+__all__ = ["adjoint_impulse", "pair"]
+
+
+def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """A and B (B, D) of a stretch, in the dtype of the state.
+
+    A row in which the state starts anew has A = 0; one without valid steps has A = 1 and B = 0.
+
+    Args:
+        name: of the backend.
+        problem: the stretch; h0, readout and `exclusive` are not read.
+    """
+    alone = problem._replace(readout="", h0=None, exclusive=False)
+    B = prepared(name, alone).forward(alone).final
+    decays = _decays(alone)
+    ones = torch.ones(B.shape, dtype=decays.state_dtype, device=B.device)
+    decays = decays._replace(h0=ones)
+    A = prepared(name, decays).forward(decays).final
+    return A.to(B.dtype), B
+
+
+def adjoint_impulse(name: str, problem: Problem, h: Tensor, dy: Tensor) -> Tensor:
+    """C (B, D): the gradient of the state that came in, were the final state of no influence.
+
+    Args:
+        name: of the backend.
+        problem: the stretch, as in the forward pass.
+        h: its hidden states.
+        dy: gradient of its output.
+    """
+    return prepared(name, problem).backward(problem, h, Gradients(dy, None))[1]
+
+
+def _decays(problem: Problem) -> Problem:
+    """The same decays with impulses of 0."""
+    x, pre = problem.x, problem.pre
+    zeros = x.new_zeros(x.shape[2])
+    if problem.is_plain:
+        return problem._replace(pre=(pre[0], zeros.expand(x.shape)))
+    program = parse(problem.gate)
+    outputs = program.outputs[0], f"x{program.inputs}"
+    gate = pruned(program._replace(inputs=program.inputs + 1, outputs=outputs))
+    return problem._replace(gate=str(gate), pre=(*pre, zeros))

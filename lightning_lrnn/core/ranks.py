@@ -1,0 +1,175 @@
+"""Processes that hold one sequence together, a stretch of time each, and what they exchange."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lightning_lrnn.core.pytorch import collectives, group_named
+
+__all__ = ["Ranks", "all_gather", "check_together", "checksum", "gathered", "ranks_of"]
+
+FORMS = 4096
+"""Forms of arguments that a group is known to agree on; then they are compared anew."""
+
+
+class Ranks(NamedTuple):
+    """A process group whose ranks hold consecutive stretches of time, seen from one of them.
+
+    Attributes:
+        name: of the group, by which PyTorch finds it, also in compiled code.
+        rank: of this process in the group.
+        size: how many ranks there are, at least 2.
+    """
+
+    name: str
+    rank: int
+    size: int
+
+    def start(self, steps: int) -> int:
+        """The time step of the whole sequence at which a stretch of so many steps starts here."""
+        return self.rank * steps
+
+    def within(self, lengths: Tensor | None, steps: int) -> Tensor | None:
+        """The valid steps of each row in this stretch, of the lengths of the whole sequence."""
+        return None if lengths is None else (lengths - self.start(steps)).clamp(0, steps)
+
+    def before(self, reverse: bool) -> int | None:
+        """The rank whose stretch is walked before this one; None for the first."""
+        rank = self.rank + (1 if reverse else -1)
+        return rank if 0 <= rank < self.size else None
+
+
+def ranks_of(group: Any) -> Ranks | None:
+    """The ranks of a ProcessGroup or of a DeviceMesh of one dimension.
+
+    Returns:
+        None for no group, and for one of a single process, which holds the whole sequence.
+
+    Raises:
+        TypeError: for what is none of them. ValueError: for a mesh of more dimensions, or a group
+            that this process is not in.
+    """
+    if group is None or isinstance(group, Ranks):
+        return group
+    if hasattr(group, "get_group"):
+        if group.ndim != 1:
+            raise ValueError(
+                f"`group` must have one dimension, which is that of time, got a mesh of "
+                f"{group.ndim}: take one of it, `mesh[name]`"
+            )
+        group = group.get_group()
+    if not hasattr(group, "group_name"):
+        raise TypeError(
+            f"`group` must be a ProcessGroup or a DeviceMesh of one dimension, got "
+            f"{type(group).__name__}"
+        )
+    rank, size = group.rank(), group.size()
+    if rank < 0:
+        raise ValueError("`group` must be one that this process is in")
+    return Ranks(group.group_name, rank, size) if size > 1 else None
+
+
+def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
+    """x of every rank, (size, *x.shape), without a gradient; x is real."""
+    x = x.detach().contiguous()
+    flat = collectives().all_gather_into_tensor(x, ranks.size, ranks.name)
+    whole: Tensor = collectives().wait_tensor(flat)
+    return whole.view(ranks.size, *x.shape)
+
+
+def gathered(x: Tensor, ranks: Ranks) -> Tensor:
+    """x of every rank, (size, *x.shape), differentiable: gradients of all ranks are added.
+
+    The backward pass is a collective too: what comes of the result must reach the loss on every
+    rank or on none.
+    """
+    whole: Tensor = _Gathered.apply(x, *ranks)
+    return whole
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str, rank: int, size: int) -> Tensor:
+        ctx.ranks = name, rank, size
+        if x.is_complex():
+            return torch.view_as_complex(all_gather(torch.view_as_real(x), Ranks(name, rank, size)))
+        return all_gather(x, Ranks(name, rank, size))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        name, rank, _ = ctx.ranks
+        d = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        total = collectives().wait_tensor(
+            collectives().all_reduce(d.contiguous().clone(), "sum", name)
+        )
+        mine = total[rank]
+        return torch.view_as_complex(mine) if gradient.is_complex() else mine, None, None, None
+
+
+_agreed: WeakKeyDictionary[Any, set[object]] = WeakKeyDictionary()
+
+
+def check_together(
+    ranks: Ranks, form: object, check: Callable[[], Mapping[str, object]]
+) -> None:
+    """Checks the first arguments of a form, and that all ranks of a group were given alike ones.
+
+    Who is refused tells the others, and all raise, where they would wait for each other else. It
+    costs an exchange of objects at the first call of each form; a compiled function does without.
+
+    Args:
+        ranks: of the group.
+        form: of the arguments: all but their values.
+        check: raises for arguments that cannot be; returns what must be the same on all ranks, by
+            name.
+
+    Raises:
+        ValueError: where ranks differ, with what each of them has. Where another rank was refused,
+            with its reason. And what `check` raises.
+    """
+    if torch.compiler.is_compiling():
+        check()
+        return
+    group = group_named(ranks.name)
+    known = _agreed.setdefault(group, set())
+    if form in known:
+        return
+    error: Exception | None = None
+    mine: dict[str, object] = {}
+    try:
+        mine = dict(check())
+    except Exception as e:
+        error = e
+    said: list[Any] = [None] * ranks.size
+    reason = None if error is None else f"{type(error).__name__}: {error}"
+    torch.distributed.all_gather_object(said, (reason, mine), group=group)
+    if error is not None:
+        raise error
+    for rank, (reason, _) in enumerate(said):
+        if reason is not None:
+            raise ValueError(f"rank {rank} of those that share the sequence was refused: {reason}")
+    for name in mine:
+        of_ranks = [theirs.get(name) for _, theirs in said]
+        if any(value != of_ranks[0] for value in of_ranks):
+            raise ValueError(
+                f"{name} must be the same on all ranks that share a sequence, got "
+                f"{', '.join(map(str, of_ranks))} on ranks 0 to {ranks.size - 1}"
+            )
+    if len(known) >= FORMS:
+        known.clear()
+    known.add(form)
+
+
+def checksum(x: Tensor | None) -> int | None:
+    """Of the values of a tensor, which are read back from its device."""
+    if x is None:
+        return None
+    x = x.detach().resolve_conj()
+    real = torch.view_as_real(x) if x.is_complex() else x
+    return zlib.crc32(real.cpu().contiguous().view(torch.uint8).numpy())
