@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn.backends import Prepared, Request
+from lightning_lrnn.backends import BackendError, Prepared, Request
 from lightning_lrnn.core import arguments
 from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
@@ -310,9 +310,8 @@ def _run_gate_in_pytorch(
     if lengths is not None:
         if ranks is None:
             arguments.check_lengths(lengths, x)
-            padding = padding_mask(lengths, x)
-        else:
-            padding = padding_mask(ranks.within(lengths, x.shape[1]), x)
+        here = lengths if ranks is None else ranks.within(lengths, x.shape[1])
+        padding = padding_mask(here, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     inputs = operands(pre)

@@ -1,4 +1,4 @@
-"""What a stretch of time does to the state that comes in, h -> A * h + B, by what every backend has.
+"""What a stretch of time does to the state that comes in, h -> A h + B, by what all backends have.
 
 A and B are final states, B of the recurrence from 0 and A of its decays alone from 1. Backward, the
 gradient c of the state goes through the same stretch the other way, c -> conj(A) * c + C.

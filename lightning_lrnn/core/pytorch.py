@@ -71,7 +71,7 @@ def group_named(name: str) -> Any:
     """
     from torch._C import _distributed_c10d  # not in every build of PyTorch
 
-    return _distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined]
+    return _distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def forward_mode() -> bool:

@@ -35,9 +35,9 @@ class Ranks(NamedTuple):
         """The time step of the whole sequence at which a stretch of so many steps starts here."""
         return self.rank * steps
 
-    def within(self, lengths: Tensor | None, steps: int) -> Tensor | None:
+    def within(self, lengths: Tensor, steps: int) -> Tensor:
         """The valid steps of each row in this stretch, of the lengths of the whole sequence."""
-        return None if lengths is None else (lengths - self.start(steps)).clamp(0, steps)
+        return (lengths - self.start(steps)).clamp(0, steps)
 
     def before(self, reverse: bool) -> int | None:
         """The rank whose stretch is walked before this one; None for the first."""
@@ -89,8 +89,7 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
     The backward pass is a collective too: what comes of the result must reach the loss on every
     rank or on none.
     """
-    whole: Tensor = _Gathered.apply(x, *ranks)
-    return whole
+    return _gathered(x, *ranks)
 
 
 class _Gathered(torch.autograd.Function):
@@ -112,12 +111,12 @@ class _Gathered(torch.autograd.Function):
         return torch.view_as_complex(mine) if gradient.is_complex() else mine, None, None, None
 
 
+_gathered: Callable[..., Tensor] = _Gathered.apply
+
 _agreed: WeakKeyDictionary[Any, set[object]] = WeakKeyDictionary()
 
 
-def check_together(
-    ranks: Ranks, form: object, check: Callable[[], Mapping[str, object]]
-) -> None:
+def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, object]]) -> None:
     """Checks the first arguments of a form, and that all ranks of a group were given alike ones.
 
     Who is refused tells the others, and all raise, where they would wait for each other else. It
@@ -172,4 +171,4 @@ def checksum(x: Tensor | None) -> int | None:
         return None
     x = x.detach().resolve_conj()
     real = torch.view_as_real(x) if x.is_complex() else x
-    return zlib.crc32(real.cpu().contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(real.cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -19,6 +19,7 @@ from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.core.docstrings import inherit_arguments
+from lightning_lrnn.core.ranks import Ranks, all_gather, ranks_of
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.checks import check_backend
@@ -41,8 +42,8 @@ class RecurrentModule(pl.LightningModule):
     tensors in any nesting of tuples, lists and dicts as state and None for zeros, and
     `loss(output, batch)`. It is given `reset` and `lengths` where a batch has them. What else it
     may override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
-    `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `make_optimizer`,
-    `make_schedule`, `prediction`. Train, validation and test go through one `step`.
+    `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `stretch`,
+    `make_optimizer`, `make_schedule`, `prediction`. Train, validation and test go through one `step`.
 
     State is carried over consecutive batches, detached (truncated back-propagation through time):
     batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. A
@@ -94,6 +95,7 @@ class RecurrentModule(pl.LightningModule):
         final_lr: float = 0.05,
     ) -> None:
         super().__init__()
+        self._ranks: Ranks | None = None
         check_numbers(0, lr=lr, weight_decay=weight_decay, final_lr=final_lr)
         check_counts(0, warmup_steps=warmup_steps)
         if total_steps is not None:
@@ -123,6 +125,20 @@ class RecurrentModule(pl.LightningModule):
         self._backend = name
         for layer in self.recurrent_layers().values():
             layer.backend = name
+
+    @property
+    def group(self) -> Ranks | None:
+        """The ranks that share each sequence, see `Stack.group`; None where all of it is here.
+
+        Setting it sets it in every layer of this package. `SequenceParallelStrategy` does.
+        """
+        return self._ranks
+
+    @group.setter
+    def group(self, group: Any) -> None:
+        self._ranks = ranks_of(group)
+        for layer in self.recurrent_layers().values():
+            layer.group = self._ranks
 
     def recurrent_layers(self) -> dict[str, Stack]:
         """The layers of this package, by path."""
@@ -159,6 +175,19 @@ class RecurrentModule(pl.LightningModule):
     def weight(self, batch: Any) -> int:
         """What a batch counts in the mean over an evaluation: its rows."""
         return len(batch.targets)
+
+    def stretch(self, batch: Any, rank: int, size: int) -> Any:
+        """The part of a batch that is this rank's, where `size` ranks share each sequence.
+
+        For a loss that is a mean over time steps: `weight` then counts those of the stretch.
+
+        Raises:
+            ValueError: where the batch has no such parts.
+        """
+        raise ValueError(
+            f"the loss of {type(self).__name__} is none of single time steps, and its sequences "
+            f"cannot be shared by ranks: take the strategy `ddp`"
+        )
 
     def prediction(self, output: Any, batch: Any) -> Any:
         """The result of `predict` for a batch."""
@@ -203,12 +232,15 @@ class RecurrentModule(pl.LightningModule):
         output = self._advance(batch, stage)
         loss = self.loss(output, batch)
         training = stage == "train"
+        whole, weight = loss.detach(), 1 if training else self.weight(batch)
+        if self.group is not None:
+            loss, whole, weight = self._shared(self.group, loss, output, batch)
         self.log(
             f"{stage}/loss",
-            loss.detach(),
+            whole,
             on_step=training,
             on_epoch=not training,
-            batch_size=1 if training else self.weight(batch),
+            batch_size=weight,
             sync_dist=not training,
         )
         metrics = self._metrics(stage)
@@ -217,7 +249,7 @@ class RecurrentModule(pl.LightningModule):
                 # A step's own figure: what is summed up over an epoch of training was measured on
                 # as many different models. And of this process: see `on_train_epoch_end`.
                 metrics.reset()
-            self.measure(metrics, output, batch, loss.detach())
+            self.measure(metrics, output, batch, whole)
             self.log_dict(
                 # Of a metric object Lightning logs in a step only what its `forward` returned.
                 metrics.compute() if training else metrics,
@@ -227,6 +259,24 @@ class RecurrentModule(pl.LightningModule):
                 batch_size=1,
             )
         return loss
+
+    def _shared(
+        self, ranks: Ranks, loss: Tensor, output: Any, batch: Any
+    ) -> tuple[Tensor, Tensor, int]:
+        """Of a stretch with n of the N steps of a sequence, whose R ranks have a mean loss each.
+
+        Returns:
+            loss * n / N * R, whose mean over the ranks is the mean over all steps, as DDP takes it
+            of gradients; that mean, without a gradient, on every rank; N.
+        """
+        n = self.weight(batch)
+        if n == 0:
+            # The mean of none is NaN. The backward pass must run: other ranks wait for it.
+            loss = 0 * output.sum()
+        counted = torch.stack([loss.detach().double() * n, loss.new_tensor(n).double()])
+        total, steps = all_gather(counted, ranks).sum(0)
+        most = steps.clamp(min=1)
+        return loss * (n * ranks.size / most), (total / most).to(loss.dtype), int(steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """See `step`."""
@@ -328,7 +378,7 @@ class RecurrentModule(pl.LightningModule):
         self._start("predict")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the carried state of all processes and takes out the backend."""
+        """Adds the carried state of all that have data of their own; takes out the backend."""
         hparams = checkpoint.get("hyper_parameters")
         if isinstance(hparams, Mapping):
             checkpoint["hyper_parameters"] = {k: v for k, v in hparams.items() if k != "backend"}
@@ -337,7 +387,7 @@ class RecurrentModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the carried state up again."""
-        rank = self.trainer.global_rank if self._trainer else 0
+        rank, _ = self._replica()
 
         def mine(name: str) -> Any:
             states = checkpoint.get(name)
@@ -444,15 +494,24 @@ class RecurrentModule(pl.LightningModule):
         return metrics
 
     def _of_all(self, tree: Any) -> list[Any]:
-        """A list with the tree of every process, in order of rank."""
+        """A list with the tree of every process that has data of its own, in order of rank.
+
+        Processes that share a model, or a sequence, have the same, and are consecutive.
+        """
         world = self.trainer.world_size if self._trainer else 1
         if world == 1 or tree is None:
             return [tree]
+        _, replicas = self._replica()
         gathered = self.all_gather(tree_map(self._here, tree))
         return [
             tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
-            for i in range(world)
+            for i in range(0, world, world // replicas)
         ]
+
+    def _replica(self) -> tuple[int, int]:
+        """Which part of the data is this process's, and of how many."""
+        of_sampler = (self.trainer.distributed_sampler_kwargs if self._trainer else None) or {}
+        return of_sampler.get("rank", 0), of_sampler.get("num_replicas", 1)
 
 
 def _synchronised(metrics: Any, over_processes: bool) -> None:

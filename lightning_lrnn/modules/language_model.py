@@ -140,6 +140,17 @@ class LanguageModel(ResidualModule):
         """Bytes that are not padding."""
         return int((batch.targets != IGNORE).sum())
 
+    def stretch(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
+        """Consecutive bytes of every stream."""
+        steps = batch.inputs.shape[1]
+        if steps % size:
+            raise ValueError(
+                f"a window of {steps} bytes cannot be shared by {size} ranks: set `data.window` to "
+                f"a multiple of {size}"
+            )
+        here = slice(rank * steps // size, (rank + 1) * steps // size)
+        return TextBatch(*[x[:, here] for x in batch])
+
     def prediction(self, output: Tensor, batch: TextBatch) -> Tensor:
         """Bits that each byte costs, (B, T)."""
         nats = F.cross_entropy(

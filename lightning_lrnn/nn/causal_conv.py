@@ -97,8 +97,8 @@ class _Sums(NamedTuple):
         """Adds the overlap (B, past, N) of the part before, where it is of the same document."""
         total, past, lengths, document, reverse = self
         if lengths is None and document is None:
-            first = slice(total.shape[1] - past, None) if reverse else slice(past)
-            total[:, first] += overlap.flip(1) if reverse else overlap
+            start = total.shape[1] - past if reverse else 0
+            total[:, start : start + past] += overlap.flip(1) if reverse else overlap
             return
         steps, last = self._steps()
         first = last + past - 1 - steps if reverse else steps
@@ -114,7 +114,9 @@ class _Sums(NamedTuple):
             after = total[:, :past].flip(1) if reverse else total[:, total.shape[1] - past :]
         else:
             steps, last = self._steps()
-            after = total.gather(1, _rows(past - 1 - steps if reverse else last + steps, total))
+            rows = torch.arange(total.shape[0], device=total.device)[:, None]
+            # Not by `gather`, which keeps the sums for its gradient: they are added to later.
+            after = total[rows, past - 1 - steps if reverse else last + steps]
         return after.clone() if bias is None else after - bias
 
     def _steps(self) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,10 @@ class ScanContext:
         return ".".join(part for part in (self.prefix, self.scan_name or name) if part)
 
     def within(self, steps: int) -> Tensor | None:
-        """The valid time steps of each row among those that are here, of which there are `steps`."""
-        return self.lengths if self.ranks is None else self.ranks.within(self.lengths, steps)
+        """The valid time steps of each row among the `steps` that are here."""
+        if self.ranks is None or self.lengths is None:
+            return self.lengths
+        return self.ranks.within(self.lengths, steps)
 
     def scan(
         self,
@@ -154,7 +156,7 @@ class ScanContext:
         return self.last_ranks(steps)
 
     def last_ranks(self, steps: int) -> Tensor:
-        """The rank that holds the last valid step of each row; the first, if there is none, (B,)."""
+        """The rank with the last valid step of each row (B,); the first where there is none."""
         assert self.lengths is not None
         return (self.lengths.long() - 1).clamp(min=0).div(max(steps, 1), rounding_mode="floor")
 

@@ -87,9 +87,7 @@ def decays(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return u.sign() * u.abs() ** 0.1
 
 
-def masks(
-    seed: int, size: int, generator: torch.Generator
-) -> tuple[Tensor | None, Tensor | None]:
+def masks(seed: int, size: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
     """Lengths and resets, some of them at the borders of stretches."""
     lengths = reset = None
     if seed % 3:
@@ -194,7 +192,10 @@ def edges(rank: int, size: int) -> None:
     # Each is refused on every rank, with the reason.
     x = torch.rand(2, T, 3)
     for match, call in (
-        ("shape of stretches", lambda: lrnn.linear_recurrence(*[x[:, : T - rank]] * 2, group=world)),
+        (
+            "shape of stretches",
+            lambda: lrnn.linear_recurrence(*[x[:, : T - rank]] * 2, group=world),
+        ),
         ("h0", lambda: lrnn.linear_recurrence(x, x, h0=x[:, rank % 2], group=world)),
         (
             "lengths",

@@ -1,0 +1,138 @@
+"""Strategies of Lightning's Trainer: sequences that are shared by processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._pytree import tree_flatten
+
+from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
+
+__all__ = ["SequenceParallelStrategy"]
+
+DATA, SEQUENCE = "data", "sequence"
+
+
+class SequenceParallelStrategy(DDPStrategy):
+    """DDP in which consecutive processes share each sequence, a stretch of time each.
+
+    The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
+    batches and cut them over time when they are moved to the device (`RecurrentModule.stretch`);
+    rows get different ones, by Lightning's samplers, as the processes of DDP do. Losses, states and
+    gradients are those of one process with the whole sequence; of dropout every process draws its
+    own. A checkpoint has nothing of the mesh: any number of processes goes on with it.
+
+    Args:
+        sequence_size: how many processes share a sequence; "auto" for all that there are.
+        options: of DDPStrategy.
+
+    Raises:
+        ValueError: for a `sequence_size` that does not divide the number of processes; for a module
+            that cannot share its sequences; where processes of one row get different batches.
+    """
+
+    def __init__(self, sequence_size: int | Literal["auto"] = "auto", **options: Any) -> None:
+        super().__init__(**options)
+        counts = isinstance(sequence_size, int) and not isinstance(sequence_size, bool)
+        if sequence_size != "auto" and not (counts and sequence_size > 0):
+            raise ValueError(
+                f"`sequence_size` must be 'auto' or a number of processes, got {sequence_size!r}"
+            )
+        self.sequence_size = sequence_size
+        self._mesh: Any = None
+        self._ranks: Ranks | None = None
+
+    def setup_environment(self) -> None:
+        """Makes the mesh as well: consecutive processes, of one machine where they fit, share."""
+        super().setup_environment()
+        world = self.world_size
+        size = world if self.sequence_size == "auto" else self.sequence_size
+        if world % size:
+            raise ValueError(
+                f"`sequence_size` must divide the number of processes, {world}, got {size}"
+            )
+        shape, names = (world // size, size), (DATA, SEQUENCE)
+        self._mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+        self._ranks = ranks_of(self._mesh[SEQUENCE])
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Of this row of the mesh among the rows."""
+        if self._mesh is None:
+            return dict(super().distributed_sampler_kwargs)
+        data = self._mesh[DATA]
+        return {"num_replicas": data.size(), "rank": data.get_local_rank()}
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Seeds workers, where that is asked for, by the row: one row makes the same batches."""
+        seeded = int(os.environ.get("PL_SEED_WORKERS", 0))
+        if seeded and self._mesh is not None and getattr(dataloader, "worker_init_fn", 0) is None:
+            row = self.distributed_sampler_kwargs["rank"]
+            dataloader.worker_init_fn = partial(pl_worker_init_function, rank=row)  # type: ignore[attr-defined]
+        return super().process_dataloader(dataloader)
+
+    def setup(self, trainer: Any) -> None:
+        """Sets the group in the module."""
+        module = self.lightning_module
+        if self._ranks is not None and not hasattr(module, "stretch"):
+            raise ValueError(
+                f"{type(module).__name__} does not say what is time in its batches, and cannot "
+                f"share sequences: derive it from lightning_lrnn.pl.RecurrentModule and give it a "
+                f"`stretch`, or take the strategy `ddp`"
+            )
+        if self._ranks is not None:
+            module.group = self._ranks  # type: ignore[union-attr,assignment]
+        super().setup(trainer)
+
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """Of a batch this process's stretch, on the device."""
+        ranks, module = self._ranks, self.lightning_module
+        if ranks is not None and module is not None:
+            leaves, form = tree_flatten(batch)
+            shapes = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
+            stage = str(module.trainer.state.stage)
+            check_together(ranks, (stage, str(form), shapes), partial(_contents, leaves))
+            batch = module.stretch(batch, ranks.rank, ranks.size)  # type: ignore[operator]
+        return super().batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """With random numbers of this process's own, as dropout must differ along a sequence."""
+        if self._ranks is None:
+            return super().training_step(*args, **kwargs)
+        with self._own_random_numbers():
+            return super().training_step(*args, **kwargs)
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Seeded by one draw of those that all processes have alike, which a checkpoint keeps."""
+        seed = int(torch.randint(1 << 62, ()))
+        device = self.root_device
+        with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+            torch.manual_seed(seed + self.global_rank)
+            yield
+
+    def teardown(self) -> None:
+        """Takes the group out of the module again."""
+        if self._ranks is not None and hasattr(self.lightning_module, "stretch"):
+            self.lightning_module.group = None  # type: ignore[union-attr,assignment]
+        super().teardown()
+
+
+def _contents(leaves: list[Any]) -> dict[str, object]:
+    """What must be the same on all processes that share a batch."""
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    return {
+        "The shapes of a batch": [tuple(x.shape) for x in tensors],
+        "The contents of a batch (their checksums)": [checksum(x) for x in tensors],
+    }

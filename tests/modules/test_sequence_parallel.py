@@ -1,0 +1,135 @@
+"""A Trainer whose processes share each sequence trains as one process does.
+
+Seen to fail: a loss that is not weighted by the valid steps of a stretch; gradients that count
+`sequence_size` times; the carried state of a checkpoint taken by the number of the process; data
+dealt out to all processes; the module's group not set.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import yaml
+
+from lightning_lrnn.data import ByteText
+from lightning_lrnn.data.windows import IGNORE, TextBatch
+from lightning_lrnn.modules import LanguageModel, SequenceClassifier
+from lightning_lrnn.strategies import SequenceParallelStrategy
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+
+STEPS = 6
+ROWS, WINDOW = 4, 32
+
+
+class Seen(pl.Callback):
+    """What a run logs, and which masks of dropout it draws."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.validated: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        names = "val/loss", "val/bits_per_byte"
+        self.validated = [trainer.callback_metrics[name].item() for name in names]
+
+
+def in_world(rank: int, size: int) -> dict[str, str]:
+    """How torchrun tells Lightning of the processes that there are."""
+    words = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
+    words |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
+    return {name: str(value) for name, value in words.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def train(
+    folder: Path,
+    name: str,
+    rank: int = 0,
+    size: int = 1,
+    sequence: int = 1,
+    steps: int = STEPS,
+    resume: str = "",
+    **options: Any,
+) -> tuple[list[float], list[float], LanguageModel]:
+    """Trains on all processes of the world, or on each by itself, and leaves a checkpoint."""
+    told = in_world(rank, size) if size > 1 else {}
+    os.environ.update(told)
+    try:
+        pl.seed_everything(1, verbose=False)
+        model = LanguageModel(hidden_size=8, num_layers=2, warmup_steps=1, **options)
+        data = ByteText(f"{folder}/text", window=WINDOW, batch_size=ROWS * sequence // size)
+        seen = Seen()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=size,
+            strategy=SequenceParallelStrategy(sequence) if size > 1 else "auto",
+            max_steps=steps,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            callbacks=[seen],
+            gradient_clip_val=0.5,
+            log_every_n_steps=1,
+            val_check_interval=steps,
+            check_val_every_n_epoch=None,
+            limit_val_batches=3,
+        )
+        trainer.fit(model, data, ckpt_path=f"{folder}/{resume}.ckpt" if resume else None)
+        # A run of one process is that of every process here.
+        own = name if size > 1 else f"{name}{rank}"
+        trainer.save_checkpoint(f"{folder}/{own}.ckpt")
+    finally:
+        for word in told:
+            del os.environ[word]
+    assert model.group is None
+    return seen.losses, seen.validated, model
+
+
+def weights(model: LanguageModel) -> list[torch.Tensor]:
+    return [p.detach() for p in model.parameters()]
+
+
+def runs(rank: int, size: int, folder: Path) -> None:
+    """On all ranks as on one, with data parallel beside it, and on from another number of ranks."""
+    torch.set_num_threads(1)
+    close: dict[str, float] = {"rel": 2e-6}
+    half = STEPS // 2
+    whole = train(folder, "one")
+    assert len(whole[0]) == STEPS and whole[0][-1] < whole[0][0]
+    for sequence in {2, size}:
+        shared = train(folder, f"by{sequence}", rank, size, sequence)
+        if sequence == size:
+            assert shared[0] == pytest.approx(whole[0], **close)
+        assert shared[1] == pytest.approx(whole[1], **close)
+        for found, wanted in zip(weights(shared[2]), weights(whole[2]), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-6)
+
+    train(folder, "half", rank, size, size, half)
+    dist.barrier()
+    on_one = train(folder, "on_one", resume="half")
+    assert on_one[0] == pytest.approx(whole[0][half:], **close)
+    if rank == 0:
+        train(folder, "first", steps=half)
+    dist.barrier()
+    on_all = train(folder, "on_all", rank, size, size, resume="first0")
+    assert on_all[0] == pytest.approx(whole[0][half:], **close)
+
+
+def quick(rank: int, size: int) -> None:
+    folder = Path("/tmp/ranks_folder")
+    folder.mkdir(exist_ok=True)
+    if rank == 0:
+        (folder / "text").write_text("def f(x):\n    return x + 1\n" * 300)
+    dist.barrier()
+    runs(rank, size, folder)

@@ -1,0 +1,176 @@
+"""Layers whose sequence is shared by several processes compute and learn as on one process.
+
+Seen to fail: the output before a stretch taken from the stretch after it; a halo from one time
+step earlier; lengths without the offset of the stretch; a document's start at a border that the
+halo does not see; a layer that runs without its group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import processes
+import pytest
+import torch
+import torch.distributed as dist
+from layers import ALONE
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
+
+import lightning_lrnn as lrnn
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+
+B, T, SIZE = 3, 8, 5
+"""Rows, steps of a stretch, features."""
+
+LAYERS: list[tuple[str, dict[str, Any]]] = [
+    *ALONE,
+    ("GILRLSTM", {"num_layers": 2, "bidirectional": True}),
+    ("QRNN", {"window": 4, "num_layers": 2, "bidirectional": True}),
+    ("SurrogateRNN", {"cell": "LSTM", "surrogate_size": 3, "bidirectional": True}),
+    ("SurrogateRNN", {"cell": "GRU", "passes": 3, "surrogate": "LRU"}),
+    ("SurrogateRNN", {"cell": "LSTM", "passes": 2, "bidirectional": True}),
+]
+
+
+def parts(state: Any) -> list[Tensor]:
+    """The tensors of a state."""
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> float:
+    """A window after another on all of it, and on this rank's stretches: the largest error."""
+    generator = torch.Generator().manual_seed(1)
+    steps = T * size
+    x = torch.randn(B, steps, rnn.input_size, generator=generator, dtype=torch.float64)
+    lengths = reset = None
+    if masked:
+        lengths = torch.tensor([steps - 1, T + 2, T])
+        reset = torch.rand(B, steps, generator=generator) < 0.15
+        reset[:, T] |= torch.tensor([True, False, True])
+        x = x.masked_fill(torch.arange(steps)[None, :, None] >= lengths[:, None, None], torch.nan)
+    here = slice(rank * T, (rank + 1) * T)
+    hx = None
+    if carried:
+        before = torch.randn(B, 3 * size, rnn.input_size, generator=generator).double()
+        rnn.group = None
+        with torch.no_grad():
+            hx = rnn(before)[1]
+
+    def loss(y: Tensor, state: Any, of_rank: slice) -> Tensor:
+        weights = torch.Generator().manual_seed(2)
+        w = torch.randn(B, steps, y.shape[-1], generator=weights, dtype=y.dtype)[:, of_rank]
+        total = (y * w).sum()
+        for part in map(real, parts(state)):
+            factor = torch.randn(part.shape, generator=weights, dtype=part.dtype)
+            # On every rank is the same state: all together they count once.
+            total = total + (part * factor).sum() * len(range(steps)[of_rank]) / steps
+        return total
+
+    results = []
+    for group, of_rank in ((None, slice(0, steps)), (dist.group.WORLD, here)):
+        rnn.group = group
+        rnn.zero_grad()
+        given = x[:, of_rank].clone().requires_grad_()
+        start = None
+        if hx is not None:
+            leaves = [part.clone().requires_grad_() for part in parts(hx)]
+            start = tuple(leaves) if isinstance(hx, tuple) else leaves[0]
+        resets = None if reset is None else reset[:, of_rank]
+        y, state = rnn(given, start, lengths=lengths, reset=resets)
+        loss(y, state, of_rank).backward()
+        gradients = [p.grad.clone() for p in rnn.parameters()]
+        if hx is not None:
+            # Of a state that no step here reads there is none.
+            unread = [torch.zeros_like(leaf) for leaf in leaves]
+            gradients += [
+                real(zero if leaf.grad is None else leaf.grad)
+                for leaf, zero in zip(leaves, unread, strict=True)
+            ]
+        if group is not None:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+        y, dx = y.detach(), given.grad
+        if group is None:
+            y, dx = y[:, here], dx[:, here]
+        results.append([y, dx, *[p.detach() for p in parts(state)], *gradients])
+    rnn.group = None
+    worst = 0.0
+    for wanted, found in zip(*results, strict=True):
+        assert wanted.shape == found.shape and found.isfinite().all()
+        scale = wanted.abs().max().clamp(min=1)
+        worst = max(worst, float((wanted - found).abs().max() / scale))
+    return worst
+
+
+def layers(rank: int, size: int) -> None:
+    """Every cell, with and without lengths and resets, from zeros and from a carried state."""
+    torch.set_num_threads(1)
+    for name, options in LAYERS:
+        torch.manual_seed(0)
+        made = getattr(lrnn.nn, name)(SIZE, SIZE, batch_first=True, backend="scan", **options)
+        rnn = made.double()
+        for masked in (False, True):
+            for carried in (False, True):
+                error = compare(rnn, rank, size, masked, carried)
+                assert error < 1e-12, (name, options, masked, carried, error)
+
+
+def refusals(rank: int, size: int) -> None:
+    """Each is refused on every rank, with the reason."""
+    torch.set_num_threads(1)
+    rnn = lrnn.nn.QRNN(4, 4, batch_first=True, window=5)
+    rnn.group = dist.group.WORLD
+    assert "group" not in "".join(rnn.state_dict())
+    x = torch.randn(2, 5, 4)
+    for match, call in (
+        ("shorter than the 4 that a window of 5", lambda: rnn(x[:, :3])),
+        ("The shape of `input` must be the same", lambda: rnn(x[:, : 4 + rank % 2])),
+        ("`reset`, given or None", lambda: rnn(x, reset=x[..., 0] > 0 if rank else None)),
+        ("padded tensor with `lengths`", lambda: rnn(pack_sequence([x[0], x[1]]))),
+        ("a single step cannot be shared", lambda: rnn.step(x[:, 0])),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    with pytest.raises(ValueError, match=r"`input` must be \(B, T, 4\)"):
+        rnn(x if rank else x[..., :3])
+    rnn.checkpoint_time = 2
+    with pytest.raises(ValueError, match="checkpoint_time=2 and `group`"):
+        rnn(x[:, :4])
+    with pytest.raises(TypeError, match="`group` must be a ProcessGroup"):
+        rnn.group = 2
+
+
+def halves(rank: int, size: int) -> None:
+    """Bfloat16 layers, and layers under autocast, whose final state is float32."""
+    torch.set_num_threads(1)
+    x = torch.randn(2, T * size, 8, generator=torch.Generator().manual_seed(0))
+    for bfloat16 in (True, False):
+        torch.manual_seed(0)
+        rnn = lrnn.nn.GILR(8, 8, batch_first=True)
+        given = x
+        if bfloat16:
+            rnn, given = rnn.bfloat16(), x.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not bfloat16):
+            y, h = rnn(given)
+            rnn.group = dist.group.WORLD
+            y_here, h_here = rnn(given.chunk(size, 1)[rank])
+        torch.testing.assert_close(y_here, y.chunk(size, 1)[rank], rtol=2e-2, atol=1e-3)
+        torch.testing.assert_close(h_here, h, rtol=2e-2, atol=1e-3)
+        assert h_here.dtype == h.dtype
+
+
+def all_of(rank: int, size: int) -> None:
+    for part in (layers, refusals, halves):
+        part(rank, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_layers_over_ranks(size: int, tmp_path) -> None:
+    processes.spawn(all_of, tmp_path, size, count=size)
