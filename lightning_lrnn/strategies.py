@@ -50,6 +50,7 @@ class SequenceParallelStrategy(DDPStrategy):
         self.sequence_size = sequence_size
         self._mesh: Any = None
         self._ranks: Ranks | None = None
+        self._compared: set[object] = set()
 
     def setup_environment(self) -> None:
         """Makes the mesh as well: consecutive processes, of one machine where they fit, share."""
@@ -91,6 +92,7 @@ class SequenceParallelStrategy(DDPStrategy):
             )
         if self._ranks is not None:
             module.group = self._ranks  # type: ignore[union-attr,assignment]
+        self._compared.clear()
         super().setup(trainer)
 
     def batch_to_device(
@@ -101,8 +103,10 @@ class SequenceParallelStrategy(DDPStrategy):
         if ranks is not None and module is not None:
             leaves, form = tree_flatten(batch)
             shapes = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
-            stage = str(module.trainer.state.stage)
-            check_together(ranks, (stage, str(form), shapes), partial(_contents, leaves))
+            kind = (str(module.trainer.state.stage), str(form), shapes)
+            if kind not in self._compared:
+                check_together(ranks, None, partial(_contents, leaves))
+                self._compared.add(kind)
             batch = module.stretch(batch, ranks.rank, ranks.size)  # type: ignore[operator]
         return super().batch_to_device(batch, device, dataloader_idx)
 

@@ -124,7 +124,7 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
 
     Args:
         ranks: of the group.
-        form: of the arguments: all but their values.
+        form: of the arguments: all but their values; None to check them whatever was checked before.
         check: raises for arguments that cannot be; returns what must be the same on all ranks, by
             name.
 
@@ -137,7 +137,7 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
         return
     group = group_named(ranks.name)
     known = _agreed.setdefault(group, set())
-    if form in known:
+    if form is not None and form in known:
         return
     error: Exception | None = None
     mine: dict[str, object] = {}
@@ -162,7 +162,8 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
             )
     if len(known) >= FORMS:
         known.clear()
-    known.add(form)
+    if form is not None:
+        known.add(form)
 
 
 def checksum(x: Tensor | None) -> int | None:

@@ -1,8 +1,7 @@
 """A Trainer whose processes share each sequence trains as one process does.
 
 Seen to fail: a loss that is not weighted by the valid steps of a stretch; gradients that count
-`sequence_size` times; the carried state of a checkpoint taken by the number of the process; data
-dealt out to all processes; the module's group not set.
+`sequence_size` times; data dealt out to all processes.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-import yaml
 
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.windows import IGNORE, TextBatch
-from lightning_lrnn.modules import LanguageModel, SequenceClassifier
+from lightning_lrnn.modules import LanguageModel, RecurrentModule
 from lightning_lrnn.strategies import SequenceParallelStrategy
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
@@ -59,15 +57,18 @@ def train(
     sequence: int = 1,
     steps: int = STEPS,
     resume: str = "",
-    **options: Any,
+    model_type: type[LanguageModel] = LanguageModel,
+    window: int = WINDOW,
+    text: str = "text",
 ) -> tuple[list[float], list[float], LanguageModel]:
     """Trains on all processes of the world, or on each by itself, and leaves a checkpoint."""
     told = in_world(rank, size) if size > 1 else {}
     os.environ.update(told)
     try:
         pl.seed_everything(1, verbose=False)
-        model = LanguageModel(hidden_size=8, num_layers=2, warmup_steps=1, **options)
-        data = ByteText(f"{folder}/text", window=WINDOW, batch_size=ROWS * sequence // size)
+        model = model_type(hidden_size=8, num_layers=2, warmup_steps=1, total_steps=STEPS)
+        rows = ROWS * sequence // size
+        data = ByteText(f"{folder}/{text}", window=window, batch_size=rows)
         seen = Seen()
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -119,17 +120,95 @@ def runs(rank: int, size: int, folder: Path) -> None:
     dist.barrier()
     on_one = train(folder, "on_one", resume="half")
     assert on_one[0] == pytest.approx(whole[0][half:], **close)
-    if rank == 0:
-        train(folder, "first", steps=half)
+    train(folder, "first", steps=half)
     dist.barrier()
     on_all = train(folder, "on_all", rank, size, size, resume="first0")
     assert on_all[0] == pytest.approx(whole[0][half:], **close)
 
 
-def quick(rank: int, size: int) -> None:
-    folder = Path("/tmp/ranks_folder")
-    folder.mkdir(exist_ok=True)
-    if rank == 0:
-        (folder / "text").write_text("def f(x):\n    return x + 1\n" * 300)
-    dist.barrier()
-    runs(rank, size, folder)
+def padding(rank: int, size: int, folder: Path) -> None:
+    """A stretch that is all padding has no loss, and takes part in the backward pass."""
+    torch.set_num_threads(1)
+    targets = torch.randint(0, 256, (2, 8 * size), generator=torch.Generator().manual_seed(0))
+    targets[:, 8 * size - 12 :] = IGNORE
+    inputs = targets.clamp(min=0).roll(1, 1)
+    batch = TextBatch(inputs, targets, torch.zeros(targets.shape, dtype=torch.bool))
+    torch.manual_seed(0)
+    model = LanguageModel(hidden_size=8, carry_state=False)
+    whole = model.loss(model.run(batch, None)[0], batch)
+    whole.backward()
+    wanted = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.group = dist.group.WORLD
+    here = model.stretch(batch, rank, size)
+    output, _ = model.run(here, None)
+    loss, of_all, steps = model._shared(model.group, model.loss(output, here), output, here)
+    assert steps == int((targets != IGNORE).sum()) and loss.isfinite()
+    torch.testing.assert_close(of_all, whole.detach())
+    loss.backward()
+    for p, gradient in zip(model.parameters(), wanted, strict=True):
+        dist.all_reduce(p.grad)
+        torch.testing.assert_close(p.grad / size, gradient, rtol=1e-4, atol=1e-6)
+
+
+def masks(rank: int, size: int, folder: Path) -> None:
+    """Random numbers differ between processes, and are the same again from the same state."""
+
+    class Draws(LanguageModel):
+        def step(self, batch: Any, stage: str) -> torch.Tensor:
+            if stage == "train":
+                self.drawn.append(torch.rand(()).item())
+            return super().step(batch, stage)
+
+    drawn = []
+    for _ in range(2):
+        Draws.drawn = []
+        train(folder, "draws", rank, size, size, 2, model_type=Draws)
+        drawn.append(Draws.drawn)
+    assert drawn[0] == drawn[1]
+    of_ranks: list[Any] = [None] * size
+    dist.all_gather_object(of_ranks, drawn[0][0])
+    assert len(set(of_ranks)) == size
+
+
+def refusals(rank: int, size: int, folder: Path) -> None:
+    """Each is refused on every process, with the reason."""
+    with pytest.raises(ValueError, match="`sequence_size` must divide the number of processes"):
+        train(folder, "none", rank, size, 3)
+    with pytest.raises(ValueError, match="set `data.window` to a multiple"):
+        train(folder, "none", rank, size, size, window=WINDOW + 1)
+    with pytest.raises(ValueError, match="The contents of a batch"):
+        train(folder, "none", rank, size, size, text=f"text{rank % 2}")
+    with pytest.raises(ValueError, match="loss of Classifier is none of single time steps"):
+        train(folder, "none", rank, size, size, model_type=Classifier)
+
+
+class Classifier(LanguageModel):
+    """Says nothing of stretches."""
+
+    stretch = RecurrentModule.stretch
+
+
+def all_of(rank: int, size: int, folder: Path) -> None:
+    for part in (padding, runs, *((masks, refusals) if size == 2 else ())):
+        part(rank, size, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_share_sequences(size: int, tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    processes.spawn(all_of, tmp_path, size, tmp_path, count=size)
+
+
+def write_texts(folder: Path) -> None:
+    (folder / "text").write_text("def f(x):\n    return x + 1\n" * 300)
+    for k in range(2):
+        (folder / f"text{k}").write_text(f"def f{k}(x):\n    return x + {k}\n" * 300)
+
+
+@pytest.mark.parametrize("size", [0, True, 1.5, "all"])
+def test_a_size_that_cannot_be(size: Any) -> None:
+    with pytest.raises(ValueError, match="`sequence_size` must be 'auto' or a number"):
+        SequenceParallelStrategy(size)
+

@@ -7,6 +7,7 @@ halo does not see; a layer that runs without its group.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import processes
@@ -92,9 +93,9 @@ def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> floa
                 real(zero if leaf.grad is None else leaf.grad)
                 for leaf, zero in zip(leaves, unread, strict=True)
             ]
+        gradients = [torch.cat([gradient.flatten() for gradient in gradients])]
         if group is not None:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
+            dist.all_reduce(gradients[0])
         y, dx = y.detach(), given.grad
         if group is None:
             y, dx = y[:, here], dx[:, here]
@@ -115,10 +116,11 @@ def layers(rank: int, size: int) -> None:
         torch.manual_seed(0)
         made = getattr(lrnn.nn, name)(SIZE, SIZE, batch_first=True, backend="scan", **options)
         rnn = made.double()
-        for masked in (False, True):
-            for carried in (False, True):
-                error = compare(rnn, rank, size, masked, carried)
-                assert error < 1e-12, (name, options, masked, carried, error)
+        # Four processes have two cores, perhaps.
+        kinds = itertools.product((False, True), repeat=2) if size == 2 else [(True, True)]
+        for masked, carried in kinds:
+            error = compare(rnn, rank, size, masked, carried)
+            assert error < 1e-12, (name, options, masked, carried, error)
 
 
 def refusals(rank: int, size: int) -> None:
