@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from commands import OPTIONS, TINY
 
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.windows import IGNORE, TextBatch
@@ -212,3 +213,43 @@ def test_a_size_that_cannot_be(size: Any) -> None:
     with pytest.raises(ValueError, match="`sequence_size` must be 'auto' or a number"):
         SequenceParallelStrategy(size)
 
+
+CONFIG = """
+trainer:
+  devices: 2
+  max_steps: 2
+  callbacks:
+    - class_path: losses.Losses
+  strategy:
+    class_path: lightning_lrnn.pl.SequenceParallelStrategy
+    init_args: {sequence_size: 2}
+"""
+
+LOSSES = """
+import pytorch_lightning as pl
+
+class Losses(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        shape = tuple(batch.inputs.shape)
+        if trainer.global_rank == 0:
+            print("SEEN", shape, "%.5f" % trainer.callback_metrics["train/loss"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_strategy_by_a_config(tmp_path: Path) -> None:
+    write_texts(tmp_path)
+    (tmp_path / "ranks.yaml").write_text(CONFIG)
+    (tmp_path / "losses.py").write_text(LOSSES)
+    seen = []
+    for words in ((), ("--trainer.devices=1", "--trainer.strategy=auto")):
+        result = processes.run(
+            *("-m", "lightning_lrnn", "fit", *OPTIONS, *TINY, "--config=ranks.yaml"),
+            *("--data.path=text", "--data.window=32", *words),
+            folder=tmp_path,
+        )
+        lines = [line for line in result.stdout.splitlines() if line.startswith("SEEN")]
+        seen.append(sorted(set(lines)))
+    shared, alone = seen
+    assert len(shared) == len(alone) == 2
+    assert [line.replace("(2, 16)", "(2, 32)") for line in shared] == alone

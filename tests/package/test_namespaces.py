@@ -27,15 +27,19 @@ import torch
 import yaml
 
 import lightning_lrnn
-from lightning_lrnn import callbacks, data, modules, pl
+from lightning_lrnn import callbacks, data, modules, pl, strategies
 
 OTHER = "lightning.pytorch"
 other = pytest.importorskip(OTHER)
 from lightning_lrnn import L  # noqa: E402
 
 PACKAGES = {"pytorch_lightning": (pytorch_lightning, pl), OTHER: (other, L)}
-ROOTS = (pytorch_lightning.LightningModule, pytorch_lightning.LightningDataModule)
-OTHER_ROOTS = (other.LightningModule, other.LightningDataModule)
+ROOTS = (
+    pytorch_lightning.LightningModule,
+    pytorch_lightning.LightningDataModule,
+    pytorch_lightning.strategies.DDPStrategy,
+)
+OTHER_ROOTS = (other.LightningModule, other.LightningDataModule, other.strategies.DDPStrategy)
 OF_LIGHTNING = [
     name
     for name in pl.__all__
@@ -58,10 +62,13 @@ USED = {"SourceTokens": {"ByteText"}}
 
 def test_names() -> None:
     assert {"RecurrentModule", "LanguageModel", "ByteText"} <= set(OF_LIGHTNING)
-    assert pl.__all__ == L.__all__ == [*modules.__all__, *data.__all__]
+    assert pl.__all__ == L.__all__ == [
+        *(*modules.__all__, *data.__all__, *strategies.__all__)
+    ]
     assert lightning_lrnn.pl is pl and lightning_lrnn.L is L
     for name in pl.__all__:
-        assert getattr(pl, name) is getattr(modules, name, getattr(data, name, None))
+        sources = [source for source in (modules, data, strategies) if name in source.__all__]
+        assert getattr(pl, name) is getattr(sources[0], name)
         assert (getattr(L, name) is getattr(pl, name)) == (name not in OF_LIGHTNING)
 
 
