@@ -124,7 +124,7 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
 
     Args:
         ranks: of the group.
-        form: of the arguments: all but their values; None to check them whatever was checked before.
+        form: of the arguments, all but their values; None to check them whatever went before.
         check: raises for arguments that cannot be; returns what must be the same on all ranks, by
             name.
 

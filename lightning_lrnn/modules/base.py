@@ -43,7 +43,8 @@ class RecurrentModule(pl.LightningModule):
     `loss(output, batch)`. It is given `reset` and `lengths` where a batch has them. What else it
     may override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
     `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `stretch`,
-    `make_optimizer`, `make_schedule`, `prediction`. Train, validation and test go through one `step`.
+    `make_optimizer`, `make_schedule`, `prediction`. Train, validation and test go through one
+    `step`.
 
     State is carried over consecutive batches, detached (truncated back-propagation through time):
     batch k + 1 continues batch k, row by row, and `batch.reset` says where a row starts anew. A

@@ -176,7 +176,7 @@ def refusals(rank: int, size: int, folder: Path) -> None:
     """Each is refused on every process, with the reason."""
     with pytest.raises(ValueError, match="`sequence_size` must divide the number of processes"):
         train(folder, "none", rank, size, 3)
-    with pytest.raises(ValueError, match="set `data.window` to a multiple"):
+    with pytest.raises(ValueError, match="to a multiple of"):
         train(folder, "none", rank, size, size, window=WINDOW + 1)
     with pytest.raises(ValueError, match="The contents of a batch"):
         train(folder, "none", rank, size, size, text=f"text{rank % 2}")

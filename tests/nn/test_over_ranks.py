@@ -17,6 +17,7 @@ import torch.distributed as dist
 from layers import ALONE
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_lrnn as lrnn
 
@@ -167,8 +168,37 @@ def halves(rank: int, size: int) -> None:
         assert h_here.dtype == h.dtype
 
 
+def collectives(rank: int, size: int) -> None:
+    """As many, and of as many numbers, as docs/ranks.md says."""
+    torch.set_num_threads(1)
+    seen: list[int] = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if function.namespace == "_c10d_functional" and "wait" not in str(function):
+                seen.append(args[0].numel())
+            return function(*args, **(kwargs or {}))
+
+    H = 4
+    for name, options, forward, backward in (
+        ("GILR", {}, [2 * B * H], [2 * B * H]),
+        ("GILRLSTM", {}, [2 * B * H, 2 * B * H, B * H], [2 * B * H, 2 * B * H]),
+        ("QRNN", {"window": 3}, [B * 2 * 3 * H, 2 * B * H], [2 * B * H, size * B * 2 * 3 * H]),
+    ):
+        rnn = getattr(lrnn.nn, name)(SIZE, H, batch_first=True, **options)
+        rnn.group = dist.group.WORLD
+        x = torch.randn(B, T, SIZE, requires_grad=True)
+        rnn(x)  # compares arguments
+        seen.clear()
+        with Seen():
+            y, _ = rnn(x)
+            assert seen == forward, (name, seen)
+            y.sum().backward()
+        assert seen[len(forward) :] == backward, (name, seen)
+
+
 def all_of(rank: int, size: int) -> None:
-    for part in (layers, refusals, halves):
+    for part in (layers, refusals, halves, collectives):
         part(rank, size)
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_lrnn as lrnn
 from lightning_lrnn.core.ranks import ranks_of
@@ -227,7 +228,7 @@ def collectives(rank: int, size: int) -> None:
     torch.set_num_threads(1)
     sent: list[tuple[str, int]] = []
 
-    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+    class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
             if function.namespace == "_c10d_functional" and "wait" not in str(function):
                 sent.append((str(function), args[0].numel()))

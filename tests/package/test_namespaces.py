@@ -62,9 +62,7 @@ USED = {"SourceTokens": {"ByteText"}}
 
 def test_names() -> None:
     assert {"RecurrentModule", "LanguageModel", "ByteText"} <= set(OF_LIGHTNING)
-    assert pl.__all__ == L.__all__ == [
-        *(*modules.__all__, *data.__all__, *strategies.__all__)
-    ]
+    assert pl.__all__ == L.__all__ == [*(*modules.__all__, *data.__all__, *strategies.__all__)]
     assert lightning_lrnn.pl is pl and lightning_lrnn.L is L
     for name in pl.__all__:
         sources = [source for source in (modules, data, strategies) if name in source.__all__]
