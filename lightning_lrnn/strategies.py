@@ -91,7 +91,7 @@ class SequenceParallelStrategy(DDPStrategy):
                 f"`stretch`, or take the strategy `ddp`"
             )
         if self._ranks is not None:
-            module.group = self._ranks  # type: ignore[union-attr,assignment]
+            module.group = self._ranks  # type: ignore[union-attr]
         self._compared.clear()
         super().setup(trainer)
 
@@ -129,7 +129,7 @@ class SequenceParallelStrategy(DDPStrategy):
     def teardown(self) -> None:
         """Takes the group out of the module again."""
         if self._ranks is not None and hasattr(self.lightning_module, "stretch"):
-            self.lightning_module.group = None  # type: ignore[union-attr,assignment]
+            self.lightning_module.group = None  # type: ignore[union-attr]
         super().teardown()
 
 

@@ -121,7 +121,7 @@ def run(
         except UserError as error:
             raise UserError(f"{layer}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
-    outcomes = []
+    outcomes: list[Any] = []
     results: dict[str, Any] = {}
     for number, (layer, words) in enumerate(zip(runs, lines, strict=True), 1):
         head = f"[{number}/{len(runs)}] {layer}"

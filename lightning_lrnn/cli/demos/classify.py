@@ -13,6 +13,7 @@ import re
 import sysconfig
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def _run(
 
 def _table(results: dict[str, Any]) -> str:
     before, after = results["runs"].values()
-    formats = {
+    formats: dict[str, Callable[[Any], str]] = {
         "layer": lambda run: run["layer"],
         "its parameters": lambda run: f"{run['parameters']:,}",
         "seconds of training": lambda run: f"{run['curve'][-1][0]:.1f}",
