@@ -39,7 +39,7 @@ class Ranks(NamedTuple):
         """The valid steps of each row in this stretch, of the lengths of the whole sequence."""
         return (lengths - self.start(steps)).clamp(0, steps)
 
-    def before(self, reverse: bool) -> int | None:
+    def before(self, *, reverse: bool) -> int | None:
         """The rank whose stretch is walked before this one; None for the first."""
         rank = self.rank + (1 if reverse else -1)
         return rank if 0 <= rank < self.size else None

@@ -142,7 +142,9 @@ def _over_ranks(
     """
     B, T = sums.total.shape[0], sums.total.shape[1] - sums.past
     if not context.reverse or context.lengths is None:
-        starts = sums.total.new_full((B,), ranks.before(context.reverse) is None, dtype=torch.bool)
+        starts = sums.total.new_full(
+            (B,), ranks.before(reverse=context.reverse) is None, dtype=torch.bool
+        )
     else:
         starts = context.last_ranks(T) == ranks.rank
     starts = starts[:, None, None]
@@ -153,7 +155,7 @@ def _over_ranks(
         # A document starts here: none of it passes to the stretch before.
         own = own.masked_fill(context.reset[:, :1, None], 0)
     whole = gathered(own, ranks)
-    before = whole[ranks.before(context.reverse) or 0]
+    before = whole[ranks.before(reverse=context.reverse) or 0]
     sums.add(torch.where(starts, 0, before))
     if context.lengths is None or context.reverse:
         return whole[0 if context.reverse else -1]

@@ -118,7 +118,7 @@ class ScanContext:
             # A document starts there: none of it passes to the stretch before.
             border = border.masked_fill(self.reset[:, :1, None], 0)
         whole = gathered(border, ranks)
-        before = ranks.before(self.reverse)
+        before = ranks.before(reverse=self.reverse)
         # `whole` takes part on every rank, or their backward passes would not meet.
         return torch.where(_flag(before is None, s), first, whole[before or 0])
 

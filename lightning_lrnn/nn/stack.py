@@ -366,7 +366,7 @@ class Stack(nn.Module):
             recorder=recorder,
             dropout=recorder is None,
         )
-        valid = context.within(x.shape[1])
+        valid = lengths if self.group is None else context.within(x.shape[1])
         if valid is not None:
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(valid, x), 0)
