@@ -64,7 +64,7 @@ class _OverRanks(torch.autograd.Function):
         of_ranks, borders = _exchange(ranks, [A, B], borders)
         stretches = _Stretches(of_ranks[0], of_ranks[1], borders)
         h0 = torch.zeros_like(B) if h0 is None else h0
-        h_in, final = _fold(stretches, h0, rank, reverse)
+        h_in, final = _fold(stretches, h0, rank, reverse=reverse)
         y, h = _states(name, problem._replace(h0=h_in))
 
         needed = _needed(gate, readout, tuple([p.is_complex() for p in pre]))
@@ -96,7 +96,7 @@ class _OverRanks(torch.autograd.Function):
         of_ranks, _ = _exchange(ctx.ranks, [C, dh_final], None)
         stretches = _Stretches(A.conj(), of_ranks[0], borders)
         rank, size = ctx.ranks.rank, ctx.ranks.size
-        c_in = _fold_back(stretches, of_ranks[1].sum(0), rank, reverse)
+        c_in = _fold_back(stretches, of_ranks[1].sum(0), rank, reverse=reverse)
         dpre, dh_in = first_order_gradients(ctx.name, None, problem, h, Gradients(dy, c_in))
         dh0 = None
         if ctx.has_h0:
@@ -129,7 +129,7 @@ class _Stretches(NamedTuple):
         return h if self.borders is None else h.masked_fill(self.borders[rank, :, 1:], 0)
 
 
-def _fold(stretches: _Stretches, h: Tensor, rank: int, reverse: bool) -> tuple[Tensor, Tensor]:
+def _fold(stretches: _Stretches, h: Tensor, rank: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
     """The states before this rank's stretch and after all."""
     order = range(len(stretches.A))
     h_in = h
@@ -140,7 +140,7 @@ def _fold(stretches: _Stretches, h: Tensor, rank: int, reverse: bool) -> tuple[T
     return h_in, h
 
 
-def _fold_back(stretches: _Stretches, c: Tensor, rank: int, reverse: bool) -> Tensor:
+def _fold_back(stretches: _Stretches, c: Tensor, rank: int, *, reverse: bool) -> Tensor:
     """The gradient of the state after this rank's stretch."""
     order = range(len(stretches.A))
     for other in order if reverse else reversed(order):
