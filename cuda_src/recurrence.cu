@@ -153,11 +153,14 @@ constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kBlocks = 2;  // more would spill
+// On older architectures as many as the plan asks for would spill.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ > 800
+constexpr int kFewer = 0;
 #else
-constexpr int kBlocks = kSchedule == Schedule::scan ? LRNN_BLOCKS : 2;
+constexpr int kFewer = __CUDA_ARCH__ == 800 ? 1 : 2;
 #endif
+constexpr int kBlocks =
+    kSchedule == Schedule::scan && LRNN_BLOCKS - kFewer > 2 ? LRNN_BLOCKS - kFewer : 2;
 
 static_assert(kSteps >= 1 && kSteps <= 32, "one bit of a word marks one restart");
 static_assert(kColumns >= 1 && LRNN_THREADS % kColumns == 0, "whole segments in every column");

@@ -12,6 +12,8 @@ from host_kernel import needs_compiler
 from lightning_lrnn import backends
 from lightning_lrnn.backends.cpu import plan
 from lightning_lrnn.backends.cpu.gated import Gated
+from lightning_lrnn.backends.cuda import launch
+from lightning_lrnn.backends.cuda import plan as cuda_plan
 
 
 @contextlib.contextmanager
@@ -53,11 +55,14 @@ def place(request, monkeypatch):
     monkeypatch.setattr(Gated, "forward", noted)
     modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
     monkeypatch.setattr(backends, "_modules", lambda: modules)
+    monkeypatch.setattr(cuda_plan, "SHORT", 0)  # few steps are scanned too
+    launch._planned.cache_clear()
     backends.forget()
     emulated.launches.clear()
     name, device, *parts = request.param
     with parts[0]() if parts else contextlib.nullcontext():
         yield name, device
+    launch._planned.cache_clear()
     backends.forget()
 
 
