@@ -432,6 +432,7 @@ def test_a_comparison_without_results_may_be_started_again(
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "_run", interrupted)
         assert main(words) == 130
+    capsys.readouterr()
     instead_of_children(monkeypatch, """print('{"error": "it cannot be"}')""")
     for _ in range(2):
         assert "no run has come to an end" in complaint(capsys, *words)

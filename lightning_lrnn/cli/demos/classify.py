@@ -37,8 +37,8 @@ PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing
 WORDS = (20, 150)
 """Of a function: the fewest, and after how many it is cut."""
 WORD = re.compile(r"\w+|[^\w\s]")
-HELD_OUT = 4
-"""Every fourth file of a package: no function of it is trained on."""
+HELD_OUT = 3
+"""Every third file of a package: no function of it is trained on."""
 BATCH_SIZE = 32
 LR = 3e-3
 
