@@ -134,9 +134,11 @@ class Throughput(Callback):
             dtype = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
             device = trainer.strategy.root_device
             self._available = get_available_flops(device, dtype) or 0
+        # Processes that share a sequence, or a model, count as one.
+        of_data = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         found = {
             "train/steps_per_second": steps,
-            "train/sequences_per_second": trainer.world_size * sequences,
+            "train/sequences_per_second": of_data * sequences,
             "train/tokens_per_second": trainer.world_size * tokens,
             "train/device/flops_per_sec": flops,
             "train/device/mfu": flops / self._available if self._available else 0.0,

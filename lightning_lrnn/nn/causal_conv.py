@@ -54,7 +54,7 @@ def causal_conv(
             f"looks back: its first ones would see inputs of two ranks before; give each of the "
             f"{context.ranks.size} ranks at least {past} time steps"
         )
-    lengths = context.within(T)
+    lengths = context.lengths if context.ranks is None else context.within(T)
     # Zeros after the last time step (in reverse, before the first): one sum gives the overlap, too.
     ends = [(past - j, j) if context.reverse else (j, past - j) for j in range(size)]
     document = None

@@ -57,9 +57,8 @@ class ScanContext:
 
     def within(self, steps: int) -> Tensor | None:
         """The valid time steps of each row among the `steps` that are here."""
-        if self.ranks is None or self.lengths is None:
-            return self.lengths
-        return self.ranks.within(self.lengths, steps)
+        here = self.lengths
+        return here if self.ranks is None or here is None else self.ranks.within(here, steps)
 
     def scan(
         self,
@@ -133,7 +132,7 @@ class ScanContext:
         before = y.new_zeros(B, D) if before is None else before.to(y.dtype)
         if T == 0:
             return before
-        lengths = self.within(T)
+        lengths = self.lengths if self.ranks is None else self.within(T)
         if lengths is None:
             last = y[:, 0] if self.reverse else y[:, -1]
             if self.ranks is None:

@@ -350,10 +350,11 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             refuse_script(type(self).__name__)
-        if self.group is None:
-            self._check(input, lengths, reset)
-        else:
-            self._check_with_others(self.group, input, hx, lengths, reset)
+        ranks = self._ranks
+        if ranks is not None:
+            self._check_with_others(ranks, input, hx, lengths, reset)
+        check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
+        check_steps(input, self.batch_first, lengths, reset)
         batched = input.ndim == 3
         x = input
         if not batched:
@@ -362,21 +363,17 @@ class Stack(nn.Module):
         elif not self.batch_first:
             x, reset = input.transpose(0, 1), None if reset is None else reset.transpose(0, 1)
         context = ScanContext(
-            *(False, lengths, reset, self.backend, self.group),
+            *(False, lengths, reset, self.backend, ranks),
             recorder=recorder,
             dropout=recorder is None,
         )
-        valid = lengths if self.group is None else context.within(x.shape[1])
-        if valid is not None:
+        if lengths is not None:
+            here = lengths if ranks is None else ranks.within(lengths, x.shape[1])
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
-            x = x.masked_fill(padding_mask(valid, x), 0)
+            x = x.masked_fill(padding_mask(here, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state
-
-    def _check(self, input: Tensor, lengths: Tensor | None, reset: Tensor | None) -> None:
-        check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
-        check_steps(input, self.batch_first, lengths, reset)
 
     def _check_with_others(
         self,
@@ -389,7 +386,8 @@ class Stack(nn.Module):
         """Raises on every rank if one was given what cannot be, or something else than others."""
 
         def checked() -> dict[str, object]:
-            self._check(input, lengths, reset)
+            check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
+            check_steps(input, self.batch_first, lengths, reset)
             if self.checkpoint_time is not None:
                 raise ValueError(
                     f"checkpoint_time={self.checkpoint_time} and `group` do not go together: the "

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from commands import OPTIONS, TINY
 
+from lightning_lrnn.callbacks import Throughput
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.windows import IGNORE, TextBatch
 from lightning_lrnn.modules import LanguageModel, RecurrentModule
@@ -70,7 +71,7 @@ def train(
         model = model_type(hidden_size=8, num_layers=2, warmup_steps=1, total_steps=STEPS)
         rows = ROWS * sequence // size
         data = ByteText(f"{folder}/{text}", window=window, batch_size=rows)
-        seen = Seen()
+        seen, throughput = Seen(), Throughput()
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=size,
@@ -80,7 +81,7 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
-            callbacks=[seen],
+            callbacks=[seen, throughput],
             gradient_clip_val=0.5,
             log_every_n_steps=1,
             val_check_interval=steps,
@@ -95,6 +96,8 @@ def train(
         for word in told:
             del os.environ[word]
     assert model.group is None
+    rates = [throughput.latest[f"train/{kind}_per_second"] for kind in ("tokens", "sequences")]
+    assert rates[0] == pytest.approx(window * rates[1])
     return seen.losses, seen.validated, model
 
 

@@ -132,7 +132,8 @@ def kinds(rank: int, size: int) -> None:
     reset = torch.rand(B, T * size, generator=generator) < 0.1
 
     def sequences(n: int, dtype: torch.dtype) -> list[Tensor]:
-        return [torch.randn(steps, generator=generator).to(dtype) for _ in range(n)]
+        drawn = dtype if dtype.is_complex else torch.float32
+        return [torch.randn(steps, generator=generator, dtype=drawn).to(dtype) for _ in range(n)]
 
     def any_gate(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(f), torch.cumsum(x, 0) * 0 + x
@@ -160,7 +161,7 @@ def kinds(rank: int, size: int) -> None:
             a, b = sequences(2, dtype)
             a = a / a.abs().amax()
             state = {torch.bfloat16: torch.float32, torch.float16: torch.float32}.get(dtype, dtype)
-            h0 = torch.randn(B, D, generator=generator).to(state)
+            h0 = torch.randn(B, D, generator=generator, dtype=state)
             for given in ((None, None), (lengths, reset)):
                 compare(run, [a, b], h0, *given, rank, size, tolerance)
             # A decay for each column.

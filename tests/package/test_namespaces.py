@@ -88,8 +88,8 @@ def test_same_class_on_another_base(name) -> None:
 
 def public(kind: type) -> dict[str, Any]:
     """What its body says, functions by their code."""
-    # `copyreg` keeps the names of slots in a class that was copied or pickled.
-    unlike = {"__module__", "__dict__", "__weakref__", "__slotnames__"}
+    # `copyreg` keeps the names of slots in a class that was copied or pickled, `abc` what it needs.
+    unlike = {"__module__", "__dict__", "__weakref__", "__slotnames__", "_abc_impl"}
     return {k: plain(v) for k, v in vars(kind).items() if k not in unlike}
 
 
