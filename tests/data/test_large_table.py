@@ -1,9 +1,4 @@
-"""SequenceTable by row groups: the windows of a table in memory, no more read than a process needs.
-
-Seen to fail: windows counted from the first row of a series; the last known step of a row group for
-that of the series; windows dealt out in turns; what was read kept without end; moments of parts
-averaged without their means; a problem of one process kept to itself.
-"""
+"""SequenceTable by row groups: the windows of a table in memory, no more read than needed."""
 
 from __future__ import annotations
 
