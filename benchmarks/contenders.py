@@ -317,8 +317,8 @@ class Judge:
             torch.testing.assert_close(got.double(), want, rtol=rtol, atol=limit)
 
     def _results(self, run: Contender, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-        """Output and gradients."""
-        leaves = [p.to(dtype, copy=True).requires_grad_() for p in self.pre]
+        """Output and gradients; in their own dtype inputs lie as they do when they are timed."""
+        leaves = [p.detach().to(dtype).requires_grad_() for p in self.pre]
         y = run(*leaves)
         dy = self.dy.reshape(y.shape).to(y.dtype)
         return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
