@@ -1,8 +1,8 @@
 """Layers whose sequence is shared by several processes compute and learn as on one process.
 
 Seen to fail: the output before a stretch taken from the stretch after it; a halo from one time
-step earlier; lengths without the offset of the stretch; a document's start at a border that the
-halo does not see; a layer that runs without its group.
+step earlier; a document's start at a border that the halo, or the output before the stretch, does
+not see; gradients of what was gathered that are not added over ranks; scans without the group.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from layers import ALONE
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -197,8 +199,30 @@ def collectives(rank: int, size: int) -> None:
         assert seen[len(forward) :] == backward, (name, seen)
 
 
+def sharded(rank: int, size: int) -> None:
+    """Parameters in parts (FSDP2) on the ranks that share the sequence."""
+    torch.set_num_threads(1)
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(lrnn.nn.GILRLSTM(SIZE, 8, 2, batch_first=True))
+    rnn, whole = made
+    mesh = init_device_mesh("cpu", (size,))
+    for part in (*rnn.cells, rnn):
+        fully_shard(part, mesh=mesh)
+    rnn.group = mesh
+    x = torch.randn(B, T * size, SIZE, generator=torch.Generator().manual_seed(1))
+    y, wanted = rnn(x.chunk(size, 1)[rank])[0], whole(x)[0]
+    torch.testing.assert_close(y, wanted.chunk(size, 1)[rank])
+    # FSDP takes the mean over the ranks.
+    (y.pow(2).sum() * size).backward()
+    wanted.pow(2).sum().backward()
+    for ours, theirs in zip(rnn.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-5)
+
+
 def all_of(rank: int, size: int) -> None:
-    for part in (layers, refusals, halves, collectives):
+    for part in (layers, refusals, halves, collectives, sharded):
         part(rank, size)
 
 

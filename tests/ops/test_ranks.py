@@ -2,7 +2,8 @@
 
 Seen to fail: lengths without the offset of the stretch; resets that do not cut the state, and, in
 reverse, do not stop it at a border; the gradient of the final state taken from one rank alone; that
-of h0 on every rank; a fold that starts at 0 instead of at h0; ranks folded in reverse order.
+of h0 on every rank; a fold that starts at 0 instead of at h0; ranks folded in reverse order; decays
+that are not conjugated on the way back.
 """
 
 from __future__ import annotations
