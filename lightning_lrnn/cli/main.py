@@ -43,7 +43,6 @@ INTERRUPTED = 130
 
 EXAMPLES = """\
 examples:
-  lightning-lrnn demo classify
   lightning-lrnn demo long-memory
   lightning-lrnn demo text
   lightning-lrnn demo switch

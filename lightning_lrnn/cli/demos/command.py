@@ -8,7 +8,7 @@ from lightning_lrnn.cli.parser import Parser, Passing
 from lightning_lrnn.cli.typed import NaturalNumber, PositiveInteger, PositiveNumber, call
 from lightning_lrnn.core.checks import UserError
 
-__all__ = ["classify", "long_memory", "main", "switch", "text"]
+__all__ = ["long_memory", "main", "switch", "text"]
 
 
 def main(words: list[str]) -> None:
@@ -18,7 +18,6 @@ def main(words: list[str]) -> None:
         title="demos", metavar="DEMO", dest="demo", required=True, parser_class=Passing
     )
     functions: dict[str, Callable[..., None]] = {
-        "classify": classify,
         "text": text,
         "long-memory": long_memory,
         "switch": switch,
@@ -28,25 +27,6 @@ def main(words: list[str]) -> None:
         demos.add_parser(name, help=f"{purpose[0].lower()}{purpose[1:]}", add_help=False)
     options = parser.parse_args(words[1:])
     call(functions[options.demo], f"lightning-lrnn demo {options.demo}", options.words)
-
-
-def classify(
-    epochs: PositiveInteger = 6,
-    folder: str = "runs/demo-classify",
-    seed: NaturalNumber = 0,
-    max_functions: PositiveInteger = 200,
-) -> None:
-    """Train a packed classifier, before and after one callback: time and F1.
-
-    Args:
-        epochs: of each run.
-        folder: for the figure.
-        seed: of weights and order.
-        max_functions: of each package, for training and again held out.
-    """
-    from lightning_lrnn.cli.demos import classify
-
-    classify.main(epochs, folder, seed, max_functions)
 
 
 def text(

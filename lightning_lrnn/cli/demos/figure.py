@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_lrnn.cli.figures import new_figure, save
 
-__all__ = ["LAST", "draw", "draw_classify", "draw_long_memory"]
+__all__ = ["LAST", "draw", "draw_long_memory"]
 
 COLORS = ("C0", "C1")
 LAST = 20
@@ -87,44 +87,6 @@ def draw_long_memory(results: dict[str, Any], path: Path) -> Path | None:
         title=f"The first of {results['steps']:,} symbols, asked for after the last",
     )
     axes.legend(fontsize=8)
-    return save(figure, path)
-
-
-def draw_classify(results: dict[str, Any], path: Path) -> Path | None:
-    """Writes the figure of `demo classify`: quality over the time that it took.
-
-    Args:
-        results: of the demo: for each run its "curve", (seconds, F1) after each epoch.
-        path: of the PNG.
-
-    Returns:
-        The path, or None where matplotlib is not installed.
-    """
-    if not find_spec("matplotlib"):
-        return None
-    figure = new_figure(700, 400)
-    axes = figure.subplots()
-    labels = ("torch.nn.LSTM, as the project is", "the same project with SwitchRNN()")
-    for color, label, run in zip(COLORS[::-1], labels, results["runs"].values(), strict=True):
-        seconds, f1 = zip(*run["curve"], strict=True)
-        axes.plot(seconds, f1, marker="o", color=color, label=label)
-        axes.annotate(
-            f"F1 {f1[-1]:.2f} after {seconds[-1]:.0f} s",
-            (seconds[-1], f1[-1]),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="right",
-            color=color,
-        )
-    axes.set(
-        xlabel="seconds of training, everything included",
-        ylabel="F1 on held-out functions (higher is better)",
-        xlim=(0, None),
-        ylim=(0, 1),
-        title=f"A classifier trained for {results['epochs']} epochs; a dot after each",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
     return save(figure, path)
 
 
