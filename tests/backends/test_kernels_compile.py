@@ -49,6 +49,13 @@ FOR_EACH = [
 ]
 
 
+def of_whole_tiles(kind: object, step: str, carry: str = "chained") -> list[nvrtc.Macros]:
+    """The variant for whole tiles alone, where the plan asks for it: where it has more blocks."""
+    any_tile, whole = (variant(kind, step, True, 32, carry, tiles=t) for t in ("any", "whole"))
+    blocks = [int(dict(macros)["LRNN_BLOCKS"]) for macros in (any_tile, whole)]
+    return [whole] * (blocks[1] > blocks[0])
+
+
 def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
     """Every gate in either schedule; every other macro with gates small and large."""
     some = ("f32", "c128", "lstm with readout f32")
@@ -56,14 +63,13 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
         for name, kind in KINDS.items():
             yield f"scan {step} {name} x32", variant(kind, step, True, 32)
             yield f"serial {step} {name}", variant(kind, step, False, 1)
-            if step == "backward":
-                yield f"scan {step} {name} whole x32", variant(kind, step, True, 32, tiles="whole")
+            for how in of_whole_tiles(kind, step):
+                yield f"scan {step} {name} whole x32", how
         for name in some:
             yield f"scan {step} {name} x1", variant(KINDS[name], step, True, 1)
         for name in (*some, "gilr f32"):
             yield f"scan {step} {name} folded x32", variant(KINDS[name], step, True, 32, "folded")
-            if step == "backward":
-                how = variant(KINDS[name], step, True, 32, "folded", tiles="whole")
+            for how in of_whole_tiles(KINDS[name], step, "folded"):
                 yield f"scan {step} {name} folded whole x32", how
         for name, carry, width in (
             ("c128", "chained", 32),

@@ -261,7 +261,12 @@ def test_what_is_impossible_is_refused_and_nothing_is_changed():
         assert state(project) == before
     for rnn, options, error, message in [
         ("GILRLSMT", {}, ValueError, "there is no layer 'GILRLSMT'; known are .*GILRLSTM"),
-        ("torch.nn.LSTM", {}, ValueError, "must name layers of lightning_lrnn.nn, got torch.nn.LS"),
+        (
+            "torch.nn.LSTM",
+            {},
+            ValueError,
+            "must name layers of lightning_lrnn.nn .* got torch.nn.LS",
+        ),
         ({"LSTN": "GILR"}, {}, ValueError, "replaces LSTM, GRU, RNN; there is no 'LSTN'"),
         (partial(QRNN, num_layers=3), {}, ValueError, "num_layers.*layer that is replaced"),
         (partial(QRNN, backend="scan"), {}, ValueError, "give it as `backend`"),

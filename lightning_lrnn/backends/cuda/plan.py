@@ -140,8 +140,11 @@ def plan(
         segments, chains = THREADS // width, B * -(-D // width)
         tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
         carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
-        # Forward, the path of tiles that are not whole costs no registers that would matter.
-        whole = kind.step == "backward" and not (rest or D % MAX_COLUMNS or kind.lengths)
+        # A kernel without the path of other tiles, where that gives another block room.
+        whole = not (rest or D % MAX_COLUMNS or kind.lengths) and (
+            _blocks(gate, operands, kind, width, carry, "whole")
+            > _blocks(gate, operands, kind, width, carry, "any")
+        )
         variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
         # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
         pieces = STATE[DTYPE[gate.state]].itemsize // 4
