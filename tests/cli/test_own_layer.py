@@ -1,8 +1,6 @@
 """A layer of one's own, as docs/extending.md shows it: trained, asked, and in the place of another.
 
-Seen to fail: the working directory not on the path of modules; a module imported because a
-checkpoint names it; `--rnn` that imports nothing; `SwitchRNN` that looks among imported modules
-only.
+Seen to fail: the working directory not on the path of modules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`make release`, one source of the version, and what a forge runs.
 
-Seen to fail: a version in CITATION.cff alone, notes with the entries of earlier versions, a release
-with changes that are not committed, files that are left changed by a build that fails.
+Seen to fail: a version in CITATION.cff alone.
 """
 
 from __future__ import annotations
