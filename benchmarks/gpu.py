@@ -343,7 +343,7 @@ def exercise() -> None:
     segments = plan.THREADS // plan.MAX_COLUMNS
     tile, fold = plan.SEGMENT // 4 * segments, max(segments, 16)
     # Tiles, groups and a reach are folded; whole tiles are chained; so many columns are walked.
-    for B, T in ((1, (fold * fold + 5) * tile), (plan.CHAINS, 2 * tile), (plan.WALK // 32, 120)):
+    for B, T in ((1, (fold * fold + 5) * tile), (plan.CHAINS, 8 * tile), (plan.WALK // 32, 120)):
         launches += exercised(torch.float32, (B, T, 32), False)
     torch.cuda.synchronize()
     print(f"exercised {launches} launches", flush=True)
