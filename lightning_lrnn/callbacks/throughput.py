@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import log_metrics
 from lightning_lrnn.core.checks import check_counts
+from lightning_lrnn.data.samplers import part_of_data
 
 __all__ = ["Throughput"]
 
@@ -135,10 +136,10 @@ class Throughput(Callback):
             device = trainer.strategy.root_device
             self._available = get_available_flops(device, dtype) or 0
         # Processes that share a sequence, or a model, count as one.
-        of_data = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        _, parts = part_of_data(trainer)
         found = {
             "train/steps_per_second": steps,
-            "train/sequences_per_second": of_data * sequences,
+            "train/sequences_per_second": parts * sequences,
             "train/tokens_per_second": trainer.world_size * tokens,
             "train/device/flops_per_sec": flops,
             "train/device/mfu": flops / self._available if self._available else 0.0,

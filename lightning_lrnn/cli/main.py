@@ -68,7 +68,9 @@ def main(args: list[str] | None = None) -> int:
     from lightning_lrnn.backends import BackendError
 
     # A user's own modules, after all others: of those that a config names Python looks there too.
-    sys.path.append("")
+    added = "" not in sys.path
+    if added:
+        sys.path.append("")
     try:
         options = _parser().parse_args(args)
         module, _ = COMMANDS[options.command]
@@ -95,7 +97,8 @@ def main(args: list[str] | None = None) -> int:
         # The reader, `head` perhaps, has enough; closing stdout must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
-        sys.path.remove("")
+        if added:
+            sys.path.remove("")
     return 0
 
 

@@ -14,6 +14,7 @@ from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
 from lightning_lrnn.data.passages import Passage, Starts, Text, TextFile
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
+from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.splits import check_fractions
 from lightning_lrnn.data.windows import Windows
 
@@ -180,8 +181,7 @@ class ByteText(pl.LightningDataModule):
 
     def _windows(self, split: str) -> Windows:
         passages = self._passages(split)
-        # The strategy's own: processes that share a model, as in tensor parallelism, share a rank.
-        sampler = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        rank, world_size = part_of_data(self.trainer)
         try:
             return Windows(
                 Text(passages),
@@ -189,8 +189,8 @@ class ByteText(pl.LightningDataModule):
                 self.batch_size,
                 self.window,
                 complete=split != "train",
-                rank=sampler.get("rank", 0),
-                world_size=sampler.get("num_replicas", 1),
+                rank=rank,
+                world_size=world_size,
             )
         except ValueError as error:
             raise TextError(f"{split}: {error}") from None

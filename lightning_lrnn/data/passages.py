@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.data.errors import DataError, why
-from lightning_lrnn.data.paths import stamp
+from lightning_lrnn.data.paths import refuse_changed, stamp
 
 __all__ = ["Passage", "Starts", "Text", "TextFile"]
 
@@ -51,10 +51,7 @@ class TextFile:
         except (OSError, MemoryError) as problem:
             raise self.error(f"{self.path} cannot be read: {why(problem)}") from problem
         if len(content) < stop - start or not same:
-            raise self.error(
-                f"{self.path} has changed since it was looked at first: leave files as they are "
-                "while they are read, and start again"
-            )
+            refuse_changed(self.path, self.error)
         return content
 
 

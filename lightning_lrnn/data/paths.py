@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from lightning_lrnn.data.errors import DataError, why
 
-__all__ = ["check_path", "existing", "files_below", "read_bytes", "stamp"]
+__all__ = ["check_path", "existing", "files_below", "read_bytes", "refuse_changed", "stamp"]
 
 
 def check_path(path: str | None, error: type[DataError] = DataError, what: str = "path") -> None:
@@ -72,3 +72,11 @@ def read_bytes(file: Path, error: type[DataError] = DataError) -> bytes:
 def stamp(status: os.stat_result) -> tuple[int, int]:
     """What tells a file that was changed: its size and when it was written last."""
     return status.st_size, status.st_mtime_ns
+
+
+def refuse_changed(file: Path, error: type[DataError] = DataError) -> NoReturn:
+    """Raises an error for a file that is read in parts and is another than it was."""
+    raise error(
+        f"{file} has changed since it was looked at first: leave files as they are while they are "
+        "read, and start again"
+    )

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from torch.utils.data import BatchSampler, RandomSampler, Sampler
 
-__all__ = ["Buckets", "SeededOrder"]
+__all__ = ["Buckets", "SeededOrder", "part_of_data"]
+
+
+def part_of_data(trainer: Any) -> tuple[int, int]:
+    """Which part of the data is this process's, and how many parts there are.
+
+    The strategy's own: processes that share a model, or a sequence, share a part.
+
+    Args:
+        trainer: of Lightning; None for a single process.
+    """
+    of_sampler = (trainer.distributed_sampler_kwargs if trainer else None) or {}
+    return of_sampler.get("rank", 0), of_sampler.get("num_replicas", 1)
 
 
 class SeededOrder(RandomSampler):

@@ -16,6 +16,7 @@ from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.paths import check_path
+from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
@@ -498,14 +499,8 @@ class SequenceTable(SequenceData):
     def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
         if isinstance(rows, StreamedForecasts):
             seed = self.seed if "sampler" in options else None
-            sampler = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-            options["sampler"] = PoolOrder(
-                rows,
-                seed,
-                rank=sampler.get("rank", 0),
-                world_size=sampler.get("num_replicas", 1),
-                repeat=not getattr(self.trainer, "predicting", False),
-            )
+            repeat = not getattr(self.trainer, "predicting", False)
+            options["sampler"] = PoolOrder(rows, seed, *part_of_data(self.trainer), repeat)
         return super()._loader(rows, **options)
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:

@@ -21,6 +21,7 @@ from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
 from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.core.ranks import Ranks, all_gather, ranks_of
 from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.sequence_data import FITTED
 from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
@@ -388,7 +389,7 @@ class RecurrentModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the carried state up again."""
-        rank, _ = self._replica()
+        rank, _ = part_of_data(self._trainer)
 
         def mine(name: str) -> Any:
             states = checkpoint.get(name)
@@ -502,17 +503,12 @@ class RecurrentModule(pl.LightningModule):
         world = self.trainer.world_size if self._trainer else 1
         if world == 1 or tree is None:
             return [tree]
-        _, replicas = self._replica()
+        _, parts = part_of_data(self._trainer)
         gathered = self.all_gather(tree_map(self._here, tree))
         return [
             tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
-            for i in range(0, world, world // replicas)
+            for i in range(0, world, world // parts)
         ]
-
-    def _replica(self) -> tuple[int, int]:
-        """Which part of the data is this process's, and of how many."""
-        of_sampler = (self.trainer.distributed_sampler_kwargs if self._trainer else None) or {}
-        return of_sampler.get("rank", 0), of_sampler.get("num_replicas", 1)
 
 
 def _synchronised(metrics: Any, over_processes: bool) -> None:

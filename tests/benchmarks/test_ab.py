@@ -6,27 +6,15 @@ other bits called the same.
 
 from __future__ import annotations
 
-import sys
-
 import emulated
 import pytest
 import torch
 from host_kernel import as_cuda, needs_compiler
-from paths import BENCHMARKS
 
 
 @pytest.fixture
-def ab(monkeypatch):
-    """The script; its modules have the names of everyday words, and go when the test ends."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("ab", "contenders", "goals", "timing")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import ab
-
-    yield ab
-    for name in names:
-        sys.modules.pop(name, None)
+def ab(benchmark_script):
+    return benchmark_script("ab")
 
 
 def test_no_device(ab, monkeypatch, capsys):

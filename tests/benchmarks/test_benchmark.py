@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import emulated
 import pytest
@@ -22,17 +21,8 @@ import lightning_lrnn as lrnn
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The script; its modules have the names of everyday words, and go when the test ends."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("recurrence", "contenders", "goals", "timing", "plot")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import recurrence
-
-    yield recurrence
-    for name in names:
-        sys.modules.pop(name, None)
+def benchmark(benchmark_script):
+    return benchmark_script("recurrence")
 
 
 def test_quick(benchmark, tmp_path, capsys):

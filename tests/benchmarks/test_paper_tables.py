@@ -13,12 +13,10 @@ from __future__ import annotations
 import ctypes
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
 from host_kernel import COMPILER, needs_compiler
-from paths import BENCHMARKS
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
@@ -29,18 +27,11 @@ from lightning_lrnn.core import reference
 
 
 @pytest.fixture
-def paper(monkeypatch, tmp_path):
+def paper(benchmark_script, monkeypatch, tmp_path):
     """The script, with an empty folder of results."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("paper", "paper_tables", "plain", "unfused", "contenders", "goals", "timing")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import paper
-
-    monkeypatch.setattr(paper, "RESULTS", tmp_path)
-    yield paper
-    for name in names:
-        sys.modules.pop(name, None)
+    script = benchmark_script("paper")
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    return script
 
 
 @pytest.fixture

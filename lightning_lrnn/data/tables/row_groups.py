@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.packages import import_package
-from lightning_lrnn.data.paths import existing, files_below, stamp
+from lightning_lrnn.data.paths import existing, files_below, refuse_changed, stamp
 from lightning_lrnn.data.tables.cells import Column, labels
 from lightning_lrnn.data.tables.columns import numbers
 from lightning_lrnn.data.tables.files import EXTRA, Series
@@ -164,10 +164,7 @@ class RowGroups:
             self._stamps.append(here)
             self._footers.append(opened.metadata)
         if here != self._stamps[i]:
-            raise DataError(
-                f"{file} has changed since it was looked at first: leave files as they are while "
-                "they are read, and start again"
-            )
+            refuse_changed(file)
         return opened
 
 
