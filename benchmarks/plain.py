@@ -8,6 +8,7 @@ neighbouring columns side by side. In float32, forward in time, no `lengths`, no
 
 from __future__ import annotations
 
+from array import array
 from functools import cache
 from typing import Any
 
@@ -171,21 +172,18 @@ def cubin(arch: str) -> bytes:
 
 @cache
 def _kernel(name: str, capability: tuple[int, int]) -> Any:
-    from cuda.core import ObjectCode
-
-    code = cubin(nvrtc.architecture(capability))
-    return ObjectCode.from_cubin(code, name="plain").get_kernel(name)
+    return nvrtc.load(cubin(nvrtc.architecture(capability)), name)
 
 
 def problem(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
     outputs: tuple[Tensor, Tensor | None, Tensor],
     exclusive: bool,
-) -> list[int]:
+) -> array[int]:
     """The fields of `struct Problem`; features stand side by side in all tensors."""
     pointers = [0 if x is None else x.data_ptr() for x in (*inputs, *outputs)]
     strides = [stride for x in inputs[:3] for stride in x.stride()[:2]]
-    return [*pointers, *inputs[1].shape, int(exclusive), *strides]
+    return array("q", [*pointers, *inputs[1].shape, int(exclusive), *strides])
 
 
 def _launch(name: str, inputs: Any, outputs: Any, exclusive: bool) -> None:

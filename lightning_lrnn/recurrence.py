@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import backends, gates
-from lightning_lrnn.backends import BackendError, Prepared, Request
+from lightning_lrnn.backends import BackendError, Request, recipes
+from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core import arguments
 from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
-from lightning_lrnn.core.pytorch import constant, forward_mode, functorch, plain_eager
+from lightning_lrnn.core.pytorch import (
+    constant,
+    forward_mode,
+    functorch,
+    plain_eager,
+    plain_mode,
+)
 from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
 from lightning_lrnn.core.unfused import broadcastable, operands
 from lightning_lrnn.gates import WANTED, Gate, GateError
@@ -87,9 +94,9 @@ def linear_recurrence(
     if group is not None and (ranks := ranks_of(group)) is not None:
         check = partial(_check_plain, a, b, problem)
         return _over_ranks(ranks, problem, backend, check)
-    known = _cached(problem, backend)
-    if known is not None:
-        return eager.run(*known, problem.dense())
+    recipe = _known(problem, backend)
+    if recipe is not None:
+        return eager.run(recipe, problem)
     _check_plain(a, b, problem)
     return _check_and_run(problem, backend)
 
@@ -145,9 +152,9 @@ def gated_recurrence(
             return _over_ranks(ranks, problem, backend, check)
         _check_with_others(ranks, problem, backend, check)
         return _run_gate_in_pytorch(gate, readout, problem, backend, ranks)
-    known = _cached(problem, backend) if fusible else None
-    if known is not None:
-        return eager.run(*known, problem.dense())
+    recipe = _known(problem, backend) if fusible else None
+    if recipe is not None:
+        return eager.run(recipe, problem)
     _check_gated(gate, readout, problem)
     if fusible:
         # torch.func differentiates what it can look into: there PyTorch evaluates the gate.
@@ -173,31 +180,45 @@ def _check_gated(gate: Any, readout: Any, problem: Problem) -> None:
             _check_program("readout", problem.readout, len(problem.pre) + 1, 1)
 
 
-def _cached(problem: Problem, backend: str) -> tuple[str, Prepared] | None:
-    """The name of the backend and what it has prepared for problems of this form.
+def _known(problem: Problem, backend: str) -> Recipe | None:
+    """The recipe of a problem whose arguments are still to be checked.
 
-    None if none of this form was checked before, and where PyTorch does not run eagerly.
+    None if none of its form was checked before, and where PyTorch does not run eagerly. The values
+    of lengths are checked here.
     """
-    _, _, pre, h0, lengths, reset, reverse, exclusive = problem
-    if (
-        type(backend) is not str
-        or type(reverse) is not bool
-        or type(exclusive) is not bool
-        or not plain_eager(*pre, h0, lengths, reset)
-    ):
+    gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
+    if type(backend) is not str or type(reverse) is not bool or type(exclusive) is not bool:
+        return None
+    if not plain_mode():
+        return None
+    name = backends.default() if backend == "auto" else backend
+    given, which = pre, (True, True, True)
+    if h0 is not None or lengths is not None or reset is not None:
+        given = [x for x in (*pre, h0, lengths, reset) if x is not None]
+        which = h0 is None, lengths is None, reset is None
+    key = name, gate, readout, reverse, exclusive, which, len(given), torch.get_num_threads()
+    recipe = None
+    for check, known in recipes.by_guard.get(key, ()):
+        if check(*given):
+            recipe = known
+            break
+    if recipe is None:
+        recipe = _by_form(problem, name, given)
+        if recipe is None:
+            return None
+        recipes.guard(key, given, recipe)
+    if lengths is not None and lengths.device.type == "cpu":
+        arguments.check_length_values(lengths, problem.x.shape[1])
+    return recipe
+
+
+def _by_form(problem: Problem, name: str, given: Sequence[Tensor]) -> Recipe | None:
+    if not plain_eager(*given):
         return None
     try:
-        key = _key(problem, backend)
+        return recipes.by_form.get((name, problem.form()))
     except (AttributeError, RuntimeError):  # not all are tensors, or not dense ones
         return None
-    found = backends.checked.get(key)
-    if found is not None and lengths is not None and lengths.device.type == "cpu":
-        arguments.check_length_values(lengths, problem.x.shape[1])
-    return found
-
-
-def _key(problem: Problem, backend: str) -> tuple[object, ...]:
-    return backends.default() if backend == "auto" else backend, problem.form()
 
 
 def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
@@ -211,9 +232,10 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
         return y, final
     if not plain_eager(*problem.pre, *problem.optional):
         return call(name, dense)
-    prepared = backends.prepared(name, dense)
-    backends.remember(backends.checked, _key(problem, backend), (name, prepared))
-    return eager.run(name, prepared, dense)
+    same = all([x is y for x, y in zip(problem.optional, dense.optional, strict=True)])
+    recipe = recipes.of(name, backends.prepared(name, dense), problem)._replace(dense=same)
+    recipes.keep(problem, backends.default() if backend == "auto" else backend, recipe)
+    return eager.run(recipe, problem)
 
 
 def _over_ranks(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from lightning_lrnn.backends import recipes
 from lightning_lrnn.backends.base import Backend, BackendError, Prepared, Request
 from lightning_lrnn.backends.modules import ModuleBackend
 from lightning_lrnn.backends.unfused import EMPTY
@@ -35,7 +36,6 @@ __all__ = [
     "Request",
     "States",
     "check_name",
-    "checked",
     "default",
     "explain",
     "forget",
@@ -44,7 +44,6 @@ __all__ = [
     "names",
     "prepared",
     "reasons",
-    "remember",
     "resolve",
     "use_backend",
     "uses_autograd",
@@ -60,8 +59,6 @@ BUILT_IN = {
 ENTRY_POINT_GROUP = "lightning_lrnn.backends"
 ENVIRONMENT_VARIABLE = "LIGHTNING_LRNN_BACKEND"
 PROTOCOL = "uses_autograd", "reasons", "prepared"
-FORMS = 4096
-"""Forms of problems whose backends are kept: shapes are many where lengths vary."""
 
 
 @cache
@@ -211,9 +208,6 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
 
 _prepared: dict[tuple[object, ...], Prepared] = {}
 """By backend and form."""
-checked: dict[tuple[object, ...], tuple[str, Prepared]] = {}
-"""The same for problems whose arguments were checked, by the backend that was asked for, which may
-be "auto": `recurrence` then need not resolve it again."""
 
 
 def prepared(name: str, problem: Problem) -> Prepared:
@@ -222,15 +216,8 @@ def prepared(name: str, problem: Problem) -> Prepared:
     found = _prepared.get(key)
     if found is None:
         found = EMPTY if problem.x.numel() == 0 else load(name).prepared(problem)
-        remember(_prepared, key, found)
+        recipes.remember(_prepared, key, found)
     return found
-
-
-def remember(kept: dict[tuple[object, ...], Any], key: tuple[object, ...], value: Any) -> None:
-    """Keeps a value by a key; all others are forgotten when there are too many."""
-    if len(kept) >= FORMS:
-        kept.clear()
-    kept[key] = value
 
 
 def forget() -> None:
@@ -239,4 +226,4 @@ def forget() -> None:
         if hasattr(cached, "cache_clear"):  # a test may have put something in its place
             cached.cache_clear()
     _prepared.clear()
-    checked.clear()
+    recipes.clear()

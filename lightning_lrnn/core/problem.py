@@ -12,7 +12,7 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.pytorch import constant
 from lightning_lrnn.gates import IDENTITY, state_is_complex
 
-__all__ = ["Gradients", "Problem", "States", "sequence", "sequence_dtype"]
+__all__ = ["Gradients", "Problem", "States", "empty", "lie_as_chunks", "sequence", "sequence_dtype"]
 
 
 def sequence(pre: Sequence[Tensor]) -> Tensor:
@@ -28,6 +28,22 @@ def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
     if not is_complex or x.is_complex():
         return x.dtype
     return state_dtype(x.dtype).to_complex()
+
+
+def lie_as_chunks(tensors: Sequence[Tensor]) -> bool:
+    """Whether these may be `chunk(len(tensors), -1)` of one tensor: by shape, strides and dtype."""
+    first, n = tensors[0], len(tensors)
+    shape, strides = first.shape, first.stride()
+    width = n * shape[-1]
+    if strides[-1] != 1:
+        return False
+    for size, stride in zip(shape[:-1], strides[:-1], strict=True):
+        if size > 1 and stride < width:
+            return False
+    others = tensors[1:]
+    return all(
+        [x.shape == shape and x.stride() == strides and x.dtype == first.dtype for x in others]
+    )
 
 
 class Problem(NamedTuple):
@@ -102,6 +118,13 @@ class Problem(NamedTuple):
             else:  # a tuple, since two of torch.Size compare slowly
                 form += (tuple(x.shape), x.stride(), x.dtype, x.device, x.is_conj(), x.is_neg())
         return tuple(form)
+
+
+def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of a shape, without values, for what a backend computes."""
+    if like.dtype is dtype and like.is_contiguous():
+        return torch.empty_like(like)  # in half the time
+    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 class States(NamedTuple):

@@ -20,16 +20,20 @@ __all__ = [
     "below_autograd",
     "collectives",
     "constant",
+    "current_device",
+    "current_stream",
     "dispatch_modes",
     "forward_mode",
     "functorch",
     "functorch_wrapped",
     "group_named",
+    "guard_of",
     "is_batched",
     "keep_graph",
     "keys_below_autograd",
     "node_of",
     "plain_eager",
+    "plain_mode",
     "profiler",
     "remove_batch_dim",
 ]
@@ -57,6 +61,17 @@ add_batch_dim: Callable[..., Tensor] = torch._add_batch_dim
 remove_batch_dim: Callable[..., Tensor] = torch._remove_batch_dim
 """And undoes it."""
 
+current_device: Callable[[], int] = getattr(
+    torch._C, "_cuda_getDevice", lambda: torch.cuda.current_device()
+)
+"""The index of the current CUDA device."""
+current_stream: Callable[[int], int] = getattr(
+    torch._C,
+    "_cuda_getCurrentRawStream",
+    lambda index: torch.cuda.current_stream(index).cuda_stream,
+)
+"""The handle of the current stream of a CUDA device, without an object around it."""
+
 
 def collectives() -> Any:
     """The collectives that a compiler sees: their results are waited for by `wait_tensor`."""
@@ -79,24 +94,46 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def plain_mode() -> bool:
+    """`plain_eager` of ordinary tensors."""
+    return not (
+        torch.compiler.is_compiling()
+        or dispatch_modes()
+        or functorch()
+        or profiler()
+        or forward_ad._current_level >= 0
+    )
+
+
 def plain_eager(*tensors: Tensor | None) -> bool:
     """Whether a call is plain eager PyTorch: the function behind an operator will do.
 
     Tracing, transforms of torch.func, forward-mode derivatives, modes, the profiler, fake tensors
     and other subclasses see the operator.
     """
-    if (
-        torch.compiler.is_compiling()
-        or dispatch_modes()
-        or functorch()
-        or profiler()
-        or forward_ad._current_level >= 0
-    ):
+    if not plain_mode():
         return False
     for x in tensors:
         if x is not None and type(x) is not Tensor and type(x) is not Parameter:
             return False
     return True
+
+
+def guard_of(*tensors: Tensor) -> Callable[..., bool] | None:
+    """What tells whether others are like these, some 0.1 us a tensor: what Dynamo's guards do.
+
+    It asks for the type, dtype, device, shape, strides, lazy conjugation and negation, whether a
+    gradient is wanted, and the modes of the dispatcher (autograd, autocast, inference). What is no
+    tensor is not like one. None where PyTorch has no such guard.
+    """
+    guards: Any = getattr(torch._C, "_dynamo", None)
+    make = getattr(getattr(guards, "guards", None), "TensorGuards", None)
+    if make is None:
+        return None
+    # Without these two names, all of whose sizes are to be the same, it reads beyond its arguments.
+    guard = make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+    check: Callable[..., bool] = guard.check
+    return check
 
 
 def keep_graph() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_lrnn.backends import prepared
+from lightning_lrnn.backends import prepared, recipes
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import forward_mode, functorch, plain_eager
 from lightning_lrnn.ops import double_backward, eager
@@ -28,7 +28,7 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
         # Forward-mode derivatives, of which there are none, are refused there, not lost.
         y, _, final = differentiable(gate, readout, *arguments, name, *pre)
     elif plain_eager(*pre, *problem.optional):
-        return eager.run(name, prepared(name, problem), problem)
+        return eager.run(recipes.of(name, prepared(name, problem), problem), problem)
     else:
         y, _, final = recurrence(gate, readout, pre, *arguments, name)
     return y, final

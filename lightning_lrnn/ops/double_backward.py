@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn import gates
+from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem
@@ -72,7 +73,7 @@ def _recurrence(
     plain = problem._replace(gate=gates.IDENTITY, readout="", pre=(a, a))
     if not torch.is_grad_enabled():
         dh = zeros_of_output(plain, h) if dh is None else dh
-        return first_order_gradients(name, None, plain, h, Gradients(dh, dh_final))
+        return first_order_gradients(Recipe(name), plain, h, Gradients(dh, dh_final))
 
     dh = torch.zeros_like(h) if dh is None else dh
     da, db, dh0 = adjoint(partial(recurrence, name), plain, h, Gradients(dh, dh_final))

@@ -6,16 +6,16 @@ the operator (`library`) from the Python function behind it, the function is cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import Prepared
+from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.problem import Problem, States
 from lightning_lrnn.core.pytorch import any_requires_grad
-from lightning_lrnn.gates import derivative
 from lightning_lrnn.ops import profiling, projections
 from lightning_lrnn.ops.gradient import differentiate
 
@@ -35,26 +35,28 @@ def last_backend() -> str | None:
     return _last
 
 
-def run(name: str, backend: Prepared, problem: Problem) -> tuple[Tensor, Tensor]:
+def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
     """Output and final state, with a gradient where one is asked for.
 
     Args:
-        name: of the backend.
-        backend: prepared for problems of this form.
+        recipe: of problems of this form.
         problem: all of whose tensors are `plain_eager`.
     """
-    gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
+    if not recipe.dense:
+        problem = problem.dense()
+    pre, h0 = problem.pre, problem.h0
     if torch.is_grad_enabled() and any_requires_grad(*pre, h0):
-        rest = gate, readout, lengths, reset, reverse, exclusive
-        y, _, final = _differentiable(name, backend, rest, h0, *pre)
-        return y, final
-    y, _, final = compute(name, backend, problem)
+        y, _, final = _differentiable(recipe, problem, h0, *pre)
+    else:
+        assert recipe.backend is not None
+        y, _, final = compute(recipe.name, recipe.backend, problem)
     return y, final
 
 
 def compute(name: str, backend: Prepared, problem: Problem) -> States:
     """What a backend computes, noted as the last of this process."""
-    computed_by(name)
+    global _last
+    _last = name
     if profiling.observer is None:
         return backend.forward(problem)
     with profiling.observer():
@@ -69,46 +71,39 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, name: str, backend: Prepared, rest: Any, h0: Tensor | None, *pre: Tensor
+        ctx: Any, recipe: Recipe, problem: Problem, h0: Tensor | None, *pre: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        gate, readout, lengths, reset, reverse, exclusive = rest
-        problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
-        y, h, final = compute(name, backend, problem)
-        save(ctx, problem, h, name, backend)
-        return y, h if readout else None, final
+        assert recipe.backend is not None
+        y, h, final = compute(recipe.name, recipe.backend, problem)
+        save(ctx, recipe, problem, h)
+        return y, h if problem.readout else None, final
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         dh0, dpre = differentiate(ctx, *gradients)
-        return None, None, None, dh0, *dpre
+        return None, None, dh0, *dpre
 
 
 _differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = _Differentiable.apply
 
 
-def save(ctx: Any, problem: Problem, h: Tensor, name: str, backend: Prepared | None) -> None:
+def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:
     """Keeps what the backward pass reads.
 
     Args:
         ctx: of the autograd function.
+        recipe: of the problem.
         problem: of the forward pass.
         h: its hidden states.
-        name: of the backend.
-        backend: prepared for problems of this form; None if only the name is known.
     """
-    gate, readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive = problem
-    ctx.gate, ctx.readout, ctx.name, ctx.backend = gate, readout, name, backend
-    kinds, ctx.dtypes, ctx.donated = [], [], True
-    for p in pre:
-        kinds.append(p.is_complex())
-        ctx.dtypes.append(p.dtype)
-        # Chunks of a projection that nobody else reads: their gradients may take their place.
-        if p.ndim == 3 and type(p.grad_fn) is not projections.SPLIT:
-            ctx.donated = False
-    needed = derivative.needed(gate, readout, tuple(kinds))
-    kept: list[Tensor | None] = list(pre)
-    for i, p in enumerate(pre):
-        if p.ndim == 3 and not needed[i]:
-            kept[i] = None
+    gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
+    kept: Sequence[Tensor | None] = pre
+    if not all(recipe.read):
+        kept = [p if read else None for p, read in zip(pre, recipe.read, strict=True)]
+    # Chunks of a projection that nobody else reads: their gradients may take their place.
+    donated = recipe.chunks and all(
+        [type(p.grad_fn) is projections.SPLIT for p in pre if p.ndim == 3]
+    )
+    ctx.how = recipe, gate, readout, reverse, exclusive, donated
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*kept, h, h0, lengths, reset)

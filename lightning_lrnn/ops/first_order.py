@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import Prepared, prepared
+from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.pytorch import plain_eager
 from lightning_lrnn.core.unfused import read_out
@@ -17,13 +18,7 @@ __all__ = ["compute_gradients", "first_order_gradients", "zeros_of_output"]
 
 
 def first_order_gradients(
-    name: str,
-    backend: Prepared | None,
-    problem: Problem,
-    h: Tensor,
-    gradients: Gradients,
-    *,
-    in_place: bool = False,
+    recipe: Recipe, problem: Problem, h: Tensor, gradients: Gradients, *, in_place: bool = False
 ) -> tuple[Sequence[Tensor], Tensor]:
     """Gradients of the pre-activations and of h0, by the backend; by an operator if one is seen.
 
@@ -31,16 +26,18 @@ def first_order_gradients(
     """
     dy, dh_final, _ = gradients
     if plain_eager(*problem.pre, h, dy):
-        # A CUDA kernel reads its inputs as what nothing writes.
-        in_place = in_place and h.device.type == "cpu"
-        out = projections.gradients_of(problem.pre, in_place=in_place)
-        backend = prepared(name, problem) if backend is None else backend
-        return compute_gradients(backend, problem, h, gradients._replace(out=out))
+        if recipe.chunks:
+            # A CUDA kernel reads its inputs as what nothing writes.
+            in_place = in_place and h.device.type == "cpu"
+            out = projections.gradients_of(problem.pre, in_place=in_place)
+            gradients = Gradients(dy, dh_final, out)
+        backend = recipe.backend or prepared(recipe.name, problem)
+        return compute_gradients(backend, problem, h, gradients)
     gate, readout, pre, h0, *rest = problem
     if problem.is_plain:
-        da, db, dh0 = schema.plain_backward(pre[0], h, h0, dy, dh_final, *rest, name)
+        da, db, dh0 = schema.plain_backward(pre[0], h, h0, dy, dh_final, *rest, recipe.name)
         return [da, db], dh0
-    dpre, dh0 = schema.gated_backward(gate, readout, pre, h, h0, dy, dh_final, *rest, name)
+    dpre, dh0 = schema.gated_backward(gate, readout, pre, h, h0, dy, dh_final, *rest, recipe.name)
     return dpre, dh0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn.backends import recipes
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import below_autograd
 from lightning_lrnn.ops.eager import save
@@ -40,7 +41,7 @@ class _Differentiable(torch.autograd.Function):
         gate, readout, h0, lengths, reset, reverse, exclusive, name, *pre = inputs
         problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
         y, h, _ = output
-        save(ctx, problem, h if readout else y, name, None)
+        save(ctx, recipes.of(name, None, problem), problem, h if readout else y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:

@@ -36,28 +36,36 @@ def differentiate(
         dh_final: gradient of the final state.
         again: whether what was kept is needed again.
     """
-    for x in (dy, of_h, dh_final):
-        if x is not None and is_batched(x):
-            return _batched(ctx, (dy, of_h, dh_final))
-    *kept, h, h0, lengths, reset = ctx.saved_tensors
+    given = dy, of_h, dh_final
+    if any([x is not None and is_batched(x) for x in given]):
+        return _batched(ctx, given)
+    recipe, gate, readout, reverse, exclusive, donated = ctx.how
+    *pre, h, h0, lengths, reset = ctx.saved_tensors
     first_order = of_h is None and not torch.is_grad_enabled()
-    # What was not kept has no influence, but for its shape and dtype.
-    absent = h.new_empty if first_order else h.new_zeros
-    pre = [
-        absent((), dtype=dtype).expand(h.shape) if p is None else p
-        for p, dtype in zip(kept, ctx.dtypes, strict=True)
-    ]
-    problem = Problem(ctx.gate, ctx.readout, pre, h0, lengths, reset, ctx.reverse, ctx.exclusive)
+    if not all(recipe.read):
+        like = _of_its_shape if first_order else _zeros
+        pre = [
+            like(h, dtype) if p is None else p for p, dtype in zip(pre, recipe.dtypes, strict=True)
+        ]
+    problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
     if first_order:
         gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)
-        in_place = ctx.donated and not again and not keep_graph()
-        dpre, dh0 = first_order_gradients(
-            ctx.name, ctx.backend, problem, h, gradients, in_place=in_place
-        )
+        in_place = donated and not again and not keep_graph()
+        dpre, dh0 = first_order_gradients(recipe, problem, h, gradients, in_place=in_place)
     else:
-        dpre, dh0 = double_backward.gradients(ctx.name, problem, h, dy, of_h, dh_final)
-        dpre = [g.to(dtype) for g, dtype in zip(dpre, ctx.dtypes, strict=True)]
+        dpre, dh0 = double_backward.gradients(recipe.name, problem, h, dy, of_h, dh_final)
+        dpre = [g.to(dtype) for g, dtype in zip(dpre, recipe.dtypes, strict=True)]
     return None if h0 is None else dh0, dpre
+
+
+def _of_its_shape(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Stands for what was not kept: its shape and dtype are read, its values are not."""
+    return h if h.dtype == dtype else h.new_empty((), dtype=dtype).expand(h.shape)
+
+
+def _zeros(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Stands for what was not kept, and has no influence."""
+    return h.new_zeros((), dtype=dtype).expand(h.shape)
 
 
 def _batched(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_lrnn.core.problem import lie_as_chunks
 from lightning_lrnn.core.pytorch import is_batched, node_of
 
 __all__ = ["SPLIT", "gradients_of", "joined", "split"]
@@ -15,25 +16,17 @@ __all__ = ["SPLIT", "gradients_of", "joined", "split"]
 
 def joined(chunks: Sequence[Tensor]) -> Tensor | None:
     """The tensor whose `chunk(len(chunks), -1)` these are, or None if there is none."""
-    first, n = chunks[0], len(chunks)
-    if any(map(is_batched, chunks)):
+    if any(map(is_batched, chunks)) or not lie_as_chunks(chunks):
         return None
+    first = chunks[0]
     storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
-    shape, strides = first.shape, first.stride()
-    width = n * shape[-1]
-    rows = zip(shape[:-1], strides[:-1], strict=True)
-    if strides[-1] != 1 or any(size > 1 and stride < width for size, stride in rows):
-        return None
     for i, chunk in enumerate(chunks):
         if (
-            chunk.shape != shape
-            or chunk.stride() != strides
-            or chunk.dtype != first.dtype
-            or chunk.storage_offset() != offset + i * shape[-1]
+            chunk.storage_offset() != offset + i * chunk.shape[-1]
             or chunk.untyped_storage().data_ptr() != storage
         ):
             return None
-    return first.as_strided((*shape[:-1], width), strides)
+    return first.as_strided((*first.shape[:-1], len(chunks) * first.shape[-1]), first.stride())
 
 
 def split(x: Tensor, n: int) -> tuple[Tensor, ...]:

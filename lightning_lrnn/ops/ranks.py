@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import pairs, prepared
+from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.pytorch import constant, plain_eager
@@ -97,7 +98,7 @@ class _OverRanks(torch.autograd.Function):
         stretches = _Stretches(A.conj(), of_ranks[0], borders)
         rank, size = ctx.ranks.rank, ctx.ranks.size
         c_in = _fold_back(stretches, of_ranks[1].sum(0), rank, reverse=reverse)
-        dpre, dh_in = first_order_gradients(ctx.name, None, problem, h, Gradients(dy, c_in))
+        dpre, dh_in = first_order_gradients(Recipe(ctx.name), problem, h, Gradients(dy, c_in))
         dh0 = None
         if ctx.has_h0:
             dh0 = dh_in if rank == (size - 1 if reverse else 0) else torch.zeros_like(dh_in)

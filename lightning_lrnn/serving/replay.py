@@ -112,8 +112,11 @@ def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]
     if not isinstance(backend, Gated) or problem.lengths is not None or problem.reset is not None:
         return []
     y, h, h_final = outputs
-    run = backend.bound(problem, y, h if problem.readout else y, h_final)
-    return [h_final.zero_ if h0 is None else partial(h_final.copy_, h0), run]
+    calls: list[Call] = []
+    if h0 is not None and not h0.is_contiguous():
+        calls.append(partial(h_final.copy_, h0))
+        problem = problem._replace(h0=h_final)
+    return [*calls, backend.bound(problem, y, h if problem.readout else y, h_final)]
 
 
 def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import types
+from array import array
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from other_python import other_python, run_elsewhere
 
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.core import pytorch
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -142,7 +144,7 @@ def test_threads_share_one_load(compiled, monkeypatch):
         time.sleep(0.02)
         return object()
 
-    monkeypatch.setattr(nvrtc, "_load", load)
+    monkeypatch.setattr(nvrtc, "load", load)
     barrier, got = threading.Barrier(8), []
 
     def ask():
@@ -165,7 +167,7 @@ def test_failed_load_is_not_kept(monkeypatch):
     def load(code, name):
         raise RuntimeError("no context")
 
-    monkeypatch.setattr(nvrtc, "_load", load)
+    monkeypatch.setattr(nvrtc, "load", load)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no context"):
             nvrtc.kernel("tiny.cu", MACROS, (8, 0))
@@ -305,7 +307,7 @@ def driver(monkeypatch):
     import cuda.bindings.driver
     import cuda.core
 
-    seen = types.SimpleNamespace(stream=0, context=1, calls=[], status="CUDA_SUCCESS")
+    seen = types.SimpleNamespace(device=0, stream=0, context=1, calls=[], status="CUDA_SUCCESS")
 
     @contextlib.contextmanager
     def device(which):
@@ -319,12 +321,15 @@ def driver(monkeypatch):
 
         def set_current(self):
             seen.calls.append(("context", self.index))
+            seen.context = 1
+
+    def get_current():
+        return 0, seen.context
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=seen.stream)
-    )
-    monkeypatch.setattr(cuda.bindings.driver, "cuCtxGetCurrent", lambda: (0, seen.context))
+    monkeypatch.setattr(pytorch, "current_device", lambda: seen.device)
+    monkeypatch.setattr(pytorch, "current_stream", lambda _: seen.stream)
+    monkeypatch.setattr(cuda.bindings.driver, "cuCtxGetCurrent", get_current)
 
     def launch(kernel, *arguments):
         *sizes, shared, stream, parameters, extra = arguments
@@ -332,7 +337,8 @@ def driver(monkeypatch):
         fields = list((ctypes.c_int64 * 3).from_address(struct))
         assert shared == extra == 0
         seen.calls.append(("launch", int(kernel), tuple(sizes), int(stream), fields))
-        return (getattr(cuda.bindings.driver.CUresult, seen.status),)
+        status = seen.status if seen.context else "CUDA_ERROR_INVALID_CONTEXT"
+        return (getattr(cuda.bindings.driver.CUresult, status),)
 
     monkeypatch.setattr(cuda.core, "Device", Device)
     monkeypatch.setattr(cuda.bindings.driver, "cuLaunchKernel", launch)
@@ -340,8 +346,8 @@ def driver(monkeypatch):
 
 
 def start(index):
-    kernel = types.SimpleNamespace(handle=77)
-    nvrtc.launch(kernel, 5, 128, [1, 0, -(2**40)], torch.device("cuda", index))
+    parameter = array("q", [1, 0, -(2**40)])
+    nvrtc.launch(77, 5, 128, parameter, torch.device("cuda", index))
 
 
 def test_launch(driver):
@@ -364,12 +370,30 @@ def test_a_refused_launch_says_why(driver):
         start(0)
 
 
-def test_thread_without_context_gets_the_devices(driver):
+def test_the_current_device_needs_no_guard(driver):
+    driver.device = 1
+    start(1)
+    assert [call[0] for call in driver.calls] == ["launch"]
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_thread_without_context_gets_the_devices(current, driver):
+    driver.device = current
     start(1)
     assert ("context", 1) not in driver.calls
+    driver.calls.clear()
     driver.context = 0
     start(1)
-    assert driver.calls[-3:-1][0] == ("context", 1)
+    done = [call for call in driver.calls if call[0] in ("context", "launch")]
+    assert [call[0] for call in done] == ["launch", "context", "launch"]
+    assert done[1] == ("context", 1) and done[0] == done[2]
+
+
+def test_an_error_of_the_launch_is_not_taken_for_one_of_the_context(driver):
+    driver.status = "CUDA_ERROR_INVALID_VALUE"
+    with pytest.raises(RuntimeError, match="INVALID_VALUE"):
+        start(0)
+    assert [call[0] for call in driver.calls] == ["launch"]
 
 
 def test_import_needs_no_cuda_python():

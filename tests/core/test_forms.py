@@ -1,7 +1,8 @@
 """What is kept for problems of one form: keyed completely, bounded, and nothing is checked less.
 
-Seen to fail: strides, or the initial state, left out of the form; values of lengths not looked at
-in a warm call; a cache without a limit.
+Seen to fail: strides, or the initial state, left out of the form; which of h0, lengths and reset
+is there left out of the key of a guard; values of lengths not looked at in a warm call; a cache
+without a limit; guards without one.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ import pytest
 import torch
 
 import lightning_lrnn as lrnn
-from lightning_lrnn import backends
+from lightning_lrnn import backends, recurrence
+from lightning_lrnn.backends import recipes
 from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.pytorch import guard_of
 from lightning_lrnn.gates import IDENTITY, trace
 from lightning_lrnn.nn.cells.gilr import gilr
 
-x = torch.zeros(2, 6, 4)
-BASE = Problem(IDENTITY, "", (x, x), None, None, None, False, False)
+x, w = torch.zeros(2, 6, 4), torch.zeros(2, 6, 4)
+BASE = Problem(IDENTITY, "", (x, w), None, None, None, False, False)
 READOUT = trace(lambda h, a, b: h * b)
 OTHERS = {
     "gate": BASE._replace(gate=gilr.program),
     "readout": BASE._replace(readout=READOUT),
     "shape": BASE._replace(pre=(torch.zeros(2, 5, 4), torch.zeros(2, 5, 4))),
     "strides": BASE._replace(pre=(x, torch.zeros(6, 2, 4).transpose(0, 1))),
-    "dtype": BASE._replace(pre=(x.double(), x.double())),
-    "device": BASE._replace(pre=(x.to("meta"), x.to("meta"))),
-    "parameter": BASE._replace(pre=(torch.zeros(4), x)),
+    "dtype": BASE._replace(pre=(x.double(), w.double())),
+    "device": BASE._replace(pre=(x.to("meta"), w.to("meta"))),
+    "parameter": BASE._replace(pre=(torch.zeros(4), w)),
     "conjugate": BASE._replace(pre=(x.cfloat().conj(), x.cfloat())),
     "complex": BASE._replace(pre=(x.cfloat(), x.cfloat())),
-    "negative": BASE._replace(pre=(torch._neg_view(x), x)),
+    "negative": BASE._replace(pre=(torch._neg_view(x), w)),
     "h0": BASE._replace(h0=torch.zeros(2, 4)),
     "strides of h0": BASE._replace(h0=torch.zeros(4, 2).t()),
     "lengths": BASE._replace(lengths=torch.tensor([6, 6])),
@@ -58,6 +61,35 @@ def test_every_form_has_a_backend_of_its_own():
     gated = [backend for name, backend in made.items() if name != "device"]
     assert len(set(map(id, gated))) == len(gated)
     assert backends.prepared("serial", OTHERS["h0"]) is made["h0"]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_recipe_is_found_for_its_own_form_alone(guarded, monkeypatch):
+    if not guarded:
+        monkeypatch.setattr(recipes, "guard_of", lambda *_: None)
+    backends.forget()
+    made = {}
+    for name, problem in {"base": BASE, **OTHERS}.items():
+        assert recurrence._known(problem, "scan") is None
+        made[name] = recipes.of("scan", object(), problem)
+        recipes.keep(problem, "scan", made[name])
+        for known, recipe in made.items():
+            for _ in range(2):  # by the form, then by a guard
+                assert recurrence._known({"base": BASE, **OTHERS}[known], "scan") is recipe
+    assert recurrence._known(BASE, "serial") is None
+    backends.forget()
+
+
+def test_a_guard_tells_what_decides():
+    guard = guard_of(x, w)
+    if guard is None:
+        pytest.skip("this PyTorch has no guards")
+    assert guard(x.clone(), torch.rand_like(x))
+    for problem in OTHERS.values():
+        assert (problem.pre is BASE.pre) == guard(*problem.pre)
+    wanted = w.clone().requires_grad_()
+    for other in (None, 1.0, [1.0], w.to_sparse(), torch.nn.Parameter(w), wanted):
+        assert not guard(x, other)
 
 
 WRONG = [
@@ -103,14 +135,19 @@ def test_a_warm_call_is_that_of_the_backend_that_is_chosen_now():
 
 
 def test_as_many_forms_are_kept_as_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(backends, "FORMS", 3)
+    monkeypatch.setattr(recipes, "FORMS", 3)
+    monkeypatch.setattr(recipes, "GUARDS", 2)
     backends.forget()
     for T in range(1, 12):
-        a = torch.rand(1, T, 2)
-        for _ in range(2):
-            y, _ = lrnn.linear_recurrence(a, a)
-        torch.testing.assert_close(y[:, 0], a[:, 0])
-        assert len(backends.checked) <= 3 and len(backends._prepared) <= 3
+        for reverse in (False, True):
+            a = torch.rand(1, T, 2)
+            for _ in range(2):
+                y, _ = lrnn.linear_recurrence(a, a, reverse=reverse)
+            first = T - 1 if reverse else 0
+            torch.testing.assert_close(y[:, first], a[:, first])
+            assert len(recipes.by_form) <= 3 and len(backends._prepared) <= 3
+            assert len(recipes.by_guard) <= 3
+            assert all(len(guards) <= 2 for guards in recipes.by_guard.values())
 
 
 def test_threads_share_forms():

@@ -297,3 +297,16 @@ def test_half_precision_keeps_its_state_in_float32(backend, device):
     y, final = lrnn.linear_recurrence(one, one, backend=backend)
     assert final.dtype == torch.float32 and final.item() == 1000
     assert y.dtype == torch.bfloat16 and y[0, -1].item() == 1000
+
+
+@pytest.mark.parametrize("backend", ["scan", "serial"])
+def test_the_default_device_is_not_asked(backend):
+    """Seen to fail: room for states on the default device, a segmentation fault."""
+    a, b = (torch.rand(2, 3000, 8, requires_grad=True) for _ in range(2))
+    expected = torch.autograd.grad(lrnn.linear_recurrence(a, b, backend=backend)[0].sum(), (a, b))
+    backends.forget()
+    with torch.device("meta"):
+        y, final = lrnn.linear_recurrence(a, b, backend=backend)
+        found = torch.autograd.grad(y.sum(), (a, b))
+    assert final.device == a.device
+    assert all(torch.equal(g, e) for g, e in zip(found, expected, strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends.cpu.huge_pages import LARGE_PAGE, in_large_pages, resolved
-from lightning_lrnn.backends.cpu.launch import Launch, spread
+from lightning_lrnn.backends.cpu.launch import Launch, spread, zeros_of
 from lightning_lrnn.backends.cpu.plan import (
     Code,
     Direction,
@@ -18,6 +18,7 @@ from lightning_lrnn.backends.cpu.plan import (
     operations,
     rounded,
 )
+from lightning_lrnn.core import problem as problems
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -43,12 +44,17 @@ class Gated:
         self._code, self._division, self._parallel = compiled, division, parallel
         self._programs = problem.gate, problem.readout
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
-        self._state = state_dtype(compiled.state)
+        self._parameters = any([p.ndim < 3 for p in problem.pre])
+        x = problem.pre[self._first]
+        alike = x.is_contiguous() and x.dtype is compiled.state
+        self._alike = alike and x.nbytes < LARGE_PAGE  # `empty` need not ask
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
         self._adjoint_division = divided(
             problem.x, operations(*self._programs, backward=True), parallel=parallel
         )
+        self._state = zeros_of(problem.x, state_dtype(compiled.state))
+        self._first_state = zeros_of(problem.x, compiled.state)
         self._forward: Launch | None = None
         self._backward: dict[tuple[object, ...], Launch] = {}
 
@@ -56,9 +62,9 @@ class Gated:
         """Output, hidden states and final state."""
         _, readout, pre, h0, lengths, reset, _, _ = problem
         x = pre[self._first]
-        hidden = empty(x, self._code.state)
+        hidden = torch.empty_like(x) if self._alike else empty(x, self._code.state)
         y = empty(x, self._code.output) if readout else hidden
-        final = self._zeros(x) if h0 is None else h0.clone()
+        final = torch.empty_like(self._state)
         if self._lazy:
             pre = list(map(resolved, pre))
         tensors = [*pre, y, hidden]
@@ -66,20 +72,22 @@ class Gated:
             self._forward = self._pass(tensors, final)
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
-        self._forward(tensors, final, lengths, reset)
+        self._forward(tensors, final, h0, lengths, reset)
         return States(y, hidden, final)
 
-    def bound(self, problem: Problem, y: Tensor, hidden: Tensor, h: Tensor) -> Callable[[], None]:
+    def bound(
+        self, problem: Problem, y: Tensor, hidden: Tensor, final: Tensor
+    ) -> Callable[[], None]:
         """A forward pass over the same memory, any number of times.
 
         Args:
-            problem: without padding and resets; its h0 is not read.
+            problem: without padding and resets; its h0 contiguous.
             y: where the output goes.
             hidden: where the hidden states go; `y` itself without a readout.
-            h: the state (B, D) before; replaced by that after it.
+            final: where the state (B, D) after the last step goes.
         """
         tensors = [*map(resolved, problem.pre), y, hidden]
-        return self._pass(tensors, h).bound(tensors, h)
+        return self._pass(tensors, final).bound(tensors, final, problem.h0)
 
     def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Launch:
         n = len(tensors) - 2
@@ -96,24 +104,22 @@ class Gated:
             pre, h = list(map(resolved, pre)), resolved(h)
         dy, final, out = gradients
         dy = spread(resolved(dy))
-        c = self._zeros(h) if final is None else final.clone()
+        c = torch.empty_like(self._state)
         # Rounded as the states after it are.
-        first = (self._zeros(h) if h0 is None else h0).to(h.dtype)
+        first = self._first_state if h0 is None else h0.to(h.dtype)
         dpre = self._room_for_gradients(pre, h, out)
         tensors = [*pre, dy, h, first, *dpre]
-        form = tuple([t.stride() for t in tensors])
+        # Hooks of autograd may hand out other strides than they were given.
+        form = tuple([t.stride() for t in (*pre, dy, h, first, dpre[self._first])])
         steps = self._backward.get(form)
         if steps is None:
             steps = self._backward[form] = self._adjoint(pre, tensors, c)
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
-        steps(tensors, c, lengths, reset)
-        return [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)], c
-
-    def _zeros(self, x: Tensor) -> Tensor:
-        """A state (B, D) of zeros, for sequences (B, T, D)."""
-        B, _, D = x.shape
-        return torch.zeros((B, D), dtype=self._state)
+        steps(tensors, c, final, lengths, reset)
+        if self._parameters:
+            dpre = [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)]
+        return dpre, c
 
     def _room_for_gradients(
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
@@ -152,7 +158,7 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     What a training step allocates is freed all at once, which is enough for the allocator to return
     it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
     """
-    x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    x = problems.empty(like, dtype)
     return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
 
 

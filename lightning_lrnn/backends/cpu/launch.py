@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,12 +13,17 @@ from lightning_lrnn.backends.cpu import threads, walk
 from lightning_lrnn.backends.cpu.plan import Code, Direction, Division, rounded
 from lightning_lrnn.backends.operands import STORAGE
 
-__all__ = ["Launch", "spread"]
+__all__ = ["Launch", "spread", "zeros_of"]
 
 LARGE = 1 << 22
 """Bytes of an output from which it is written by non-temporal stores."""
-SCRATCH, STATES, H, LENGTHS, RESTARTS, NONTEMPORAL = map(
-    walk.FIELDS.index, ("scratch", "states", "h", "lengths", "restarts", "nontemporal")
+FIRST = len(walk.FIELDS)
+"""The word of the address of the first tensor; every fourth from there is one."""
+SMALL = 1 << 12
+"""Bytes of room for states up to which it is copied with the problem."""
+SCRATCH, STATES, INITIAL, H, LENGTHS, RESTARTS, NONTEMPORAL = map(
+    walk.FIELDS.index,
+    ("scratch", "states", "initial", "h", "lengths", "restarts", "nontemporal"),
 )
 
 
@@ -49,21 +55,25 @@ class Launch:
         B, T, D = x.shape
         parts = -(-T // chunk)
         self._walker = walk.walker(STORAGE[h.dtype])
-        self._between = (parts - 1) * h.numel()
-        self._room = self._between + self._workers * 3 * rounded(width)
+        between = (parts - 1) * h.numel()
+        room = between + self._workers * 3 * rounded(width)
+        self._between, self._room, self._dtype = between * h.itemsize, room, h.dtype
+        self._zeros = zeros_of(x, h.dtype)
         backward, reverse, inside = direction
         step = 1 if reverse is backward else -1
         work = {"parts": parts, "chunk": chunk, "blocks": blocks, "width": width}
-        sizes = {"B": B, "T": T, "D": D}
+        sizes = {"B": B, "T": T, "D": D, "code": code.address}
         way = {"direction": step, "backward": backward, "inside": inside}
         self._words = walk.problem(
-            {**work, **sizes, **way, "code": code.address},
+            {**work, **sizes, **way, "initial": self._zeros.data_ptr()},
             [_place(x) for x in tensors],
             written,
             (parts + 1) * B * blocks,
         )
-        first = len(walk.FIELDS)
-        self._addresses = [first + 4 * i for i in range(len(tensors))]
+        # A little room stands behind the problem: no tensor to allocate.
+        self._behind = 8 * len(self._words) if room * h.itemsize <= SMALL else 0
+        if self._behind:
+            self._words.frombytes(bytes(-(-room * h.itemsize // 8) * 8))
         self._written, self._alignment = written, code.alignment
         self._large = _large([y for i in written if (y := tensors[i]) is not None], code.alignment)
 
@@ -71,6 +81,7 @@ class Launch:
         self,
         tensors: Sequence[Tensor | None],
         h: Tensor,
+        initial: Tensor | None = None,
         lengths: Tensor | None = None,
         restarts: Tensor | None = None,
     ) -> None:
@@ -78,54 +89,86 @@ class Launch:
 
         Args:
             tensors: in the order of those of the first call.
-            h: states (B, D) before the pass, replaced by those after it.
+            h: where the states (B, D) after the pass go.
+            initial: those before it, zeros if None; `h` itself may be given.
             lengths: int64 (B,), none beyond the sequence.
             restarts: bool (B, T), where no state passes into a step of the forward pass.
         """
-        words, alive = self._addressed(tensors, h, lengths, restarts)
-        if self._workers == 1:
-            self._walker(words.buffer_info()[0], 0)
-        else:
-            threads.run(self._walker, words, self._workers, alive)
-
-    def bound(self, tensors: Sequence[Tensor | None], h: Tensor) -> Callable[[], None]:
-        """The pass over the same memory, any number of times."""
-        words, alive = self._addressed(tensors, h, None, None)
-
-        def run() -> None:
-            threads.run(self._walker, words[:], self._workers, alive)
-
-        return run
-
-    def _addressed(
-        self,
-        tensors: Sequence[Tensor | None],
-        h: Tensor,
-        lengths: Tensor | None,
-        restarts: Tensor | None,
-    ) -> tuple[array[int], object]:
-        """The problem of `walk` with all addresses, and what must stay alive meanwhile."""
-        words, scratch = self._words[:], torch.empty(self._room, dtype=h.dtype)
-        states = scratch.data_ptr()
-        words[SCRATCH], words[STATES] = states + self._between * h.itemsize, states
-        words[H] = h.data_ptr()
+        words = self._words[:]
+        room = self._write(words, tensors, h, initial)
         if lengths is not None:
             words[LENGTHS] = lengths.data_ptr()
         if restarts is not None:
             words[RESTARTS] = restarts.data_ptr()
-        for at, x in zip(self._addresses, tensors, strict=True):
+        if self._workers == 1:
+            self._walker(words.buffer_info()[0], 0)
+        else:
+            alive = tensors, h, initial, lengths, restarts, room
+            threads.run(self._walker, words, self._workers, alive)
+
+    def bound(
+        self, tensors: Sequence[Tensor | None], h: Tensor, initial: Tensor | None
+    ) -> Callable[[], None]:
+        """The pass over the same memory, any number of times."""
+
+        def run() -> None:
+            words = fresh[:]
+            room = self._place_states(words)
+            threads.run(self._walker, words, self._workers, (alive, room))
+
+        fresh, alive = self._words[:], (tensors, h, initial)
+        self._write(fresh, tensors, h, initial)
+        return run
+
+    def _write(
+        self,
+        words: array[int],
+        tensors: Sequence[Tensor | None],
+        h: Tensor,
+        initial: Tensor | None,
+    ) -> Tensor | None:
+        """The addresses that every call has; what must stay alive beside the arguments."""
+        if initial is not None:
+            words[INITIAL] = initial.data_ptr()
+        words[H] = h.data_ptr()
+        at = FIRST
+        for x in tensors:
             if x is not None:
-                address = x.data_ptr()
-                if not address:
-                    raise ValueError(
-                        "the storage of a tensor was freed: a sharded module has it in its "
-                        "forward pass only"
-                    )
-                words[at] = address
+                words[at] = x.data_ptr() or _freed()
+            at += 4
         if self._large:
-            addresses = [words[self._addresses[i]] for i in self._written]
+            addresses = [words[FIRST + 4 * i] for i in self._written]
             words[NONTEMPORAL] = all(address % self._alignment == 0 for address in addresses)
-        return words, (tensors, h, lengths, restarts, scratch)
+        return self._place_states(words)
+
+    def _place_states(self, words: array[int]) -> Tensor | None:
+        """Room for the states between parts and those that threads work on."""
+        room = None
+        if self._behind:
+            states = words.buffer_info()[0] + self._behind
+        else:
+            room = torch.empty(self._room, dtype=self._dtype, device="cpu")
+            states = room.data_ptr()
+        words[STATES], words[SCRATCH] = states, states + self._between
+        return room
+
+
+def zeros_of(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A state (B, D) of zeros for sequences (B, T, D), which nothing writes."""
+    B, _, D = x.shape
+    size = B * D * dtype.itemsize
+    return _zeros(1 << size.bit_length())[:size].view(dtype).view(B, D)
+
+
+@cache
+def _zeros(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.uint8, device="cpu")
+
+
+def _freed() -> int:
+    raise ValueError(
+        "the storage of a tensor was freed: a sharded module has it in its forward pass only"
+    )
 
 
 def _place(x: Tensor | None) -> tuple[int, int, int, int]:

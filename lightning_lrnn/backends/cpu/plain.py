@@ -153,7 +153,7 @@ def _row_pass(
     division = divided(x, operations(IDENTITY, "", backward=backward), parallel=True)
     compiled = code((IDENTITY, ""), [a, a], division, backward=backward, exclusive=exclusive)
     assert compiled is not None
-    Launch(compiled, division, direction, tensors, written, h)(tensors, h)
+    Launch(compiled, division, direction, tensors, written, h)(tensors, h, h)
 
 
 def _columns(x: Tensor) -> int:
@@ -203,5 +203,5 @@ def _fold_pass(
     tensors, written = [*inputs, *outputs], range(len(inputs), len(inputs) + len(outputs))
     state = torch.cat([h] * (W // D), 1)
     whole = direction._replace(inside=True)
-    Launch(compiled, division, whole, tensors, written, state)(tensors, state)
+    Launch(compiled, division, whole, tensors, written, state)(tensors, state, state)
     h.copy_(state[:, :D])

@@ -51,17 +51,18 @@ YIELDS = "sched_yield", "SwitchToThread"
 """Functions of the C library, or of Windows, that offer it."""
 FIELDS = (
     *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
-    "states", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward", "inside",
-    "nontemporal", "places", "outputs",
+    "states", "initial", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward",
+    "inside", "nontemporal", "places", "outputs",
 )  # fmt: skip
 """Of a problem, 64-bit integers: what `threads` writes; how many pieces are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
 of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
-the states between parts (parts - 1, B, D), of the state before the first part (B, D), which that
-after the last replaces, of lengths and of bytes (B, T) that say whether no state passes into a
-step of time, both 0 if there are none; sizes; the walk's direction (1 or -1) of time; whether it
-is backward, whether then all states before a step stand inside the emitted ones, and whether
-outputs are written by non-temporal stores; how many places and outputs follow.
+the states between parts (parts - 1, B, D), of the state before the first part (B, D), of where that
+after the last goes (B, D), which may be the same place, of lengths and of bytes (B, T) that say
+whether no state passes into a step of time, both 0 if there are none; sizes; the walk's direction
+(1 or -1) of time; whether it is backward, whether then all states before a step stand inside the
+emitted ones, and whether outputs are written by non-temporal stores; how many places and outputs
+follow.
 
 There follow four integers of each place; the indices of those places that are 0 at padded steps;
 and a flag for each piece, and those of one more part, raised when the state before it is there."""
@@ -372,11 +373,11 @@ class _Walk:
         first, last = part.equals(0), part.equals(self.parts - 1)
         column, layer = row * self.D + low, self.B * self.D
 
-        def place(final: Any, between: _Word) -> _Word:
-            inner = self.states + (between * layer + column) * self.size
-            return (self.h + column * self.size).chosen(final, inner)
+        def between(part: _Word) -> _Word:
+            return self.states + (part * layer + column) * self.size
 
-        before, after = place(first, part - 1), place(last, part)
+        before = (self.initial + column * self.size).chosen(first, between(part - 1))
+        after = (self.h + column * self.size).chosen(last, between(part))
         mine, following = self.flags + piece * 8, self.flags + (piece + self.units) * 8
         work = _Piece(row, part, low, n, begin, end, steps, before, after, mine, following, first)
         what = self.begin(work, last)

@@ -19,7 +19,7 @@ from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.problem import Gradients, Problem, States, empty
 
 __all__ = ["FIELDS", "Kernels", "backend", "fields"]
 
@@ -59,57 +59,60 @@ class Kernels:
     def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
+        self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
+        self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
+        self._passes: dict[tuple[object, ...], _Launch] = {}
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state, in one kernel."""
-        pre, x = _plain(problem.pre), problem.x
+        pre = _plain(problem.pre) if self._lazy else problem.pre
+        x = pre[self._first]
         B, T, D = x.shape
         layout = layout_of((B, T, D), problem.lengths, pre, reverse=problem.reverse)
-        code, how = self._planned("forward", problem, layout)
-        hidden = x.new_empty((B, T, D), dtype=DTYPE[code.state])
-        y = x.new_empty((B, T, D), dtype=DTYPE[code.output]) if problem.readout else hidden
-        final = x.new_empty((B, D), dtype=STATE[hidden.dtype])
-        words = _Words(problem, pre)
-        words.set(initial=problem.h0, final=final, emitted=hidden, row=T * D, step=D)
-        if problem.readout:
-            words.set(y=y)
-        words.launch(how)
+        launch = self._passes.get((layout,))
+        if launch is None:
+            launch = self._passes[layout,] = self._planned("forward", problem, layout)
+            launch.tell_strides(pre, row=T * D, step=D)
+        hidden = empty(x, launch.state)
+        y = empty(x, launch.output) if problem.readout else hidden
+        final = x.new_empty_strided((B, D), (D, 1), dtype=STATE[launch.state])
+        launch((*pre, *problem.optional, hidden, final, y if problem.readout else None))
         return States(y, hidden, final)
 
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0: the adjoint, in one kernel the other way."""
-        pre, x = _plain(problem.pre), problem.x
-        h, dy = _plain((h, gradients.y))
+        *pre, h, dy = _plain((*problem.pre, h, gradients.y))
+        B, T, D = h.shape
         out = gradients.out or [None] * len(pre)
         given = [g for g in out if g is not None]
-        B, T, D = x.shape
         tensors = [*pre, h, dy, *given]
         layout = layout_of((B, T, D), problem.lengths, tensors, reverse=not problem.reverse)
-        _, how = self._planned("backward", problem, layout)
-        dh0 = h.new_empty((B, D), dtype=STATE[h.dtype])
+        # Hooks of autograd may hand out other strides than they were given.
+        form = layout, *[x.stride() for x in tensors]
+        launch = self._passes.get(form)
+        if launch is None:
+            launch = self._passes[form] = self._planned("backward", problem, layout)
+            row, step = given[0].stride()[:2] if given else (T * D, D)
+            launch.tell_strides((*pre, h, dy), row=row, step=step)
+        dh0 = h.new_empty_strided((B, D), (D, 1), dtype=STATE[h.dtype])
         # A tile that is all padding leaves its sums as they are.
         dpre = [
-            p.new_zeros((how.tiles, B, D), dtype=_sum_dtype(p, h))
+            p.new_zeros((launch.tiles, B, D), dtype=_sum_dtype(p, h))
             if p.ndim < 3
-            else (p.new_empty((B, T, D)) if target is None else target)
+            else (empty(p, p.dtype) if target is None else target)
             for p, target in zip(pre, out, strict=True)
         ]
-        row, step = given[0].stride()[:2] if given else (T * D, D)
-        words = _Words(problem, pre)
-        words.set_input("dy", dy)
-        words.set_input("e", h)
-        words.set(initial=gradients.final, final=dh0, h0=problem.h0, row=row, step=step)
-        words.set(**{f"dpre[{i}]": g for i, g in enumerate(dpre)})
-        words.launch(how)
+        launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre))
         return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
 
-    def _planned(self, step: str, problem: Problem, layout: str) -> tuple[Fused, Plan]:
+    def _planned(self, step: str, problem: Problem, layout: str) -> _Launch:
         resets, lengths = problem.reset is not None, problem.lengths is not None
         kind = Pass(step, self._parallel, resets, layout, lengths)
         B, T, D = problem.x.shape
-        return _planned(*self._programs, self._operands, kind, (B, T, D))
+        code, how = _planned(*self._programs, self._operands, kind, (B, T, D))
+        return _Launch(step, code, how, problem)
 
 
 @lru_cache(maxsize=4096)  # shapes are many where lengths vary
@@ -124,42 +127,73 @@ def _planned(
     return code, plan(code, operands, kind, shape)
 
 
-class _Words:
-    """`struct Problem`, by the names of its fields; 0 where nothing is set."""
+ADDRESSES = {
+    "forward": ("initial", "lengths", "reset", "emitted", "final", "y"),
+    "backward": ("h0", "lengths", "reset", "e.data", "dy.data", "initial", "final"),
+}
+"""The fields of the addresses that follow on those of the pre-activations."""
 
-    def __init__(self, problem: Problem, pre: Sequence[Tensor]) -> None:
-        self.device = problem.x.device
-        self._at = fields(len(pre))
-        self._words = array("q", bytes(8 * len(self._at)))
+
+class _Launch:
+    """A kernel, and `struct Problem` but for its addresses, of problems of one form.
+
+    Attributes:
+        state: dtype of the hidden states.
+        output: dtype of what a readout makes of them.
+        tiles: of time.
+    """
+
+    def __init__(self, step: str, code: Fused, how: Plan, problem: Problem) -> None:
+        self.state, self.output, self.tiles = DTYPE[code.state], DTYPE[code.output], how.tiles
+        self._how, self._device = how, problem.x.device
+        self._kernel = _kernel(how.macros, self._device)
+        self._inputs = len(problem.pre)
+        self._at = at = fields(self._inputs)
+        names = [f"pre[{i}].data" for i in range(self._inputs)] + [*ADDRESSES[step]]
+        if step == "backward":
+            names += [f"dpre[{i}]" for i in range(self._inputs)]
+        self._addresses = [at[name] for name in names]
+        self._words = array("q", bytes(8 * len(at)))
         B, T, D = problem.x.shape
-        for i, p in enumerate(pre):
-            self.set_input(f"pre[{i}]", p)
-        self.set(lengths=problem.lengths, reset=problem.reset, B=B, T=T, D=D)
-        self.set(reverse=int(problem.reverse), exclusive=int(problem.exclusive))
+        flags = {"reverse": int(problem.reverse), "exclusive": int(problem.exclusive)}
+        self._tell(B=B, T=T, D=D, **flags)
 
-    def set(self, **values: Tensor | int | None) -> None:
-        """Numbers, and addresses of tensors."""
-        for name, value in values.items():
-            word = value.data_ptr() if isinstance(value, Tensor) else value or 0
-            self._words[self._at[name]] = word
+    def _tell(self, **numbers: int) -> None:
+        for name, number in numbers.items():
+            self._words[self._at[name]] = number
 
-    def set_input(self, name: str, x: Tensor) -> None:
-        """An address, and strides in bytes; 0 along which x is the same."""
-        size, strides = x.itemsize, x.stride()
-        at = self._at[f"{name}.data"]
-        self._words[at] = x.data_ptr()
-        self._words[at + 1] = size * strides[0] if x.ndim > 1 else 0
-        self._words[at + 2] = size * strides[1] if x.ndim > 2 else 0
-        self._words[at + 3] = size * strides[-1]
+    def tell_strides(self, tensors: Sequence[Tensor], *, row: int, step: int) -> None:
+        """Of tensors: in bytes, 0 along which one is the same.
 
-    def launch(self, how: Plan) -> None:
-        """Launches the kernel of a plan."""
-        kernel = _kernel(how.macros, self.device)
-        if how.words:
+        Args:
+            tensors: the pre-activations; backward also the hidden states and the gradient of y.
+            row: elements between the rows of what is written.
+            step: and between its steps.
+        """
+        names = [f"pre[{i}]" for i in range(self._inputs)] + ["e", "dy"]
+        for name, x in zip(names, tensors, strict=False):
+            at, size, strides = self._at[f"{name}.data"], x.itemsize, x.stride()
+            self._words[at + 1] = size * strides[0] if x.ndim > 1 else 0
+            self._words[at + 2] = size * strides[1] if x.ndim > 2 else 0
+            self._words[at + 3] = size * strides[-1]
+        self._tell(row=row, step=step)
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> None:
+        """Launches the kernel.
+
+        Args:
+            tensors: the pre-activations, then those that `ADDRESSES` names, backward the gradients
+                of the pre-activations too; None for none.
+        """
+        words = self._words[:]
+        for at, x in zip(self._addresses, tensors, strict=True):
+            if x is not None:
+                words[at] = x.data_ptr()
+        if self._how.words:
             # Zeroed in stream order, and the launch's own: one in flight may read an older one.
-            workspace = torch.zeros(how.words, dtype=torch.int64, device=self.device)
-            self.set(workspace=workspace)
-        nvrtc.launch(kernel, how.grid, how.block, self._words, self.device)
+            workspace = torch.zeros(self._how.words, dtype=torch.int64, device=self._device)
+            words[self._at["workspace"]] = workspace.data_ptr()
+        nvrtc.launch(self._kernel, self._how.grid, self._how.block, words, self._device)
 
 
 def _kernel(variant: nvrtc.Macros, device: torch.device) -> object:

@@ -14,11 +14,12 @@ capability.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import importlib
 import io
 import sys
 import threading
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -38,6 +39,7 @@ __all__ = [
     "compile_program",
     "kernel",
     "launch",
+    "load",
     "missing",
     "missing_for",
     "version",
@@ -52,6 +54,9 @@ STANDARD = "c++17"
 _lock = threading.RLock()
 """Reentrant: a signal handler may need a kernel while its own thread compiles one."""
 _kernels: dict[tuple[str, Macros, tuple[int, int]], Any] = {}
+_CURRENT = contextlib.nullcontext()
+_alive: list[Any] = []
+"""What owns the loaded code, of which others have the driver's handles."""
 
 
 class CompileError(RuntimeError):
@@ -198,7 +203,7 @@ def kernel(source: str, macros: Macros, capability: tuple[int, int]) -> Any:
             found = _kernels.get(variant)
             if found is None:
                 code = cubin(source, macros, architecture(capability))
-                found = _kernels[variant] = _load(code, Path(source).stem)
+                found = _kernels[variant] = load(code, Path(source).stem)
     return found
 
 
@@ -207,19 +212,22 @@ def loaded(source: str, macros: Macros, capability: tuple[int, int]) -> Any | No
     return _kernels.get((source, macros, capability))
 
 
-def _load(code: bytes, name: str) -> Any:
+def load(code: bytes, name: str) -> Any:
+    """The driver's handle of a kernel in machine code, for `launch`; loaded as long as we live."""
     from cuda.core import ObjectCode
 
-    return ObjectCode.from_cubin(code, name=name).get_kernel(name)
+    function = ObjectCode.from_cubin(code, name=name).get_kernel(name)
+    _alive.append(function)
+    return _driver().CUfunction(int(function.handle))
 
 
 def launch(
-    function: Any, grid: int, block: int, parameter: Sequence[int], device: torch.device
+    function: Any, grid: int, block: int, parameter: array[int], device: torch.device
 ) -> None:
     """Launches a kernel on PyTorch's current stream of a device; does not wait for it.
 
     Args:
-        function: from `kernel`. It takes one parameter, a struct of 64-bit fields.
+        function: from `kernel` or `load`. It takes one parameter, a struct of 64-bit fields.
         grid: number of blocks.
         block: number of threads in a block.
         parameter: the fields, pointers among them (0 for none). Neither their number nor their
@@ -229,41 +237,42 @@ def launch(
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
-    import torch
-    from cuda.bindings import driver
-
-    struct = (ctypes.c_int64 * len(parameter))(*parameter)
-    parameters = ctypes.c_void_p(ctypes.addressof(struct))
-    with torch.cuda.device(device):
-        _ensure_context(device.index)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        # The driver copies the parameter before it returns.
-        (status,) = driver.cuLaunchKernel(
-            driver.CUfunction(int(function.handle)),
-            *(grid, 1, 1),
-            *(block, 1, 1),
-            0,
-            driver.CUstream(stream),
-            ctypes.addressof(parameters),
-            0,
-        )
+    driver, pytorch, index = _driver(), _pytorch(), device.index
+    # The driver copies what the pointer points to before it returns.
+    pointer = array("q", [parameter.buffer_info()[0]])
+    with _CURRENT if pytorch.current_device() == index else pytorch.torch.cuda.device(device):
+        stream = driver.CUstream(pytorch.current_stream(index))
+        given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
+        (status,) = driver.cuLaunchKernel(*given)
+        if status != driver.CUresult.CUDA_SUCCESS and _without_context(index):
+            (status,) = driver.cuLaunchKernel(*given)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
 
 
-def _ensure_context(index: int) -> None:
-    """Gives the calling thread the device's context if it has none yet.
+def _without_context(index: int) -> bool:
+    """Whether the calling thread had no context; it has the device's then.
 
     A thread whose tensors all came from PyTorch's cache has made no CUDA call before the launch. A
     context that is current, PyTorch's or another library's choice, is left as it is.
     """
-    from cuda.bindings import driver
+    _, context = _driver().cuCtxGetCurrent()
+    if int(context):
+        return False
+    from cuda.core import Device
 
-    _, context = driver.cuCtxGetCurrent()
-    if not int(context):
-        from cuda.core import Device
+    Device(index).set_current()
+    return True
 
-        Device(index).set_current()
+
+@cache
+def _driver() -> Any:
+    return importlib.import_module("cuda.bindings.driver")
+
+
+@cache
+def _pytorch() -> Any:
+    return importlib.import_module("lightning_lrnn.core.pytorch")
 
 
 @cache

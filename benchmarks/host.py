@@ -1,0 +1,145 @@
+"""What a call costs the host: microseconds of small recurrences, whose computation takes none.
+
+    python benchmarks/host.py [--rounds N] [--json FILE]
+
+Of `linear_recurrence` and of a fused gate at (1, 4, 8) in float32, by the CPU's backend, and by
+CUDA's on tensors of the CPU with a driver that does nothing: so its part of a call is measured
+without a device, but for what PyTorch's allocator and the driver take there. Beside them what
+PyTorch takes for an operator of its own, and for an autograd function that allocates the same
+outputs and does nothing else: no differentiable call in Python takes less. "backward" is a backward
+pass without what PyTorch's engine takes for that function. All in turn; medians of rounds, and all
+rounds in benchmarks/results/host.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import Clock, about, environment, in_turn, repeated
+
+import lightning_lrnn as lrnn
+from lightning_lrnn import backends
+from lightning_lrnn.backends import compiled
+from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.core import pytorch
+from lightning_lrnn.nn.cells.gilr import gilr
+
+RESULTS = Path(__file__).parent / "results" / "host.json"
+SHAPE = (1, 4, 8)
+CALLS = 500
+"""In a sample."""
+
+
+class Nothing(torch.autograd.Function):
+    """Allocates what a recurrence does, and computes nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, final = torch.empty_like(a), a.new_empty(a.shape[0], a.shape[2])
+        ctx.save_for_backward(a, y)
+        return y, final
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        a, y = ctx.saved_tensors
+        return torch.empty_like(a), torch.empty_like(y)
+
+
+class Driver:
+    """A driver for CUDA that does nothing; the rest of it is the real one's."""
+
+    def __init__(self) -> None:
+        from cuda.bindings import driver
+
+        self.CUstream, self.CUresult = driver.CUstream, driver.CUresult
+        self.done = (driver.CUresult.CUDA_SUCCESS,)
+
+    def cuLaunchKernel(self, *_: Any) -> tuple[Any]:
+        return self.done
+
+
+def pretend_cuda() -> None:
+    """From now on tensors of the CPU are computed as those of CUDA are."""
+    driver = Driver()
+    nvrtc._driver = lambda: driver
+    launch._kernel = lambda *_: 0
+    pytorch.current_device, pytorch.current_stream = lambda: None, lambda _: 0
+    compiled._maker = lambda _: launch.backend
+    backends.forget()
+
+
+def calls() -> dict[str, Callable[..., Any]]:
+    return {
+        "linear": lambda a, b: lrnn.linear_recurrence(a, b, backend="scan"),
+        "gated": lambda a, b: lrnn.gated_recurrence(gilr, a, b, backend="scan"),
+    }
+
+
+def measured(contenders: dict[str, Callable[..., Any]], rounds: int) -> dict[str, list[float]]:
+    """Samples in seconds of one call: without a gradient, with one, and with its backward pass."""
+    pre = [torch.rand(SHAPE) for _ in range(2)]
+    leaves = [p.clone().requires_grad_() for p in pre]
+    ones = torch.ones(SHAPE)
+    runs = {}
+    for name, function in contenders.items():
+
+        def both(function: Callable[..., Any] = function) -> None:
+            y = function(*leaves)
+            torch.autograd.grad(y[0] if isinstance(y, tuple) else y, leaves, ones)
+
+        runs[f"{name}, without"] = lambda function=function: function(*pre)
+        runs[f"{name}, differentiable"] = lambda function=function: function(*leaves)
+        runs[f"{name}, both"] = both
+    for run in runs.values():
+        for _ in range(20):
+            run()
+    timed = {name: repeated(run, CALLS, "cpu") for name, run in runs.items()}
+    samples = in_turn(Clock("cpu"), timed, rounds, "host")
+    return {name: [s / CALLS for s in times] for name, times in samples.items()}
+
+
+def rows(samples: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """Microseconds of a call without a gradient, with one, and of its backward pass alone."""
+    us = {name: 1e6 * statistics.median(times) for name, times in samples.items()}
+    engine = us["nothing, both"] - us["nothing, differentiable"]
+    names = dict.fromkeys(name.rsplit(",", 1)[0] for name in us)
+    found = {}
+    for name in names:
+        one, two, both = (us[f"{name}, {what}"] for what in ("without", "differentiable", "both"))
+        found[name] = one, two, both - two - engine
+    return found
+
+
+def show(report: dict[str, Any]) -> None:
+    print(about(report))
+    print(f"{'microseconds of a call':30}{'without':>12}{'differentiable':>17}{'backward':>11}")
+    for name, times in rows(report["samples_in_seconds"]).items():
+        one, two, three = (f"{time:.1f}" for time in times)
+        print(f"{name:30}{one:>12}{two:>17}{three:>11}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    c = torch.rand(SHAPE)
+    baselines = {"addcmul": lambda a, b: torch.addcmul(b, a, c), "nothing": Nothing.apply}
+    ours = calls()
+    samples = measured({**baselines, **ours}, options.rounds)
+    pretend_cuda()
+    samples |= measured({f"{name}, CUDA": call for name, call in ours.items()}, options.rounds)
+    report = {**environment("cpu"), "calls": CALLS, "samples_in_seconds": samples}
+    options.json.write_text(json.dumps(report) + "\n")
+    show(report)
+
+
+if __name__ == "__main__":
+    main()
