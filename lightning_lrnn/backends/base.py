@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_lrnn.core.problem import Gradients, Problem, States
 
-__all__ = ["Backend", "BackendError", "Prepared", "Request"]
+__all__ = ["Backend", "BackendError", "Pairs", "Prepared", "Request"]
 
 
 class BackendError(RuntimeError):
@@ -46,6 +46,31 @@ class Prepared(Protocol):
 
         Pre-activations that `lightning_lrnn.gates.derivative.needed` leaves out have a shape and a
         dtype, but no values.
+        """
+        ...
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """What is prepared may have these, too: a recurrence over ranks then takes fewer passes.
+
+    Each may return None, where what it has is not finite: it is then computed by `Prepared`.
+    """
+
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+        """A and B (B, D), in the dtype of the state, of what the steps make of h: A h + B.
+
+        A row in which the state starts anew has A = 0; one without valid steps A = 1 and B = 0.
+        """
+        ...
+
+    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+        """C (B, D): the gradient of the state before the steps, that of the last being 0.
+
+        Args:
+            problem: of the forward pass.
+            h: its hidden states.
+            dy: the gradient of its output.
         """
         ...
 

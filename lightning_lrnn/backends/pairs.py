@@ -1,7 +1,8 @@
-"""What a stretch of time does to the state that comes in, h -> A h + B, by what all backends have.
+"""What a stretch of time does to the state that comes in, h -> A h + B.
 
-A and B are final states, B of the recurrence from 0 and A of its decays alone from 1. Backward, the
-gradient c of the state goes through the same stretch the other way, c -> conj(A) * c + C.
+What a backend has prepared may compute that (`base.Pairs`). Else A and B are final states, B of the
+recurrence from 0 and A of its decays alone from 1. Backward, the gradient c of the state goes
+through the same stretch the other way, c -> conj(A) * c + C.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import prepared
+from lightning_lrnn.backends.base import Pairs
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import parse, pruned
 
@@ -25,7 +27,12 @@ def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
         name: of the backend.
         problem: the stretch; h0, readout and `exclusive` are not read.
     """
-    alone = problem._replace(readout="", h0=None, exclusive=False)
+    problem = problem._replace(h0=None)
+    backend = prepared(name, problem)
+    found = backend.pair(problem) if isinstance(backend, Pairs) else None
+    if found is not None:
+        return found
+    alone = problem._replace(readout="", exclusive=False)
     B = prepared(name, alone).forward(alone).final
     decays = _decays(alone)
     ones = torch.ones(B.shape, dtype=decays.state_dtype, device=B.device)
@@ -43,7 +50,11 @@ def adjoint_impulse(name: str, problem: Problem, h: Tensor, dy: Tensor) -> Tenso
         h: its hidden states.
         dy: gradient of its output.
     """
-    return prepared(name, problem).backward(problem, h, Gradients(dy, None))[1]
+    backend = prepared(name, problem)
+    found = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
+    if found is not None:
+        return found
+    return backend.backward(problem, h, Gradients(dy, None))[1]
 
 
 def _decays(problem: Problem) -> Problem:

@@ -121,6 +121,58 @@ class Gated:
             dpre = [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)]
         return dpre, c
 
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+        """What the problem's steps do to whatever state comes in, A h + B; None if not finite.
+
+        The inputs are read once, and nothing is written but A and B (B, D).
+        """
+        _, _, pre, _, lengths, reset, _, _ = problem
+        pre = list(map(resolved, pre))
+        # Where hidden states would go: not written.
+        tensors = [*pre, pre[self._first], pre[self._first]]
+        direction = Direction(backward=False, reverse=self._flags[0], inside=True)
+        written = (len(pre),)
+        launch = self._of_pairs(pre, tensors, written, direction)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        return _folded(launch.pairs(tensors, lengths, reset))
+
+    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+        """C of the steps' adjoint, c -> conj(A) c + C; None if not finite. Likewise."""
+        _, _, pre, _, lengths, reset, _, _ = problem
+        pre, h, dy = list(map(resolved, pre)), resolved(h), spread(resolved(dy))
+        gradients = [h if p.ndim == 3 else None for p in pre]
+        tensors = [*pre, dy, h, self._first_state, *gradients]
+        written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
+        reverse, exclusive = self._flags
+        direction = Direction(backward=True, reverse=reverse, inside=exclusive)
+        launch = self._of_pairs(pre, tensors, written, direction)
+        if lengths is not None or reset is not None:
+            lengths, reset = _masks(problem)
+        found = _folded(launch.pairs(tensors, lengths, reset))
+        return None if found is None else found[1]
+
+    def _of_pairs(
+        self,
+        pre: Sequence[Tensor],
+        tensors: Sequence[Tensor | None],
+        written: Sequence[int],
+        direction: Direction,
+    ) -> Launch:
+        form = direction, *[None if t is None else t.stride() for t in tensors]
+        launch = self._backward.get(form)
+        if launch is None:
+            backward = direction.backward
+            division = self._adjoint_division if backward else self._division
+            exclusive = self._flags[1]
+            compiled = code(
+                self._programs, pre, division, backward=backward, exclusive=exclusive, pairs=True
+            )
+            assert compiled is not None
+            launch = Launch(compiled, division, direction, tensors, written, self._state)
+            self._backward[form] = launch
+        return launch
+
     def _room_for_gradients(
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
     ) -> list[Tensor]:
@@ -160,6 +212,18 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     """
     x = problems.empty(like, dtype)
     return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
+
+
+def _folded(pairs: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The pair of parts (parts, 2, B, D) that follow on each other; None if it is not finite."""
+    while len(pairs) > 1:
+        last = pairs[len(pairs) // 2 * 2 :]
+        (A1, B1), (A2, B2) = (pairs[i : len(pairs) - len(last) : 2].unbind(1) for i in (0, 1))
+        pairs = torch.cat([torch.stack([A2 * A1, A2 * B1 + B2], 1), last])
+    if not pairs.isfinite().all():
+        return None
+    A, B = pairs[0].unbind()
+    return A, B
 
 
 def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:

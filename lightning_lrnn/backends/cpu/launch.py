@@ -21,9 +21,9 @@ FIRST = len(walk.FIELDS)
 """The word of the address of the first tensor; every fourth from there is one."""
 SMALL = 1 << 12
 """Bytes of room for states up to which it is copied with the problem."""
-SCRATCH, STATES, INITIAL, H, LENGTHS, RESTARTS, NONTEMPORAL = map(
+SCRATCH, STATES, INITIAL, H, PAIRS, LENGTHS, RESTARTS, NONTEMPORAL = map(
     walk.FIELDS.index,
-    ("scratch", "states", "initial", "h", "lengths", "restarts", "nontemporal"),
+    ("scratch", "states", "initial", "h", "pairs", "lengths", "restarts", "nontemporal"),
 )
 
 
@@ -54,6 +54,7 @@ class Launch:
         assert x is not None
         B, T, D = x.shape
         parts = -(-T // chunk)
+        self._pairs = parts, 2, B, D
         self._walker = walk.walker(STORAGE[h.dtype])
         between = (parts - 1) * h.numel()
         room = between + self._workers * 3 * rounded(width)
@@ -96,6 +97,32 @@ class Launch:
         """
         words = self._words[:]
         room = self._write(words, tensors, h, initial)
+        self._run(words, lengths, restarts, (tensors, h, initial, room))
+
+    def pairs(
+        self,
+        tensors: Sequence[Tensor | None],
+        lengths: Tensor | None = None,
+        restarts: Tensor | None = None,
+    ) -> Tensor:
+        """What each part of time does to whatever state comes in: (parts, 2, B, D), A before B.
+
+        Nothing else is written; the code must be one that was made for pairs.
+        """
+        found = torch.empty(self._pairs, dtype=self._dtype, device="cpu")
+        words = self._words[:]
+        room = self._write(words, tensors, found, None)
+        words[PAIRS] = found.data_ptr()
+        self._run(words, lengths, restarts, (tensors, found, room))
+        return found
+
+    def _run(
+        self,
+        words: array[int],
+        lengths: Tensor | None,
+        restarts: Tensor | None,
+        alive: tuple[object, ...],
+    ) -> None:
         if lengths is not None:
             words[LENGTHS] = lengths.data_ptr()
         if restarts is not None:
@@ -103,7 +130,7 @@ class Launch:
         if self._workers == 1:
             self._walker(words.buffer_info()[0], 0)
         else:
-            alive = tensors, h, initial, lengths, restarts, room
+            alive = *alive, lengths, restarts
             threads.run(self._walker, words, self._workers, alive)
 
     def bound(

@@ -90,10 +90,15 @@ def code(
     *,
     backward: bool,
     exclusive: bool,
+    pairs: bool = False,
 ) -> Code | None:
-    """Steps for a gate and a readout, or None if PyTorch shall evaluate them."""
+    """Steps for a gate and a readout, or None if PyTorch shall evaluate them.
+
+    `pairs`: whether pairs are asked for though time is not divided.
+    """
     operands = tuple([OPERAND[p.dtype, p.ndim] for p in pre])
-    in_parts, narrow = division.chunk < sequence(pre).shape[1], division.width <= NARROW_COLUMNS
+    in_parts = pairs or division.chunk < sequence(pre).shape[1]
+    narrow = division.width <= NARROW_COLUMNS
     return _code(*programs, operands, backward, exclusive, in_parts, narrow)
 
 

@@ -51,15 +51,16 @@ YIELDS = "sched_yield", "SwitchToThread"
 """Functions of the C library, or of Windows, that offer it."""
 FIELDS = (
     *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
-    "states", "initial", "h", "lengths", "restarts", "B", "T", "D", "direction", "backward",
-    "inside", "nontemporal", "places", "outputs",
+    "states", "initial", "h", "pairs", "lengths", "restarts", "B", "T", "D", "direction",
+    "backward", "inside", "nontemporal", "places", "outputs",
 )  # fmt: skip
 """Of a problem, 64-bit integers: what `threads` writes; how many pieces are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
 of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
 the states between parts (parts - 1, B, D), of the state before the first part (B, D), of where that
-after the last goes (B, D), which may be the same place, of lengths and of bytes (B, T) that say
-whether no state passes into a step of time, both 0 if there are none; sizes; the walk's direction
+after the last goes (B, D), which may be the same place, of where the pairs of all parts go
+(parts, 2, B, D), 0 if states are asked for, of lengths and of bytes (B, T) that say whether no
+state passes into a step of time, both 0 if there are none; sizes; the walk's direction
 (1 or -1) of time; whether it is backward, whether then all states before a step stand inside the
 emitted ones, and whether outputs are written by non-temporal stores; how many places and outputs
 follow.
@@ -380,13 +381,26 @@ class _Walk:
         after = (self.h + column * self.size).chosen(last, between(part))
         mine, following = self.flags + piece * 8, self.flags + (piece + self.units) * 8
         work = _Piece(row, part, low, n, begin, end, steps, before, after, mine, following, first)
-        what = self.begin(work, last)
-        with _Loop(b) as walks:
-            walks.leave_if(what.get().equals(0))
-            self.write_walk(work, what.get())
-            self.pass_on(work, what)
-        with b.if_then(b.and_(last, steps < self.T)):
-            self.clear_padding(row, low, n, steps)
+        with b.if_else(self.pairs.holds()) as (pair, states):
+            with pair:
+                self.write_pair(work, self.pairs + (part * 2 * layer + column) * self.size)
+            with states:
+                what = self.begin(work, last)
+                with _Loop(b) as walks:
+                    walks.leave_if(what.get().equals(0))
+                    self.write_walk(work, what.get())
+                    self.pass_on(work, what)
+                with b.if_then(b.and_(last, steps < self.T)):
+                    self.clear_padding(row, low, n, steps)
+
+    def write_pair(self, piece: _Piece, target: _Word) -> None:
+        """What a part does to whatever state comes in; nothing else is written."""
+        self.begin_pair(piece.n)
+        self.write_walk(piece, self.word(PAIR))
+        layer = self.B * self.D * self.size
+        for index in (0, 1):
+            source = self.state + self.room * ((1 + index) * self.size)
+            self.copy(target + layer * index, source, piece.n * self.size)
 
     def begin(self, piece: _Piece, last: Any) -> _Variable:
         """Makes the state ready for a part of time; what to compute of it first.
@@ -407,15 +421,19 @@ class _Walk:
             self.copy(self.state, piece.before, n * self.size)
             what.set(self.word(WALK).chosen(last, WALK | PAIR))
         with b.if_then((what.get() & PAIR).holds()):
-            A, B = (self.state + self.room * (part * self.size) for part in (1, 2))
-            self.clear(A, n * self.size)
-            self.clear(B, n * self.size)
-            d = self.variable(0)
-            with _Loop(b) as loop:
-                loop.leave_if(d.get() >= n)
-                b.store(ir.Constant(self.real, 1), self.pointer(A + d.get() * self.size, self.real))
-                d.set(d.get() + 1)
+            self.begin_pair(n)
         return what
+
+    def begin_pair(self, n: _Word) -> None:
+        """A = 1 and B = 0 of n columns."""
+        b, d = self.builder, self.variable(0)
+        A, B = (self.state + self.room * (part * self.size) for part in (1, 2))
+        self.clear(A, n * self.size)
+        self.clear(B, n * self.size)
+        with _Loop(b) as loop:
+            loop.leave_if(d.get() >= n)
+            b.store(ir.Constant(self.real, 1), self.pointer(A + d.get() * self.size, self.real))
+            d.set(d.get() + 1)
 
     def write_walk(self, piece: _Piece, what: _Word) -> None:
         """All steps of a part, in runs that no restart is within.
