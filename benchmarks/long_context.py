@@ -57,10 +57,10 @@ from torch.utils.data import DataLoader
 
 from lightning_lrnn import last_backend
 from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.tables import text_table
 from lightning_lrnn.core.process_memory import process_memory, process_peak
-from lightning_lrnn.core.table import text_table
 from lightning_lrnn.data import ByteText
-from lightning_lrnn.data.windows import TextBatch, Windows
+from lightning_lrnn.data.text.windows import TextBatch, Windows
 from lightning_lrnn.modules import LanguageModel
 
 HERE = Path(__file__).parent

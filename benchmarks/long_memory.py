@@ -31,8 +31,8 @@ from timing import environment
 
 from lightning_lrnn.cli.figures import new_figure, save
 from lightning_lrnn.cli.fit import run
+from lightning_lrnn.cli.tables import text_table
 from lightning_lrnn.core.process_memory import process_peak
-from lightning_lrnn.core.table import text_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "long_memory.json"

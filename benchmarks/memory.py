@@ -20,8 +20,8 @@ import torch
 from timing import environment
 
 from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.tables import text_table
 from lightning_lrnn.core.process_memory import process_memory, process_peak
-from lightning_lrnn.core.table import text_table
 from lightning_lrnn.modules import SequenceClassifier
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"

@@ -22,7 +22,7 @@ from timing import Clock, Run, about, environment, in_turn
 from torch import nn
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 
 RESULTS = Path(__file__).parent / "results" / "stand_in_times.json"
 LARGE = [(64, 1024, 128, 256), (4, 16384, 128, 256), (1, 65536, 64, 64), (1, 65536, 128, 256)]

@@ -28,7 +28,7 @@ from timing import Clock, Run, about, as_many, environment
 from torch import Tensor
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 SIZE, LAYERS, STEPS = 512, 4, 16

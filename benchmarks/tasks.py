@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from timing import environment
 
 from lightning_lrnn.cli.fit import run
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "tasks.json"

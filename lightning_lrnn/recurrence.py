@@ -15,6 +15,7 @@ from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core import arguments
 from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import broadcastable, operands
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
 from lightning_lrnn.core.pytorch import (
@@ -25,7 +26,6 @@ from lightning_lrnn.core.pytorch import (
     plain_mode,
 )
 from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
-from lightning_lrnn.core.unfused import broadcastable, operands
 from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
 from lightning_lrnn.ops import ranks as over_ranks

@@ -18,10 +18,10 @@ from torch import Tensor
 from lightning_lrnn import gates
 from lightning_lrnn.backends import BackendError, Request
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import broadcastable, read_out
 from lightning_lrnn.core.masks import padding_mask, restarts
 from lightning_lrnn.core.problem import Gradients, Problem, States
 from lightning_lrnn.core.pytorch import constant
-from lightning_lrnn.core.unfused import broadcastable, read_out
 from lightning_lrnn.gates import Gate, Program, Step, gate, parse
 
 __all__ = ["CUDNN"]

@@ -13,9 +13,9 @@ from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.core import reference
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import decays_and_impulses, operands, read_out
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Gradients, Problem, States, sequence_dtype
-from lightning_lrnn.core.unfused import decays_and_impulses, operands, read_out
 from lightning_lrnn.gates.derivative import pullback, readout_or_state
 
 __all__ = ["EMPTY", "LOOP", "Unfused"]

@@ -7,7 +7,7 @@ import re
 
 from lightning_lrnn import backends
 from lightning_lrnn.cli.parser import Parser
-from lightning_lrnn.core.table import markdown_table
+from lightning_lrnn.cli.tables import markdown_table
 from lightning_lrnn.nn import CELLS
 from lightning_lrnn.nn.stack import Stack
 

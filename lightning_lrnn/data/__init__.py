@@ -12,7 +12,7 @@ from lightning_lrnn.data.tasks.digits import Digits
 from lightning_lrnn.data.tasks.long_memory import LongMemory, NextSymbol
 from lightning_lrnn.data.tasks.spoken_digits import SpokenDigits
 from lightning_lrnn.data.tasks.synthetic import SyntheticData
-from lightning_lrnn.data.windows import IGNORE, TextBatch, Windows
+from lightning_lrnn.data.text.windows import IGNORE, TextBatch, Windows
 
 __all__ = [
     "IGNORE",

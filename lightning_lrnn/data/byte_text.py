@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
-from lightning_lrnn.data.passages import Passage, Starts, Text, TextFile
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
 from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.splits import check_fractions
-from lightning_lrnn.data.windows import Windows
+from lightning_lrnn.data.text.passages import Passage, Starts, Text, TextFile
+from lightning_lrnn.data.text.windows import Windows
 
 __all__ = ["ByteText", "TextError"]
 

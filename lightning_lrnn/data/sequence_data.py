@@ -18,7 +18,7 @@ from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.samplers import Buckets, SeededOrder
 from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceData", "state_of"]
 

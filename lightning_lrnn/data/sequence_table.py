@@ -48,7 +48,7 @@ from lightning_lrnn.data.tables.streamed import (
     train_moments,
 )
 from lightning_lrnn.data.tables.times import check_format
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceTable"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
 from lightning_lrnn.data.errors import DataError
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceBatch", "SequenceRow", "SequenceRows", "collate"]
 

@@ -17,7 +17,7 @@ from lightning_lrnn.data.sequence_data import SequenceData
 from lightning_lrnn.data.sequences import SequenceRow, SequenceRows
 from lightning_lrnn.data.splits import PARTS
 from lightning_lrnn.data.tables.rows import Span, step_spans
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SourceTokens"]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.core.checks import plain_numbers
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["check_classes", "class_weights_of", "weighted_cross_entropy"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
-from lightning_lrnn.data.windows import IGNORE, TextBatch
+from lightning_lrnn.data.text.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.metrics import BitsPerByte, Perplexity
 from lightning_lrnn.modules.residual import ResidualModule, State
 from lightning_lrnn.nn import GILRLSTM

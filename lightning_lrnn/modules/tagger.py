@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_lrnn.core.checks import check_choice, check_counts
 from lightning_lrnn.data.sequences import SequenceBatch
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 from lightning_lrnn.modules.class_loss import (
     check_classes,
     class_weights_of,

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import operands
 from lightning_lrnn.core.problem import sequence, sequence_dtype
 from lightning_lrnn.core.ranks import Ranks, gathered
-from lightning_lrnn.core.unfused import operands
 from lightning_lrnn.recurrence import gated_recurrence
 
 __all__ = ["Recorder", "ScanContext", "StepContext", "decays_of", "of_rows"]

@@ -8,7 +8,6 @@ from lightning_lrnn.backends import prepared, recipes
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import forward_mode, functorch, plain_eager
 from lightning_lrnn.ops import double_backward, eager
-from lightning_lrnn.ops import flops as flops  # registers
 from lightning_lrnn.ops import library as library  # registers
 from lightning_lrnn.ops.functorch import differentiable
 from lightning_lrnn.ops.schema import recurrence

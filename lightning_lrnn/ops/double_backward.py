@@ -12,8 +12,8 @@ from lightning_lrnn import gates
 from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.adjoint import adjoint
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import decays_and_impulses, read_out, widened
 from lightning_lrnn.core.problem import Gradients, Problem
-from lightning_lrnn.core.unfused import decays_and_impulses, read_out, widened
 from lightning_lrnn.ops.first_order import first_order_gradients, zeros_of_output
 
 __all__ = ["gradients"]

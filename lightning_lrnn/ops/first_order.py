@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_lrnn.backends import Prepared, prepared
 from lightning_lrnn.backends.recipes import Recipe
+from lightning_lrnn.core.evaluation import read_out
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.pytorch import plain_eager
-from lightning_lrnn.core.unfused import read_out
 from lightning_lrnn.ops import profiling, projections, schema
 
 __all__ = ["compute_gradients", "first_order_gradients", "zeros_of_output"]

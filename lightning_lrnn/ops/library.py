@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_lrnn.backends import pairs, prepared
 from lightning_lrnn.core.dtypes import state_dtype
+from lightning_lrnn.core.evaluation import decays_and_impulses, read_out
 from lightning_lrnn.core.problem import Gradients, Problem, sequence, sequence_dtype
 from lightning_lrnn.core.pytorch import any_requires_grad, below_autograd, keys_below_autograd
-from lightning_lrnn.core.unfused import decays_and_impulses, read_out
 from lightning_lrnn.gates import IDENTITY
 from lightning_lrnn.ops import vmap as vmap  # registers
 from lightning_lrnn.ops.direct_calls import (

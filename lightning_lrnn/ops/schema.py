@@ -1,8 +1,17 @@
-"""The operators as PyTorch knows them: names and signatures."""
+"""The operators as PyTorch knows them: names, signatures, and what they count for.
+
+In `torch.utils.flop_counter` PyTorch counts matmuls, and not what is pointwise around them.
+Likewise here: h = a * h + b is one multiply-add per step and feature, backward two (the state's
+gradient and the decay's); gates none.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = [
     "adjoint_impulse",
@@ -50,3 +59,36 @@ plain_backward = torch.ops.lightning_lrnn.recurrence_backward.default
 gated_backward = torch.ops.lightning_lrnn.gated_backward.default
 pair = torch.ops.lightning_lrnn.pair.default
 adjoint_impulse = torch.ops.lightning_lrnn.adjoint_impulse.default
+
+REAL, COMPLEX = 2, 8
+"""Floating-point operations of one multiply-add."""
+
+
+def _forward(*_: Any, out_val: tuple[Tensor, Tensor, Tensor]) -> int:
+    """Of `gated_recurrence`."""
+    y, _h, h_final = out_val
+    return _multiply_adds(1, y, h_final)
+
+
+def _plain_backward(a: Tensor, y: Tensor, *_: Any, out_val: Any) -> int:
+    """Of `recurrence_backward`."""
+    return _multiply_adds(2, y, y)
+
+
+def _gated_backward(
+    gate: str, readout: str, pre: list[Tensor], h: Tensor, *_: Any, out_val: Any
+) -> int:
+    """Of `gated_backward`."""
+    return _multiply_adds(2, h, h)
+
+
+def _multiply_adds(passes: int, sequence: Tensor, state: Tensor) -> int:
+    return passes * sequence.numel() * (COMPLEX if state.is_complex() else REAL)
+
+
+for _formula, _operator in (
+    (_forward, "gated_recurrence"),
+    (_plain_backward, "recurrence_backward"),
+    (_gated_backward, "gated_backward"),
+):
+    register_flop_formula(getattr(torch.ops.lightning_lrnn, _operator), get_raw=True)(_formula)

@@ -126,9 +126,9 @@ def test_works_alone_where_no_thread_can_be_told(monkeypatch):
 def test_the_walk_returns_when_all_is_written(monkeypatch):
     missing, run_now = [], _threads.run
 
-    def spy(function, problem, threads, kept):
+    def spy(function, task, threads, kept):
         y = kept[0][3].fill_(float("nan"))
-        run_now(function, problem, threads, kept)
+        run_now(function, task, threads, kept)
         missing.append(y[:, -1, -1].tolist())
 
     monkeypatch.setattr(_threads, "run", spy)
@@ -141,12 +141,12 @@ def test_who_comes_late_touches_nothing(monkeypatch):
     walked, run_now = [], _threads.run
     monkeypatch.setattr(_threads, "run", lambda *work: walked.append(work) or run_now(*work))
     before = recurrence()
-    walker, problem, threads, kept = walked[0]
+    walker, task, threads, kept = walked[0]
     y = kept[0][3]
     assert threads == 3 and y.numpy().tobytes() == before
-    problem[walk.FIELDS.index("taken")] = 0
+    task[walk.FIELDS.index("taken")] = 0
     y.zero_()
-    walker(problem.buffer_info()[0], 1)
+    walker(task.buffer_info()[0], 1)
     assert not y.any()
 
 
@@ -176,9 +176,9 @@ def gradients() -> bytes:
 def test_this_is_work_for_several_threads(monkeypatch, work):
     counts, run = [], _threads.run
 
-    def spy(function, problem, threads, kept):
+    def spy(function, task, threads, kept):
         counts.append(threads)
-        run(function, problem, threads, kept)
+        run(function, task, threads, kept)
 
     monkeypatch.setattr(_threads, "run", spy)
     work()
@@ -226,12 +226,12 @@ x = torch.ones(4, 2000, 128)
 work, run = [], _threads.run
 _threads.run = lambda *arguments: work.append(arguments) or run(*arguments)
 lrnn.linear_recurrence(x, x, backend="scan")
-(walker, problem, threads, kept), = work
+(walker, task, threads, kept), = work
 assert threads == 3
 
 def again(times=1):  # PyTorch's own operators abort when a daemon is in them at the exit
     for _ in range(times):
-        fresh = problem[:]
+        fresh = task[:]
         fresh[:5] = fresh[:5].__class__("q", [0] * 5)
         run(walker, fresh, threads, kept)
 

@@ -5,7 +5,7 @@ Proved against: numbers to the left, widths of the head alone, the last cell of 
 
 from __future__ import annotations
 
-from lightning_lrnn.core.table import markdown_table, text_table
+from lightning_lrnn.cli.tables import markdown_table, text_table
 
 ROWS = [["layer", "backend", "ms", "steps"], ["torch.nn.LSTM", "-", "1.5", "1,200"]]
 

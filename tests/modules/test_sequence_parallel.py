@@ -19,7 +19,7 @@ from commands import OPTIONS, TINY
 
 from lightning_lrnn.callbacks import Throughput
 from lightning_lrnn.data import ByteText
-from lightning_lrnn.data.windows import IGNORE, TextBatch
+from lightning_lrnn.data.text.windows import IGNORE, TextBatch
 from lightning_lrnn.modules import LanguageModel, RecurrentModule
 from lightning_lrnn.strategies import SequenceParallelStrategy
 

@@ -90,3 +90,11 @@ def test_signatures_below_the_recurrence_are_small():
                 assert len(given) + len(node.args.kwonlyargs) <= 6, where
                 kinds = [ast.unparse(a.annotation) for a in given if a.annotation]
                 assert "bool" not in kinds, where
+
+
+def test_no_folder_is_crowded():
+    """At most 14 files, 8 at the top; every cell has a file of its own."""
+    for folder in (ROOT, *(f for f in ROOT.rglob("*") if f.is_dir())):
+        if folder.relative_to(ROOT).as_posix() != "nn/cells":
+            files = list(folder.glob("*.py"))
+            assert len(files) <= (8 if folder == ROOT else 14), folder

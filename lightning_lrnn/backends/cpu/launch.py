@@ -1,4 +1,4 @@
-"""Compiled steps over the rows of tensors: writes the problem of `walk`, runs it on threads."""
+"""Compiled steps over the rows of tensors: writes the task of `walk`, runs it on threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE = 1 << 22
 FIRST = len(walk.FIELDS)
 """The word of the address of the first tensor; every fourth from there is one."""
 SMALL = 1 << 12
-"""Bytes of room for states up to which it is copied with the problem."""
+"""Bytes of room for states up to which it is copied with the task."""
 SCRATCH, STATES, INITIAL, H, PAIRS, LENGTHS, RESTARTS, NONTEMPORAL = map(
     walk.FIELDS.index,
     ("scratch", "states", "initial", "h", "pairs", "lengths", "restarts", "nontemporal"),
@@ -65,13 +65,13 @@ class Launch:
         work = {"parts": parts, "chunk": chunk, "blocks": blocks, "width": width}
         sizes = {"B": B, "T": T, "D": D, "code": code.address}
         way = {"direction": step, "backward": backward, "inside": inside}
-        self._words = walk.problem(
+        self._words = walk.task(
             {**work, **sizes, **way, "initial": self._zeros.data_ptr()},
             [_place(x) for x in tensors],
             written,
             (parts + 1) * B * blocks,
         )
-        # A little room stands behind the problem: no tensor to allocate.
+        # A little room stands behind the task: no tensor to allocate.
         self._behind = 8 * len(self._words) if room * h.itemsize <= SMALL else 0
         if self._behind:
             self._words.frombytes(bytes(-(-room * h.itemsize // 8) * 8))

@@ -25,7 +25,7 @@ import torch
 __all__ = ["FIELDS", "count", "run"]
 
 FIELDS = "lock", "acquire", "release"
-"""The first words of every problem: a lock that is held, and the addresses of the interpreter's
+"""The first words of every task: a lock that is held, and the addresses of the interpreter's
 functions (lock, 1) that waits for it and (lock) that releases it."""
 
 Work = tuple[Callable[[int, int], None], int, int, Any]
@@ -38,7 +38,7 @@ def count() -> int:
 
 
 def run(
-    function: Callable[[int, int], None], problem: array[int], threads: int, kept: Any = None
+    function: Callable[[int, int], None], task: array[int], threads: int, kept: Any = None
 ) -> None:
     """Calls a function side by side in some threads; returns when all is done.
 
@@ -48,26 +48,24 @@ def run(
     at any time.
 
     Args:
-        function: of the address of the problem and of a slot, 0 in the calling thread, 1, 2, ... in
+        function: of the address of the task and of a slot, 0 in the calling thread, 1, 2, ... in
             others. Not made of bytecode. It takes pieces of the work until none is left; in slot 0
             it returns when the pieces of all others are done, for which it may wait at the lock. In
             others it may be called at any time later.
-        problem: what the function shares between its calls, which no other run has; 0 in the first
+        task: what the function shares between its calls, which no other run has; 0 in the first
             words, `FIELDS`.
         threads: at most so many, the calling thread included.
         kept: alive until all is done.
     """
-    address = problem.buffer_info()[0]
+    address = task.buffer_info()[0]
     if threads == 1:
         function(address, 0)
         return
     _pool.grow(threads - 1)
     lock = _locks.pop() if _locks else _held_lock()
-    problem[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
+    task[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
     offer, held = _pool.works.put, [kept]
-    calls = [
-        partial(offer, (function, address, slot, (problem, held))) for slot in range(1, threads)
-    ]
+    calls = [partial(offer, (function, address, slot, (task, held))) for slot in range(1, threads)]
     calls.append(partial(function, address, 0))
     try:
         deque(map(partial.__call__, calls), maxlen=0)
@@ -76,7 +74,7 @@ def run(
         raise
     finally:
         _locks.append(lock)
-    held.clear()  # a thread that comes late keeps the problem alone
+    held.clear()  # a thread that comes late keeps the task alone
 
 
 def _address(name: str) -> int:

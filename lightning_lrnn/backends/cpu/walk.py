@@ -2,12 +2,12 @@
 
 A column is one feature of one row. The walk goes through rows whose columns stand side by side in
 memory, and leaves the steps themselves to code that is compiled for a gate (`steps`). It is
-called by each of some threads with the same problem, and takes pieces until none is left. Rows are
+called by each of some threads with the same task, and takes pieces until none is left. Rows are
 divided over time as on a GPU (`recurrence.cu`): a piece waits for the state that the one before it
 ends in, which somebody has in hands who waits only for still earlier ones.
 
 The thread in slot 0, the caller's, returns when all others that have entered have left, and nobody
-enters after that: who comes later reads nothing but the problem. So once it has returned, nothing
+enters after that: who comes later reads nothing but the task. So once it has returned, nothing
 touches the tensors, whatever happens to the interpreter meanwhile. It waits without the
 interpreter, which would call signal handlers.
 """
@@ -38,7 +38,7 @@ from lightning_lrnn.backends.cpu.steps import (
 )
 from lightning_lrnn.backends.cpu.vector_math import INT
 
-__all__ = ["FIELDS", "problem", "walker"]
+__all__ = ["FIELDS", "task", "walker"]
 
 NAME = "walk"
 LOOKS = 64
@@ -54,7 +54,7 @@ FIELDS = (
     "states", "initial", "h", "pairs", "lengths", "restarts", "B", "T", "D", "direction",
     "backward", "inside", "nontemporal", "places", "outputs",
 )  # fmt: skip
-"""Of a problem, 64-bit integers: what `threads` writes; how many pieces are taken; how many
+"""Of a task, 64-bit integers: what `threads` writes; how many pieces are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
 of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
 the states between parts (parts - 1, B, D), of the state before the first part (B, D), of where that
@@ -73,7 +73,7 @@ CHANGING = "taken", "others"
 """Fields that a walk changes."""
 
 
-def problem(
+def task(
     fields: Mapping[str, int],
     places: Sequence[tuple[int, int, int, int]],
     outputs: Sequence[int],
@@ -101,7 +101,7 @@ def problem(
 def walker(storage: str) -> Callable[[int, int], None]:
     """The walk, for states of one storage; runs without the interpreter's lock.
 
-    It takes the address of a problem and a slot, which no other thread has for this problem.
+    It takes the address of a task and a slot, which no other thread has for this task.
     """
     waits = next((name for name in YIELDS if not llvm.missing(name)), "")
     parts = [*_sources(), repr((storage, waits, COLUMNS_OF_VECTORS)).encode()]
@@ -228,7 +228,7 @@ class _Walk:
         self.module = ir.Module(name=NAME)
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [INT, INT]), NAME)
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.problem, self.slot = (_Word(self.builder, x) for x in self.function.args)
+        self.task, self.slot = (_Word(self.builder, x) for x in self.function.args)
         self.fields = {name: self.load(self.field(name)) for name in FIELDS if name not in CHANGING}
 
     def __getattr__(self, name: str) -> _Word:
@@ -239,7 +239,7 @@ class _Walk:
 
     def field(self, name: str) -> _Word:
         """The address of a field."""
-        return self.problem + 8 * FIELDS.index(name)
+        return self.task + 8 * FIELDS.index(name)
 
     def pointer(self, address: _Word, kind: ir.Type = INT) -> Any:
         return self.builder.inttoptr(address.value, kind.as_pointer())
@@ -306,7 +306,7 @@ class _Walk:
             (self.width + (COLUMNS_OF_VECTORS - 1)) // COLUMNS_OF_VECTORS * COLUMNS_OF_VECTORS
         )
         self.state = self.scratch + self.slot * self.room * (3 * self.size)
-        self.table = self.problem + 8 * len(FIELDS)
+        self.table = self.task + 8 * len(FIELDS)
         self.indices = self.table + self.places * 32
         self.flags = self.indices + self.outputs * 8
         helps = self.slot.holds()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lrnn.cli.compare.run import WARM_UP
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 
 __all__ = ["metric_of", "results_table", "short", "summary", "value_of"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 from lightning_lrnn.nn import GILRLSTM
 
 __all__ = ["speed_table"]

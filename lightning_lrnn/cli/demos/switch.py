@@ -25,7 +25,7 @@ from pytorch_lightning.demos.transformer import WikiText2
 from lightning_lrnn.callbacks import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
-from lightning_lrnn.core.table import text_table
+from lightning_lrnn.cli.tables import text_table
 
 __all__ = ["main"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.tables.cells import NUMBER, Unlike, labels, to_numbers
 from lightning_lrnn.data.tables.files import Series, listed
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 COMMA = re.compile(r"[+-]?[\d.]*\d,\d+", re.ASCII)
 TOLD_APART = 1e-6

@@ -10,7 +10,7 @@ from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.sequences import SequenceRow
 from lightning_lrnn.data.tasks.long_memory import check_symbols
 from lightning_lrnn.data.tasks.synthetic import SyntheticData
-from lightning_lrnn.data.windows import IGNORE
+from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["Copying"]
 
