@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from lightning_lrnn.core.checks import check_choice, check_counts, check_numbers
+from lightning_lrnn.core.ranks import gathered
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.class_loss import (
     check_classes,
@@ -22,6 +23,7 @@ from lightning_lrnn.modules.metrics import MacroAUROC
 from lightning_lrnn.modules.residual import State
 from lightning_lrnn.modules.sequence_module import (
     SequenceModule,
+    from_rank,
     last_step,
     unpacked,
     valid_steps,
@@ -143,17 +145,29 @@ class SequenceClassifier(SequenceModule):
         def chunk(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
             pooled, state = carry
             x, lengths, state = self.features(x, state, reset, lengths)
-            return None, (self.pool(x, lengths, pooled), state)
+            valid = None if lengths is None else self.lengths_here(lengths, x.shape[1])
+            return None, (self.pool(x, valid, pooled), state)
 
-        size = self.checkpoint_time
-        if size is None or inputs.shape[1] <= size:
+        here, ranks = inputs.shape[1], 1 if self.group is None else self.group.size
+        size = None if self.checkpoint_time is None else self.checkpoint_time // ranks
+        if size is None or here <= size:
             _, (pooled, state) = chunk(inputs, (None, state), lengths, reset)
         else:
-            _, carry = in_chunks(chunk, inputs, (None, state), lengths, reset, size)
+            carry = None, state
+            _, carry = in_chunks(chunk, inputs, carry, lengths, reset, size, ranks=ranks)
             pooled, state = carry
         if self.pooling == "mean":
-            steps = inputs.shape[1] if lengths is None else lengths.clamp(min=1)[:, None]
+            if self.group is not None:
+                pooled = gathered(pooled, self.group).sum(0)
+            steps = here * ranks if lengths is None else lengths.clamp(min=1)[:, None]
             pooled = pooled / steps
+        elif self.directions == 1:
+            pooled = self.of_end(pooled, lengths, here)
+        elif self.group is not None:
+            last, first = pooled.chunk(2, -1)
+            at_first = torch.full(first.shape[:1], self.group.rank == 0, device=first.device)
+            first = from_rank(first, at_first, self.group)
+            pooled = torch.cat([self.of_end(last, lengths, here), first], -1)
         return self.logit_scale * self.head(pooled), state
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -113,7 +113,9 @@ class Forecaster(SequenceModule):
             (B, horizon, num_targets, ·), of scaled targets, and the state after the last step.
         """
         x, lengths, state = self.features(inputs, state, reset, lengths)
-        return self.head(last_step(x, lengths)), state
+        steps = x.shape[1]
+        valid = None if lengths is None else self.lengths_here(lengths, steps)
+        return self.head(self.of_end(last_step(x, valid), lengths, steps)), state
 
     def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from lightning_lrnn.core.ranks import Ranks, gathered
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.residual import ResidualModule, State
 
@@ -33,6 +34,8 @@ class SequenceModule(ResidualModule):
 
     num_features: int
     encoder: nn.Module
+    checkpoint_time: int | None = None
+    """Steps of a chunk that is computed again in the backward pass; None for all at once."""
 
     def make_blocks(self, rnn: Any, hidden_size: int, num_layers: int, dropout: float) -> None:
         """Makes the encoder as well; needs `num_features`."""
@@ -107,13 +110,72 @@ class SequenceModule(ResidualModule):
         """
         inputs, lengths = unpacked(inputs, reset, lengths)
         if lengths is not None:
-            outside = ~valid_steps(lengths, inputs.shape[1])
+            outside = ~valid_steps(self.lengths_here(lengths, inputs.shape[1]), inputs.shape[1])
             # The gradient of a weight multiplies an input by 0 there, and NaN times 0 is NaN.
             inputs = inputs.masked_fill(outside.view(*outside.shape, *[1] * (inputs.ndim - 2)), 0)
         # Under autocast what is added up over the blocks stays as wide as the parameters.
         x = self.encode(inputs).to(self.norm.weight.dtype)
         x, state = self.blocks(x, state, lengths=lengths, reset=reset)
         return x, lengths, state
+
+    # Where ranks share each sequence.
+
+    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+        """Consecutive steps of every row, of as many as `size` divides; lengths stay of whole rows.
+
+        With `checkpoint_time` it is the rank's part of each chunk of so many steps, one after the
+        other: all ranks work on the same chunk.
+        """
+        inputs, lengths = batch.inputs, batch.lengths
+        if isinstance(inputs, PackedSequence):
+            inputs, lengths = padded(inputs)
+        if lengths is None and inputs.shape[1] % size:
+            lengths = torch.full(inputs.shape[:1], inputs.shape[1])
+        reset = None if batch.reset is None else self.part(batch.reset, rank, size, fill=False)
+        inputs = self.part(inputs, rank, size)
+        return batch._replace(inputs=inputs, lengths=lengths, reset=reset)
+
+    def part(self, x: Tensor, rank: int, size: int, fill: Any = 0) -> Tensor:
+        """Of (B, T, ·) what is this rank's, see `stretch`; filled up behind the end."""
+        if more := -x.shape[1] % size:
+            x = torch.cat([x, x.new_full((len(x), more, *x.shape[2:]), fill)], 1)
+        chunk = self.checkpoint_time or x.shape[1]
+        if x.shape[1] > chunk and chunk % size:
+            raise ValueError(
+                f"chunks of {chunk} steps cannot be shared by {size} ranks: set "
+                f"`model.checkpoint_time` to a multiple of {size}"
+            )
+        parts = [whole.chunk(size, 1)[rank] for whole in x.split(chunk, 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def lengths_here(self, lengths: Tensor, steps: int) -> Tensor:
+        """Of so many consecutive steps here the valid ones, of the lengths of the whole."""
+        return lengths if self.group is None else self.group.within(lengths, steps)
+
+    def of_end(self, x: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
+        """x (B, ·) as the rank has it that holds the last valid step of a row; 0 where none does.
+
+        Args:
+            x: of `last_step` here, or of the last chunk of which a step of the row is here.
+            lengths: of whole rows; None if all their steps are valid.
+            steps: that are here.
+        """
+        ranks = self.group
+        if ranks is None:
+            return x
+        total = steps * ranks.size
+        end = x.new_full((len(x),), total, dtype=torch.int64) if lengths is None else lengths
+        end = end.to(x.device) - 1
+        chunk = min(self.checkpoint_time or total, total)
+        begin = end // chunk * chunk
+        width = (total - begin).clamp(max=chunk) // ranks.size
+        here = (end >= 0) & ((end - begin) // width == ranks.rank)
+        return from_rank(x, here, ranks)
+
+
+def from_rank(x: Tensor, here: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of x (B, ·) as the rank has them where `here` (B,) is True; 0 if none is."""
+    return gathered(x.masked_fill(~here[:, None], 0), ranks).sum(0)
 
 
 def are_indices(inputs: Tensor) -> bool:

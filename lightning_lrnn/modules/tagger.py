@@ -134,6 +134,11 @@ class SequenceTagger(SequenceModule):
         shape = (padded(x)[0] if isinstance(x, PackedSequence) else x).shape[:2]
         check_classes(batch.targets, self.num_classes, shape, "a class for each step")
 
+    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+        """The steps of a rank, and their classes."""
+        targets = self.part(batch.targets, rank, size, IGNORE)
+        return super().stretch(batch, rank, size)._replace(targets=targets)
+
     def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Cross entropy in nats, each step times the weight of its class."""
         return weighted_cross_entropy(
@@ -171,11 +176,17 @@ class SequenceTagger(SequenceModule):
         """From the probabilities at all steps, or at the last of each row."""
         output, targets = output.detach(), batch.targets
         if self.metrics_at == "end":
-            lengths = steps_of(batch)
-            rows = torch.arange(len(targets), device=targets.device)
-            # A row without steps has no class at its first one either.
-            last = -1 if lengths is None else (lengths.long() - 1).clamp(min=0)
-            output, targets = output[rows, last, None], targets[rows, last, None]
+            lengths, (B, steps) = steps_of(batch), targets.shape
+            start, total = 0, steps
+            if self.group is not None:
+                start, total = self.group.start(steps), steps * self.group.size
+            if lengths is None:
+                lengths = targets.new_full((B,), total)
+            last = lengths.long() - 1 - start
+            rows, at = torch.arange(B, device=targets.device), last.clamp(0, steps - 1)
+            elsewhere = (last < 0) | (last >= steps)
+            output = output[rows, at, None]
+            targets = targets[rows, at].masked_fill(elsewhere, IGNORE)[:, None]
         p = output.float().softmax(-1)
         metrics.update(p.flatten(0, 1), targets.flatten())
 
@@ -183,4 +194,6 @@ class SequenceTagger(SequenceModule):
         """Probabilities (B, T, num_classes), 0 behind the end of a row."""
         p = output.float().softmax(-1)
         lengths = steps_of(batch)
-        return p if lengths is None else p * valid_steps(lengths, p.shape[1])[..., None]
+        if lengths is None:
+            return p
+        return p * valid_steps(self.lengths_here(lengths, p.shape[1]), p.shape[1])[..., None]

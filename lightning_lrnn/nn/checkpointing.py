@@ -27,6 +27,7 @@ def in_chunks(
     reset: Tensor | None,
     size: int,
     reverse: bool = False,
+    ranks: int = 1,
 ) -> tuple[list[Any], Any]:
     """Runs over x chunk by chunk, and keeps of each chunk its output and its state only.
 
@@ -45,6 +46,8 @@ def in_chunks(
         reset: (B, T), or None.
         size: time steps of a chunk; the last one may be shorter.
         reverse: whether the chunks run from the last to the first.
+        ranks: how many share each chunk, of `size` steps here; lengths are then those of all steps,
+            and of whole chunks.
 
     Returns:
         The outputs in order of time, and the state after the last chunk that was run.
@@ -58,7 +61,7 @@ def in_chunks(
     order = range(len(chunks))
     for k in reversed(order) if reverse else order:
         steps = chunks[k].shape[1]
-        within = None if lengths is None else (lengths - k * size).clamp(0, steps)
+        within = None if lengths is None else (lengths - k * size * ranks).clamp(0, steps * ranks)
         if reverse and reset is not None and k + 1 < len(chunks):
             # Nothing of a document reaches the one before: it starts with the chunk after this.
             starts = resets[k + 1][:, 0]

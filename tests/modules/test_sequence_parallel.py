@@ -6,6 +6,7 @@ Seen to fail: a loss that is not weighted by the valid steps of a stretch; gradi
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,19 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from commands import OPTIONS, TINY
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lrnn.callbacks import Throughput
 from lightning_lrnn.data import ByteText
+from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.data.text.windows import IGNORE, TextBatch
-from lightning_lrnn.modules import LanguageModel, RecurrentModule
+from lightning_lrnn.modules import (
+    Forecaster,
+    LanguageModel,
+    RecurrentModule,
+    SequenceClassifier,
+    SequenceTagger,
+)
 from lightning_lrnn.strategies import SequenceParallelStrategy
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
@@ -187,6 +196,69 @@ def refusals(rank: int, size: int, folder: Path) -> None:
         train(folder, "none", rank, size, size, model_type=Classifier)
 
 
+def batches(kind: str) -> list[SequenceBatch]:
+    """Rows of 22 steps, which 4 ranks cannot share evenly; with lengths and resets, and packed."""
+    made = torch.Generator().manual_seed(0)
+    rows, steps = 3, 22
+    x = torch.randn(rows, steps, 5, generator=made)
+    lengths, reset = torch.tensor([22, 0, 7]), torch.rand(rows, steps, generator=made) < 0.1
+    of_rows = torch.tensor([1, 0, 2])
+    of_steps = torch.randint(0, 3, (rows, steps), generator=made)
+    ahead = torch.randn(rows, 2, 1, generator=made)
+    targets = {"classifier": of_rows, "tagger": of_steps, "forecaster": ahead}[kind]
+    if kind == "tagger":
+        targets_of_lengths = targets.masked_fill(torch.arange(steps) >= lengths[:, None], IGNORE)
+    else:
+        targets_of_lengths = targets
+    packed = pack_padded_sequence(x, torch.tensor([22, 3, 7]), True, enforce_sorted=False)
+    return [
+        SequenceBatch(x, targets),
+        SequenceBatch(x, targets_of_lengths, lengths),
+        SequenceBatch(x, targets_of_lengths, lengths, reset),
+        *([SequenceBatch(packed, targets)] if kind != "tagger" else []),
+    ]
+
+
+def other_modules(rank: int, size: int, folder: Path) -> None:
+    """Loss, metrics and gradients of each module are those of one process."""
+    torch.set_num_threads(1)
+    both = {"class_path": "GILR", "init_args": {"bidirectional": True}}
+    options: dict[str, list[dict[str, Any]]] = {
+        "classifier": [{}, {"pooling": "mean"}, {"checkpoint_time": 8}, {"rnn": both}],
+        "tagger": [{}, {"metrics_at": "end"}],
+        "forecaster": [{}],
+    }
+    classes = {"classifier": SequenceClassifier, "tagger": SequenceTagger, "forecaster": Forecaster}
+    sizes: dict[str, tuple[int, ...]] = {"forecaster": (5, 2)}
+    for kind, make in classes.items():
+        for more, batch in itertools.product(options[kind], batches(kind)):
+            torch.manual_seed(0)
+            model = make(*sizes.get(kind, (5, 3)), hidden_size=8, dropout=0.0, **more)
+            for p in model.parameters():
+                torch.nn.init.normal_(p, std=0.3)
+            output, _ = model.run(batch, None)
+            whole = model.loss(output, batch)
+            whole.backward()
+            wanted = [p.grad.clone() for p in model.parameters()]
+            model.zero_grad()
+            metrics = model.make_metrics()
+            model.measure(metrics, output, batch, whole.detach())
+            model.group = dist.group.WORLD
+            here = model.stretch(batch, rank, size)
+            model.check(here)
+            output, _ = model.run(here, None)
+            loss, of_all, _ = model._shared(model.group, model.loss(output, here), output, here)
+            torch.testing.assert_close(of_all, whole.detach(), rtol=2e-6, atol=1e-6)
+            loss.backward()
+            for p, gradient in zip(model.parameters(), wanted, strict=True):
+                dist.all_reduce(p.grad)
+                torch.testing.assert_close(p.grad / size, gradient, rtol=1e-4, atol=2e-6)
+            shared = model.make_metrics()
+            model.measure(shared, output, here, of_all)
+            for (name, found), one in zip(shared.items(), metrics.values(), strict=True):
+                torch.testing.assert_close(found.compute(), one.compute(), msg=name)
+
+
 class Classifier(LanguageModel):
     """Says nothing of stretches."""
 
@@ -194,7 +266,7 @@ class Classifier(LanguageModel):
 
 
 def all_of(rank: int, size: int, folder: Path) -> None:
-    for part in (padding, runs, *((masks, refusals) if size == 2 else ())):
+    for part in (padding, runs, other_modules, *((masks, refusals) if size == 2 else ())):
         part(rank, size, folder)
 
 
