@@ -140,11 +140,12 @@ class Launch:
 
         def run() -> None:
             words = fresh[:]
-            room = self._place_states(words)
-            threads.run(self._walker, words, self._workers, (alive, room))
+            if self._behind:
+                self._place_states(words)
+            threads.run(self._walker, words, self._workers, alive)
 
-        fresh, alive = self._words[:], (tensors, h, initial)
-        self._write(fresh, tensors, h, initial)
+        fresh = self._words[:]
+        alive = tensors, h, initial, self._write(fresh, tensors, h, initial)
         return run
 
     def _write(
