@@ -11,7 +11,9 @@ first process that begins to the last that ends, on as many cores as the machine
 compared with that of one process, and of the gradients of all parameters their norms: the largest
 difference, relative to the largest norm.
 
-Below that what is expected of GPUs, which nothing of this has run on: see `expected`.
+Then what each phase of a recurrence takes on one process, at (1, 65536, 256): the pass itself, and
+what the other ranks are told of it, forward the pair and backward the impulse of the adjoint. And
+what is expected of GPUs, which nothing of this has run on: see `expected`.
 
 Writes benchmarks/results/ranks.json; of what is not asked for it keeps what it has.
 """
@@ -28,23 +30,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timing import about, environment
+from timing import Clock, about, environment, in_turn, repeated
 
+from lightning_lrnn import backends
+from lightning_lrnn.backends import pairs
 from lightning_lrnn.cli.tables import text_table
 from lightning_lrnn.core import ranks as of_ranks
+from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.core.process_memory import process_memory, process_peak
 from lightning_lrnn.data.sequences import SequenceBatch
+from lightning_lrnn.gates import IDENTITY
 from lightning_lrnn.modules import SequenceClassifier
+from lightning_lrnn.nn.cells.gilr import gilr
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 GPU = Path(__file__).parent / "results" / "nvidia-h200" / "bench.json"
 SHAPE = "(8, 4096, 2048)"
 STEPS, RANKS = (65536, 1048576, 4194304), (1, 2, 4)
+PHASES = (1, 65536, 256)
 LAUNCH, NVLINK, NETWORK = 15e-6, 0.47e-6, 2.7e-6
 """Seconds: to start a collective from the host; of a hop between GPUs of one machine, and between
 machines, as NCCL's own tuning has them (src/graph/tuning.cc)."""
@@ -143,6 +152,34 @@ def run(size: int, steps: int) -> dict[str, Any]:
     return found | {key: each[0][key] for key in ("collectives", "collective_bytes")}
 
 
+def phases(rounds: int = 15) -> dict[str, list[float]]:
+    """Samples in seconds, in turn."""
+    runs = {}
+    for name, gate in (("plain", IDENTITY), ("GILR", gilr.program)):
+        a, b = torch.rand(PHASES), torch.randn(PHASES)
+        problem = Problem(gate, "", (a, b), None, None, None, False, False)
+        known = backends.prepared("scan", problem)
+        h, given = known.forward(problem).h, Gradients(b, None)
+        for what, call in {
+            "forward": partial(known.forward, problem),
+            "pair": partial(pairs.pair, "scan", problem),
+            "backward": partial(known.backward, problem, h, given),
+            "impulse": partial(pairs.adjoint_impulse, "scan", problem, h, b),
+        }.items():
+            call()
+            runs[f"{name} {what}"] = repeated(call, 1, "cpu")
+    return in_turn(Clock("cpu"), runs, rounds, "phases")
+
+
+def show_phases(samples: dict[str, list[float]]) -> Iterator[str]:
+    ms = {name: 1e3 * statistics.median(times) for name, times in samples.items()}
+    for name in dict.fromkeys(key.split()[0] for key in ms):
+        for step, told in (("forward", "pair"), ("backward", "impulse")):
+            one, other = ms[f"{name} {step}"], ms[f"{name} {told}"]
+            together = f"together {1 + other / one:.2f}"
+            yield f"  {name} {step} {one:.1f} ms, {told} {other:.1f} ms: {together}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [["steps", "ranks", "peak of a rank, MiB", "of one", "seconds", "collectives", "bytes",
               "loss, off by", "gradient, off by"]]  # fmt: skip
@@ -212,11 +249,14 @@ def main() -> None:
             for size in options.ranks:
                 rows[size, steps] = run(size, steps)
                 print(f"{steps:,} steps, {size} ranks: done", file=sys.stderr, flush=True)
-        report = {**environment("cpu"), "rows": list(rows.values())}
+        report = {**environment("cpu"), "rows": list(rows.values()), "phases": phases()}
         options.json.write_text(json.dumps(report) + "\n")
     report = json.loads(options.json.read_text())
     print(about(report))
     print(table(report["rows"]))
+    print(f"of {PHASES}, on one process")
+    for line in show_phases(report["phases"]):
+        print(line)
     for line in predictions():
         print(line)
 
