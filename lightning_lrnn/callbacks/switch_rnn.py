@@ -67,7 +67,7 @@ class SwitchRNN(Callback):
         options: dict[str, bool | int | float | str | list[float] | None] | None = None,
         state: str = "strict",
         weights: str = "new",
-        carry_steps: int = 25,
+        carry_steps: int = 5,
         where: str | list[str] | None = None,
         measure: bool = False,
     ) -> None:
