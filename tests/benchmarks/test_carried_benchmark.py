@@ -71,10 +71,8 @@ def test_table(benchmark):
 
     report = {
         "models": {
-            "one": model(2.0, new=[[400, 2.0]], of_25=[[25, 2.5], [45, 2.06]], of_100=[[100, 2.0]]),
-            "below 0": model(
-                -1.0, new=[[2000, -0.9]], of_25=[[2000, -0.96]], of_100=[[100, -0.975]]
-            ),
+            "one": model(2.0, new=[[400, 2.0]], of_5=[[25, 2.5], [45, 2.06]], of_25=[[100, 2.0]]),
+            "below 0": model(-1.0, new=[[2000, -0.9]], of_5=[[2000, -0.96]], of_25=[[100, -0.975]]),
         }
     }
     head, line, *rows = benchmark.table(report)
