@@ -8,7 +8,7 @@ from lightning_lrnn.cli.parser import Parser, Passing
 from lightning_lrnn.cli.typed import NaturalNumber, PositiveInteger, PositiveNumber, call
 from lightning_lrnn.core.checks import UserError
 
-__all__ = ["long_memory", "main", "switch", "text"]
+__all__ = ["long_memory", "main", "ranks", "switch", "text"]
 
 
 def main(words: list[str]) -> None:
@@ -21,6 +21,7 @@ def main(words: list[str]) -> None:
         "text": text,
         "long-memory": long_memory,
         "switch": switch,
+        "ranks": ranks,
     }
     for name, function in functions.items():
         purpose = (function.__doc__ or "").splitlines()[0].rstrip(".")
@@ -84,3 +85,24 @@ def switch(
         switch.main(rnn, steps, folder, seed)
     except (SwitchError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+def ranks(
+    ranks: PositiveInteger = 2,
+    window: PositiveInteger = 65_536,
+    steps: PositiveInteger = 5,
+    folder: str = "runs/demo-ranks",
+    seed: NaturalNumber = 0,
+) -> None:
+    """Share one sequence among processes of this machine, beside one process.
+
+    Args:
+        ranks: processes that share it.
+        window: steps of the sequence, a multiple of `ranks`.
+        steps: updates of each run.
+        folder: for configs and what the runs leave.
+        seed: of weights and data.
+    """
+    from lightning_lrnn.cli.demos import ranks as demo
+
+    demo.main(ranks, window, steps, folder, seed)

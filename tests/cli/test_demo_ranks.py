@@ -1,0 +1,38 @@
+"""`lightning-lrnn demo ranks`: what it prints is what the processes found.
+
+Seen to fail: losses of a rank's own stretch; the notes of an earlier run read again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from commands import complaint
+
+from lightning_lrnn.cli import main
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "ranks", "--window", "512", "--steps", "2", "--folder", "here"]) == 0
+    said = capsys.readouterr().out
+    files = sorted(Path("here").glob("*/rank*.json"))
+    assert [str(file) for file in files] == [
+        "here/one/rank0.json", "here/shared/rank0.json", "here/shared/rank1.json",
+    ]  # fmt: skip
+    one, *ranks = (json.loads(file.read_text()) for file in files)
+    for note in ranks:
+        assert note["losses"] == pytest.approx(one["losses"], rel=2e-6)
+        assert len(note["losses"]) == len(note["seconds"]) == 2
+    assert f"     1  {one['losses'][0]:17.6f}  {ranks[0]['losses'][0]:17.6f}" in said
+    assert "SequenceParallelStrategy" in said and "seconds of an update" in said
+
+
+def test_what_cannot_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    said = complaint(capsys, "demo", "ranks", "--window", "101")
+    assert "`window` must be a multiple of 2 ranks, got 101" in said
