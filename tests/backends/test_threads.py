@@ -214,6 +214,38 @@ def test_a_forked_child_has_threads_of_its_own():
         assert same and alive == 2
 
 
+FORKED = """
+import multiprocessing
+import torch
+import lightning_lrnn as lrnn
+
+torch.set_num_threads(2)
+a = torch.empty(64, 512, 256).uniform_()  # by one thread
+for _ in range(2):
+    lrnn.linear_recurrence(a, a)
+
+def child():
+    assert torch.equal(torch.zeros(1 << 20), torch.zeros(1 << 20))  # by two
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(30)
+hanging = process.exitcode is None
+process.kill()
+assert not hanging
+"""
+
+
+def test_no_thread_of_openmp_is_started():
+    """Those of a parent make the operators of a forked child wait for ever.
+
+    Seen to fail: zeros by PyTorch in the place of an initial state.
+    """
+    words = [sys.executable, "-W", "ignore:.*fork:DeprecationWarning", "-c", FORKED]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("at_exit", [False, True])
 def test_the_interpreter_exits(at_exit):
     code = f"""

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,7 +191,8 @@ def zeros_of(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _zeros(size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.uint8, device="cpu")
+    # Not PyTorch's, whose threads of OpenMP, once started, hang in a process that is forked later.
+    return torch.from_numpy(np.zeros(size, np.uint8))
 
 
 def _freed() -> int:
