@@ -1,6 +1,6 @@
 """What a call costs the host: microseconds of small recurrences, whose computation takes none.
 
-    python benchmarks/host.py [--rounds N] [--json FILE]
+    python benchmarks/host.py [--rounds N] [--json FILE] [--show]
 
 Of `linear_recurrence` and of a fused gate at (1, 4, 8) in float32, by the CPU's backend, and by
 CUDA's on tensors of the CPU with a driver that does nothing: so its part of a call is measured
@@ -32,6 +32,7 @@ from lightning_lrnn.nn.cells.gilr import gilr
 
 RESULTS = Path(__file__).parent / "results" / "host.json"
 SHAPE = (1, 4, 8)
+BASELINES = "addcmul", "nothing"
 CALLS = 500
 """In a sample."""
 
@@ -121,6 +122,7 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'microseconds of a call':30}{'without':>12}{'differentiable':>17}{'backward':>11}")
     for name, times in rows(report["samples_in_seconds"]).items():
         one, two, three = (f"{time:.1f}" for time in times)
+        three = "" if name in BASELINES else three
         print(f"{name:30}{one:>12}{two:>17}{three:>11}")
 
 
@@ -128,7 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true", help="what is there, without measuring")
     options = parser.parse_args()
+    if options.show:
+        return show(json.loads(options.json.read_text()))
     torch.set_num_threads(1)
     c = torch.rand(SHAPE)
     baselines = {"addcmul": lambda a, b: torch.addcmul(b, a, c), "nothing": Nothing.apply}

@@ -25,6 +25,7 @@ PRINTED = {
         "layer_times",
         "stand_in_times",
         "equal_time",
+        "host",
         "recurrence",
         "threads",
         "step",
