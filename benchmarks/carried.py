@@ -1,6 +1,6 @@
 """Trained models whose recurrent layers are replaced: steps until they are as good as before.
 
-    python benchmarks/carried.py [--models NAME ...] [--arms new 5 25]
+    python benchmarks/carried.py [--models NAME ...] [--arms new 5 25] [--seed 0]
     python benchmarks/carried.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each model is trained as it is, for its
@@ -200,10 +200,11 @@ class Made(Callback):
             self.watch.switch(pl_module)
 
 
-def run(kind: type[Project], watch: Counted, steps: int) -> Project:
-    """The project in an empty folder, with the same data as in every other run."""
-    with alone(0) as folder:
-        watch.project = project = kind(watch, steps, 0, folder)
+def run(kind: type[Project], watch: Counted, steps: int, seed: int = 0) -> Project:
+    """The project in an empty folder, with the same data as in every other run of the seed."""
+    watch.seed = seed
+    with alone(seed) as folder:
+        watch.project = project = kind(watch, steps, seed, folder)
         try:
             project.fit()
         except Reached:
@@ -213,11 +214,11 @@ def run(kind: type[Project], watch: Counted, steps: int) -> Project:
     return project
 
 
-def measure(name: str, arms: list[str], old: dict[str, Any]) -> dict[str, Any]:
+def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     kind = Bytes if name == "bytes" else find(name)
     steps, every = STEPS[name], LOOKS[name]
     stock = Counted()
-    run(kind, stock, steps)
+    run(kind, stock, steps, seed)
     trained = {key: value.detach().clone() for key, value in stock.model.state_dict().items()}
     before = stock.validation[-1][1]
     print(f"{name}: {before:.4f} after {steps} steps", file=sys.stderr, flush=True)
@@ -229,7 +230,7 @@ def measure(name: str, arms: list[str], old: dict[str, Any]) -> dict[str, Any]:
         first = 0 if arm == "new" else int(arm)
         options = {"weights": "carried", "state": "carried"} if first else {}
         watch = Counted(trained, options, before, every, first)
-        run(kind, watch, steps)
+        run(kind, watch, steps, seed)
         kept[arm] = {"report": watch.report, "validation": watch.validation}
         print(f"{name}, {arm}: {watch.validation[-1]}", file=sys.stderr, flush=True)
     return found | {"arms": kept}
@@ -268,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=STEPS, default=list(STEPS), metavar="NAME")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="of what is there, without measuring")
     options = parser.parse_args()
@@ -276,7 +278,8 @@ def main() -> None:
         old = json.loads(options.json.read_text()) if options.json.is_file() else {"models": {}}
         models = old["models"]
         for name in options.models:
-            models[name] = measure(name, options.arms, models.get(name, {}))
+            key = f"{name}, seed {options.seed}" if options.seed else name
+            models[key] = measure(name, options.arms, models.get(key, {}), options.seed)
         report = {**environment("cpu"), "models": models}
         options.json.write_text(json.dumps(report) + "\n")
     report = json.loads(options.json.read_text())

@@ -231,7 +231,7 @@ def test_the_steps_of_carried_weights_are_those_on_record():
     command = [sys.executable, str(ROOT / "benchmarks" / "carried.py"), "--table"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     _, table = printed.split("\n", 1)
-    assert table.count("\n") == 5
+    assert table.count("\n") >= 5
     assert f"\n\n{table}\n" in (ROOT / "docs" / "switching.md").read_text()
 
 
