@@ -14,12 +14,14 @@ import sys
 import pytest
 from paths import ROOT
 
-TEXTS = {name: (ROOT / "docs" / name).read_text() for name in ("results.md", "performance.md")}
+NAMES = "results.md", "performance.md", "ranks.md"
+TEXTS = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 BLOCKS = {
     name: re.findall(r"^```\n\$ python (.*)\n([\s\S]*?)^```$", text, re.M)
     for name, text in TEXTS.items()
 }
 PRINTED = {
+    "ranks.md": {"ranks"},
     "results.md": {"long_memory", "memory", "paper", "long_context", "tasks"},
     "performance.md": {
         "layer_times",
