@@ -124,6 +124,41 @@ def sweep(rank: int, size: int) -> None:
             compare(call, [a, b], h0, lengths, reset, rank, size, 1e-13)
 
 
+def chain(rank: int, size: int) -> None:
+    """Ranks that wait for each other, state by state, have the bits of one process; ours are near.
+
+    Step by step a stretch does what the whole does there, so that nothing but the sends can differ.
+    """
+    torch.set_num_threads(1)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        steps = (B, T * size, D)
+        a, b = decays(steps, generator), torch.randn(steps, generator=generator).double()
+        h0 = torch.randn(B, D, generator=generator).double()
+        lengths, reset = masks(seed, size, generator)
+        given = {"lengths": lengths, "reset": reset, "backend": "serial"}
+        y, final = lrnn.linear_recurrence(a, b, h0, **given)
+
+        ranks = ranks_of(dist.group.WORLD)
+        here = {name: stretch(x, rank, size) for name, x in (("a", a), ("b", b), ("reset", reset))}
+        valid = None if lengths is None else ranks.within(lengths, T)
+        state = h0.clone()
+        if rank:
+            dist.recv(state, rank - 1)
+        own = {"lengths": valid, "reset": here["reset"], "backend": "serial"}
+        y_here, state = lrnn.linear_recurrence(here["a"], here["b"], state, **own)
+        if rank + 1 < size:
+            dist.send(state, rank + 1)
+        else:
+            assert torch.equal(state, final)
+        assert torch.equal(y_here, stretch(y, rank, size))
+        of_group, _ = lrnn.linear_recurrence(
+            here["a"], here["b"], h0, lengths=lengths, reset=here["reset"],
+            backend="serial", group=dist.group.WORLD,
+        )  # fmt: skip
+        torch.testing.assert_close(of_group, y_here, rtol=0, atol=1e-13 * float(y.abs().max()))
+
+
 def kinds(rank: int, size: int) -> None:
     """Dtypes, gates, readouts, parameters, backends."""
     torch.set_num_threads(1)
@@ -262,7 +297,7 @@ def collectives(rank: int, size: int) -> None:
 
 
 def all_of(rank: int, size: int) -> None:
-    for part in (sweep, kinds, edges, collectives):
+    for part in (sweep, chain, kinds, edges, collectives):
         part(rank, size)
 
 
