@@ -13,7 +13,7 @@ from layers import every_cell
 from plain_calls import adjoint_of
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.core import reference, unfused
+from lightning_lrnn.core import evaluation, reference
 from lightning_lrnn.nn import CELLS, scan_context
 from lightning_lrnn.recurrence import gated_recurrence, linear_recurrence
 
@@ -271,5 +271,5 @@ def test_widened_is_what_compiled_code_computes_in():
     x = torch.zeros(1, 1, 1, dtype=torch.float16)
     dtypes = [torch.float16, torch.float64, torch.complex128]
     pre = [x, *(torch.zeros(1, dtype=d) for d in dtypes)]
-    found = [p.dtype for p in unfused.widened(pre)]
+    found = [p.dtype for p in evaluation.widened(pre)]
     assert found == [torch.float32] * 3 + [torch.complex64]

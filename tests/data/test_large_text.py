@@ -17,7 +17,8 @@ import pytest
 import torch
 from processes import run
 
-from lightning_lrnn.data import ByteText, TextBatch, TextError, byte_text, passages, windows
+from lightning_lrnn.data import ByteText, TextBatch, TextError, byte_text
+from lightning_lrnn.data.text import passages, windows
 
 SPLITS = ("train", "val", "test")
 LINES = b"".join(b"line %d\n" % i for i in range(300))
