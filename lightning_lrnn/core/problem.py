@@ -12,7 +12,15 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.pytorch import constant
 from lightning_lrnn.gates import IDENTITY, state_is_complex
 
-__all__ = ["Gradients", "Problem", "States", "empty", "lie_as_chunks", "sequence", "sequence_dtype"]
+__all__ = [
+    "Gradients",
+    "Problem",
+    "States",
+    "contiguous",
+    "lie_as_chunks",
+    "sequence",
+    "sequence_dtype",
+]
 
 
 def sequence(pre: Sequence[Tensor]) -> Tensor:
@@ -120,7 +128,7 @@ class Problem(NamedTuple):
         return tuple(form)
 
 
-def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+def contiguous(like: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of a shape, without values, for what a backend computes."""
     if like.dtype is dtype and like.is_contiguous():
         return torch.empty_like(like)  # in half the time

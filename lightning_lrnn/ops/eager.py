@@ -55,8 +55,7 @@ def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
 
 def compute(name: str, backend: Prepared, problem: Problem) -> States:
     """What a backend computes, noted as the last of this process."""
-    global _last
-    _last = name
+    computed_by(name)
     if profiling.observer is None:
         return backend.forward(problem)
     with profiling.observer():

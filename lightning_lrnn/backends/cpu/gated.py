@@ -18,10 +18,9 @@ from lightning_lrnn.backends.cpu.plan import (
     operations,
     rounded,
 )
-from lightning_lrnn.core import problem as problems
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
-from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.problem import Gradients, Problem, States, contiguous
 
 __all__ = ["Gated", "empty", "gated"]
 
@@ -43,6 +42,7 @@ class Gated:
     ) -> None:
         self._code, self._division, self._parallel = compiled, division, parallel
         self._programs = problem.gate, problem.readout
+        self._inputs = len(problem.pre)
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         self._parameters = any([p.ndim < 3 for p in problem.pre])
         x = problem.pre[self._first]
@@ -57,6 +57,7 @@ class Gated:
         self._first_state = zeros_of(problem.x, compiled.state)
         self._forward: Launch | None = None
         self._backward: dict[tuple[object, ...], Launch] = {}
+        self._pairs: dict[tuple[object, ...], Launch] = {}
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
@@ -69,7 +70,7 @@ class Gated:
             pre = list(map(resolved, pre))
         tensors = [*pre, y, hidden]
         if self._forward is None:
-            self._forward = self._pass(tensors, final)
+            self._forward = self._launch(tensors, backward=False)
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
         self._forward(tensors, final, h0, lengths, reset)
@@ -87,13 +88,7 @@ class Gated:
             final: where the state (B, D) after the last step goes.
         """
         tensors = [*map(resolved, problem.pre), y, hidden]
-        return self._pass(tensors, final).bound(tensors, final, problem.h0)
-
-    def _pass(self, tensors: Sequence[Tensor], h: Tensor) -> Launch:
-        n = len(tensors) - 2
-        written = (n, n + 1) if self._programs[1] else (n + 1,)
-        direction = Direction(backward=False, reverse=self._flags[0], inside=True)
-        return Launch(self._code, self._division, direction, tensors, written, h)
+        return self._launch(tensors, backward=False).bound(tensors, final, problem.h0)
 
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
@@ -113,7 +108,7 @@ class Gated:
         form = tuple([t.stride() for t in (*pre, dy, h, first, dpre[self._first])])
         steps = self._backward.get(form)
         if steps is None:
-            steps = self._backward[form] = self._adjoint(pre, tensors, c)
+            steps = self._backward[form] = self._launch(tensors, backward=True)
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
         steps(tensors, c, final, lengths, reset)
@@ -126,52 +121,46 @@ class Gated:
 
         The inputs are read once, and nothing is written but A and B (B, D).
         """
-        _, _, pre, _, lengths, reset, _, _ = problem
-        pre = list(map(resolved, pre))
-        # Where hidden states would go: not written.
-        tensors = [*pre, pre[self._first], pre[self._first]]
-        direction = Direction(backward=False, reverse=self._flags[0], inside=True)
-        written = (len(pre),)
-        launch = self._of_pairs(pre, tensors, written, direction)
+        pre = list(map(resolved, problem.pre))
+        x = pre[self._first]
+        return self._pair(problem, [*pre, x, x], backward=False)
+
+    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+        """C of the steps' adjoint, c -> conj(A) c + C; None if not finite. Likewise."""
+        pre, h = list(map(resolved, problem.pre)), resolved(h)
+        tensors = [*pre, spread(resolved(dy)), h, self._first_state, *[h] * len(pre)]
+        found = self._pair(problem, tensors, backward=True)
+        return None if found is None else found[1]
+
+    def _pair(
+        self, problem: Problem, tensors: Sequence[Tensor], *, backward: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """Of tensors as for the pass; those that it writes have only the shape."""
+        form = backward, *[t.stride() for t in tensors]
+        launch = self._pairs.get(form)
+        if launch is None:
+            launch = self._pairs[form] = self._launch(tensors, backward=backward, pairs=True)
+        lengths, reset = problem.lengths, problem.reset
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
         return _folded(launch.pairs(tensors, lengths, reset))
 
-    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
-        """C of the steps' adjoint, c -> conj(A) c + C; None if not finite. Likewise."""
-        _, _, pre, _, lengths, reset, _, _ = problem
-        pre, h, dy = list(map(resolved, pre)), resolved(h), spread(resolved(dy))
-        gradients = [h if p.ndim == 3 else None for p in pre]
-        tensors = [*pre, dy, h, self._first_state, *gradients]
-        written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
+    def _launch(self, tensors: Sequence[Tensor], *, backward: bool, pairs: bool = False) -> Launch:
+        """A pass over tensors in the order of `codegen`, the pre-activations first."""
         reverse, exclusive = self._flags
-        direction = Direction(backward=True, reverse=reverse, inside=exclusive)
-        launch = self._of_pairs(pre, tensors, written, direction)
-        if lengths is not None or reset is not None:
-            lengths, reset = _masks(problem)
-        found = _folded(launch.pairs(tensors, lengths, reset))
-        return None if found is None else found[1]
-
-    def _of_pairs(
-        self,
-        pre: Sequence[Tensor],
-        tensors: Sequence[Tensor | None],
-        written: Sequence[int],
-        direction: Direction,
-    ) -> Launch:
-        form = direction, *[None if t is None else t.stride() for t in tensors]
-        launch = self._backward.get(form)
-        if launch is None:
-            backward = direction.backward
-            division = self._adjoint_division if backward else self._division
-            exclusive = self._flags[1]
-            compiled = code(
-                self._programs, pre, division, backward=backward, exclusive=exclusive, pairs=True
-            )
-            assert compiled is not None
-            launch = Launch(compiled, division, direction, tensors, written, self._state)
-            self._backward[form] = launch
-        return launch
+        division = self._adjoint_division if backward else self._division
+        pre = tensors[: self._inputs]
+        compiled = code(
+            self._programs, pre, division, backward=backward, exclusive=exclusive, pairs=pairs
+        )
+        assert compiled is not None
+        n = self._inputs
+        if backward:
+            written = [i for i, p in enumerate(pre, n + 3) if p.ndim == 3]
+        else:
+            written = [n, n + 1] if self._programs[1] else [n + 1]
+        direction = Direction(backward, reverse, inside=exclusive if backward else True)
+        return Launch(compiled, division, direction, tensors, written, self._state)
 
     def _room_for_gradients(
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
@@ -194,15 +183,6 @@ class Gated:
             in_large_pages(next(g for g in out if g is not None))
         return room
 
-    def _adjoint(self, pre: Sequence[Tensor], tensors: Sequence[Tensor], c: Tensor) -> Launch:
-        reverse, exclusive = self._flags
-        division = self._adjoint_division
-        compiled = code(self._programs, pre, division, backward=True, exclusive=exclusive)
-        assert compiled is not None
-        written = [i for i, p in enumerate(pre, len(pre) + 3) if p.ndim == 3]
-        direction = Direction(backward=True, reverse=reverse, inside=exclusive)
-        return Launch(compiled, division, direction, tensors, written, c)
-
 
 def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor of a shape; a large one in large pages.
@@ -210,7 +190,7 @@ def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
     What a training step allocates is freed all at once, which is enough for the allocator to return
     it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
     """
-    x = problems.empty(like, dtype)
+    x = contiguous(like, dtype)
     return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
 
 

@@ -19,7 +19,7 @@ from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.dtypes import state_dtype
-from lightning_lrnn.core.problem import Gradients, Problem, States, empty
+from lightning_lrnn.core.problem import Gradients, Problem, States, contiguous
 
 __all__ = ["FIELDS", "Kernels", "backend", "fields"]
 
@@ -73,8 +73,8 @@ class Kernels:
         if launch is None:
             launch = self._passes[layout,] = self._planned("forward", problem, layout)
             launch.tell_strides(pre, row=T * D, step=D)
-        hidden = empty(x, launch.state)
-        y = empty(x, launch.output) if problem.readout else hidden
+        hidden = contiguous(x, launch.state)
+        y = contiguous(x, launch.output) if problem.readout else hidden
         final = x.new_empty_strided((B, D), (D, 1), dtype=STATE[launch.state])
         launch((*pre, *problem.optional, hidden, final, y if problem.readout else None))
         return States(y, hidden, final)
@@ -101,7 +101,7 @@ class Kernels:
         dpre = [
             p.new_zeros((launch.tiles, B, D), dtype=_sum_dtype(p, h))
             if p.ndim < 3
-            else (empty(p, p.dtype) if target is None else target)
+            else (contiguous(p, p.dtype) if target is None else target)
             for p, target in zip(pre, out, strict=True)
         ]
         launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre))

@@ -237,10 +237,12 @@ def launch(
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
+    import torch
+
     driver, pytorch, index = _driver(), _pytorch(), device.index
     # The driver copies what the pointer points to before it returns.
     pointer = array("q", [parameter.buffer_info()[0]])
-    with _CURRENT if pytorch.current_device() == index else pytorch.torch.cuda.device(device):
+    with _CURRENT if pytorch.current_device() == index else torch.cuda.device(device):
         stream = driver.CUstream(pytorch.current_stream(index))
         given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
         (status,) = driver.cuLaunchKernel(*given)
