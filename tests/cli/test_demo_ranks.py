@@ -18,7 +18,12 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_have_the_losses_of_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here/shared").mkdir(parents=True)
+    Path("here/shared/rank7.json").write_text("of a run before")
     assert main(["demo", "ranks", "--window", "512", "--steps", "2", "--folder", "here"]) == 0
     said = capsys.readouterr().out
     files = sorted(Path("here").glob("*/rank*.json"))

@@ -125,6 +125,14 @@ def test_a_warm_call_refuses_what_a_cold_one_does(wrong, error, message):
         lrnn.linear_recurrence(**{**right, **wrong})
 
 
+def test_a_warm_call_does_not_take_resets_for_lengths():
+    a, b, reset = torch.rand(2, 6, 4), torch.rand(2, 6, 4), torch.zeros(2, 6, dtype=torch.bool)
+    for _ in range(3):
+        lrnn.linear_recurrence(a, b, reset=reset)
+    with pytest.raises(ValueError, match="`lengths` must have shape"):
+        lrnn.linear_recurrence(a, b, lengths=reset)
+
+
 def test_a_warm_call_is_that_of_the_backend_that_is_chosen_now():
     a = torch.rand(2, 6, 4)
     for name in ("scan", "serial", "scan"):
