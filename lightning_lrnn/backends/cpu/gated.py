@@ -203,7 +203,7 @@ def _folded(pairs: Tensor) -> tuple[Tensor, Tensor] | None:
     if not pairs.isfinite().all():
         return None
     A, B = pairs[0].unbind()
-    return A, B
+    return A, B.clone()  # what an operator returns shares no memory
 
 
 def _masks(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
