@@ -1,17 +1,18 @@
 """Trained models whose recurrent layers are replaced: steps until they are as good as before.
 
-    python benchmarks/carried.py [--models NAME ...] [--arms new 5 25] [--seed 0]
+    python benchmarks/carried.py [--models NAME ...] [--arms "as it is" new carried] [--seed 0]
     python benchmarks/carried.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each model is trained as it is, for its
 steps, and L is its validation loss then. From there on, in the project's own loop, with its own
-optimizer and at a constant learning rate,
+optimizer, new, and at a constant learning rate,
 
+- "as it is": nothing is replaced, for ten looks at the validation loss;
 - "new": its recurrent layers are replaced by `rnn: auto`, whose parameters start anew; the rest of
   the model is the trained one;
-- "5", "25": the same with `weights: carried, state: carried`: fixed-point passes of the functions
-  of the old layers. In the first 5, or 25, steps they learn to give the old layers' outputs, and
-  nothing else changes; then all learn.
+- "carried": the same with `weights: carried, state: carried`: fixed-point passes of the functions
+  of the old layers. In the first 5 steps they learn to give the old layers' outputs, and nothing
+  else changes; then all learn.
 
 Steps are counted until the validation loss is at most 1.03 L, or 1 + the change over |L| is at most
 1.03 where it may be below 0; those in which layers learn from old ones, too. It is looked at every
@@ -58,8 +59,11 @@ LOOKS = {
     "Flair-tagger-LSTM": 10,
 }
 """Steps between two looks at the validation loss."""
-ARMS = ("new", "5", "25")
-"""New layers, or those that learn for so many steps from the old ones."""
+ARMS = ("as it is", "new", "carried")
+AS_IT_IS = 10
+"""Looks at what was not replaced: its loss goes up and down in its loop, too."""
+CARRY_STEPS = 5
+"""The default of `SwitchRNN`."""
 
 
 class Bytes(Project):
@@ -130,7 +134,7 @@ class Counted(Watch):
 
     Args:
         trained: parameters and buffers of the model as it was trained; None to train it.
-        options: of `replace_rnn`.
+        options: of `replace_rnn`; None to replace nothing.
         goal: validation loss, with the loss that it is compared to.
         every: steps between two looks.
         carry_steps: in which the new layers learn from the old ones; 0 for none.
@@ -145,7 +149,7 @@ class Counted(Watch):
         carry_steps: int = 0,
     ) -> None:
         super().__init__(None, 0)
-        self.trained, self.options, self.before = trained, options or {}, before
+        self.trained, self.options, self.before = trained, options, before
         self.every, self.carry_steps = every, carry_steps
         self.project: Project
         self.validation: list[tuple[int, float]] = []
@@ -154,7 +158,8 @@ class Counted(Watch):
         self.model = model
         if self.trained is not None:
             model.load_state_dict(self.trained)
-            self.report = str(lrnn.replace_rnn(model, **self.options))
+            if self.options is not None:
+                self.report = str(lrnn.replace_rnn(model, **self.options))
             self.distillation = Distillation(model, self.carry_steps or 1)
             learning = {id(p) for m in self.distillation.layers for p in m.parameters()}
             self.rest = [
@@ -185,7 +190,11 @@ class Counted(Watch):
             if trainer is not None:  # that of a validation is another one
                 self.model.trainer = trainer
             self.validation.append((done, round(found, 5)))
-            if ratio([self.before], [found]) <= GOAL:
+            if self.options is None:
+                ends = len(self.validation) == AS_IT_IS
+            else:
+                ends = ratio([self.before], [found]) <= GOAL
+            if ends:
                 raise Reached
 
 
@@ -227,12 +236,13 @@ def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> d
     # Those of another trained model count no more.
     kept = old["arms"] if old.get("loss") == before else {}
     for arm in arms:
-        first = 0 if arm == "new" else int(arm)
-        options = {"weights": "carried", "state": "carried"} if first else {}
-        watch = Counted(trained, options, before, every, first)
+        options = {"as it is": None, "new": {}}.get(arm, {"weights": "carried", "state": "carried"})
+        watch = Counted(trained, options, before, every, CARRY_STEPS if arm == "carried" else 0)
         run(kind, watch, steps, seed)
         kept[arm] = {"report": watch.report, "validation": watch.validation}
-        print(f"{name}, {arm}: {watch.validation[-1]}", file=sys.stderr, flush=True)
+        if arm == "carried":
+            kept[arm]["errors"] = watch.distillation.errors
+        print(f"{name}, {arm}: {watch.validation}", file=sys.stderr, flush=True)
     return found | {"arms": kept}
 
 

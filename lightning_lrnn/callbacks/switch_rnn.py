@@ -200,15 +200,22 @@ class SwitchRNN(Callback):
         if learning is not None and len(learning.errors) >= self.carry_steps:
             learning.finish()
             self._distillation = None
-            last = learning.errors[-20:]
             rank_zero_info(
-                f"SwitchRNN: the new layers give the old ones' outputs with a relative squared "
-                f"error of {sum(last) / len(last):.2g}, and learn with the rest from now on"
+                f"SwitchRNN: the new layers gave the old ones' outputs with a relative squared "
+                f"error of {learning.errors[-1]:.2g} in the last step of these, and learn with the "
+                f"rest from now on"
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, if it was not told yet."""
+        """Tells the loggers, if it was not told yet; nothing is learned from here."""
         self._tell(trainer, pl_module)
+        if self._distillation is not None:
+            self._distillation.watches = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Goes on to learn from old layers."""
+        if self._distillation is not None:
+            self._distillation.watches = True
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tells the loggers, if it was not told yet."""

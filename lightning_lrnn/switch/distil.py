@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.nn.cells.surrogate import SurrogateRNNCell
@@ -20,7 +22,12 @@ __all__ = ["Distillation", "carry_weights", "fit_surrogate"]
 
 TEACHER = "_teacher"
 """Where a layer has the one that it replaced: no submodule, so that no `state_dict` has it."""
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-2
+"""At a relative error of 1. It goes down as the error's root: so do distances of parameters."""
+REPEATS = 20
+"""Updates in each step, by the calls of this step and of those before, one after the other."""
+KEPT = 5
+"""Steps whose calls are learned from."""
 REMEMBERED = 64
 """Calls whose final states are known again; a state that is older starts anew."""
 
@@ -43,6 +50,29 @@ def carry_weights(old: nn.RNNBase, new: Stack) -> None:
     vars(new)[TEACHER] = [old.requires_grad_(False)]
 
 
+class _Call(NamedTuple):
+    """Of a new layer, with what the old one gave."""
+
+    layer: Stack
+    input: Any
+    state: Any
+    options: dict[str, Any]
+    autocast: torch.autocast
+    target: Any
+
+    def run(self) -> tuple[Tensor, Any]:
+        """The relative error of the new layer's outputs, without dropout, and its state."""
+        was_training = self.layer.training
+        try:
+            with self.autocast:
+                # Not the layer's own `forward`, which calls the old one as long as it learns.
+                forward = type(self.layer).forward
+                y, state = forward(self.layer.train(False), self.input, self.state, **self.options)
+        finally:
+            self.layer.train(was_training)
+        return _relative_error(y, self.target), state
+
+
 class Distillation:
     """Lets the layers of a module that have replaced others give the outputs of those.
 
@@ -51,9 +81,10 @@ class Distillation:
 
         sum_t |y_t - y'_t|^2 / sum_t |y'_t|^2              y' the old layer's outputs
 
-    is what it learns by, in Adam with a learning rate of its own. Nothing is dropped out meanwhile.
-    The final state of a call is known again, so that windows of a sequence, or an encoder and a
-    decoder, follow each other in both layers.
+    is what it learns by: the mean over the calls of each layer, and over layers, in Adam with a
+    learning rate of its own. Nothing is dropped out meanwhile. The final state of a call is known
+    again, so that windows of a sequence, or an encoder and a decoder, follow each other in both
+    layers.
 
     Args:
         module: with layers that were replaced with `weights="carried"`.
@@ -61,51 +92,69 @@ class Distillation:
 
     Attributes:
         layers: those that learn.
-        errors: the mean of the relative errors, of each step.
+        errors: the relative error of each step, before it was learned from.
+        watches: whether calls are learned from; not those of a validation.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         self.layers = [m for m in module.modules() if isinstance(m, Stack) and TEACHER in vars(m)]
         self.errors: list[float] = []
-        self._losses: list[Tensor] = []
+        self.watches = True
+        self._updates, self._all_updates = 0, steps * REPEATS
+        self._calls: list[_Call] = []
+        self._kept: deque[list[_Call]] = deque(maxlen=KEPT)
         self._states: dict[Any, tuple[Any, Any]] = {}
         if not self.layers:
             return
         parameters = {id(p): p for layer in self.layers for p in layer.parameters()}
         self.optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
         for layer in self.layers:
             vars(layer)["forward"] = MethodType(self._both, layer)
 
     def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Learns from the calls since the last step.
+        """Learns from the calls since the last step, and again from those before.
 
         Args:
-            reduce: the mean over processes of a gradient.
+            reduce: the mean over processes of a tensor.
         """
-        if not self._losses:
+        if not self._calls:
             return
-        loss = torch.stack(self._losses).mean()
-        self._losses.clear()
+        self._kept.append(self._calls)
+        self._calls = []
+        errors = [
+            self._update(self._kept[-1 - k % len(self._kept)], reduce) for k in range(REPEATS)
+        ]
+        self.errors.append(errors[0])
+
+    def _update(self, calls: list[_Call], reduce: Callable[[Tensor], Tensor] | None) -> float:
+        """One of Adam's, by calls; the error before it."""
         parameters = [p for p in self.optimizer.param_groups[0]["params"] if p.requires_grad]
+        with torch.enable_grad():
+            error = _mean_error(calls)
         # Not `backward`: hooks of a module around had their gradients before, see `_reached`.
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(error, parameters, allow_unused=True)
+        error = error.detach()
+        if reduce is not None:
+            error = reduce(error)
+            gradients = tuple(None if g is None else reduce(g) for g in gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-            if reduce is not None and gradient is not None:
-                parameter.grad = reduce(gradient)
         nn.utils.clip_grad_norm_(parameters, 1.0)
+        self._updates += 1
+        falling = (1 + math.cos(math.pi * min(self._updates / self._all_updates, 1))) / 2
+        found = error.item()
+        self.optimizer.param_groups[0]["lr"] = LEARNING_RATE * falling * min(1, math.sqrt(found))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.schedule.step()
-        self.errors.append(loss.item())
+        return found
 
     def finish(self) -> None:
         """From now on the new layers are called, and the old ones are gone."""
         for layer in self.layers:
             vars(layer).pop("forward", None)
             vars(layer).pop(TEACHER, None)
-        self._losses.clear()
+        self._calls.clear()
+        self._kept.clear()
         self._states.clear()
 
     def _both(self, layer: Stack, input: Any, hx: Any = None, **options: Any) -> Any:
@@ -113,16 +162,19 @@ class Distillation:
         _like(teacher, layer)
         # Without the hooks of the old layer, which are those of the new one too.
         output, state = teacher.forward(input, hx, **options)
+        if not self.watches:
+            return output, state
         ours = self._states.get(_identity(hx), (None, hx))[1]
-        was_training = layer.training
-        try:
-            with torch.enable_grad():
-                run = type(layer).forward
-                found, after = run(layer.train(False), _detached(input), ours, **options)
-                self._losses.append(_relative_error(found, output))
-        finally:
-            layer.train(was_training)
-        self._remember(state, _detached(after))
+        device = next(teacher.parameters()).device.type
+        autocast = torch.autocast(
+            device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        )
+        # Copies: the project may write into what it gave and got.
+        call = _Call(layer, _copied(input), ours, options, autocast, _copied(output))
+        with torch.no_grad():
+            _, after = call.run()
+        self._calls.append(call)
+        self._remember(state, after)
         return _reached(output, layer), state
 
     def _remember(self, state: Any, ours: Any) -> None:
@@ -136,7 +188,7 @@ def fit_surrogate(
     module: nn.Module,
     batches: Iterable[Any],
     *,
-    steps: int = 100,
+    steps: int = 5,
     call: Callable[[Any], Any] | None = None,
 ) -> list[float]:
     """Lets layers that were replaced with `weights="carried"` learn from those that they replaced.
@@ -146,12 +198,12 @@ def fit_surrogate(
     Args:
         module: any module, in which `replace_rnn` has replaced layers.
         batches: inputs of the project, run through again and again; not an iterator.
-        steps: batches to learn from.
+        steps: batches to learn from, from each several times.
         call: runs the module on a batch; `module(batch)`, or `module(*batch)` for a tuple or list,
             if None.
 
     Returns:
-        The relative error of each step.
+        The relative error of each step, before it was learned from.
 
     Raises:
         ValueError: if there is no batch, or no layer that has an old one to learn from, or for
@@ -177,6 +229,14 @@ def fit_surrogate(
     finally:
         distillation.finish()
     return distillation.errors
+
+
+def _mean_error(calls: list[_Call]) -> Tensor:
+    """Over the calls of each layer, and over layers: one may be called at every time step."""
+    errors: dict[int, list[Tensor]] = {}
+    for call in calls:
+        errors.setdefault(id(call.layer), []).append(call.run()[0])
+    return torch.stack([torch.stack(of_layer).mean() for of_layer in errors.values()]).mean()
 
 
 def _relative_error(found: Any, output: Any) -> Tensor:
@@ -213,7 +273,7 @@ def _identity(state: Any) -> Any:
     return tuple(part.untyped_storage().data_ptr() for part in parts)
 
 
-def _detached(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     if isinstance(value, PackedSequence):
-        return value._replace(data=value.data.detach())
-    return tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, value)
+        return value._replace(data=value.data.detach().clone())
+    return value.detach().clone()
