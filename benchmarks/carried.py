@@ -4,10 +4,11 @@
     python benchmarks/carried.py --table
 
 Needs the dependency group `projects` of pyproject.toml. Each model is trained as it is, for its
-steps, and L is its validation loss then. From there on, in the project's own loop, with its own
-optimizer, new, and at a constant learning rate,
+steps. From there on, in the project's own loop, with its own optimizer, new, and at a constant
+learning rate,
 
-- "as it is": nothing is replaced, for ten looks at the validation loss;
+- "as it is": nothing is replaced, for ten looks at the validation loss. In such a loop it goes up
+  and down; L is the mean of the ten, and not where it was at the end of the training;
 - "new": its recurrent layers are replaced by `rnn: auto`, whose parameters start anew; the rest of
   the model is the trained one;
 - "carried": the same with `weights: carried, state: carried`: fixed-point passes of the functions
@@ -27,6 +28,7 @@ import json
 import math
 import os
 import random
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,9 +61,10 @@ LOOKS = {
     "Flair-tagger-LSTM": 10,
 }
 """Steps between two looks at the validation loss."""
-ARMS = ("as it is", "new", "carried")
-AS_IT_IS = 10
-"""Looks at what was not replaced: its loss goes up and down in its loop, too."""
+AS_IT_IS = "as it is"
+ARMS = (AS_IT_IS, "new", "carried")
+OWN_LOOKS = 10
+"""At what was not replaced."""
 CARRY_STEPS = 5
 """The default of `SwitchRNN`."""
 
@@ -135,7 +138,7 @@ class Counted(Watch):
     Args:
         trained: parameters and buffers of the model as it was trained; None to train it.
         options: of `replace_rnn`; None to replace nothing.
-        goal: validation loss, with the loss that it is compared to.
+        before: the validation loss that it is compared to.
         every: steps between two looks.
         carry_steps: in which the new layers learn from the old ones; 0 for none.
     """
@@ -191,7 +194,7 @@ class Counted(Watch):
                 self.model.trainer = trainer
             self.validation.append((done, round(found, 5)))
             if self.options is None:
-                ends = len(self.validation) == AS_IT_IS
+                ends = len(self.validation) == OWN_LOOKS
             else:
                 ends = ratio([self.before], [found]) <= GOAL
             if ends:
@@ -236,8 +239,9 @@ def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> d
     # Those of another trained model count no more.
     kept = old["arms"] if old.get("loss") == before else {}
     for arm in arms:
-        options = {"as it is": None, "new": {}}.get(arm, {"weights": "carried", "state": "carried"})
-        watch = Counted(trained, options, before, every, CARRY_STEPS if arm == "carried" else 0)
+        options = {AS_IT_IS: None, "new": {}}.get(arm, {"weights": "carried", "state": "carried"})
+        mean = math.nan if options is None else statistics.fmean(own(kept))
+        watch = Counted(trained, options, mean, every, CARRY_STEPS if arm == "carried" else 0)
         run(kind, watch, steps, seed)
         kept[arm] = {"report": watch.report, "validation": watch.validation}
         if arm == "carried":
@@ -246,33 +250,35 @@ def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> d
     return found | {"arms": kept}
 
 
+def own(arms: dict[str, Any]) -> list[float]:
+    """The losses of a model in its loop as it is."""
+    return [loss for _, loss in arms[AS_IT_IS]["validation"]]
+
+
 def reached(model: dict[str, Any], arm: str) -> int | None:
     """Steps to the goal; None if the run ended before."""
-    step, loss = model["arms"][arm]["validation"][-1]
-    return step if ratio([model["loss"]], [loss]) <= GOAL else None
+    mean = statistics.fmean(own(model["arms"]))
+    looks = model["arms"][arm]["validation"]
+    return next((step for step, loss in looks if ratio([mean], [loss]) <= GOAL), None)
 
 
 def table(report: dict[str, Any]) -> Iterator[str]:
-    """In Markdown: steps to the goal, and as a share of those of new layers."""
-    models = report["models"]
-    arms = [arm for arm in ARMS[1:] if any(arm in model["arms"] for model in models.values())]
-    yield f"| model | its steps | its loss | goal | new | {' | '.join(arms)} |"
-    yield "|---" * (5 + len(arms)) + "|"
-    for name, model in models.items():
-        goal = model["loss"] + (GOAL - 1) * abs(model["loss"])
-        new = reached(model, "new")
-        cells = [f"{new:,}" if new else f"more than {model['steps']:,}"]
-        for arm in arms:
-            if arm not in model["arms"]:
-                cells.append("")
-            elif (step := reached(model, arm)) is None:
-                cells.append(f"more than {model['steps']:,}")
-            elif new:
-                cells.append(f"{step:,} ({step / new:.2f})")
-            else:
-                cells.append(f"{step:,} (under {math.ceil(100 * step / model['steps']) / 100:.2f})")
-        head = f"{name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {goal:.3f}"
-        yield f"| {head} | {' | '.join(cells)} |"
+    """In Markdown: steps to the goal, and the share of those of new layers."""
+    yield "| model | its steps | loss at the end | L, lowest to highest | new | carried |"
+    yield "|---" * 6 + "|"
+    for name, model in report["models"].items():
+        losses = own(model["arms"])
+        around = f"{statistics.fmean(losses):.3f}, {min(losses):.3f} to {max(losses):.3f}"
+        new, carried = (reached(model, arm) for arm in ARMS[1:])
+        most = f"more than {model['steps']:,}"
+        if not carried:
+            share = most
+        elif new:
+            share = f"{carried:,} ({carried / new:.2f})"
+        else:
+            share = f"{carried:,} (under {math.ceil(100 * carried / model['steps']) / 100:.2f})"
+        head = f"{name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {around}"
+        yield f"| {head} | {new or most} | {share} |"
 
 
 def main() -> None:
