@@ -46,6 +46,7 @@ examples:
   lightning-lrnn demo long-memory
   lightning-lrnn demo text
   lightning-lrnn demo switch
+  lightning-lrnn demo classify
   lightning-lrnn demo ranks
   lightning-lrnn configs copy byte_lm
   lightning-lrnn fit --config byte_lm.yaml

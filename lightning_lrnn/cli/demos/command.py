@@ -8,7 +8,7 @@ from lightning_lrnn.cli.parser import Parser, Passing
 from lightning_lrnn.cli.typed import NaturalNumber, PositiveInteger, PositiveNumber, call
 from lightning_lrnn.core.checks import UserError
 
-__all__ = ["long_memory", "main", "ranks", "switch", "text"]
+__all__ = ["classify", "long_memory", "main", "ranks", "switch", "text"]
 
 
 def main(words: list[str]) -> None:
@@ -21,6 +21,7 @@ def main(words: list[str]) -> None:
         "text": text,
         "long-memory": long_memory,
         "switch": switch,
+        "classify": classify,
         "ranks": ranks,
     }
     for name, function in functions.items():
@@ -85,6 +86,23 @@ def switch(
         switch.main(rnn, steps, folder, seed)
     except (SwitchError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+def classify(
+    epochs: PositiveInteger = 4,
+    folder: str = "runs/demo-classify",
+    seed: NaturalNumber = 0,
+) -> None:
+    """Switch a classifier of packed sequences, and compare time and F1.
+
+    Args:
+        epochs: of each run.
+        folder: for the figure.
+        seed: of the split, weights and order.
+    """
+    from lightning_lrnn.cli.demos import classify
+
+    classify.main(epochs, folder, seed)
 
 
 def ranks(

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_lrnn.cli.figures import new_figure, save
 
-__all__ = ["LAST", "draw", "draw_long_memory"]
+__all__ = ["LAST", "draw", "draw_classify", "draw_long_memory"]
 
 COLORS = ("C0", "C1")
 LAST = 20
@@ -87,6 +87,33 @@ def draw_long_memory(results: dict[str, Any], path: Path) -> Path | None:
         title=f"The first of {results['steps']:,} symbols, asked for after the last",
     )
     axes.legend(fontsize=8)
+    return save(figure, path)
+
+
+def draw_classify(runs: dict[str, Any], path: Path) -> Path | None:
+    """Writes the figure of `demo classify`: F1 over seconds of training.
+
+    Args:
+        runs: of the demo: for each its "curve", and "f1" on the test part.
+        path: of the PNG.
+
+    Returns:
+        The path, or None where matplotlib is not installed.
+    """
+    if not find_spec("matplotlib"):
+        return None
+    figure = new_figure(700, 400)
+    axes = figure.subplots()
+    for color, (name, run) in zip(COLORS, runs.items(), strict=True):
+        seconds, f1 = zip(*run["curve"], strict=True)
+        axes.plot(seconds, f1, "o-", color=color, label=f"{name}: {run['f1']:.3f} on the test part")
+    axes.set(
+        xlabel="seconds of training",
+        ylabel="F1 on the validation part, after each epoch",
+        title="A classifier of packed sequences, before and after",
+    )
+    axes.set_xlim(left=0)
+    axes.legend(fontsize=8, loc="lower right")
     return save(figure, path)
 
 
