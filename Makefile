@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_WAIT_POLICY=passive $(BIN)/python
 
-.PHONY: demo test quick nightly lint build release bench paper gpu lowest clean
+.PHONY: demo test quick nightly lint docs build release bench paper gpu lowest clean
 
 demo: $(VENV)/.ready
 	$(BIN)/lightning-lrnn demo text
@@ -31,6 +31,11 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The site, into build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python tools/site.py
 
 # What docs/performance.md shows; on two cores some 35 minutes.
 bench: $(VENV)/.ready
