@@ -278,7 +278,8 @@ def table(report: dict[str, Any]) -> Iterator[str]:
         else:
             share = f"{carried:,} (under {math.ceil(100 * carried / model['steps']) / 100:.2f})"
         head = f"{name}, {model['cell']} | {model['steps']:,} | {model['loss']:.3f} | {around}"
-        yield f"| {head} | {new or most} | {share} |"
+        alone = f"{new:,}" if new else most
+        yield f"| {head} | {alone} | {share} |"
 
 
 def main() -> None:
