@@ -24,6 +24,9 @@ __all__ = ["SwitchRNN", "load_switched"]
 MAKES_LAYERS = ("setup", "configure_model", "on_load_checkpoint")
 """Methods of a LightningModule that may make layers, beside its constructor."""
 
+IN_PARTS = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
+"""Strategies, of both packages, with which a process has parts of parameters."""
+
 Module = TypeVar("Module")
 
 
@@ -173,9 +176,17 @@ class SwitchRNN(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins to carry weights, where there are any."""
         learning = Distillation(pl_module, self.carry_steps)
-        if learning.layers:
-            rank_zero_info(f"SwitchRNN: {self.carry_steps} steps of learning from the old layers")
-            self._distillation = learning
+        if not learning.layers:
+            return
+        self._distillation = learning
+        strategy = type(trainer.strategy)
+        if any(kind.__name__ in IN_PARTS for kind in strategy.__mro__):
+            raise SwitchError(
+                f"`weights`: carried needs whole parameters, and {strategy.__name__} divides them "
+                f"among processes: let the new layers learn on one device first (`replace_rnn` "
+                f"and `fit_surrogate`), or by another strategy"
+            )
+        rank_zero_info(f"SwitchRNN: {self.carry_steps} steps of learning from the old layers")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lets the new layers learn from the old ones, and nothing else from this step."""
@@ -228,9 +239,6 @@ class SwitchRNN(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the module its own methods back."""
         self._release(pl_module)
-        if self._distillation is not None:
-            self._distillation.finish()
-            self._distillation = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -241,6 +249,9 @@ class SwitchRNN(Callback):
     def _release(self, module: nn.Module) -> None:
         for name in MAKES_LAYERS:
             vars(module).pop(name, None)
+        if self._distillation is not None:
+            self._distillation.finish()
+            self._distillation = None
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         where = self._how["where"]

@@ -14,11 +14,12 @@ import processes
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
 
-from lightning_lrnn import SwitchRNN, fit_surrogate, replace_rnn
+from lightning_lrnn import SwitchError, SwitchRNN, fit_surrogate, replace_rnn
 from lightning_lrnn.switch.distil import Distillation
 
 B, T, M, H = 4, 9, 3, 6
@@ -285,6 +286,26 @@ def test_the_first_steps_of_fit_are_the_new_layers(tmp_path):
     few, more, most = fit(1), fit(5), fit(6)
     assert [moved for moved, _ in (few, more, most)] == [False, False, True]
     assert (few[1] != more[1]).all() and (more[1] != most[1]).any()
+
+
+def test_parameters_in_parts_are_refused(tmp_path):
+    class FSDPStrategy(SingleDeviceStrategy):
+        """By its name; the real one needs a GPU."""
+
+    project = Project()
+    trainer = pl.Trainer(
+        strategy=FSDPStrategy("cpu"),
+        max_steps=1,
+        callbacks=[SwitchRNN(weights="carried")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(SwitchError, match="needs whole parameters, and FSDPStrategy divides"):
+        trainer.fit(project, torch.utils.data.DataLoader(torch.randn(4, T, M), B))
+    assert "forward" not in vars(project.net.rnn)
 
 
 OF_TWO = """
