@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,25 @@ def backend(request: pytest.FixtureRequest, device: str) -> str:
     if reasons := backends.reasons(request.param, Request(torch.device(device), torch.float32)):
         pytest.skip("; ".join(reasons))
     return request.param
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Offline, with every folder of its own inside the test's."""
+    if find_spec("wandb") is None:
+        pytest.skip("wandb is not installed")
+    # Lightning's logger sets it too and leaves it set.
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
+    # It reads the environment once in a process, and a test before may have had another.
+    wandb.teardown()
+    yield wandb
+    wandb.finish()
+    wandb.teardown()
 
 
 @pytest.fixture(autouse=True)

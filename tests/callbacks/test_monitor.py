@@ -379,22 +379,6 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(logged) == 13
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Offline, with every folder of its own inside the test's."""
-    if importlib.util.find_spec("wandb") is None:
-        pytest.skip("wandb is not installed")
-    # Lightning's logger sets it too and leaves it set.
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
-    yield wandb
-    wandb.finish()
-
-
 def loggers() -> list[Any]:
     kinds = [pytest.param(WandbLogger, pl, id="pytorch_lightning")]
     if importlib.util.find_spec("lightning"):

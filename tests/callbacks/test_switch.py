@@ -74,9 +74,7 @@ def test_it_is_said_once_and_logged(tmp_path, package, monkeypatch):
     assert "switch/rnn: LSTM(3, 5" in hparams and "switch/parameters_before: 440" in hparams
 
 
-def test_what_wandb_watches_is_what_there_is_now(tmp_path):
-    import wandb
-
+def test_what_wandb_watches_is_what_there_is_now(wandb, tmp_path):
     pl, Project = project()
     model = Project()
     logger = pl.loggers.WandbLogger(save_dir=tmp_path, offline=True)

@@ -101,11 +101,16 @@ def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_comparison(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
     has_wandb = importlib.util.find_spec("wandb") is not None
     if has_wandb:  # whose process would be shared
         import wandb
 
+        request.addfinalizer(wandb.teardown)
         wandb.setup()
         assert "WANDB_SERVICE" in os.environ
     for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):

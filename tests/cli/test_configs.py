@@ -66,22 +66,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text").write_text("def f(x):\n    return x + 1\n" * 800)
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Offline, with every folder of its own inside the test's."""
-    if importlib.util.find_spec("wandb") is None:
-        pytest.skip("wandb is not installed")
-    # Lightning's logger sets it too and leaves it set.
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(variable, str(Path(variable).absolute()))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
-    yield wandb
-    wandb.finish()
-
-
 def named(config: str, part: str) -> str:
     """The class of "model" or "data"."""
     return yaml.safe_load(Path(config).read_text())[part]["class_path"].rpartition(".")[2]

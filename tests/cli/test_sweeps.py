@@ -6,7 +6,6 @@ logged; a word of wandb's that it does not know; sweeps left out of `_configs`.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from importlib.resources import files
@@ -112,15 +111,9 @@ def test_an_unknown_parameter_is_seen() -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: Path(path).name)
-def test_the_metric_is_logged(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("wandb") is None:
-        pytest.skip("wandb is not installed")
+def test_the_metric_is_logged(path: str, wandb: Any) -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for variable in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(variable, str(Path(variable).absolute()))
     sweep = yaml.safe_load(Path(path).read_text())
     chosen = {name: values(parameter)[0] for name, parameter in sweep["parameters"].items()}
     words = expanded(sweep, chosen)
@@ -132,8 +125,6 @@ def test_the_metric_is_logged(path: str, monkeypatch: pytest.MonkeyPatch) -> Non
     logs = Path("logs").absolute()
     logs.mkdir()
     assert main([*words, *SMALL, *own, f"--trainer.logger.save_dir={logs}"]) == 0
-    import wandb
-
     wandb.finish()
     rows = history(logs)
     assert any(sweep["metric"]["name"] in row for row in rows)
