@@ -238,6 +238,8 @@ def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> d
     found |= {"steps": steps, "every": every, "loss": before}
     # Those of another trained model count no more.
     kept = old["arms"] if old.get("loss") == before else {}
+    if AS_IT_IS not in kept and AS_IT_IS not in arms:
+        arms = [AS_IT_IS, *arms]  # which the others are compared with
     for arm in arms:
         options = {AS_IT_IS: None, "new": {}}.get(arm, {"weights": "carried", "state": "carried"})
         mean = math.nan if options is None else statistics.fmean(own(kept))

@@ -14,15 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "site-pages"
-SHOWN = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "docs")
-LINKED = ("cuda_src", "examples", "benchmarks/results")
+SHOWN = ("*.md", "LICENSE", "docs", "cuda_src", "examples", "benchmarks/results")
+"""The pages, and what they link to."""
 
 
 def main() -> None:
     """Copies the pages and the files that are linked, and builds."""
     shutil.rmtree(PAGES, ignore_errors=True)
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *SHOWN, *LINKED],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *SHOWN],
         cwd=ROOT,
         check=True,
         capture_output=True,
