@@ -1,14 +1,16 @@
 """Is a commit slower than an earlier one? The same calls of two checkouts, timed in turn on a CPU.
 
-    python benchmarks/commits.py COMMIT [--rounds 15] [--only TEXT] [--json PATH]
+    python benchmarks/commits.py COMMIT [--rounds 3] [--processes 3] [--only TEXT] [--json PATH]
     python benchmarks/commits.py --show
 
 Timed are calls of recurrence.py (the package's own backends, plain and with a gate), layer_times.py
 (a layer's forward and backward pass), step.py (one token) and of the host alone (a recurrence that
 is too small to take time). Each checkout is a process of its own with the same interpreter; a
 sample of the one follows a sample of the other, so that a slow spell of the machine meets both.
-Before that the outputs of both are compared bit by bit. Shown are medians of the ratios of
-neighbouring samples, now / then. Writes benchmarks/results/commits.json.
+Where the system puts a process's memory makes calls up to twice as slow, as long as it lives: so
+there are several processes of each. Before they are timed the outputs of both are compared bit by
+bit. Shown are medians of the ratios of neighbouring samples, now / then. Writes
+benchmarks/results/commits.json.
 """
 
 from __future__ import annotations
@@ -160,22 +162,27 @@ class Checkout:
         print(name, file=self.process.stdin, flush=True)
         return self.answer()
 
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.communicate()
 
-def measure(then: Checkout, now: Checkout, names: list[str], rounds: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name in names:
+
+def measure(found: dict[str, Any], then: Checkout, now: Checkout, rounds: int, only: str) -> None:
+    """Adds samples of one process of each to what was found."""
+    for name in now.names:
+        if name not in then.names or only not in name:
+            continue
         if sys.stderr.isatty():
             print(f"\r\033[K  {name} ", end="", file=sys.stderr, flush=True)
         same = then.ask(name) == now.ask(name)
-        pairs = []
+        of_call = found.setdefault(name, {"same_bits": True, "then_and_now_in_seconds": []})
+        of_call["same_bits"] &= same
         for count in range(rounds):
             order = (then, now) if count % 2 else (now, then)
             seconds = {checkout: checkout.ask(name) for checkout in order}
-            pairs.append((seconds[then], seconds[now]))
-        found[name] = {"same_bits": same, "then_and_now_in_seconds": pairs}
+            of_call["then_and_now_in_seconds"].append((seconds[then], seconds[now]))
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    return found
 
 
 def show(report: dict[str, Any]) -> None:
@@ -202,7 +209,8 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", nargs="?", help="the earlier one")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="samples in a process (%(default)s)")
+    parser.add_argument("--processes", type=int, default=3, help="of each commit (%(default)s)")
     parser.add_argument("--only", default="", help="calls whose name has this text")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true", help="what is there, without measuring")
@@ -217,14 +225,17 @@ def main() -> None:
         parser.error("which commit? A tag or a hash of this repository")
     from timing import environment
 
+    calls: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder) / "then"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", "-q", str(there), options.commit], check=True)
         try:
-            then, now = Checkout(there), Checkout(ROOT)
-            names = [name for name in now.names if name in then.names and options.only in name]
-            calls = measure(then, now, names, options.rounds)
+            for _ in range(options.processes):
+                then, now = Checkout(there), Checkout(ROOT)
+                measure(calls, then, now, options.rounds, options.only)
+                then.close()
+                now.close()
         finally:
             subprocess.run([*git, "remove", "--force", str(there)], check=True)
     report = {**environment("cpu"), "then": options.commit, "calls": calls}
