@@ -7,10 +7,10 @@ Timed are calls of recurrence.py (the package's own backends, plain and with a g
 (a layer's forward and backward pass), step.py (one token) and of the host alone (a recurrence that
 is too small to take time). Each checkout is a process of its own with the same interpreter; a
 sample of the one follows a sample of the other, so that a slow spell of the machine meets both.
-Where the system puts a process's memory makes calls up to twice as slow, as long as it lives: so
-there are several processes of each. Before they are timed the outputs of both are compared bit by
-bit. Shown are medians of the ratios of neighbouring samples, now / then. Writes
-benchmarks/results/commits.json.
+Whether malloc gives a result's pages back and asks for them again, which makes calls up to twice as
+slow, depends on what a process did before: here it keeps them, and there are several processes of
+each. Before they are timed the outputs of both are compared bit by bit. Shown are medians of the
+ratios of neighbouring samples, now / then. Writes benchmarks/results/commits.json.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in recurrence.py
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "commits.json"
+KEEPS_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+"""For glibc; other systems do not read it."""
 SAMPLE_S = 0.05
 """What a sample takes at least: shorter calls are repeated."""
 SHAPES = [(8, 1024, 256), (32, 256, 512), (1, 65536, 32), (1, 1048576, 1)]
@@ -144,7 +146,7 @@ class Checkout:
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker"],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
+            env={**os.environ, **KEEPS_PAGES, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
