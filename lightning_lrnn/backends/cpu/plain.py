@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.base import Prepared
+from lightning_lrnn.backends.base import Pairs, Prepared
 from lightning_lrnn.backends.cpu.gated import empty, gated
 from lightning_lrnn.backends.cpu.huge_pages import resolved
 from lightning_lrnn.backends.cpu.launch import Launch, spread
@@ -66,6 +66,18 @@ class _Widened:
         # The impulses may have no values.
         dpre, dh0 = self._inner.backward(problem._replace(pre=(a, a)), h.float(), wide)
         return [g.to(h.dtype) for g in dpre], dh0
+
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+        """See `Pairs`; in float32, as the state is."""
+        inner = self._inner
+        return inner.pair(_widened(problem)) if isinstance(inner, Pairs) else None
+
+    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+        """See `Pairs`; in float32, as the state is."""
+        if not isinstance(self._inner, Pairs):
+            return None
+        a = problem.pre[0].float()
+        return self._inner.adjoint_impulse(problem._replace(pre=(a, a)), h.float(), dy.float())
 
 
 def _widened(problem: Problem) -> Problem:
