@@ -12,7 +12,15 @@ from torch import Tensor
 
 from lightning_lrnn.core.pytorch import collectives, group_named
 
-__all__ = ["Ranks", "all_gather", "check_together", "checksum", "gathered", "ranks_of"]
+__all__ = [
+    "Ranks",
+    "all_gather",
+    "check_together",
+    "checksum",
+    "gathered",
+    "part_of",
+    "ranks_of",
+]
 
 FORMS = 4096
 """Forms of arguments that a group is known to agree on; then they are compared anew."""
@@ -35,9 +43,33 @@ class Ranks(NamedTuple):
         """The time step of the whole sequence at which a stretch of so many steps starts here."""
         return self.rank * steps
 
-    def within(self, lengths: Tensor, steps: int) -> Tensor:
-        """The valid steps of each row in this stretch, of the lengths of the whole sequence."""
-        return (lengths - self.start(steps)).clamp(0, steps)
+    def within(self, lengths: Tensor, steps: int, chunk: int | None = None) -> Tensor:
+        """The valid steps of each row among those here, which are the first of them.
+
+        Args:
+            lengths: of the whole sequence, (B,).
+            steps: that are here.
+            chunk: steps that the ranks share at a time, see `part_of`; None for all.
+        """
+        if chunk is None or steps * self.size <= chunk:
+            return (lengths - self.start(steps)).clamp(0, steps)
+        width = chunk // self.size
+        first = torch.arange(0, steps, width, device=lengths.device)
+        widths = (steps - first).clamp(max=width)
+        starts = first * self.size + self.rank * widths
+        return (lengths[:, None] - starts).clamp(min=0).minimum(widths).sum(1)
+
+    def of_last(self, lengths: Tensor, steps: int, chunk: int | None = None) -> Tensor:
+        """The rank that has the last valid step of each row (B,); the first where there is none.
+
+        Arguments as those of `within`.
+        """
+        total = max(steps, 1) * self.size
+        chunk = min(chunk or total, total)
+        end = (lengths.long() - 1).clamp(min=0)
+        begin = end.div(chunk, rounding_mode="floor") * chunk
+        width = (total - begin).clamp(max=chunk).div(self.size, rounding_mode="floor")
+        return (end - begin).div(width, rounding_mode="floor")
 
     def before(self, *, reverse: bool) -> int | None:
         """The rank whose stretch is walked before this one; None for the first."""
@@ -73,6 +105,29 @@ def ranks_of(group: Any) -> Ranks | None:
     if rank < 0:
         raise ValueError("`group` must be one that this process is in")
     return Ranks(group.group_name, rank, size) if size > 1 else None
+
+
+def part_of(x: Tensor, rank: int, size: int, chunk: int | None = None) -> Tensor:
+    """What one of `size` ranks gets of a sequence (B, T, ·) that they share.
+
+    Args:
+        x: its steps; `size` divides T.
+        rank: whose part.
+        size: how many ranks there are.
+        chunk: None where each rank holds a consecutive stretch. Else all ranks share `chunk` steps,
+            then the next ones: its stretches of all chunks, one after the other.
+
+    Raises:
+        ValueError: for a chunk that `size` does not divide.
+    """
+    if chunk is None or x.shape[1] <= chunk:
+        return x.chunk(size, 1)[rank]
+    if chunk % size:
+        raise ValueError(
+            f"chunks of {chunk} steps cannot be shared by {size} ranks: set `checkpoint_time` to a "
+            f"multiple of {size}"
+        )
+    return torch.cat([whole.chunk(size, 1)[rank] for whole in x.split(chunk, 1)], 1)
 
 
 def all_gather(x: Tensor, ranks: Ranks) -> Tensor:

@@ -142,6 +142,21 @@ class RecurrentModule(pl.LightningModule):
         for layer in self.recurrent_layers().values():
             layer.group = self._ranks
 
+    @property
+    def chunk_of_layers(self) -> int | None:
+        """The `checkpoint_time` of the layers of this package, which ranks share at a time.
+
+        Raises:
+            ValueError: where layers have different ones.
+        """
+        found = {layer.checkpoint_time for layer in self.recurrent_layers().values()}
+        if len(found) > 1:
+            raise ValueError(
+                f"layers that ranks share must have the same `checkpoint_time`, got "
+                f"{', '.join(map(str, found))}"
+            )
+        return found.pop() if found else None
+
     def recurrent_layers(self) -> dict[str, Stack]:
         """The layers of this package, by path."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Stack)}

@@ -148,8 +148,9 @@ class SequenceClassifier(SequenceModule):
             valid = None if lengths is None else self.lengths_here(lengths, x.shape[1])
             return None, (self.pool(x, valid, pooled), state)
 
-        here, ranks = inputs.shape[1], 1 if self.group is None else self.group.size
-        size = None if self.checkpoint_time is None else self.checkpoint_time // ranks
+        here, ranks = inputs.shape[1], self.group
+        shared = 1 if ranks is None else ranks.size
+        size = None if self.checkpoint_time is None else self.checkpoint_time // shared
         if size is None or here <= size:
             _, (pooled, state) = chunk(inputs, (None, state), lengths, reset)
         else:
@@ -159,7 +160,7 @@ class SequenceClassifier(SequenceModule):
         if self.pooling == "mean":
             if self.group is not None:
                 pooled = gathered(pooled, self.group).sum(0)
-            steps = here * ranks if lengths is None else lengths.clamp(min=1)[:, None]
+            steps = here * shared if lengths is None else lengths.clamp(min=1)[:, None]
             pooled = pooled / steps
         elif self.directions == 1:
             pooled = self.of_end(pooled, lengths, here)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.core.ranks import part_of
 from lightning_lrnn.data.text.windows import IGNORE, TextBatch
 from lightning_lrnn.modules.metrics import BitsPerByte, Perplexity
 from lightning_lrnn.modules.residual import ResidualModule, State
@@ -141,15 +142,14 @@ class LanguageModel(ResidualModule):
         return int((batch.targets != IGNORE).sum())
 
     def stretch(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
-        """Consecutive bytes of every stream."""
+        """Consecutive bytes of every stream; with the layers' `checkpoint_time`, of each chunk."""
         steps = batch.inputs.shape[1]
         if steps % size:
             raise ValueError(
                 f"a window of {steps} bytes cannot be shared by {size} ranks: set `data.window` to "
                 f"a multiple of {size}"
             )
-        here = slice(rank * steps // size, (rank + 1) * steps // size)
-        return TextBatch(*[x[:, here] for x in batch])
+        return TextBatch(*[part_of(x, rank, size, self.chunk_of_layers) for x in batch])
 
     def prediction(self, output: Tensor, batch: TextBatch) -> Tensor:
         """Bits that each byte costs, (B, T)."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from lightning_lrnn.core.ranks import Ranks, gathered
+from lightning_lrnn.core.ranks import Ranks, gathered, part_of
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.residual import ResidualModule, State
 
@@ -123,8 +123,8 @@ class SequenceModule(ResidualModule):
     def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
         """Consecutive steps of every row, of as many as `size` divides; lengths stay of whole rows.
 
-        With `checkpoint_time` it is the rank's part of each chunk of so many steps, one after the
-        other: all ranks work on the same chunk.
+        With `checkpoint_time`, the module's or its layers', it is the rank's part of each chunk of
+        so many steps, one after the other: all ranks work on the same chunk.
         """
         inputs, lengths = batch.inputs, batch.lengths
         if isinstance(inputs, PackedSequence):
@@ -139,18 +139,24 @@ class SequenceModule(ResidualModule):
         """Of (B, T, ·) what is this rank's, see `stretch`; filled up behind the end."""
         if more := -x.shape[1] % size:
             x = torch.cat([x, x.new_full((len(x), more, *x.shape[2:]), fill)], 1)
-        chunk = self.checkpoint_time or x.shape[1]
-        if x.shape[1] > chunk and chunk % size:
+        return part_of(x, rank, size, self.chunk)
+
+    @property
+    def chunk(self) -> int | None:
+        """Time steps that the ranks share at a time, by `checkpoint_time`; None for all."""
+        own, of_layers = self.checkpoint_time, self.chunk_of_layers
+        if own and of_layers:
             raise ValueError(
-                f"chunks of {chunk} steps cannot be shared by {size} ranks: set "
-                f"`model.checkpoint_time` to a multiple of {size}"
+                f"ranks share chunks either of the model's `checkpoint_time`, {own}, or of that of "
+                f"its layers, {of_layers}: set one of them to None"
             )
-        parts = [whole.chunk(size, 1)[rank] for whole in x.split(chunk, 1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return own or of_layers
 
     def lengths_here(self, lengths: Tensor, steps: int) -> Tensor:
-        """Of so many consecutive steps here the valid ones, of the lengths of the whole."""
-        return lengths if self.group is None else self.group.within(lengths, steps)
+        """Of the steps here that the layers are called with the valid ones, of whole rows."""
+        if self.group is None:
+            return lengths
+        return self.group.within(lengths, steps, self.chunk_of_layers)
 
     def of_end(self, x: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
         """x (B, ·) as the rank has it that holds the last valid step of a row; 0 where none does.
@@ -163,13 +169,10 @@ class SequenceModule(ResidualModule):
         ranks = self.group
         if ranks is None:
             return x
-        total = steps * ranks.size
-        end = x.new_full((len(x),), total, dtype=torch.int64) if lengths is None else lengths
-        end = end.to(x.device) - 1
-        chunk = min(self.checkpoint_time or total, total)
-        begin = end // chunk * chunk
-        width = (total - begin).clamp(max=chunk) // ranks.size
-        here = (end >= 0) & ((end - begin) // width == ranks.rank)
+        if lengths is None:
+            lengths = torch.full((len(x),), steps * ranks.size)
+        lengths = lengths.to(x.device)
+        here = (lengths > 0) & (ranks.of_last(lengths, steps, self.chunk) == ranks.rank)
         return from_rank(x, here, ranks)
 
 

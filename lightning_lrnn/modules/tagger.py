@@ -176,15 +176,15 @@ class SequenceTagger(SequenceModule):
         """From the probabilities at all steps, or at the last of each row."""
         output, targets = output.detach(), batch.targets
         if self.metrics_at == "end":
-            lengths, (B, steps) = steps_of(batch), targets.shape
-            start, total = 0, steps
-            if self.group is not None:
-                start, total = self.group.start(steps), steps * self.group.size
+            lengths, (B, steps), ranks = steps_of(batch), targets.shape, self.group
             if lengths is None:
-                lengths = targets.new_full((B,), total)
-            last = lengths.long() - 1 - start
-            rows, at = torch.arange(B, device=targets.device), last.clamp(0, steps - 1)
-            elsewhere = (last < 0) | (last >= steps)
+                lengths = targets.new_full((B,), steps * (1 if ranks is None else ranks.size))
+            elsewhere = lengths == 0
+            if ranks is not None:
+                end = ranks.of_last(lengths, steps, self.chunk_of_layers)
+                elsewhere = elsewhere | (end != ranks.rank)
+            last = self.lengths_here(lengths, steps).long() - 1
+            rows, at = torch.arange(B, device=targets.device), last.clamp(min=0)
             output = output[rows, at, None]
             targets = targets[rows, at].masked_fill(elsewhere, IGNORE)[:, None]
         p = output.float().softmax(-1)

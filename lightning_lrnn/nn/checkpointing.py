@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lightning_lrnn.core.process_memory import give_back, resident
+from lightning_lrnn.core.ranks import Ranks, all_gather
 
-__all__ = ["check_checkpoint_time", "in_chunks", "recomputes"]
+__all__ = ["check_checkpoint_time", "in_chunks"]
 
 Run = Callable[[Tensor, Any, Tensor | None, Tensor | None], tuple[Any, Any]]
 
@@ -27,7 +28,7 @@ def in_chunks(
     reset: Tensor | None,
     size: int,
     reverse: bool = False,
-    ranks: int = 1,
+    ranks: Ranks | None = None,
 ) -> tuple[list[Any], Any]:
     """Runs over x chunk by chunk, and keeps of each chunk its output and its state only.
 
@@ -46,8 +47,8 @@ def in_chunks(
         reset: (B, T), or None.
         size: time steps of a chunk; the last one may be shorter.
         reverse: whether the chunks run from the last to the first.
-        ranks: how many share each chunk, of `size` steps here; lengths are then those of all steps,
-            and of whole chunks.
+        ranks: that share each chunk, of which `size` steps are here (`core.ranks.part_of`);
+            lengths are then those of the whole sequence, and of a whole chunk.
 
     Returns:
         The outputs in order of time, and the state after the last chunk that was run.
@@ -57,20 +58,28 @@ def in_chunks(
     # Not slices: each would have a gradient as large as all of x.
     chunks = x.split(size, 1)
     resets: Any = [None] * len(chunks) if reset is None else reset.split(size, 1)
+    starts = _starts(resets, ranks) if reverse and reset is not None else None
+    shared = 1 if ranks is None else ranks.size
     outputs = []
     order = range(len(chunks))
     for k in reversed(order) if reverse else order:
         steps = chunks[k].shape[1]
-        within = None if lengths is None else (lengths - k * size * ranks).clamp(0, steps * ranks)
-        if reverse and reset is not None and k + 1 < len(chunks):
+        within = None if lengths is None else (lengths - k * size * shared).clamp(0, steps * shared)
+        if starts is not None and k + 1 < len(chunks):
             # Nothing of a document reaches the one before: it starts with the chunk after this.
-            starts = resets[k + 1][:, 0]
+            border = starts[k + 1]
             if lengths is not None:
-                starts = starts & (lengths > (k + 1) * size)
-            state = state.masked_fill(starts[:, None], 0)
+                border = border & (lengths > (k + 1) * size * shared)
+            state = state.masked_fill(border[:, None], 0)
         y, state = checkpoint(run, chunks[k], state, within, resets[k], use_reentrant=False)
         outputs.append(y)
     return outputs[::-1] if reverse else outputs, state
+
+
+def _starts(resets: Sequence[Tensor], ranks: Ranks | None) -> Tensor:
+    """Whether a document starts with each chunk, (chunks, B), which the first rank knows."""
+    starts = torch.stack([reset[:, 0] for reset in resets])
+    return starts if ranks is None else all_gather(starts.byte(), ranks)[0] != 0
 
 
 def _giving_back(run: Run) -> Run:
@@ -92,11 +101,6 @@ def _giving_back(run: Run) -> Run:
         return run(*arguments)
 
     return chunk
-
-
-def recomputes(size: int | None, steps: int) -> bool:
-    """Whether there are several chunks, and a gradient for which to compute them again."""
-    return size is not None and steps > size and torch.is_grad_enabled()
 
 
 def check_checkpoint_time(size: int | None) -> None:

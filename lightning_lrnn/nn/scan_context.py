@@ -33,6 +33,8 @@ class ScanContext:
         reset: True where a document starts, (B, T).
         backend: "auto" or a name.
         ranks: that hold the sequence, in order of time; None where all of it is here.
+        chunk: time steps that the ranks share at a time, see `lightning_lrnn.core.ranks.part_of`;
+            None where what is here is consecutive, as it is for every scan.
         prefix: path of the cell in its stack, such as "layer0.forward".
         recorder: called before every scan; None for none.
         dropout: whether dropout and zoneout act.
@@ -45,6 +47,7 @@ class ScanContext:
     reset: Tensor | None = None
     backend: str = "auto"
     ranks: Ranks | None = None
+    chunk: int | None = None
     prefix: str = ""
     recorder: Recorder | None = None
     dropout: bool = True
@@ -57,8 +60,9 @@ class ScanContext:
 
     def within(self, steps: int) -> Tensor | None:
         """The valid time steps of each row among the `steps` that are here."""
-        here = self.lengths
-        return here if self.ranks is None or here is None else self.ranks.within(here, steps)
+        if self.ranks is None or self.lengths is None:
+            return self.lengths
+        return self.ranks.within(self.lengths, steps, self.chunk)
 
     def scan(
         self,
@@ -148,7 +152,7 @@ class ScanContext:
         return torch.where((self.lengths > 0)[:, None], last, before)
 
     def ends(self, steps: int) -> Tensor:
-        """The rank on which the walk over each row ends, of stretches of so many steps, (B,)."""
+        """The rank on which the walk over each row ends, of so many steps on each, (B,)."""
         assert self.lengths is not None
         if self.reverse:
             return torch.zeros_like(self.lengths, dtype=torch.int64)
@@ -156,8 +160,8 @@ class ScanContext:
 
     def last_ranks(self, steps: int) -> Tensor:
         """The rank with the last valid step of each row (B,); the first where there is none."""
-        assert self.lengths is not None
-        return (self.lengths.long() - 1).clamp(min=0).div(max(steps, 1), rounding_mode="floor")
+        assert self.lengths is not None and self.ranks is not None
+        return self.ranks.of_last(self.lengths, steps, self.chunk)
 
 
 def of_rows(whole: Tensor, ranks: Tensor) -> Tensor:

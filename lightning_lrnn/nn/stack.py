@@ -21,7 +21,7 @@ from lightning_lrnn.core.problem import sequence
 from lightning_lrnn.core.ranks import Ranks, check_together, ranks_of
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.cell import Cell, State
-from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks, recomputes
+from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks
 from lightning_lrnn.nn.checks import (
     check_backend,
     check_input,
@@ -65,6 +65,7 @@ class Stack(nn.Module):
             memory: the backward pass computes them again, chunk by chunk, and only outputs and a
             state per chunk are kept; see `lightning_lrnn.nn.checkpointing.in_chunks`. With two
             directions also the outputs of every layer. None keeps all. It may be set at any time.
+            With a `group` all ranks share a chunk, then the next one.
         device: of the parameters.
         dtype: of the parameters.
         options: what only this cell has.
@@ -74,7 +75,9 @@ class Stack(nn.Module):
             sequence in order of time. Each is given its stretch of `input` and of `reset`, of as
             many time steps as the others, and has that of the output; `hx`, `lengths` and the state
             are those of the whole sequence, the same on every rank, see `lightning_lrnn.ops.ranks`.
-            It may be set at any time and is no part of the `state_dict`.
+            Of a sequence longer than `checkpoint_time` it is the rank's stretch of each chunk, one
+            after the other, see `lightning_lrnn.core.ranks.part_of`. It may be set at any time and
+            is no part of the `state_dict`.
         cells: the layers, that of layer l and direction d at l * directions + d.
         options: what only this cell has, as given.
         strict_state: whether the state has the dtype of the output, as that of `torch.nn`; else it
@@ -326,15 +329,18 @@ class Stack(nn.Module):
             check_packed(input, self.input_size, lengths, reset)
             input, lengths = pad_packed_sequence(input, self.batch_first)
             lengths = lengths.to(input.device)
-        decays: dict[str, Tensor] = {}
+        decays: dict[str, list[Tensor]] = {}
 
         def record(
             path: str, gate: GateFunction, readout: Readout | None, pre: Sequence[Tensor]
         ) -> None:
-            decays[path] = decays_of(gate, pre)
+            decays.setdefault(path, []).append(decays_of(gate, pre))
 
         self._run(input, hx, lengths, reset, record)
-        return decays
+        return {
+            path: torch.cat(chunks[::-1] if ".reverse." in path else chunks, 1)
+            for path, chunks in decays.items()
+        }
 
     def _cells(self) -> list[Cell]:
         """The cells, or what wraps them and hands their attributes on."""
@@ -363,12 +369,12 @@ class Stack(nn.Module):
         elif not self.batch_first:
             x, reset = input.transpose(0, 1), None if reset is None else reset.transpose(0, 1)
         context = ScanContext(
-            *(False, lengths, reset, self.backend, ranks),
+            *(False, lengths, reset, self.backend, ranks, self.checkpoint_time),
             recorder=recorder,
             dropout=recorder is None,
         )
-        if lengths is not None:
-            here = lengths if ranks is None else ranks.within(lengths, x.shape[1])
+        here = context.within(x.shape[1])
+        if here is not None:
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(here, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
@@ -388,13 +394,15 @@ class Stack(nn.Module):
         def checked() -> dict[str, object]:
             check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
             check_steps(input, self.batch_first, lengths, reset)
-            if self.checkpoint_time is not None:
+            chunk = self.checkpoint_time
+            steps = input.shape[1 if self.batch_first and input.ndim == 3 else 0]
+            if chunk is not None and chunk % ranks.size and steps * ranks.size > chunk:
                 raise ValueError(
-                    f"checkpoint_time={self.checkpoint_time} and `group` do not go together: the "
-                    "chunks of one rank would be run while the others wait; leave "
-                    "`checkpoint_time` out, or share the sequence by more ranks"
+                    f"checkpoint_time={chunk} must be a multiple of {ranks.size}, the number of "
+                    f"ranks that share each chunk"
                 )
             return {
+                "`checkpoint_time`": chunk,
                 "The shape of `input`": tuple(input.shape),
                 "`hx`, given or None,": hx is not None,
                 "`lengths`, given or None,": lengths is not None,
@@ -411,20 +419,28 @@ class Stack(nn.Module):
         self, x: Tensor, hx: State, batched: bool, context: ScanContext
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
         """`_layers`, all of them chunk by chunk where that saves memory."""
-        size = self.checkpoint_time
-        if (
-            size is None
-            or self.bidirectional
-            or context.recorder is not None
-            or not recomputes(size, x.shape[1])
-        ):
+        size = None if self.bidirectional else self._chunk(x, context)
+        if size is None:
             return self._layers(x, hx, batched, context)
 
         def run(x: Tensor, hx: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
-            return self._layers(x, hx, batched, replace(context, lengths=lengths, reset=reset))
+            of_chunk = replace(context, lengths=lengths, reset=reset, chunk=None)
+            return self._layers(x, hx, batched, of_chunk)
 
-        outputs, state = in_chunks(run, x, hx, context.lengths, context.reset, size)
+        along = (context.lengths, context.reset, size)
+        outputs, state = in_chunks(run, x, hx, *along, ranks=context.ranks)
         return torch.cat(outputs, 1), state
+
+    def _chunk(self, x: Tensor, context: ScanContext) -> int | None:
+        """Time steps of x that are run by themselves, and computed again; None for all at once."""
+        size, steps, ranks = self.checkpoint_time, x.shape[1], context.ranks
+        if size is None:
+            return None
+        if ranks is not None:
+            # What is here of several chunks is not consecutive, also where nothing is to be saved.
+            return size // ranks.size if steps * ranks.size > size else None
+        saves = steps > size and torch.is_grad_enabled() and context.recorder is None
+        return size if saves else None
 
     def _layer(
         self,
@@ -439,15 +455,14 @@ class Stack(nn.Module):
         Each direction starts where the other one ends, so that all of a layer's output is there
         before the next layer starts.
         """
-        size = self.checkpoint_time
-        whole = size is None or not self.bidirectional or context.recorder is not None
-        if not whole and recomputes(size, x.shape[1]):
+        size = self._chunk(x, context) if self.bidirectional else None
+        if size is not None:
 
             def run(x: Tensor, carry: Any, lengths: Tensor | None, reset: Tensor | None) -> Any:
-                of_chunk = replace(context, lengths=lengths, reset=reset)
+                of_chunk = replace(context, lengths=lengths, reset=reset, chunk=None)
                 return cell(x, carry, of_chunk, **of_stack)
 
-            along = (context.lengths, context.reset, cast("int", size), context.reverse)
+            along = (context.lengths, context.reset, size, context.reverse, context.ranks)
             outputs, carry = in_chunks(run, x, carry, *along)
             return torch.cat(outputs, 1), cast("Tensor", carry)
         y, carry = cell(x, carry, context, **of_stack)

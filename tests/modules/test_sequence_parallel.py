@@ -71,6 +71,7 @@ def train(
     model_type: type[LanguageModel] = LanguageModel,
     window: int = WINDOW,
     text: str = "text",
+    checkpoint_time: int | None = None,
 ) -> tuple[list[float], list[float], LanguageModel]:
     """Trains on all processes of the world, or on each by itself, and leaves a checkpoint."""
     told = in_world(rank, size) if size > 1 else {}
@@ -78,6 +79,8 @@ def train(
     try:
         pl.seed_everything(1, verbose=False)
         model = model_type(hidden_size=8, num_layers=2, warmup_steps=1, total_steps=STEPS)
+        for layer in model.recurrent_layers().values():
+            layer.checkpoint_time = checkpoint_time
         rows = ROWS * sequence // size
         data = ByteText(f"{folder}/{text}", window=window, batch_size=rows)
         seen, throughput = Seen(), Throughput()
@@ -128,6 +131,10 @@ def runs(rank: int, size: int, folder: Path) -> None:
         assert shared[1] == pytest.approx(whole[1], **close)
         for found, wanted in zip(weights(shared[2]), weights(whole[2]), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-6)
+
+    chunked = train(folder, "chunked", rank, size, size, checkpoint_time=WINDOW // 2)
+    assert chunked[0] == pytest.approx(whole[0], **close)
+    assert chunked[1] == pytest.approx(whole[1], **close)
 
     train(folder, "half", rank, size, size, half)
     dist.barrier()
@@ -199,10 +206,10 @@ def refusals(rank: int, size: int, folder: Path) -> None:
 def batches(kind: str) -> list[SequenceBatch]:
     """Rows of 22 steps, which 4 ranks cannot share evenly; with lengths and resets, and packed."""
     made = torch.Generator().manual_seed(0)
-    rows, steps = 3, 22
+    rows, steps = 5, 22
     x = torch.randn(rows, steps, 5, generator=made)
-    lengths, reset = torch.tensor([22, 0, 7]), torch.rand(rows, steps, generator=made) < 0.1
-    of_rows = torch.tensor([1, 0, 2])
+    lengths, reset = torch.tensor([22, 0, 7, 13, 4]), torch.rand(rows, steps, generator=made) < 0.1
+    of_rows = torch.tensor([1, 0, 2, 1, 0])
     of_steps = torch.randint(0, 3, (rows, steps), generator=made)
     ahead = torch.randn(rows, 2, 1, generator=made)
     targets = {"classifier": of_rows, "tagger": of_steps, "forecaster": ahead}[kind]
@@ -210,7 +217,7 @@ def batches(kind: str) -> list[SequenceBatch]:
         targets_of_lengths = targets.masked_fill(torch.arange(steps) >= lengths[:, None], IGNORE)
     else:
         targets_of_lengths = targets
-    packed = pack_padded_sequence(x, torch.tensor([22, 3, 7]), True, enforce_sorted=False)
+    packed = pack_padded_sequence(x, torch.tensor([22, 3, 7, 13, 4]), True, enforce_sorted=False)
     return [
         SequenceBatch(x, targets),
         SequenceBatch(x, targets_of_lengths, lengths),
@@ -222,11 +229,14 @@ def batches(kind: str) -> list[SequenceBatch]:
 def other_modules(rank: int, size: int, folder: Path) -> None:
     """Loss, metrics and gradients of each module are those of one process."""
     torch.set_num_threads(1)
-    both = {"class_path": "GILR", "init_args": {"bidirectional": True}}
+    both: dict[str, Any] = {"class_path": "GILR", "init_args": {"bidirectional": True}}
+    by_chunks = {"checkpoint_time": 8}
+    chunked = {"rnn": {"class_path": "GILR", "init_args": by_chunks}}
+    both_chunked = {"rnn": {"class_path": "GILR", "init_args": {**both["init_args"], **by_chunks}}}
     options: dict[str, list[dict[str, Any]]] = {
-        "classifier": [{}, {"pooling": "mean"}, {"checkpoint_time": 8}, {"rnn": both}],
-        "tagger": [{}, {"metrics_at": "end"}],
-        "forecaster": [{}],
+        "classifier": [{}, {"pooling": "mean"}, by_chunks, {"rnn": both}, chunked, both_chunked],
+        "tagger": [{}, {"metrics_at": "end"}, {"metrics_at": "end"} | chunked, both_chunked],
+        "forecaster": [{}, chunked],
     }
     classes = {"classifier": SequenceClassifier, "tagger": SequenceTagger, "forecaster": Forecaster}
     sizes: dict[str, tuple[int, ...]] = {"forecaster": (5, 2)}

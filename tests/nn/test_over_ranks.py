@@ -8,6 +8,7 @@ not see; gradients of what was gathered that are not added over ranks; scans wit
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import processes
@@ -22,10 +23,11 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_lrnn as lrnn
+from lightning_lrnn.core.ranks import Ranks, part_of
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
-B, T, SIZE = 3, 8, 5
+B, T, SIZE = 3, 16, 5
 """Rows, steps of a stretch, features."""
 
 LAYERS: list[tuple[str, dict[str, Any]]] = [
@@ -47,8 +49,12 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> float:
-    """A window after another on all of it, and on this rank's stretches: the largest error."""
+def compare(rnn: Any, ranks: Ranks, masked: bool, carried: bool, chunk: int | None) -> float:
+    """A window after another on all of it, and on this rank's stretches: the largest error.
+
+    With `chunk` the ranks share as many steps at a time, by `checkpoint_time`.
+    """
+    rank, size = ranks.rank, ranks.size
     generator = torch.Generator().manual_seed(1)
     steps = T * size
     x = torch.randn(B, steps, rnn.input_size, generator=generator, dtype=torch.float64)
@@ -57,8 +63,13 @@ def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> floa
         lengths = torch.tensor([steps - 1, T + 2, T])
         reset = torch.rand(B, steps, generator=generator) < 0.15
         reset[:, T] |= torch.tensor([True, False, True])
+        if chunk is not None:  # the second row ends here: its border is padding
+            reset[:, chunk] |= torch.tensor([True, True, False])
         x = x.masked_fill(torch.arange(steps)[None, :, None] >= lengths[:, None, None], torch.nan)
-    here = slice(rank * T, (rank + 1) * T)
+
+    def here(x: Tensor) -> Tensor:
+        return part_of(x, rank, size, chunk)
+
     hx = None
     if carried:
         before = torch.randn(B, 3 * size, rnn.input_size, generator=generator).double()
@@ -66,28 +77,28 @@ def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> floa
         with torch.no_grad():
             hx = rnn(before)[1]
 
-    def loss(y: Tensor, state: Any, of_rank: slice) -> Tensor:
+    def loss(y: Tensor, state: Any, cut: Callable[[Tensor], Tensor], count: int) -> Tensor:
         weights = torch.Generator().manual_seed(2)
-        w = torch.randn(B, steps, y.shape[-1], generator=weights, dtype=y.dtype)[:, of_rank]
-        total = (y * w).sum()
+        w = torch.randn(B, steps, y.shape[-1], generator=weights, dtype=y.dtype)
+        total = (y * cut(w)).sum()
         for part in map(real, parts(state)):
             factor = torch.randn(part.shape, generator=weights, dtype=part.dtype)
             # On every rank is the same state: all together they count once.
-            total = total + (part * factor).sum() * len(range(steps)[of_rank]) / steps
+            total = total + (part * factor).sum() / count
         return total
 
     results = []
-    for group, of_rank in ((None, slice(0, steps)), (dist.group.WORLD, here)):
-        rnn.group = group
+    for group, cut, count in ((None, lambda x: x, 1), (dist.group.WORLD, here, size)):
+        rnn.group, rnn.checkpoint_time = group, None if group is None else chunk
         rnn.zero_grad()
-        given = x[:, of_rank].clone().requires_grad_()
+        given = cut(x).clone().requires_grad_()
         start = None
         if hx is not None:
             leaves = [part.clone().requires_grad_() for part in parts(hx)]
             start = tuple(leaves) if isinstance(hx, tuple) else leaves[0]
-        resets = None if reset is None else reset[:, of_rank]
+        resets = None if reset is None else cut(reset)
         y, state = rnn(given, start, lengths=lengths, reset=resets)
-        loss(y, state, of_rank).backward()
+        loss(y, state, cut, count).backward()
         gradients = [p.grad.clone() for p in rnn.parameters()]
         if hx is not None:
             # Of a state that no step here reads there is none.
@@ -100,10 +111,12 @@ def compare(rnn: Any, rank: int, size: int, masked: bool, carried: bool) -> floa
         if group is not None:
             dist.all_reduce(gradients[0])
         y, dx = y.detach(), given.grad
+        decays = rnn.decays(given, start, lengths=lengths, reset=resets).values()
+        of_steps = [y, dx, *([] if masked else decays)]
         if group is None:
-            y, dx = y[:, here], dx[:, here]
-        results.append([y, dx, *[p.detach() for p in parts(state)], *gradients])
-    rnn.group = None
+            of_steps = [here(v) if v.shape[1] == steps else v for v in of_steps]
+        results.append([*of_steps, *[p.detach() for p in parts(state)], *gradients])
+    rnn.group = rnn.checkpoint_time = None
     worst = 0.0
     for wanted, found in zip(*results, strict=True):
         assert wanted.shape == found.shape and found.isfinite().all()
@@ -120,10 +133,11 @@ def layers(rank: int, size: int) -> None:
         made = getattr(lrnn.nn, name)(SIZE, SIZE, batch_first=True, backend="scan", **options)
         rnn = made.double()
         # Four processes have two cores, perhaps.
-        kinds = itertools.product((False, True), repeat=2) if size == 2 else [(True, True)]
-        for masked, carried in kinds:
-            error = compare(rnn, rank, size, masked, carried)
-            assert error < 1e-12, (name, options, masked, carried, error)
+        kinds = itertools.product((False, True), repeat=3) if size == 2 else [(True, True, True)]
+        for masked, carried, chunks in kinds:
+            chunk = 9 * size if chunks else None
+            error = compare(rnn, Ranks("", rank, size), masked, carried, chunk)
+            assert error < 1e-12, (name, options, masked, carried, chunk, error)
 
 
 def refusals(rank: int, size: int) -> None:
@@ -144,9 +158,12 @@ def refusals(rank: int, size: int) -> None:
             call()
     with pytest.raises(ValueError, match=r"`input` must be \(B, T, 4\)"):
         rnn(x if rank else x[..., :3])
-    rnn.checkpoint_time = 2
-    with pytest.raises(ValueError, match="checkpoint_time=2 and `group`"):
-        rnn(x[:, :4])
+    rnn.checkpoint_time = 5
+    with pytest.raises(ValueError, match=f"checkpoint_time=5 must be a multiple of {size}"):
+        rnn(x)
+    rnn.checkpoint_time = (4 + rank) * size
+    with pytest.raises(ValueError, match="`checkpoint_time` must be the same on all ranks"):
+        rnn(x)
     with pytest.raises(TypeError, match="`group` must be a ProcessGroup"):
         rnn.group = 2
 

@@ -66,13 +66,14 @@ class RecordedDecays:
         ) -> None:
             path = f"{layer}.{path}" if layer else path
             if path not in self._decays:
-                self._decays[path] = _valid(decays_of(gate, pre), context.lengths)
+                self._decays[path] = _valid(decays_of(gate, pre), context)
 
         return replace(context, recorder=record)
 
 
-def _valid(a: Tensor, lengths: Tensor | None) -> Tensor:
-    """The valid time steps of a (B, T, ·), (N, ·)."""
+def _valid(a: Tensor, context: ScanContext) -> Tensor:
+    """The valid time steps of a (B, T, ·), (N, ·), those that are here."""
+    lengths = context.within(a.shape[1])
     if lengths is not None:
         a = a[torch.arange(a.shape[1], device=a.device) < lengths[:, None]]
     return a.flatten(0, -2)
