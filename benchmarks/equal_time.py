@@ -21,16 +21,14 @@ import itertools
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from timing import Clock, Run, about, environment, in_turn
-from torch.utils._pytree import tree_map
+from timing import about, environment
 
 from lightning_lrnn.cli.demos import text as demo
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
@@ -40,46 +38,19 @@ OURS, THEIRS = demo.OURS, demo.THEIRS
 EQUAL = f"{OURS}, as many steps"
 FOLDER = Path(__file__).parent / "results"
 SEARCH_SEED = 99
-WARM_UP, ROUNDS = 5, 100
+ROUNDS = 100
 
 
 def text(seed: int) -> ByteText:
     return ByteText(batch_size=demo.BATCH_SIZE, window=demo.WINDOW, seed=seed)
 
 
-def stepper(options: dict[str, Any]) -> Callable[[object], None]:
-    """A training step of a model of these options, on one window of the text after the other."""
-    pl.seed_everything(0, verbose=False)
-    model, data = demo.DemoModel(**options), text(0)
-    data.setup()
-    optimizer, windows, state = model.make_optimizer(), iter(data.train_dataloader()), None
-
-    def step(_: object) -> None:
-        nonlocal state
-        batch = next(windows)
-        optimizer.zero_grad()
-        output, after = model.run(batch, state)
-        state = tree_map(torch.Tensor.detach, after)
-        model.loss(output, batch).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), demo.CLIP)
-        optimizer.step()
-
-    return step
-
-
 def step_seconds(rounds: int) -> dict[str, list[float]]:
-    runs = {name: Run(stepper(options)) for name, options in demo.MODELS.items()}
-    in_turn(Clock("cpu"), runs, WARM_UP, "first steps")
-    return in_turn(Clock("cpu"), runs, rounds, "a training step")
+    return demo.step_seconds(text(0), rounds)
 
 
 def median_ms(samples: list[float]) -> float:
     return 1e3 * statistics.median(samples)
-
-
-def fitting(seconds: float, samples: dict[str, list[float]]) -> dict[str, int]:
-    """How many steps of each model fit into the seconds."""
-    return {name: round(1e3 * seconds / median_ms(times)) for name, times in samples.items()}
 
 
 def all_trained(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[dict[str, Any]]:
@@ -96,14 +67,14 @@ def trained(name: str, seed: int, steps: int, options: dict[str, Any]) -> dict[s
     quiet_lightning()
     print(f"{name}, seed {seed}, {steps} steps at {options['lr']:g}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = demo.train(options, text(seed), 0, Path(folder), seed, steps)
+        found = demo.train(options, text(seed), steps, Path(folder), seed)
     del found["horizons"]
     return {"model": name, "seed": seed, "lr": options["lr"], **found}
 
 
 def measure(seeds: list[int], seconds: float, path: Path, jobs: int = 1) -> None:
     samples = step_seconds(ROUNDS)
-    steps = fitting(seconds, samples)
+    steps = demo.fitting(seconds, samples)
     plan = {OURS: (OURS, steps[OURS]), THEIRS: (THEIRS, steps[THEIRS])}
     plan[EQUAL] = OURS, steps[THEIRS]
     tasks = [(name, seed, n, demo.MODELS[of]) for seed in seeds for name, (of, n) in plan.items()]
@@ -114,7 +85,7 @@ def measure(seeds: list[int], seconds: float, path: Path, jobs: int = 1) -> None
 def search(rates: list[float], seconds: float, path: Path, jobs: int = 1) -> None:
     """Both at each learning rate, each for as many steps as fit into the seconds."""
     samples = step_seconds(ROUNDS)
-    steps = fitting(seconds, samples)
+    steps = demo.fitting(seconds, samples)
     tasks = [
         (name, SEARCH_SEED, n, demo.MODELS[name] | {"lr": rate})
         for rate in rates

@@ -34,7 +34,6 @@ def small(script, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "MODELS", {k: v | {"hidden_size": 8} for k, v in models.items()})
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     monkeypatch.setattr(script, "ROUNDS", 1)
-    monkeypatch.setattr(script, "WARM_UP", 0)
     data = functools.partial(demo.ByteText, str(text), batch_size=4, window=8)
     monkeypatch.setattr(script, "text", lambda seed: data(seed=seed))
     return script
@@ -45,7 +44,7 @@ def samples(ours: float, theirs: float) -> dict[str, list[float]]:
 
 
 def test_as_many_steps_as_fit_by_the_median(script):
-    assert script.fitting(6, samples(1.0, 2.0)) == {OURS: 6, THEIRS: 3}
+    assert demo.fitting(6, samples(1.0, 2.0)) == {OURS: 6, THEIRS: 3}
 
 
 def test_equal_time_and_equal_steps(small, monkeypatch, tmp_path, capsys):
