@@ -64,6 +64,7 @@ build: $(VENV)/.ready
 	cd dist && ../.venv-wheel/bin/python -W error::UserWarning ../tests/smoke_wheel.py
 	.venv-wheel/bin/lightning-lrnn backends
 	.venv-wheel/bin/lightning-lrnn configs list
+	.venv-wheel/bin/lightning-lrnn fit --help > /dev/null
 
 # `make release VERSION=1.2.3`: version, changelog, wheel and sdist, commit, tag, notes. Pushes nothing.
 release: $(VENV)/.ready

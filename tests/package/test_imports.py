@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
 LAZY = (
     "llvmlite",
@@ -80,3 +81,14 @@ def test_an_installation_can_be_looked_at_with_pytorch_alone(words: str) -> None
     command = [sys.executable, "-c", COMMAND, *words.split()]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     assert result.stdout and not result.stderr
+
+
+def test_the_wheel_has_every_package():
+    """Seen to fail: without `lightning_lrnn.data.text`, as it was; an editable install has it."""
+    tomllib = pytest.importorskip("tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for file in (ROOT / "lightning_lrnn").rglob("__init__.py")
+    }
+    assert folders | {"lightning_lrnn.configs", "lightning_lrnn.cuda_src"} == set(listed)
