@@ -117,6 +117,12 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
     """The program's form of one traced operation."""
     arguments: Sequence[Any] = node.args
     if node.op == "call_method":
+        if str(node.target).endswith("_") and not str(node.target).endswith("__"):
+            raise GateError(
+                f"{function} changes a tensor in place by {node.target}"
+                f"{node.meta.get('line', '')}, and others may read it: write "
+                f"{str(node.target).rstrip('_')}, which returns a new one"
+            )
         operation = str(node.target).strip("_")
         operation = {"true_divide": "div", "divide": "div", "multiply": "mul"}.get(
             operation, operation

@@ -98,6 +98,22 @@ def test_what_a_gate_may_not_do_is_named_with_its_line():
         lrnn.gate(lambda *x: (x[0], x[1]))
 
 
+def test_a_tensor_that_is_changed_in_place_is_refused():
+    """Seen to fail: the result of the operation was taken, and the tensor as it was before."""
+
+    def forgets(f, z):
+        f.sigmoid_()
+        return f, (1 - f) * z
+
+    with pytest.raises(
+        lrnn.GateError, match=r"forgets changes a tensor in place by sigmoid_ .*write sigmoid,"
+    ):
+        gates.trace(forgets)
+    assert gates.trace(lambda f, z: (abs(f), f.__mul__(z))) == gates.trace(
+        lambda f, z: (f.abs(), f * z)
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
