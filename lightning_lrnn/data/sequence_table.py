@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
@@ -20,6 +21,13 @@ from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
+from lightning_lrnn.data.tables.calendar import (
+    TIME_FEATURES,
+    category_names,
+    one_hot_names,
+    with_calendar,
+    with_categories,
+)
 from lightning_lrnn.data.tables.columns import (
     chosen,
     class_names,
@@ -29,8 +37,21 @@ from lightning_lrnn.data.tables.columns import (
 )
 from lightning_lrnn.data.tables.csv_files import CsvFormat
 from lightning_lrnn.data.tables.files import Series, listed, read_series
-from lightning_lrnn.data.tables.fitted import Array, ColumnScaling, refuse_gaps
-from lightning_lrnn.data.tables.forecasts import KnownSeries, forecast_table, known_series
+from lightning_lrnn.data.tables.fitted import (
+    Array,
+    ColumnScaling,
+    carried_on,
+    refuse_gaps,
+    refuse_unknown,
+)
+from lightning_lrnn.data.tables.forecasts import (
+    KnownSeries,
+    forecast_table,
+    known_series,
+    tell_early,
+    warn_of_short,
+)
+from lightning_lrnn.data.tables.grid import Grid, continued, on_grid, warn_of_jumps
 from lightning_lrnn.data.tables.row_groups import RowGroups, RowReader
 from lightning_lrnn.data.tables.rows import (
     ForecastRows,
@@ -63,12 +84,15 @@ class SequenceTable(SequenceData):
 
     A series is the rows of a group in order of time, or a file; see
     `lightning_lrnn.data.tables.files.read_series` for how columns are named. A row is a step: gaps
-    in time are not filled. Tables need `pip install "lightning-lrnn[table]"`.
+    in time are closed up, which a warning tells, but with `freq`. Tables need
+    `pip install "lightning-lrnn[table]"`.
 
     Tasks:
 
     - "forecast": from `window` steps of the features the next `horizon` values of the columns in
-      `target`. All windows that are `stride` steps apart.
+      `target`. All windows that are `stride` steps apart. With `known` the inputs go on for the
+      steps ahead, with what is known of them, 0 for the rest, and a last column that is 1 there:
+      (window + horizon, F + 1), for a `Forecaster` with `ahead`.
     - "classify": the class of a series, which is the one value of the column `target`, or the name
       of the folder of its file if there is no `target`. Series without class are left out.
     - "tag": the class of each step, the value of the column `target`; steps without one are left
@@ -97,11 +121,24 @@ class SequenceTable(SequenceData):
         target: the column, for a forecast also several.
         features: columns of the inputs; None for all but those in `group` and `time`, and for a
             forecast with, else without, those in `target`; of a trained model, those it was trained
-            with. Columns without a name, as pandas writes its index, are none. What will be known
-            of the future is no input of a forecast.
+            with. Columns without a name, as pandas writes its index, are none. What `known`,
+            `time_features` and `categories` make is added.
         group: column or columns that tell series apart; None if a file is a series.
         time: column to sort a series by, numbers or dates; None for the order of the file. Rows at
             the end whose targets are all empty are the future of a forecast, in no part.
+        time_zone: of times without offset, such as "Europe/Berlin": what its clocks show. Forecasts
+            are written in it.
+        freq: spacing of the rows, as pandas names it ("1h", "15min", "D", "MS"), or a number for
+            times that are numbers: rows that are missing are put in, told, and empty but for
+            `group` and `categories`, so that no window jumps. A target that is empty counts
+            nowhere; for features see `missing`.
+        time_features: of "hour", "weekday" and "month", as sin and cos; see
+            `lightning_lrnn.data.tables.calendar.with_calendar`.
+        categories: columns of names: each value has an input that is 1 where a row has it, of which
+            the model's encoder makes an embedding.
+        known: features that are known of the steps ahead of a forecast, in the rows behind the last
+            target; `time_features` and `categories` are as well. [] for these alone, None to use
+            nothing of the future.
         window: steps of a sequence; None for whole series, but in forecasts.
         stride: steps from window to window; None for 1 in a forecast, else for `window`.
         horizon: steps ahead of a forecast.
@@ -110,8 +147,8 @@ class SequenceTable(SequenceData):
         split_by: "group" or "time"; None for "time" in a forecast, else for "group".
         scaling: "standard" for mean 0 and standard deviation 1 over all series of the training
             part; "group" for each series by itself, which can only be if split by time; "none".
-        missing: what to do about features that are NaN: "error", or "mean" to put the mean of the
-            training part there (0 after scaling).
+        missing: what to do about features that are NaN: "error", "mean" to put the mean of the
+            training part there (0 after scaling), or "last" to put the value before there.
         predict: what is predicted: the test part, or, of a forecast, the "future", what comes after
             the last known target of each series; see `forecast_table`.
         checkpoint: a file of a trained model, whose scaling and classes are taken. By `ckpt_path`,
@@ -148,7 +185,7 @@ class SequenceTable(SequenceData):
         classes: list[Name] | None = None,
         split_by: Literal["group", "time"] | None = None,
         scaling: Literal["standard", "group", "none"] = "standard",
-        missing: Literal["error", "mean"] = "error",
+        missing: Literal["error", "mean", "last"] = "error",
         predict: Literal["test", "future"] = "test",
         checkpoint: str | None = None,
         refit: bool = False,
@@ -156,6 +193,11 @@ class SequenceTable(SequenceData):
         decimal: str = ".",
         encoding: str = "utf-8",
         time_format: str | None = None,
+        time_zone: str | None = None,
+        freq: str | float | None = None,
+        time_features: list[str] | None = None,
+        categories: Name | list[Name] | None = None,
+        known: list[Name] | None = None,
         package: str | None = None,
         batch_size: int = 32,
         val_fraction: float = 0.15,
@@ -190,19 +232,26 @@ class SequenceTable(SequenceData):
         self.scaling, self.missing, self.predict = scaling, missing, predict
         self.checkpoint, self.refit, self.in_memory = checkpoint, refit, in_memory
         self.form, self.time_format = CsvFormat(separator, decimal, encoding), time_format
+        self.time_zone, self.grid = time_zone, None if freq is None else Grid(str(freq), time_zone)
+        self.time_features = _names("time_features", time_features)
+        self.categories = _names("categories", categories)
+        self.known = None if known is None else _names("known", known)
+        self._values: dict[str, list[str]] = {}
         self.classes = self._named_classes = _names("classes", classes)
         self.feature_names: list[str] = []
         self.target_names: list[str] = []
         self._lacking: dict[str, str] = {}
         self._known: list[KnownSeries] = []
-        for name, value, known in (
+        for name, value, choices in (
             ("task", task, TASKS),
             ("split_by", self.split_by, ("group", "time")),
             ("scaling", scaling, ("standard", "group", "none")),
-            ("missing", missing, ("error", "mean")),
+            ("missing", missing, ("error", "mean", "last")),
             ("predict", predict, ("test", "future")),
         ):
-            check_choice(known, DataError, **{name: value})
+            check_choice(choices, DataError, **{name: value})
+        for name in self.time_features:
+            check_choice(TIME_FEATURES, DataError, time_features=name)
         for name, size in (("window", window), ("stride", stride), ("horizon", horizon)):
             if size is not None:
                 check_counts(1, DataError, **{name: size})
@@ -211,6 +260,8 @@ class SequenceTable(SequenceData):
             ("features", self.features or []),
             ("group", self.group),
             ("classes", self.classes),
+            ("categories", self.categories),
+            ("known", self.known or []),
         ):
             if twice := sorted({one for one in names if names.count(one) > 1}):
                 raise DataError(f"`{name}` has {', '.join(twice)} more than once")
@@ -235,6 +286,12 @@ class SequenceTable(SequenceData):
             return f"`task: {self.task}` has one column in `target`, got {', '.join(self.target)}"
         if self.task == "tag" and not self.target:
             return "`task: tag` needs `target`, the column with the class of each step"
+        if not forecast and self.known is not None:
+            return f"`known` is for `task: forecast`, not for {self.task!r}: leave it out"
+        if self.time is None and (self.grid or self.time_features or self.time_zone):
+            return "`freq`, `time_zone` and `time_features` need `time`, the column of the times"
+        if both := sorted({*(self.known or [])} & {*self.target}):
+            return f"`known` has the target {both[0]!r}, which is what is to be forecast"
         if not forecast and self.predict == "future":
             return f"`predict: future` is for `task: forecast`, not for {self.task!r}: leave it out"
         if self.task == "classify" and self.split_by == "time":
@@ -253,6 +310,11 @@ class SequenceTable(SequenceData):
             (self.predict == "future", "`predict: future`"),
             (self.scaling == "group", "`scaling: group`"),
             (self.bucket > 1, "`bucket`"),
+            (self.grid is not None, "`freq`"),
+            (self.known is not None, "`known`"),
+            (bool(self.time_features), "`time_features`"),
+            (bool(self.categories), "`categories`"),
+            (self.missing == "last", "`missing: last`"),
         ):
             if refused:
                 return f"{what} needs a table in memory: leave `in_memory` out"
@@ -322,11 +384,7 @@ class SequenceTable(SequenceData):
         if self.refit:
             self.given = None
         table = None if self.in_memory else RowGroups(path)
-        series = (
-            [table.columns()]
-            if table
-            else read_series(path, self.group, self.time, self.form, self.time_format)
-        )
+        series = [table.columns()] if table else self._read(path)
         self._lacking = {}
         self.target_names = chosen(self.target, series[0], "target")
         self.feature_names = self._features(series[0])
@@ -337,6 +395,8 @@ class SequenceTable(SequenceData):
             "task": self.task,
             "features": self.feature_names,
             "targets": self.target_names,
+            "known": None if self.known is None else self._known_names(series[0]),
+            "categories": self._values,
         }
         if table:
             parts = self._streamed(table)
@@ -358,6 +418,7 @@ class SequenceTable(SequenceData):
             ("target", self.target_names, given["targets"]),
             ("classes", self.classes, given["classes"]),
             ("scaling", [self.scaling], [given["inputs"]["how"]]),
+            ("known", _told(self.known), _told(given.get("known"))),
         ):
             if list(here) != list(there):
                 raise DataError(
@@ -365,12 +426,44 @@ class SequenceTable(SequenceData):
                     f"{listed(here)}: give what it was trained with, or set `refit: true`"
                 )
 
+    def _read(self, path: Path) -> list[Series]:
+        """All series, on the grid of `freq`, with the columns that are made of others."""
+        form, zone = (self.form, self.time_format), self.time_zone
+        series = read_series(path, self.group, self.time, *form, zone)
+        beyond = self.horizon if self.predict == "future" else 0
+        steady = [*self.group, *self.categories]
+        if self.grid is not None:
+            series = on_grid(series, self.grid, steady, beyond)
+        else:
+            warn_of_jumps(series)
+            if beyond and self.known is not None:
+                series = [continued(one, steady, beyond) for one in series]
+        series = [with_calendar(one, self.time_features) for one in series]
+        given = {} if self.given is None else self.given.get("categories", {})
+        self._values = {
+            name: given.get(name) or category_names(series, name) for name in self.categories
+        }
+        return [with_categories(one, self._values) for one in series]
+
+    def _made(self, series: Series) -> list[str]:
+        """The columns that a calendar and categories make."""
+        of_time = chosen(self.time_features, series, "time_features")
+        return of_time + [one for k, v in self._values.items() for one in one_hot_names(k, v)]
+
+    def _known_names(self, series: Series) -> list[str]:
+        """The features that are known of the steps ahead."""
+        return list(
+            dict.fromkeys([*chosen(self.known or [], series, "known"), *self._made(series)])
+        )
+
     def _features(self, series: Series) -> list[str]:
         if self.features is not None:
-            return chosen(self.features, series, "features")
+            named = [name for name in self.features if name not in self.categories]
+            of_user = chosen(named, series, "features")
+            return list(dict.fromkeys([*of_user, *self._known_names(series)]))
         if self.given is not None:
             return chosen(self.given["features"], series, "features")
-        apart = {*self.group, *([self.time] if self.time is not None else [])}
+        apart = {*self.group, *([self.time] if self.time is not None else []), *self.categories}
         if self.task != "forecast":
             apart |= set(self.target_names)
         if found := [n for n in series.columns if n not in apart and not UNNAMED.fullmatch(n)]:
@@ -410,6 +503,7 @@ class SequenceTable(SequenceData):
         # What lies behind the last window is no input.
         behind = 0 if self.predict == "future" else horizon
         used = [max(0, known - behind) for known in steps]
+        known_ahead = self._known_ahead(series, features, steps)
         inputs = self._inputs(series, features, spans["train"], used)
         beyond = torch.full((horizon, len(self.target_names)), torch.nan)
         targets = [
@@ -430,11 +524,37 @@ class SequenceTable(SequenceData):
                 self._lacking["future"] = (
                     f"no series has the {window} steps of a window: make it shorter"
                 )
+        left_out = set(range(len(series))) - {i for of_part in starts.values() for i, _ in of_part}
+        warn_of_short([self._known[i] for i in sorted(left_out)], window, horizon)
+        if self.predict == "future":
+            tell_early([self._known[i] for i, _ in starts["future"]])
+        how = window, horizon, offset, scale, known_ahead
         return {
-            part: ForecastRows(inputs, targets, of_part, window, horizon, offset, scale)
+            part: ForecastRows(inputs, targets, of_part, *how)
             for part, of_part in starts.items()
             if of_part
         }
+
+    def _known_ahead(
+        self, series: Sequence[Series], features: list[Array], steps: Sequence[int]
+    ) -> Tensor | None:
+        """Which features are known of the steps ahead, bool (F,); None if none is used."""
+        ahead = getattr(getattr(self.trainer, "lightning_module", None), "ahead", None)
+        if ahead is not None and ahead is not (self.known is not None):
+            raise DataError(
+                "`model.ahead: true` and `data.known` go together: the model reads what is known "
+                f"of the steps ahead; `known` is {self.known}, `ahead` {ahead}"
+            )
+        if self.known is None:
+            return None
+        names = self._known_names(series[0])
+        known = np.array([name in names for name in self.feature_names])
+        names = [name for name in self.feature_names if name in names]
+        until = [n + (self.horizon if self.predict == "future" else 0) for n in steps]
+        refuse_unknown(series, features, self.feature_names, known, until)
+        if self.missing == "error":
+            refuse_gaps(series, [x[:, known] for x in features], names, until)
+        return torch.from_numpy(known)
 
     def _starts(self, spans: dict[str, list[Span]]) -> dict[str, list[tuple[int, range]]]:
         """Series and first steps of the windows of each part; tells which parts have none."""
@@ -547,6 +667,8 @@ class SequenceTable(SequenceData):
         if self.missing == "error":
             refuse_gaps(series, features, self.feature_names, used)
         scaling = self._fitted("inputs", series, features, train, self.feature_names)
+        if self.missing == "last":
+            features = [carried_on(x) for x in features]
         return [scaling.inputs(one.name, x) for one, x in zip(series, features, strict=True)]
 
     def _fitted(
@@ -590,6 +712,10 @@ class SequenceTable(SequenceData):
                 "scale it by itself",
                 stacklevel=2,
             )
+
+
+def _told(known: Sequence[str] | None) -> list[str]:
+    return ["nothing of the future"] if known is None else ["what is known of the future"]
 
 
 def _names(what: str, given: Name | Sequence[Name] | None) -> list[str]:

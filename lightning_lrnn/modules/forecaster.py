@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
 
-from lightning_lrnn.core.checks import check_choice, check_counts
+from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.modules.forecast_heads import HEADS, check_levels
 from lightning_lrnn.modules.metrics import CRPS, PinballLoss
@@ -27,6 +27,7 @@ class Forecaster(SequenceModule):
 
         x = blocks(encoder(inputs))                 see `ResidualModule`
         forecast = head(x at the last valid step)   all steps ahead at once
+                   head(x at the last `horizon` steps), each by itself, with `ahead`
 
     Windows are independent: no state is carried from batch to batch. Targets that are NaN count
     nowhere. Logged are the loss, of scaled targets, and, in the units of the user, by the offset
@@ -44,6 +45,8 @@ class Forecaster(SequenceModule):
             loss is the negative log likelihood); see `lightning_lrnn.modules.forecast_heads`.
         quantiles: levels that are predicted, rising; 0.5 must be among them. The CRPS of the head
             "quantiles" is the better the more there are.
+        ahead: whether the last `horizon` steps of the inputs are those ahead, with what is known of
+            them; see `known` of `lightning_lrnn.data.SequenceTable`.
         rnn: the recurrent layer, as `LanguageModel` takes it.
         hidden_size: features everywhere.
         num_layers: residual blocks.
@@ -69,6 +72,7 @@ class Forecaster(SequenceModule):
         hidden_size: int = 64,
         num_layers: int = 2,
         dropout: float = 0.1,
+        ahead: bool = False,
         backend: str = "auto",
         lr: float = 3e-3,
         weight_decay: float = 0.01,
@@ -89,10 +93,11 @@ class Forecaster(SequenceModule):
         check_choice(HEADS, head=head)
         levels = check_levels(quantiles)
         self.num_features, self.horizon, self.num_targets = num_features, horizon, num_targets
-        self.quantiles = levels
+        check_flags(ahead=ahead)
+        self.quantiles, self.ahead = levels, ahead
         self.make_blocks(rnn, hidden_size, num_layers, dropout)
         self.keep("quantiles", levels)
-        self.head = HEADS[head](hidden_size, horizon, num_targets, levels)
+        self.head = HEADS[head](hidden_size, 1 if ahead else horizon, num_targets, levels)
 
     def forward(
         self,
@@ -115,7 +120,26 @@ class Forecaster(SequenceModule):
         x, lengths, state = self.features(inputs, state, reset, lengths)
         steps = x.shape[1]
         valid = None if lengths is None else self.lengths_here(lengths, steps)
+        if self.ahead:
+            return self._step_by_step(x, valid), state
         return self.head(self.of_end(last_step(x, valid), lengths, steps)), state
+
+    def _step_by_step(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """The head's output for each of the last `horizon` valid steps, (B, horizon, ·, ·)."""
+        ends = x.new_full((len(x),), x.shape[1]).long() if lengths is None else lengths.long()
+        steps = ends[:, None] - self.horizon + torch.arange(self.horizon, device=x.device)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        output: Tensor = self.head(x[rows, steps.clamp(min=0)].flatten(0, 1))
+        return output.view(len(x), self.horizon, *output.shape[2:])
+
+    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+        """See `SequenceModule.stretch`; not with `ahead`."""
+        if self.ahead:
+            raise ValueError(
+                "a forecast with `ahead` reads the last steps of its inputs, which one rank alone "
+                "would have: take the strategy `ddp`"
+            )
+        return super().stretch(batch, rank, size)
 
     def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""

@@ -67,8 +67,8 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
         )
         raise DataError(
             f"column {name!r} of {series.source} has {shown!r} where a number is wanted "
-            f"({series.place(step)}): leave the column out of `features`, or make numbers of it"
-            f"{comma}"
+            f"({series.place(step)}): leave the column out of `features`, name it in `categories`, "
+            f"or make numbers of it{comma}"
         ) from None
     column = np.asarray(values, dtype=np.float64)
     infinite = np.isinf(column)

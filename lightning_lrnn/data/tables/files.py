@@ -15,13 +15,12 @@ from lightning_lrnn.data.paths import existing, files_below
 from lightning_lrnn.data.tables.cells import Column, label, labels, typed
 from lightning_lrnn.data.tables.csv_files import CsvFormat, read_csv
 from lightning_lrnn.data.tables.parquet_files import read_parquet
-from lightning_lrnn.data.tables.times import TimeError, to_times
+from lightning_lrnn.data.tables.times import EXTRA, TimeError, has_offset, to_times, to_utc
 
 __all__ = ["EXTRA", "Series", "group_name", "listed", "read_series"]
 
 TABLES = (".csv", ".parquet")
 ARRAYS = (".npy", ".npz")
-EXTRA = "lightning-lrnn[table]"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Series:
         places: (T,), where each step stands in its file.
         unit: what places count: "line" of a CSV table, "row" of others, the first is 1.
         groups: the values of the columns of `group`.
-        times: (T,), rising, if there is a column of time.
+        times: (T,), rising, if there is a column of time; dates of UTC, where `zone` is known.
+        zone: in which dates are shown, "UTC" if they are written with an offset; None if unknown.
         decimal: of the numbers in text.
     """
 
@@ -49,6 +49,7 @@ class Series:
     unit: str
     groups: tuple[str, ...] = ()
     times: Column | None = None
+    zone: str | None = None
     decimal: str = "."
 
     def __len__(self) -> int:
@@ -91,6 +92,7 @@ def read_series(
     time: str | None = None,
     form: CsvFormat | None = None,
     time_format: str | None = None,
+    zone: str | None = None,
 ) -> list[Series]:
     """All series of a file or of a folder, sorted by name.
 
@@ -105,6 +107,7 @@ def read_series(
         time: column to sort the rows of a series by, ascending; as in the file if there is none.
         form: how CSV tables are written; None for `CsvFormat()`.
         time_format: how times are that are text; see `lightning_lrnn.data.tables.times.to_times`.
+        zone: of dates without an offset, which become those of UTC; None to leave them.
 
     Raises:
         DataError: if there is nothing to read, or what there is cannot be read.
@@ -132,7 +135,8 @@ def read_series(
         else replace(series, name=f"{series.name} {series.source}")
         for series in found
     ]
-    return sorted((_sorted(series, time) for series in named), key=lambda series: series.name)
+    zoned = (_zoned(series, time, zone) for series in named)
+    return sorted((_sorted(series, time) for series in zoned), key=lambda series: series.name)
 
 
 def listed(names: Iterable[str], most: int = 20) -> str:
@@ -183,6 +187,19 @@ def _timed(series: Series, time: str | None, time_format: str | None) -> Series:
         where = "" if step is None else f" ({series.place(step)})"
         raise DataError(f"column {time!r} of {series.source}{where} {problem}") from error
     return replace(series, times=times)
+
+
+def _zoned(series: Series, time: str | None, zone: str | None) -> Series:
+    """With the times of UTC that clocks of a zone show, in the order of the file."""
+    times = series.times
+    if times is None or time is None or times.dtype.kind != "M":
+        return series
+    if has_offset(series.cells(time)[0]):
+        return replace(series, zone=zone or "UTC")
+    try:
+        return series if zone is None else replace(series, times=to_utc(times, zone), zone=zone)
+    except ValueError as error:
+        raise DataError(f"column {time!r} of {series.source}, in {zone}: {error}") from error
 
 
 def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:

@@ -15,7 +15,7 @@ from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.tables.files import Series
 from lightning_lrnn.data.tables.rows import Span
 
-__all__ = ["Array", "ColumnScaling", "refuse_empty", "refuse_gaps"]
+__all__ = ["Array", "ColumnScaling", "carried_on", "refuse_empty", "refuse_gaps", "refuse_unknown"]
 
 Array = NDArray[np.float64]
 SAME = 1e-6
@@ -139,6 +139,12 @@ def _stacked(rows: Sequence[Array]) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.float64))
 
 
+def carried_on(values: Array) -> Array:
+    """Values (T, F), with that of the step before where there is none; NaN before the first."""
+    steps = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+    return np.asarray(np.take_along_axis(values, np.maximum.accumulate(steps), 0))
+
+
 def refuse_empty(empty: NDArray[np.bool_], names: Sequence[str]) -> None:
     """Raises DataError if a column (F,) is empty in the training part."""
     if empty.any():
@@ -157,5 +163,28 @@ def refuse_gaps(
             step, column = np.argwhere(np.isnan(x))[0]
             raise DataError(
                 f"column {names[column]!r} of {one.source} has no value at {one.place(int(step))}: "
-                "fill it, leave the column out of `features`, or set `missing: mean`"
+                "fill it, leave the column out of `features`, or set `missing: last` or `mean`"
+            )
+
+
+def refuse_unknown(
+    series: Sequence[Series],
+    features: Sequence[Array],
+    names: Sequence[str],
+    known: NDArray[np.bool_],
+    stops: Sequence[int],
+) -> None:
+    """Raises DataError if a feature that is known ahead, bool (F,), ends before that.
+
+    It is no gap, which something else could stand in for.
+    """
+    for one, x, stop in zip(series, features, stops, strict=True):
+        ends = known & np.isnan(x[stop - 1])
+        if ends.any():
+            column = int(np.argmax(ends))
+            after = int(np.flatnonzero(~np.isnan(x[:stop, column]))[-1:].sum())
+            raise DataError(
+                f"column {names[column]!r} of {one.source} is `known`, but has no value after "
+                f"{one.place(after)}, and the forecast reaches to step {stop}: give rows with it "
+                "behind the last target, or leave it out of `known`"
             )

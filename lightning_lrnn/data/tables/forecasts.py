@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_info
 
 from lightning_lrnn.data.tables.cells import Column
 from lightning_lrnn.data.tables.files import Series
 from lightning_lrnn.data.tables.rows import ForecastRows
-from lightning_lrnn.data.tables.times import following
+from lightning_lrnn.data.tables.times import following, shown
 
-__all__ = ["KnownSeries", "forecast_table", "known_series"]
+__all__ = ["KnownSeries", "forecast_table", "known_series", "tell_early", "warn_of_short"]
+
+MOST = 5
+"""Series that are named in a message."""
 
 
 class KnownSeries(NamedTuple):
@@ -24,12 +29,14 @@ class KnownSeries(NamedTuple):
         groups: values of the columns of `group`.
         steps: up to the last one with a target.
         times: (T,), T at least `steps`; None if there is no column of time.
+        zone: of dates that are those of UTC; None to write them as they are.
     """
 
     name: str
     groups: tuple[str, ...]
     steps: int
     times: Column | None
+    zone: str | None = None
 
     def until(self, steps: int) -> Column:
         """The times of so many steps; beyond the table they go on as in it, from 1 without any."""
@@ -45,7 +52,35 @@ def known_series(series: Series, targets: NDArray[np.float64]) -> KnownSeries:
     """Of a series and its targets (T, K); rows without any at the end are the future."""
     known = np.flatnonzero(~np.isnan(targets).all(1))
     steps = int(known[-1]) + 1 if len(known) else 0
-    return KnownSeries(series.name, series.groups, steps, series.times)
+    return KnownSeries(series.name, series.groups, steps, series.times, series.zone)
+
+
+def warn_of_short(left_out: Sequence[KnownSeries], window: int, horizon: int) -> None:
+    """Warns of series that have no window."""
+    if left_out:
+        told = ", ".join(f"{one.name!r} with {one.steps}" for one in left_out[:MOST])
+        more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
+        warnings.warn(
+            f"{len(left_out)} series have fewer steps than a window of {window} and {horizon} to "
+            f"forecast, and are left out: {told}{more}",
+            stacklevel=2,
+        )
+
+
+def tell_early(series: Sequence[KnownSeries]) -> None:
+    """Tells of which series what is to be forecast begins before that of others."""
+    ends = [one.times[one.steps - 1] for one in series if one.times is not None]
+    early = [one for one, end in zip(series, ends, strict=False) if end < max(ends)]
+    if early:
+        told = ", ".join(
+            f"{one.name!r} {_shown(one.until(one.steps)[-1:], one.zone)[0]}" for one in early[:MOST]
+        )
+        last = _shown(np.array([max(ends)]), early[0].zone)[0]
+        more = f" and {len(early) - MOST} more" if len(early) > MOST else ""
+        rank_zero_info(
+            f"The last known target is earlier than {last} in {len(early)} series, and so is their "
+            f"forecast: {told}{more}"
+        )
 
 
 def forecast_table(
@@ -60,7 +95,7 @@ def forecast_table(
     """See `SequenceTable.forecast_table`; predictions are (rows, horizon, targets, levels)."""
     names = list(group) or (["series"] if len(known) > 1 else [])
 
-    times = [_shown(one.until(one.steps + rows.horizon)) for one in known]
+    times = [_shown(one.until(one.steps + rows.horizon), one.zone) for one in known]
     columns: dict[str, list[Any]] = {name: [] for name in (*names, time or "step", "target")}
     for series, start in rows.starts:
         of = known[series].groups or (known[series].name,)
@@ -76,9 +111,9 @@ def forecast_table(
     return columns
 
 
-def _shown(times: Column) -> list[Any]:
+def _shown(times: Column, zone: str | None) -> list[Any]:
     if times.dtype.kind == "M":
-        return [str(when) for when in np.datetime_as_string(times, unit="auto")]
+        return list(shown(times, zone))
     if times.dtype.kind == "m":
         return [str(when) for when in times]
     found: list[Any] = times.tolist()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_lrnn.data.sequences import SequenceRow
@@ -60,6 +62,9 @@ class ForecastRows:
         window: steps of the inputs.
         horizon: steps of the targets.
         offset: of each series, (1, K).
+        scale: of each series, (1, K).
+        known: bool (F,), the inputs that are known of the steps ahead; None to use none. Else a
+            window goes on for these, with 0 for the others and a last column that is 1 there.
     """
 
     def __init__(
@@ -71,7 +76,9 @@ class ForecastRows:
         horizon: int,
         offset: Sequence[Tensor],
         scale: Sequence[Tensor],
+        known: Tensor | None = None,
     ) -> None:
+        self.known = known
         self.inputs, self.targets, self.starts = inputs, targets, starts
         self.window, self.horizon = window, horizon
         self.offset, self.scale = offset, scale
@@ -84,8 +91,13 @@ class ForecastRows:
         """Returns the window with this index."""
         series, start = self.starts[index]
         middle = start + self.window
+        inputs = self.inputs[series][start:middle]
+        if self.known is not None:
+            ahead = self.inputs[series][middle : middle + self.horizon] * self.known
+            inputs = F.pad(torch.cat([inputs, ahead]), (0, 1))
+            inputs[self.window :, -1] = 1
         return SequenceRow(
-            self.inputs[series][start:middle],
+            inputs,
             self.targets[series][middle : middle + self.horizon],
             self.offset[series],
             self.scale[series],

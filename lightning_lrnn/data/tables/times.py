@@ -11,9 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.packages import import_package
 from lightning_lrnn.data.tables.cells import Column, Unlike, label, to_numbers
 
-__all__ = ["TimeError", "check_format", "following", "to_times"]
+__all__ = [
+    "TimeError",
+    "check_format",
+    "following",
+    "has_offset",
+    "local",
+    "pandas",
+    "shown",
+    "to_times",
+    "to_utc",
+]
 
 MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 LONG_MONTHS = (
@@ -33,7 +44,12 @@ PATTERNS = {form: re.compile(pattern + CLOCK, re.ASCII) for form, pattern in FOR
 AMBIGUOUS = "day or month first"
 DAY = 86_400
 PER_SECOND = 1_000_000_000
-WANTED = "times are numbers, or dates as 2020-01-31 or 2020-01-31 23:59:59.5, all of one kind"
+OFFSET = re.compile(r":\d\d(?:[.,]\d+)?\s*(?:Z|z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$", re.ASCII)
+EXTRA = "lightning-lrnn[table]"
+WANTED = (
+    "times are numbers, or dates as 2020-01-31, 2020-01-31 23:59:59.5 or 31.12.2020 23:59, all of "
+    "one kind"
+)
 
 
 class TimeError(Exception):
@@ -259,3 +275,48 @@ def following(times: Column, steps: int) -> NDArray[Any]:
     if times.dtype.kind in "Mm":
         return np.asarray((last + step * ahead).astype(times.dtype))
     return np.asarray(last + step * ahead.astype(times.dtype))
+
+
+def has_offset(cell: Any) -> bool:
+    """Whether a date says how far it is from UTC."""
+    text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
+    return isinstance(cell, bytes | str) and OFFSET.search(text.strip()) is not None
+
+
+def shown(times: Column, zone: str | None) -> list[str]:
+    """Dates as ISO 8601 writes them, of a zone with their offset."""
+    if times.dtype.kind != "M":
+        return [str(when) for when in times]
+    if zone is None:
+        # All of a column in one way: pandas reads no column of which midnight alone has no clock.
+        units: Any = ("D", "m", "s", "ms", "us", "ns")
+        unit = next(u for u in units if (times.astype(f"datetime64[{u}]") == times).all())
+        return [str(when) for when in np.datetime_as_string(times, unit=unit)]
+    return [when.isoformat() for when in local(times, zone)]
+
+
+def local(times: Column, zone: str | None) -> Any:
+    """Dates of UTC as those of a zone, a pandas.DatetimeIndex."""
+    return pandas().DatetimeIndex(times).tz_localize("UTC").tz_convert(zone or "UTC")
+
+
+def to_utc(times: Column, zone: str) -> Column:
+    """Dates that the clocks of a zone show, in the order of time, as those of UTC.
+
+    Of an hour that clocks repeat in autumn the first time that a date comes is that of summer.
+
+    Raises:
+        ValueError: for a zone that there is not, and for dates that clocks leave out in spring.
+    """
+    index = pandas().DatetimeIndex(times)
+    try:
+        zoned = index.tz_localize(zone, ambiguous=~index.duplicated(), nonexistent="raise")
+    except (KeyError, ModuleNotFoundError, OSError):  # zoneinfo's, by what is installed
+        raise ValueError(f"`time_zone` must be such as 'Europe/Berlin', got {zone!r}") from None
+    found: Column = zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype(times.dtype)
+    return found
+
+
+def pandas() -> Any:
+    """The package, imported now: it takes a while."""
+    return import_package("pandas", "`freq`, `time_zone` or `time_features`", EXTRA)

@@ -1,0 +1,72 @@
+"""Columns that are made of others: what a calendar says of a time, and categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.tables.cells import Column, labels
+from lightning_lrnn.data.tables.columns import in_order
+from lightning_lrnn.data.tables.files import Series
+from lightning_lrnn.data.tables.times import local
+
+__all__ = ["TIME_FEATURES", "category_names", "one_hot_names", "with_calendar", "with_categories"]
+
+TIME_FEATURES = ("hour", "weekday", "month")
+
+
+def with_calendar(series: Series, names: Sequence[str]) -> Series:
+    """With columns "hour.sin", "hour.cos" and so on, sin and cos of 2 pi times a share.
+
+    The share is that of the day that is over at "hour", of the week at "weekday", of the year, by
+    months, at "month"; in the zone of the series.
+
+    Raises:
+        DataError: where times are no dates.
+    """
+    if not names:
+        return series
+    times = series.times
+    if times is None or times.dtype.kind != "M":
+        told = "no column of `time`" if times is None else "times that are no dates"
+        raise DataError(f"`time_features` are those of dates, {series.source} has {told}")
+    index = local(times, series.zone)
+    day = (index.hour + index.minute / 60 + index.second / 3600) / 24
+    shares = {"hour": day, "weekday": index.weekday / 7, "month": (index.month - 1) / 12}
+    columns: dict[str, Column] = {}
+    for name in names:
+        angle = 2 * np.pi * np.asarray(shares[name], dtype=np.float64)
+        columns |= {f"{name}.sin": np.sin(angle), f"{name}.cos": np.cos(angle)}
+    if twice := sorted(columns.keys() & series.columns.keys()):
+        raise DataError(f"{series.source} has a column {twice[0]!r} already: rename it")
+    return replace(series, columns={**series.columns, **columns})
+
+
+def category_names(all_series: Sequence[Series], column: str) -> list[str]:
+    """All values of a column there are, but empty ones, in order."""
+    found: set[str] = set()
+    for series in all_series:
+        found |= {str(name) for name in np.unique(labels(series.cells(column))) if name}
+    return in_order(found)
+
+
+def one_hot_names(column: str, values: Sequence[str]) -> list[str]:
+    """The names of the columns that stand for a category, one for each of its values."""
+    return [f"{column}={value}" for value in values]
+
+
+def with_categories(series: Series, categories: dict[str, list[str]]) -> Series:
+    """With a column for each value of a category: 1 where the row has it, else 0.
+
+    A linear map of these columns is an embedding of the value; all are 0 for an empty cell, and for
+    a value that is not among those that are known.
+    """
+    columns: dict[str, Column] = {}
+    for column, values in categories.items():
+        found = labels(series.cells(column))
+        for name, value in zip(one_hot_names(column, values), values, strict=True):
+            columns[name] = (found == value).astype(np.float64)
+    return replace(series, columns={**series.columns, **columns})

@@ -1,0 +1,180 @@
+"""Series with a row at every step of an even grid of time: rows that are missing are empty ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_info
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.tables.cells import Column
+from lightning_lrnn.data.tables.files import Series
+from lightning_lrnn.data.tables.times import following, local, pandas, shown
+
+__all__ = ["Grid", "closed_up", "continued", "on_grid", "warn_of_jumps"]
+
+OFTEN = 0.5
+"""Share of the steps from which on the most frequent spacing is that of the table."""
+
+
+class Grid:
+    """Steps of time that are `freq` apart.
+
+    Args:
+        freq: as pandas names it ("1h", "15min", "D", "MS"), or a number for times that are numbers.
+        zone: of dates, in which days and months begin; None for UTC.
+
+    Raises:
+        DataError: for a `freq` or a zone that there is not.
+    """
+
+    def __init__(self, freq: str, zone: str | None = None) -> None:
+        self.freq, self.zone = str(freq), zone
+        self._number: float | None = None
+        try:
+            self._number = float(self.freq)
+            known = self._number > 0
+        except ValueError:
+            known = _is_offset(self.freq)
+        if not known:
+            raise DataError(
+                f"`freq` must be a spacing as pandas names it ('1h', '15min', 'D', 'MS'), or a "
+                f"number for times that are numbers, got {self.freq!r}"
+            )
+
+    def filled(self, series: Series, steady: Sequence[str], beyond: int = 0) -> tuple[Series, int]:
+        """The series with all steps from its first to its last one, and `beyond` more.
+
+        Args:
+            series: with rising times.
+            steady: columns that a row that was missing takes from the row before it; others are
+                empty there.
+            beyond: steps behind the last one.
+
+        Returns:
+            The series, and how many rows between its first and its last one were missing.
+
+        Raises:
+            DataError: for times that are not on the grid, or are no dates where `freq` wants some.
+        """
+        times = series.times
+        assert times is not None
+        grid = self._steps(series, times, beyond)
+        at = np.searchsorted(grid, times)
+        off = grid[np.minimum(at, len(grid) - 1)] != times
+        if off.any():
+            step = int(np.argmax(off))
+            raise DataError(
+                f"{series.source} has the time {shown(times[step : step + 1], self.zone)[0]} "
+                f"({series.place(step)}), which is not on the grid `freq: {self.freq}` that starts "
+                f"at {shown(times[:1], self.zone)[0]}: take a `freq` that fits, or round the times"
+            )
+        rows = np.full(len(grid), -1)
+        rows[at] = np.arange(len(times))
+        missing = len(grid) - beyond - len(times)
+        if missing or beyond:
+            series = replace(_with_gaps(series, rows, steady), times=grid)
+        return series, missing
+
+    def _steps(self, series: Series, times: Column, beyond: int) -> Column:
+        dates = times.dtype.kind == "M"
+        if dates is (self._number is not None):
+            what, wanted = ("dates", "'1h'") if dates else ("numbers", "1")
+            raise DataError(
+                f"the times of {series.source} are {what}: `freq` must be such as {wanted} for "
+                f"them, got {self.freq!r}"
+            )
+        if self._number is not None:
+            count = round(float(times[-1] - times[0]) / self._number) + 1 + beyond
+            grid: Column = times[0] + self._number * np.arange(count)
+            return grid.astype(times.dtype) if times.dtype.kind in "iu" else grid
+        index = local(times, self.zone)
+        inside = pandas().date_range(index[0], index[-1], freq=self.freq)
+        if len(inside) and beyond:
+            more = pandas().date_range(inside[-1], periods=beyond + 1, freq=self.freq)[1:]
+            inside = inside.append(more)
+        steps: Column = inside.tz_convert("UTC").tz_localize(None).to_numpy().astype(times.dtype)
+        return steps if len(steps) else times[:1]
+
+
+def on_grid(
+    all_series: Sequence[Series], grid: Grid, steady: Sequence[str], beyond: int
+) -> list[Series]:
+    """`Grid.filled` of all series; tells how many rows were missing."""
+    pairs = [grid.filled(one, steady, beyond) for one in all_series]
+    series, missing = [one for one, _ in pairs], [gaps for _, gaps in pairs]
+    if sum(missing):
+        most = int(np.argmax(missing))
+        rank_zero_info(
+            f"`freq: {grid.freq}`: {sum(missing):,} of {sum(map(len, series)):,} rows were missing "
+            f"and are empty now; most, {missing[most]:,}, of {series[most].name}"
+        )
+    return series
+
+
+def warn_of_jumps(all_series: Sequence[Series]) -> None:
+    """Warns where rows are missing between others, which are then taken as neighbours."""
+    jumps = [0 if one.times is None else closed_up(one.times) for one in all_series]
+    if sum(jumps):
+        most = int(np.argmax(jumps))
+        warnings.warn(
+            f"{sum(jumps):,} rows seem to be missing between others, most, {jumps[most]:,}, of "
+            f"{all_series[most].source}: what comes after them is taken as the next step. `freq` "
+            "puts them in",
+            stacklevel=2,
+        )
+
+
+def continued(series: Series, steady: Sequence[str], beyond: int) -> Series:
+    """The series with empty rows behind its last one, spaced as most of its rows are."""
+    assert series.times is not None
+    rows = np.concatenate([np.arange(len(series)), np.full(beyond, -1)])
+    times = np.concatenate([series.times, following(series.times, beyond)])
+    return replace(_with_gaps(series, rows, steady), times=times)
+
+
+def closed_up(times: Column) -> int:
+    """How many rows are missing between others, where most rows are spaced alike; else 0."""
+    if len(times) < 3:
+        return 0
+    apart = np.diff(times)
+    if times.dtype.kind in "Mm":
+        apart = apart.astype(np.int64)
+    values, counts = np.unique(apart, return_counts=True)
+    step = values[np.argmax(counts)]
+    if step <= 0 or counts.max() <= OFTEN * len(apart) or (values % step != 0).any():
+        return 0
+    return int((apart // step - 1).sum())
+
+
+def _is_offset(freq: str) -> bool:
+    try:
+        pandas().tseries.frequencies.to_offset(freq)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_gaps(series: Series, rows: NDArray[np.int64], steady: Sequence[str]) -> Series:
+    """The rows with these indices, of -1 an empty one."""
+    before = np.maximum.accumulate(rows)
+    gaps = rows < 0
+    columns: dict[str, Column] = {}
+    for name, values in series.columns.items():
+        taken = values[before]
+        columns[name] = taken if name in steady else _emptied(taken, gaps)
+    return replace(series, columns=columns, places=series.places[before])
+
+
+def _emptied(values: Column, gaps: NDArray[np.bool_]) -> Column:
+    if values.dtype.kind in "iub":
+        values = values.astype(np.float64)
+    empty: dict[str, Any] = {"f": np.nan, "c": np.nan, "S": b"", "U": "", "O": None}
+    values = values.copy()
+    values[gaps] = empty.get(values.dtype.kind, "NaT")
+    return values

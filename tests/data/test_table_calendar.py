@@ -1,0 +1,263 @@
+"""A table with gaps, a time zone, categories and what is known of the steps ahead of a forecast.
+
+Seen to fail: rows that are missing closed up; a grid in UTC for days of a zone; the second of two
+hours that clocks repeat taken for the first; unknown features of the steps ahead that are not 0;
+categories in another order than the model's; a value of later carried back to where none is.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from paths import ROOT
+
+from lightning_lrnn.data import DataError, SequenceTable
+from lightning_lrnn.data.tables.files import Series, _timed, _zoned
+from lightning_lrnn.data.tables.forecasts import _shown, known_series
+from lightning_lrnn.modules import Forecaster
+
+HOURS = 24 * 40
+LEFT_OUT = (30, 31, 500)
+ZONE = "Europe/Berlin"
+GERMAN = {"separator": ";", "decimal": ",", "encoding": "cp1252"}
+COMMON = {"task": "forecast", "target": "Last", "group": "Ort", "time": "Zeit"}
+
+
+def german(path: Path, future: int = 12, tariffs: tuple[str, ...] = ("Früh", "Spät")) -> Path:
+    """Two sites by the hour over the end of summer time, in local time, three rows left out of one;
+    a temperature that is known for `future` hours more."""
+    times = pd.date_range("2024-10-01", periods=HOURS + future, freq="h", tz=ZONE)
+    lines = ["Ort;Zeit;Last;Temperatur;Tarif"]
+    for site, place in enumerate(("Fürth", "Köln")):
+        for hour, when in enumerate(times):
+            if site == 0 and hour in LEFT_OUT:
+                continue
+            load = "" if hour >= HOURS else f"{100 * site + when.hour + hour / 1000:.3f}"
+            cells = place, f"{when:%d.%m.%Y %H:%M}", load, f"{hour / 10:.1f}", tariffs[site]
+            lines.append(
+                ";".join(cells).replace(".", ",").replace(cells[1].replace(".", ","), cells[1])
+            )
+    path.write_text("\n".join(lines) + "\n", encoding="cp1252")
+    return path
+
+
+def table(path: Path, **options) -> SequenceTable:
+    return SequenceTable(str(path), **{**COMMON, **GERMAN, "window": 24, "horizon": 12, **options})
+
+
+def test_rows_that_are_missing_are_empty_ones(tmp_path, recwarn):
+    path = german(tmp_path / "last.csv")
+    data = table(path, time_zone=ZONE, freq="1h", missing="last", features=["Last"])
+    rows = data.part("train")
+    of_first = rows.inputs[0][:, 0] * data.part("train").scale[0][0, 0] + rows.offset[0][0, 0]
+    hours = np.arange(HOURS)
+    wanted = hours % 24 + hours / 1000
+    known = np.setdiff1d(hours[:600], LEFT_OUT)
+    # Until clocks are put back, 26 days on.
+    np.testing.assert_allclose(of_first[known], wanted[known], atol=1e-4)
+    # A feature without value is the one before it, a target without value counts nowhere.
+    np.testing.assert_allclose(of_first[[30, 31]], wanted[[29, 29]], atol=1e-4)
+    assert rows.targets[0][list(LEFT_OUT)].isnan().all()
+    assert not rows.targets[0][known].isnan().any()
+    assert not [w for w in recwarn if "missing between" in str(w.message)]
+
+
+def test_rows_that_are_closed_up_are_told(tmp_path):
+    path = german(tmp_path / "last.csv")
+    data = table(path, time_zone=ZONE, features=["Last"])
+    with pytest.warns(
+        UserWarning, match=r"3 rows seem to be missing.*most, 3, of .*'Fürth'.*`freq`"
+    ):
+        data.setup()
+
+
+def test_the_hour_that_clocks_repeat(tmp_path):
+    path = german(tmp_path / "last.csv")
+    with pytest.raises(DataError, match="more than once"):
+        table(path, features=["Last"]).setup()
+    data = table(path, time_zone=ZONE, freq="1h", missing="last", features=["Temperatur"])
+    # The first of the two comes first.
+    assert (data.part("train").inputs[1].diff(dim=0) > 0).all()
+    times = data._known[1].times
+    assert (np.diff(times) == np.timedelta64(1, "h")).all()
+    assert str(times[0]) == "2024-09-30T22:00:00.000000"
+
+
+def test_days_of_a_zone(tmp_path):
+    days = pd.date_range("2024-10-20", periods=60, freq="D")
+    lines = [f"{when:%d.%m.%Y};{k}" for k, when in enumerate(days) if k not in (3, 20)]
+    path = tmp_path / "days.csv"
+    path.write_text("Zeit;Last\n" + "\n".join(lines) + "\n")
+    data = SequenceTable(
+        str(path), "forecast", "Last", time="Zeit", window=5, horizon=2, separator=";",
+        time_zone=ZONE, freq="D", missing="last", predict="future",
+    )  # fmt: skip
+    model = Forecaster(1, 2, hidden_size=4, num_layers=1)
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(model, data)
+    shown = data.forecast_table(trainer.predict(model, data), model.quantiles)["Zeit"]
+    assert shown == ["2024-12-19T00:00:00+01:00", "2024-12-20T00:00:00+01:00"]
+
+
+def test_what_is_known_of_the_steps_ahead(tmp_path):
+    data = table(
+        german(tmp_path / "last.csv"), time_zone=ZONE, freq="1h", missing="last", predict="future",
+        time_features=["hour", "weekday"], categories="Tarif", known=["Temperatur"],
+    )  # fmt: skip
+    assert data.num_features == 9
+    assert data.feature_names == [
+        "Last", "Temperatur", "hour.sin", "hour.cos", "weekday.sin", "weekday.cos",
+        "Tarif=Früh", "Tarif=Spät",
+    ]  # fmt: skip
+    row = data.part("future")[1]
+    assert row.inputs.shape == (36, 9) and row.targets.isnan().all()
+    past, ahead = row.inputs[:24], row.inputs[24:]
+    assert (past[:, -1] == 0).all() and (ahead[:, -1] == 1).all()
+    assert (ahead[:, 0] == 0).all() and (past[:, 0] != 0).all()
+    # The temperature goes on to rise, as evenly as before.
+    torch.testing.assert_close(
+        row.inputs[:, 1].diff(), (row.inputs[1, 1] - row.inputs[0, 1]).expand(35)
+    )
+    index = pd.date_range("2024-10-01", periods=HOURS + 12, freq="h", tz=ZONE)[-36:]
+    angle = 2 * np.pi * index.hour.to_numpy() / 24
+    scaling = data.fitted["inputs"]
+    sines = row.inputs[:, 2].double() * scaling["std"][0, 2] + scaling["mean"][0, 2]
+    np.testing.assert_allclose(sines, np.sin(angle), atol=1e-6)
+    assert (row.inputs[:, 6] < 0).all() and (row.inputs[:, 7] > 0).all()
+
+
+def test_calendar_alone_goes_on_beyond_the_table(tmp_path):
+    path = german(tmp_path / "last.csv", future=0)
+    options = {"time_zone": ZONE, "freq": "1h", "missing": "last", "predict": "future"}
+    data = table(path, features=["Last"], time_features=["hour"], known=[], **options)
+    assert data.part("future")[0].inputs.shape == (36, 4)
+    told = r"'Temperatur' of .*'Fürth' is `known`, but has no value after step 960 of 972, .*972"
+    with pytest.raises(DataError, match=told):
+        table(path, features=["Last"], known=["Temperatur"], **options).setup()
+
+
+def test_a_model_reads_the_steps_ahead_and_brings_its_categories(tmp_path):
+    options = {
+        "time_zone": ZONE, "freq": "1h", "missing": "last", "time_features": ["hour"],
+        "categories": "Tarif", "known": ["Temperatur"],
+    }  # fmt: skip
+    data = table(german(tmp_path / "last.csv"), **options)
+    model = Forecaster(7, 12, hidden_size=8, num_layers=1, ahead=True)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_steps=2, **quiet)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    batch = next(iter(data.test_dataloader()))
+    output = model.eval().run(batch, None)[0]
+    assert output.shape[:3] == (32, 12, 1)
+    # A step ahead depends on what is known of it and before it, not on what is known later.
+    changed = batch.inputs.clone()
+    changed[:, 30:, 1] += 1
+    moved = (model.run(batch._replace(inputs=changed), None)[0] - output).abs().amax((0, 2, 3))
+    assert (moved[:6] == 0).all() and (moved[6:] > 0).all()
+    # Another table has one of the tariffs alone.
+    again = german(tmp_path / "other.csv", tariffs=("Spät", "Spät"))
+    other = table(again, checkpoint=str(tmp_path / "model.ckpt"), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is scaled as the model's
+        other.setup()
+    assert other.feature_names == data.feature_names
+    with pytest.raises(DataError, match="the model was trained with `known` what is known"):
+        table(again, checkpoint=str(tmp_path / "model.ckpt"), **(options | {"known": None})).setup()
+    with pytest.raises(DataError, match="`ahead` False"):
+        pl.Trainer(max_steps=1, **quiet).fit(Forecaster(7, 12), table(again, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"freq": "hourly"}, "`freq` must be a spacing as pandas names it.*got 'hourly'"),
+        (
+            {"freq": 1},
+            "times of .*'Fürth' are dates: `freq` must be such as '1h' for them, got '1'",
+        ),
+        ({"freq": "7h"}, r"has the time 2024-10-01T01:00:00\+02:00 \(step 2 of"),
+        ({"time_zone": "Mars"}, "`time_zone` must be such as 'Europe/Berlin', got 'Mars'"),
+        ({"time_features": ["minute"]}, "`time_features` must be one of hour, weekday, month"),
+        ({"known": ["Last"]}, "`known` has the target 'Last'"),
+        ({"known": ["Wind"]}, "`known`: .* has no column 'Wind'"),
+        ({"categories": "Art"}, "has no column 'Art'"),
+        ({"time": None, "freq": "1h"}, "need `time`"),
+        ({"in_memory": False, "freq": "1h"}, "`freq` needs a table in memory"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path, options, told):
+    path = german(tmp_path / "last.csv")
+    with warnings.catch_warnings(), pytest.raises(DataError, match=told):
+        warnings.simplefilter("ignore")
+        table(path, **{"time_zone": ZONE, "missing": "last", **options}).setup()
+
+
+def test_the_table_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "forecasting.md").read_text(encoding="utf-8")
+    (code,), (config,) = (
+        re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "yaml")
+    )
+    exec(code, {})
+    options = yaml.safe_load(config)
+    data = SequenceTable(**options["data"]["init_args"])
+    assert data.num_features == options["model"]["init_args"]["num_features"]
+    batch = next(iter(data.val_dataloader()))
+    assert batch.inputs.shape[1:] == (168 + 48, 11) and batch.targets.shape[1:] == (48, 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        ("2024-03-01 22:00", "2024-03-01 23:00", "2024-03-02T00:00"),
+        ("2024-03-01T22:00+01:00", "2024-03-01T23:00+01:00", "2024-03-01T23:00:00+00:00"),
+        ("2024-03-01", "2024-03-02", "2024-03-03"),
+    ],
+)
+def test_times_beyond_the_table_say_what_they_are(first, second, shown):
+    """All of a column in one way; of UTC where offsets were told."""
+    table = Series("", "", "", {"t": np.array([first, second])}, np.arange(2), "row")
+    (one,) = (_zoned(_timed(table, "t", None), "t", None),)
+    assert _shown(known_series(one, np.zeros((2, 1))).until(3), one.zone)[-1] == shown
+    assert len({len(when) for when in _shown(one.times, one.zone)}) == 1
+
+
+def test_series_that_are_short_or_end_early_are_told(tmp_path, caplog):
+    path = tmp_path / "sites.csv"
+    steps = {"long": 60, "early": 50, "short": 9}
+    rows = [f"{name},2024-01-01T00:{k:02},{k}" for name, n in steps.items() for k in range(n)]
+    path.write_text("site,t,y\n" + "\n".join(rows) + "\n")
+    data = SequenceTable(
+        str(path), "forecast", "y", group="site", time="t", window=10, horizon=2, predict="future"
+    )
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="left out: 'short' with 9"):
+        data.setup()
+    assert "earlier than 2024-01-01T00:59 in 1 series" in caplog.text
+    assert "'early' 2024-01-01T00:49" in caplog.text
+
+
+def test_an_hour_that_clocks_leave_out(tmp_path):
+    path = tmp_path / "spring.csv"
+    path.write_text("Zeit;Last\n31.03.2024 01:30;1\n31.03.2024 02:30;2\n31.03.2024 03:30;3\n")
+    form = {"separator": ";", "time_zone": ZONE, "time": "Zeit"}
+    with pytest.raises(DataError, match="2024-03-31 02:30"):
+        SequenceTable(str(path), "forecast", "Last", window=1, horizon=1, **form).setup()
+
+
+def test_numbers_are_times_too(tmp_path):
+    path = tmp_path / "numbers.csv"
+    path.write_text("t,y\n" + "\n".join(f"{10 + 2 * k},{k}" for k in range(60) if k != 7) + "\n")
+    data = SequenceTable(
+        str(path), "forecast", "y", time="t", window=4, horizon=2, freq=2, missing="last"
+    )
+    assert len(data.part("train").targets[0]) == 60 + 2
+    assert data.part("train").targets[0][7].isnan().all()
