@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +66,22 @@ def test_it_takes_the_place_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("broken.py").write_text("import not_there\n")
     with pytest.raises(ModuleNotFoundError, match="not_there"):
         SwitchRNN(rnn="broken.Layer")
+
+
+def test_a_parameter_of_ones_own_as_the_page_shows_it() -> None:
+    code = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Powered(" in b)
+    names: dict[str, Any] = {}
+    exec(MODULE + code, names)
+    rnn = names["Powered"](3, 8, num_layers=2, batch_first=True)
+    assert names["PoweredCell"].gate.program
+    assert rnn.explain("cpu")["scan"] == []
+    x = torch.randn(2, 7, 3)
+    y, h = rnn(x)
+    cell, first = rnn.cells[0], torch.zeros(2, 8)
+    f, z = (x @ cell.weight_ih.T).chunk(2, -1)
+    a = (f + cell.bias).sigmoid() ** torch.nn.functional.softplus(cell.power)
+    for t in range(7):
+        first = a[:, t] * first + (1 - a[:, t]) * z[:, t]
+    torch.testing.assert_close(h[0], first)
+    y.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in rnn.parameters())
