@@ -83,6 +83,20 @@ def size(png: Path) -> tuple[int, int]:
     return struct.unpack(">II", data[16:24])
 
 
+def test_a_layer_of_ones_own_takes_backends(tmp_path: Path, monkeypatch: Any) -> None:
+    """Seen to fail: it ran once, whatever backends were asked for."""
+    (tmp_path / "own_stack.py").write_text(
+        "from lightning_lrnn.nn import GILR\nimport torch\n"
+        "class Derived(GILR):\n    pass\nclass Other(torch.nn.GRU):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert layer_runs(["own_stack.Derived", "own_stack.Other"], ["scan", "serial"]) == [
+        LayerRun("own_stack.Derived", "scan"),
+        LayerRun("own_stack.Derived", "serial"),
+        LayerRun("own_stack.Other", None),
+    ]
+
+
 def test_layers_of_pytorch_run_once() -> None:
     found = layer_runs(["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"])
     assert found == [

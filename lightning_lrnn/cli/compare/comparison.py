@@ -17,6 +17,8 @@ from lightning_lrnn.cli.compare.table import metric_of, results_table, short, su
 from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.nn import CELLS
+from lightning_lrnn.nn.layer import import_named
+from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LayerRun", "commands", "layer_runs", "run"]
 
@@ -37,7 +39,7 @@ class LayerRun(NamedTuple):
 
 
 def layer_runs(rnns: list[str], backends: list[str]) -> list[LayerRun]:
-    """Returns every layer of this package with every backend, and each other layer once.
+    """Returns every layer that takes a backend with each of them, and each other layer once.
 
     Args:
         rnns: names or paths of layers.
@@ -46,8 +48,19 @@ def layer_runs(rnns: list[str], backends: list[str]) -> list[LayerRun]:
     runs = []
     for rnn in rnns:
         name = rnn.removeprefix("lightning_lrnn.nn.")
-        runs += [LayerRun(name, b) for b in backends] if name in CELLS else [LayerRun(rnn, None)]
+        layer = name if name in CELLS else rnn
+        runs += [LayerRun(layer, b) for b in (backends if _takes_backend(layer) else [None])]
     return list(dict.fromkeys(runs))
+
+
+def _takes_backend(layer: str) -> bool:
+    """Whether it is a layer of this package, or a class of one's own that is derived from them."""
+    if layer in CELLS:
+        return True
+    import_named(layer)
+    module, _, name = layer.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and issubclass(kind, Stack)
 
 
 def commands(
