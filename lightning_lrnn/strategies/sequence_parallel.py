@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
 from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.strategies.reach import Watch
 from lightning_lrnn.strategies.split import Cut, check_layers, chunk_of
 
 __all__ = ["SequenceParallelStrategy"]
@@ -43,7 +44,8 @@ class SequenceParallelStrategy(DDPStrategy):
 
     Raises:
         ValueError: for a `sequence_size` that does not divide the number of processes; for a module
-            that cannot share its sequences; where processes of one row get different batches.
+            that cannot share its sequences; where processes of one row get different batches, or
+            the losses of some do not reach the layers that those of others reach.
     """
 
     def __init__(self, sequence_size: int | Literal["auto"] = "auto", **options: Any) -> None:
@@ -58,6 +60,8 @@ class SequenceParallelStrategy(DDPStrategy):
         self._mesh: Any = None
         self._ranks: Ranks | None = None
         self._compared: set[object] = set()
+        self._form: object = None
+        self._watch: Watch | None = None
 
     def setup_environment(self) -> None:
         """Makes the mesh as well: consecutive processes, of one machine where they fit, share."""
@@ -111,6 +115,7 @@ class SequenceParallelStrategy(DDPStrategy):
             )
         check_layers(module, foreign=foreign, synchronised=self._layer_sync is not None)
         _set_group(module, ranks)
+        self._watch = Watch(module, ranks)
 
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
@@ -118,12 +123,12 @@ class SequenceParallelStrategy(DDPStrategy):
         """Of a batch this process's stretch, on the device."""
         ranks, module = self._ranks, self.lightning_module
         if ranks is not None and module is not None:
-            leaves, structure = tree_flatten(batch)
+            leaves, form = tree_flatten(batch)
             shapes = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
-            form = (str(module.trainer.state.stage), str(structure), shapes)
-            if form not in self._compared:
+            self._form = (str(module.trainer.state.stage), str(form), shapes)
+            if self._form not in self._compared:
                 check_together(ranks, None, partial(self._contents, batch))
-                self._compared.add(form)
+                self._compared.add(self._form)
             batch = self._stretch(batch)
         return super().batch_to_device(batch, device, dataloader_idx)
 
@@ -146,8 +151,9 @@ class SequenceParallelStrategy(DDPStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """With random numbers of this process's own, as dropout must differ along a sequence."""
-        if self._ranks is None:
+        if self._ranks is None or self._watch is None:
             return super().training_step(*args, **kwargs)
+        self._watch.begin()
         with self._own_random_numbers():
             return super().training_step(*args, **kwargs)
 
@@ -160,9 +166,19 @@ class SequenceParallelStrategy(DDPStrategy):
             torch.manual_seed(seed + self.global_rank)
             yield
 
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Raises where the backward passes of the ranks would not meet, see `Watch`."""
+        module = self.lightning_module
+        # By hand a module may have several losses, which are not told apart here.
+        if self._watch is not None and module is not None and module.automatic_optimization:
+            self._watch.check(closure_loss, self._form)
+        super().pre_backward(closure_loss)
+
     def teardown(self) -> None:
         """Takes the group out of the module's layers again."""
         module: Any = self.lightning_module
+        if self._watch is not None:
+            self._watch.stop()
         if self._ranks is not None and module is not None:
             _set_group(module, None)
         super().teardown()
