@@ -205,7 +205,8 @@ class SwitchRNN(Callback):
             return
         self._distillation = learning
         strategy = type(trainer.strategy)
-        if any(kind.__name__ in IN_PARTS for kind in strategy.__mro__):
+        of_parts = any(kind.__name__ in IN_PARTS for kind in strategy.__mro__)
+        if of_parts or getattr(trainer.strategy, "fully_shard", False):
             raise SwitchError(
                 f"`weights`: carried needs whole parameters, and {strategy.__name__} divides them "
                 f"among processes: {ELSEWHERE}"

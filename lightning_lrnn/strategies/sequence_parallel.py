@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.seed import pl_worker_init_function
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._pytree import tree_flatten, tree_leaves
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.strategies.reach import Watch
+from lightning_lrnn.strategies.sharding import ShardingStrategy
 from lightning_lrnn.strategies.split import Cut, check_layers, chunk_of
 
 __all__ = ["SequenceParallelStrategy"]
@@ -25,7 +25,7 @@ __all__ = ["SequenceParallelStrategy"]
 DATA, SEQUENCE = "data", "sequence"
 
 
-class SequenceParallelStrategy(DDPStrategy):
+class SequenceParallelStrategy(ShardingStrategy):
     """DDP in which consecutive processes share each sequence, a stretch of time each.
 
     The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
@@ -36,6 +36,8 @@ class SequenceParallelStrategy(DDPStrategy):
 
     Args:
         sequence_size: how many processes share a sequence; "auto" for all that there are.
+        fully_shard: whether each process keeps a part of every parameter, gradient and state of an
+            optimizer (FSDP2) in the place of all of them (DDP).
         options: of DDPStrategy.
 
     Attributes:
@@ -45,11 +47,17 @@ class SequenceParallelStrategy(DDPStrategy):
     Raises:
         ValueError: for a `sequence_size` that does not divide the number of processes; for a module
             that cannot share its sequences; where processes of one row get different batches, or
-            the losses of some do not reach the layers that those of others reach.
+            the losses of some do not reach the layers that those of others reach; for options that
+            do not go with `fully_shard`.
     """
 
-    def __init__(self, sequence_size: int | Literal["auto"] = "auto", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        sequence_size: int | Literal["auto"] = "auto",
+        fully_shard: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(fully_shard, **options)
         counts = isinstance(sequence_size, int) and not isinstance(sequence_size, bool)
         if sequence_size != "auto" and not (counts and sequence_size > 0):
             raise ValueError(

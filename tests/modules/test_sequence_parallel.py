@@ -314,7 +314,8 @@ def test_the_strategy_by_a_config(tmp_path: Path) -> None:
     (tmp_path / "ranks.yaml").write_text(CONFIG)
     (tmp_path / "losses.py").write_text(LOSSES)
     seen = []
-    for words in ((), ("--trainer.devices=1", "--trainer.strategy=auto")):
+    sharded = "--trainer.strategy.init_args.fully_shard=true"
+    for words in ((), (sharded,), ("--trainer.devices=1", "--trainer.strategy=auto")):
         result = processes.run(
             *("-m", "lightning_lrnn", "fit", *OPTIONS, *TINY, "--config=ranks.yaml"),
             *("--data.path=text", "--data.window=32", *words),
@@ -322,6 +323,6 @@ def test_the_strategy_by_a_config(tmp_path: Path) -> None:
         )
         lines = [line for line in result.stdout.splitlines() if line.startswith("SEEN")]
         seen.append(sorted(set(lines)))
-    shared, alone = seen
-    assert len(shared) == len(alone) == 2
+    shared, in_parts, alone = seen
+    assert len(shared) == len(alone) == 2 and in_parts == shared
     assert [line.replace("(2, 16)", "(2, 32)") for line in shared] == alone

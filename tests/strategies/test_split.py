@@ -28,14 +28,15 @@ CLOSE = {"rel": 1e-5}
 
 
 def as_one(rank: int, folder: Path) -> None:
-    """Losses, validation, predictions and parameters."""
+    """Losses, validation, predictions and parameters, with whole and with divided parameters."""
     torch.set_num_threads(1)
-    for kind, chunk in ((Steps, None), (Rows, 4)):
+    for kind, sharded, chunk in ((Steps, False, None), (Rows, False, 4), (Steps, True, None)):
         data, options = batches(kind), {"checkpoint_time": chunk}
         whole = made(kind)
         alone = fit(whole, kind.split, data, options=options)
         shared = made(kind)
-        trainer = fit(shared, kind.split, data, SequenceParallelStrategy(2), options=options)
+        strategy = SequenceParallelStrategy(2, fully_shard=sharded)
+        trainer = fit(shared, kind.split, data, strategy, options=options)
         assert len(whole.losses) == STEPS
         assert shared.losses == pytest.approx(whole.losses, **CLOSE)
         found, wanted = (t.callback_metrics["val_loss"].item() for t in (trainer, alone))
