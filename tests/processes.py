@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,21 @@ def spawn(worker: Callable[..., None], folder: Path, *arguments: Any, count: int
     """Calls `worker(rank, *arguments)` in each of several processes, a group by gloo."""
     given = (worker, folder / "rendezvous", count, arguments)
     torch.multiprocessing.spawn(_in_group, given, nprocs=count)
+
+
+@contextmanager
+def world(rank: int, size: int) -> Iterator[None]:
+    """Tells Lightning of several processes as torchrun does, and nothing of a single one."""
+    words = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
+    words |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
+    told = {name: str(value) for name, value in words.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    told = told if size > 1 else {}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for word in told:
+            del os.environ[word]
 
 
 def _in_group(

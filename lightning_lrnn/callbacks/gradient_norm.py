@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -36,4 +38,7 @@ class GradientNorm(Callback):
             numbers = [i for i, o in enumerate(trainer.optimizers) if o is optimizer]
             name += f"/{numbers[0] if numbers else 'other'}"
         if gradients:
-            pl_module.log(name, get_total_norm(gradients), batch_size=1)
+            norm: Any = get_total_norm(gradients)
+            # Of divided parameters (FSDP2) processes add it up when it is read: all of them now.
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            pl_module.log(name, norm, batch_size=1)

@@ -14,6 +14,7 @@ from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.watched import watch_again, watched_parameters
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.modules.base import draw_no_graph
+from lightning_lrnn.strategies.split import check_split
 from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.distil import Distillation
 from lightning_lrnn.switch.replace import Report, SwitchError, matches, replace_rnn
@@ -26,6 +27,11 @@ MAKES_LAYERS = ("setup", "configure_model", "on_load_checkpoint")
 
 IN_PARTS = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"}
 """Strategies, of both packages, with which a process has parts of parameters."""
+
+ELSEWHERE = (
+    "let the new layers learn on one device first (`replace_rnn` and `fit_surrogate`), or by "
+    "another strategy"
+)
 
 Module = TypeVar("Module")
 
@@ -54,6 +60,10 @@ class SwitchRNN(Callback):
         carry_steps: batches to learn from, where weights are carried.
         where: patterns of paths, one of which must match; None for all.
         measure: whether the report says how long a training step of each layer takes.
+        split: which dimensions of a batch are time, by position or by key, and None for what is the
+            same on every rank: [1, 1] or {"x": 1, "y": None}, see
+            `lightning_lrnn.strategies.split.Cut`. For `SequenceParallelStrategy`, which cuts
+            batches so; other strategies leave them whole.
 
     Attributes:
         report: what was replaced and what was left.
@@ -73,13 +83,17 @@ class SwitchRNN(Callback):
         carry_steps: int = 5,
         where: str | list[str] | None = None,
         measure: bool = False,
+        split: int | list[Any] | dict[str, Any] | None = None,
     ) -> None:
         check_counts(carry_steps=carry_steps)
+        if split is not None:
+            check_split(split)
         if rnn == {}:
             raise ValueError("`rnn` names no layer; leave it out for `auto`")
         self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}
         self._how |= {"state": state, "weights": weights, "where": where, "measure": measure}
         self.carry_steps = carry_steps
+        self.split = split
         self._distillation: Distillation | None = None
         # Of a module without layers: only the arguments are checked.
         replace_rnn(nn.Module(), **self._how)
@@ -107,6 +121,7 @@ class SwitchRNN(Callback):
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
         draw_no_graph(trainer)
+        self._tell_strategy(trainer.strategy)
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -118,6 +133,16 @@ class SwitchRNN(Callback):
                 f"callbacks that may have copied the model come first: {', '.join(names)}; put "
                 f"SwitchRNN before them"
             )
+
+    def _tell_strategy(self, strategy: Any) -> None:
+        if self.split is None or not hasattr(strategy, "split"):
+            return
+        if strategy.split not in (None, self.split):
+            raise SwitchError(
+                f"`split` is said twice, as {strategy.split!r} and as {self.split!r}: let one "
+                f"SwitchRNN say it"
+            )
+        strategy.split = self.split
 
     def _switch(self, module: nn.Module) -> None:
         self._replace(module)
@@ -180,11 +205,16 @@ class SwitchRNN(Callback):
             return
         self._distillation = learning
         strategy = type(trainer.strategy)
-        if any(kind.__name__ in IN_PARTS for kind in strategy.__mro__):
+        of_parts = any(kind.__name__ in IN_PARTS for kind in strategy.__mro__)
+        if of_parts or getattr(trainer.strategy, "fully_shard", False):
             raise SwitchError(
                 f"`weights`: carried needs whole parameters, and {strategy.__name__} divides them "
-                f"among processes: let the new layers learn on one device first (`replace_rnn` "
-                f"and `fit_surrogate`), or by another strategy"
+                f"among processes: {ELSEWHERE}"
+            )
+        if any(layer.group is not None for layer in learning.layers):
+            raise SwitchError(
+                f"`weights`: carried needs whole sequences, which the old layers cannot share, and "
+                f"{strategy.__name__} divides them among processes: {ELSEWHERE}"
             )
         rank_zero_info(f"SwitchRNN: {self.carry_steps} steps of learning from the old layers")
 

@@ -360,7 +360,7 @@ trainer:
   strategy: {strategy}
   callbacks:
     - class_path: lightning_lrnn.SwitchRNN
-      init_args: {{rnn: {rnn}, backend: scan}}
+      init_args: {{rnn: {rnn}, backend: scan, split: {{x: 1, y: null}}}}
     - class_path: lightning_lrnn.SwitchBackend
       init_args: {{backend: serial}}
 """

@@ -7,7 +7,6 @@ Seen to fail: a loss that is not weighted by the valid steps of a stretch; gradi
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +52,6 @@ class Seen(pl.Callback):
         self.validated = [trainer.callback_metrics[name].item() for name in names]
 
 
-def in_world(rank: int, size: int) -> dict[str, str]:
-    """How torchrun tells Lightning of the processes that there are."""
-    words = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
-    words |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
-    return {name: str(value) for name, value in words.items()} | {"MASTER_ADDR": "127.0.0.1"}
-
-
 def train(
     folder: Path,
     name: str,
@@ -74,9 +66,7 @@ def train(
     checkpoint_time: int | None = None,
 ) -> tuple[list[float], list[float], LanguageModel]:
     """Trains on all processes of the world, or on each by itself, and leaves a checkpoint."""
-    told = in_world(rank, size) if size > 1 else {}
-    os.environ.update(told)
-    try:
+    with processes.world(rank, size):
         pl.seed_everything(1, verbose=False)
         model = model_type(hidden_size=8, num_layers=2, warmup_steps=1, total_steps=STEPS)
         for layer in model.recurrent_layers().values():
@@ -104,9 +94,6 @@ def train(
         # A run of one process is that of every process here.
         own = name if size > 1 else f"{name}{rank}"
         trainer.save_checkpoint(f"{folder}/{own}.ckpt")
-    finally:
-        for word in told:
-            del os.environ[word]
     assert model.group is None
     rates = [throughput.latest[f"train/{kind}_per_second"] for kind in ("tokens", "sequences")]
     assert rates[0] == pytest.approx(window * rates[1])
@@ -327,7 +314,8 @@ def test_the_strategy_by_a_config(tmp_path: Path) -> None:
     (tmp_path / "ranks.yaml").write_text(CONFIG)
     (tmp_path / "losses.py").write_text(LOSSES)
     seen = []
-    for words in ((), ("--trainer.devices=1", "--trainer.strategy=auto")):
+    sharded = "--trainer.strategy.init_args.fully_shard=true"
+    for words in ((), (sharded,), ("--trainer.devices=1", "--trainer.strategy=auto")):
         result = processes.run(
             *("-m", "lightning_lrnn", "fit", *OPTIONS, *TINY, "--config=ranks.yaml"),
             *("--data.path=text", "--data.window=32", *words),
@@ -335,6 +323,6 @@ def test_the_strategy_by_a_config(tmp_path: Path) -> None:
         )
         lines = [line for line in result.stdout.splitlines() if line.startswith("SEEN")]
         seen.append(sorted(set(lines)))
-    shared, alone = seen
-    assert len(shared) == len(alone) == 2
+    shared, in_parts, alone = seen
+    assert len(shared) == len(alone) == 2 and in_parts == shared
     assert [line.replace("(2, 16)", "(2, 32)") for line in shared] == alone

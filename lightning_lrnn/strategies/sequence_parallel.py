@@ -1,4 +1,4 @@
-"""Strategies of Lightning's Trainer: sequences that are shared by processes."""
+"""The strategy of processes that share each sequence, a stretch of time each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.utilities.seed import pl_worker_init_function
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from lightning_lrnn.core.ranks import Ranks, check_together, checksum, ranks_of
+from lightning_lrnn.nn.stack import Stack
+from lightning_lrnn.strategies.reach import Watch
+from lightning_lrnn.strategies.sharding import ShardingStrategy
+from lightning_lrnn.strategies.split import Cut, check_layers, chunk_of
 
 __all__ = ["SequenceParallelStrategy"]
 
 DATA, SEQUENCE = "data", "sequence"
 
 
-class SequenceParallelStrategy(DDPStrategy):
+class SequenceParallelStrategy(ShardingStrategy):
     """DDP in which consecutive processes share each sequence, a stretch of time each.
 
     The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
@@ -33,24 +36,40 @@ class SequenceParallelStrategy(DDPStrategy):
 
     Args:
         sequence_size: how many processes share a sequence; "auto" for all that there are.
+        fully_shard: whether each process keeps a part of every parameter, gradient and state of an
+            optimizer (FSDP2) in the place of all of them (DDP).
         options: of DDPStrategy.
+
+    Attributes:
+        split: which dimensions of a batch are time, for a module that does not say so itself;
+            `SwitchRNN` sets it, see `lightning_lrnn.strategies.split.Cut`.
 
     Raises:
         ValueError: for a `sequence_size` that does not divide the number of processes; for a module
-            that cannot share its sequences; where processes of one row get different batches.
+            that cannot share its sequences; where processes of one row get different batches, or
+            the losses of some do not reach the layers that those of others reach; for options that
+            do not go with `fully_shard`.
     """
 
-    def __init__(self, sequence_size: int | Literal["auto"] = "auto", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        sequence_size: int | Literal["auto"] = "auto",
+        fully_shard: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(fully_shard, **options)
         counts = isinstance(sequence_size, int) and not isinstance(sequence_size, bool)
         if sequence_size != "auto" and not (counts and sequence_size > 0):
             raise ValueError(
                 f"`sequence_size` must be 'auto' or a number of processes, got {sequence_size!r}"
             )
         self.sequence_size = sequence_size
+        self.split: Any = None
         self._mesh: Any = None
         self._ranks: Ranks | None = None
         self._compared: set[object] = set()
+        self._form: object = None
+        self._watch: Watch | None = None
 
     def setup_environment(self) -> None:
         """Makes the mesh as well: consecutive processes, of one machine where they fit, share."""
@@ -82,18 +101,29 @@ class SequenceParallelStrategy(DDPStrategy):
         return super().process_dataloader(dataloader)
 
     def setup(self, trainer: Any) -> None:
-        """Sets the group in the module."""
-        module = self.lightning_module
-        if self._ranks is not None and not hasattr(module, "stretch"):
-            raise ValueError(
-                f"{type(module).__name__} does not say what is time in its batches, and cannot "
-                f"share sequences: derive it from lightning_lrnn.pl.RecurrentModule and give it a "
-                f"`stretch`, or take the strategy `ddp`"
-            )
+        """Sets the group in the module's layers."""
         if self._ranks is not None:
-            module.group = self._ranks  # type: ignore[union-attr]
+            self._share(self._ranks, self.lightning_module)
         self._compared.clear()
         super().setup(trainer)
+
+    def _share(self, ranks: Ranks, module: Any) -> None:
+        foreign = _is_foreign(module)
+        if foreign and self.split is None:
+            raise ValueError(
+                f"{type(module).__name__} does not say what is time in its batches, and cannot "
+                f"share sequences: say it by the callback SwitchRNN(split=...), or derive the "
+                f"module from lightning_lrnn.pl.RecurrentModule and give it a `stretch`, or take "
+                f"the strategy `ddp`"
+            )
+        if not foreign and self.split is not None:
+            raise ValueError(
+                f"{type(module).__name__} says itself what is time in its batches: leave `split` "
+                f"of SwitchRNN out"
+            )
+        check_layers(module, foreign=foreign, synchronised=self._layer_sync is not None)
+        _set_group(module, ranks)
+        self._watch = Watch(module, ranks)
 
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
@@ -103,17 +133,35 @@ class SequenceParallelStrategy(DDPStrategy):
         if ranks is not None and module is not None:
             leaves, form = tree_flatten(batch)
             shapes = tuple(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
-            kind = (str(module.trainer.state.stage), str(form), shapes)
-            if kind not in self._compared:
-                check_together(ranks, None, partial(_contents, leaves))
-                self._compared.add(kind)
-            batch = module.stretch(batch, ranks.rank, ranks.size)  # type: ignore[operator]
+            self._form = (str(module.trainer.state.stage), str(form), shapes)
+            if self._form not in self._compared:
+                check_together(ranks, None, partial(self._contents, batch))
+                self._compared.add(self._form)
+            batch = self._stretch(batch)
         return super().batch_to_device(batch, device, dataloader_idx)
+
+    def _stretch(self, batch: Any) -> Any:
+        module: Any = self.lightning_module
+        ranks = self._ranks
+        assert ranks is not None
+        if _is_foreign(module):
+            return Cut(ranks.rank, ranks.size, chunk_of(module)).of(self.split, batch)
+        return module.stretch(batch, ranks.rank, ranks.size)
+
+    def _contents(self, batch: Any) -> dict[str, object]:
+        """What must be the same on all processes that share a batch, which must have stretches."""
+        self._stretch(batch)
+        tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
+        return {
+            "The shapes of a batch": [tuple(x.shape) for x in tensors],
+            "The contents of a batch (their checksums)": [checksum(x) for x in tensors],
+        }
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """With random numbers of this process's own, as dropout must differ along a sequence."""
-        if self._ranks is None:
+        if self._ranks is None or self._watch is None:
             return super().training_step(*args, **kwargs)
+        self._watch.begin()
         with self._own_random_numbers():
             return super().training_step(*args, **kwargs)
 
@@ -126,17 +174,33 @@ class SequenceParallelStrategy(DDPStrategy):
             torch.manual_seed(seed + self.global_rank)
             yield
 
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Raises where the backward passes of the ranks would not meet, see `Watch`."""
+        module = self.lightning_module
+        # By hand a module may have several losses, which are not told apart here.
+        if self._watch is not None and module is not None and module.automatic_optimization:
+            self._watch.check(closure_loss, self._form)
+        super().pre_backward(closure_loss)
+
     def teardown(self) -> None:
-        """Takes the group out of the module again."""
-        if self._ranks is not None and hasattr(self.lightning_module, "stretch"):
-            self.lightning_module.group = None  # type: ignore[union-attr]
+        """Takes the group out of the module's layers again."""
+        module: Any = self.lightning_module
+        if self._watch is not None:
+            self._watch.stop()
+        if self._ranks is not None and module is not None:
+            _set_group(module, None)
         super().teardown()
 
 
-def _contents(leaves: list[Any]) -> dict[str, object]:
-    """What must be the same on all processes that share a batch."""
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
-    return {
-        "The shapes of a batch": [tuple(x.shape) for x in tensors],
-        "The contents of a batch (their checksums)": [checksum(x) for x in tensors],
-    }
+def _set_group(module: Any, ranks: Ranks | None) -> None:
+    """In its layers, and in a module that knows of ranks."""
+    for layer in module.modules():
+        if isinstance(layer, Stack):
+            layer.group = ranks
+    if not _is_foreign(module):
+        module.group = ranks
+
+
+def _is_foreign(module: Any) -> bool:
+    """Whether a module knows nothing of ranks; of either package, so not by its class."""
+    return not (hasattr(module, "stretch") and hasattr(module, "group"))
