@@ -117,6 +117,8 @@ def test_what_is_known_of_the_steps_ahead(tmp_path):
         "Last", "Temperatur", "hour.sin", "hour.cos", "weekday.sin", "weekday.cos",
         "Tarif=Früh", "Tarif=Spät",
     ]  # fmt: skip
+    # A row that was missing has the category of the row before it.
+    assert torch.equal(data.part("train").inputs[0][30, 6:], data.part("train").inputs[0][29, 6:])
     row = data.part("future")[1]
     assert row.inputs.shape == (36, 9) and row.targets.isnan().all()
     past, ahead = row.inputs[:24], row.inputs[24:]
