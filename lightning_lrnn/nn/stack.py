@@ -373,8 +373,9 @@ class Stack(nn.Module):
             recorder=recorder,
             dropout=recorder is None,
         )
-        here = context.within(x.shape[1])
-        if here is not None:
+        if lengths is not None:
+            chunk, steps = self.checkpoint_time, x.shape[1]
+            here = lengths if ranks is None else ranks.within(lengths, steps, chunk)
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
             x = x.masked_fill(padding_mask(here, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
