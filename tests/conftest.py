@@ -32,6 +32,7 @@ collect_ignore = (
         "cli/test_configs.py",
         "cli/test_stop.py",
         "cli/test_sweeps.py",
+        "callbacks/test_write_classes.py",
         "callbacks/test_write_forecast.py",
     ]
 )

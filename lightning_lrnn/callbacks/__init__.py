@@ -1,8 +1,12 @@
-"""Callbacks that switch a model, or show what it does; each works with any LightningModule."""
+"""Callbacks that switch a model, or show what it does; each works with any LightningModule.
+
+But for those that are about forecasts and classes, which say so.
+"""
 
 from lightning_lrnn.callbacks.backend_report import BackendReport
 from lightning_lrnn.callbacks.gradient_norm import GradientNorm
 from lightning_lrnn.callbacks.memory_horizon import MemoryHorizon
+from lightning_lrnn.callbacks.predictions.write_classes import WriteClasses
 from lightning_lrnn.callbacks.predictions.write_forecast import WriteForecast
 from lightning_lrnn.callbacks.recurrence_monitor import RecurrenceMonitor
 from lightning_lrnn.callbacks.stop_when_solved import StopWhenSolved
@@ -19,6 +23,7 @@ __all__ = [
     "SwitchBackend",
     "SwitchRNN",
     "Throughput",
+    "WriteClasses",
     "WriteForecast",
     "load_switched",
 ]
