@@ -9,6 +9,7 @@ from lightning_lrnn.callbacks.memory_horizon import MemoryHorizon
 from lightning_lrnn.callbacks.predictions.write_classes import WriteClasses
 from lightning_lrnn.callbacks.predictions.write_forecast import WriteForecast
 from lightning_lrnn.callbacks.recurrence_monitor import RecurrenceMonitor
+from lightning_lrnn.callbacks.seasonal_naive import SeasonalNaive
 from lightning_lrnn.callbacks.stop_when_solved import StopWhenSolved
 from lightning_lrnn.callbacks.switch_backend import SwitchBackend
 from lightning_lrnn.callbacks.switch_rnn import SwitchRNN, load_switched
@@ -19,6 +20,7 @@ __all__ = [
     "GradientNorm",
     "MemoryHorizon",
     "RecurrenceMonitor",
+    "SeasonalNaive",
     "StopWhenSolved",
     "SwitchBackend",
     "SwitchRNN",

@@ -76,5 +76,6 @@ def names_of_rows(trainer: pl.Trainer) -> NumberedRows:
     data: Any = getattr(trainer, "datamodule", None)
     rows = getattr(trainer.predict_dataloaders, "dataset", None)
     # A trainer keeps the data of a call before, while it predicts with other loaders.
-    own = isinstance(rows, StepRows) and hasattr(data, "series") and rows is data.part(data.predict)
-    return SeriesRows(data, rows) if own else NumberedRows()
+    if hasattr(type(data), "series") and isinstance(rows, StepRows):
+        return SeriesRows(data, rows) if rows is data.part(data.predict) else NumberedRows()
+    return NumberedRows()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -136,6 +135,6 @@ class WriteClasses(Callback):
         rank_zero_info(f"The classes are in {target}, {len(table.get('class', [])):,} rows.")
 
 
-def _rounded(p: Tensor) -> Sequence[float]:
+def _rounded(p: Tensor) -> list[float]:
     """As many digits as float32 has."""
     return [float(f"{value:.6g}") for value in p.tolist()]
