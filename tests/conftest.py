@@ -30,8 +30,10 @@ collect_ignore = (
         "cli/test_cli.py",
         "cli/test_compare.py",
         "cli/test_configs.py",
+        "cli/test_plot_forecast.py",
         "cli/test_stop.py",
         "cli/test_sweeps.py",
+        "callbacks/test_write_classes.py",
         "callbacks/test_write_forecast.py",
     ]
 )

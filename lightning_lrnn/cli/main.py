@@ -23,7 +23,7 @@ COMMANDS = {
     "predict": ("fit", "predict with a checkpoint"),
     "generate": ("generate", "sample text from a checkpoint"),
     "compare": ("compare.command", "train a config with several layers and backends, and tabulate"),
-    "plot": ("plot", "draw learning curves and memory horizons from CSV logs"),
+    "plot": ("plot", "draw learning curves and memory horizons from CSV logs, or a forecast"),
     "backends": ("backends", "which backends run here, and why others do not"),
     "cells": ("cells", "the layers, their papers, and which backends run them"),
     "configs": ("configs", "list or copy the configs that come along"),

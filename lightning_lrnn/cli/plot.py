@@ -1,4 +1,4 @@
-"""`lightning-lrnn plot`: learning curves and memory horizons from what a CSVLogger has written."""
+"""`lightning-lrnn plot`: learning curves and memory horizons of logs, and forecasts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_lrnn.cli.figures import new_figure, save
+from lightning_lrnn.cli.figures import PlotError, new_figure, plain_text, write
 from lightning_lrnn.cli.typed import call
-from lightning_lrnn.core.checks import UserError
 
 __all__ = ["PlotError", "Run", "draw", "main", "plot", "read", "runs_in"]
 
@@ -27,10 +26,6 @@ FEW = 20
 """Points of a curve that are drawn as such."""
 
 Curve = list[tuple[int, float]]
-
-
-class PlotError(UserError):
-    """There is nothing to draw; the message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +128,46 @@ def main(words: list[str]) -> None:
     call(plot, "lightning-lrnn plot", words[1:])
 
 
-def plot(*runs: str, metric: str | None = None, output: str | None = None) -> None:
-    """Draws the logs that a CSVLogger has written, of all runs in one figure.
+def plot(
+    *runs: str, metric: str | None = None, actual: str | None = None, output: str | None = None
+) -> None:
+    """Draws the logs that a CSVLogger has written, of all runs in one figure; or a forecast.
 
     Args:
-        *runs: folders with a metrics.csv, or folders above.
+        *runs: folders with a metrics.csv, or folders above; or the CSV of a forecast that
+            WriteForecast has written.
         metric: name without the stage, such as loss or bits_per_byte; by default the one that the
             config monitors, else the loss.
-        output: path of the PNG; by default plot.png in the first folder.
+        actual: of a forecast, the table that it was made from, or a later one, to draw beside it
+            what was and what came; or the config (.yaml) whose data say how their table is written.
+        output: path of the PNG; by default plot.png in the first folder, or forecast.png beside
+            forecast.csv.
     """
-    print(draw([Path(run) for run in runs], metric, output))
+    paths = [Path(run) for run in runs]
+    if not any(_is_forecast(path) for path in paths):
+        if actual is not None:
+            raise PlotError(
+                f"--actual is for a forecast, and {paths[0]} is none: give the CSV that "
+                "WriteForecast has written, or leave --actual out"
+            )
+        print(draw(paths, metric, output))
+        return
+    if len(paths) > 1 or metric is not None:
+        raise PlotError("a forecast is drawn by itself: give one file, and no --metric")
+    # It reads tables, for which all of Lightning is imported.
+    from lightning_lrnn.cli.plot_forecast import draw_forecast
+
+    print(draw_forecast(paths[0], *(Path(given) if given else None for given in (actual, output))))
+
+
+def _is_forecast(path: Path) -> bool:
+    """Whether a file has the header of a table that WriteForecast wrote."""
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            header = next(csv.reader(lines), [])
+    except (OSError, ValueError, csv.Error):
+        return False
+    return {"target", "0.5"} <= set(header[1:])
 
 
 def draw(folders: list[Path], metric: str | None = None, output: str | None = None) -> Path:
@@ -179,17 +204,10 @@ def draw(folders: list[Path], metric: str | None = None, output: str | None = No
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     if alone:
-        figure.suptitle(_text(runs[0].name), fontsize=10)
+        figure.suptitle(plain_text(runs[0].name), fontsize=10)
     handles, names = axes[-1 if alone else 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    if path.is_dir():
-        raise PlotError(f"the figure cannot be written to {path}, a folder; name a file in it")
-    try:
-        return save(figure, path)
-    except OSError as error:
-        raise PlotError(f"{path} cannot be written ({error.strerror or error})") from error
-    except ValueError as error:
-        raise PlotError(f"the figure cannot be made: {error}") from error
+    return write(figure, path)
 
 
 def _chosen(runs: list[Run], metric: str | None) -> str:
@@ -232,14 +250,16 @@ def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
         )
         few = "." if len(training) < FEW else ""
         axis.plot(*_columns(training), marker=few, **style, alpha=0.45, linewidth=1)
-        axis.plot(*_columns(validated), **style, marker="o", markersize=4, label=_text(run.name))
+        axis.plot(
+            *_columns(validated), **style, marker="o", markersize=4, label=plain_text(run.name)
+        )
         ends += [value for curve in (training, validated) for _, value in curve[len(curve) // 10 :]]
     finite = [value for value in ends if math.isfinite(value)]
     if finite and max(finite) > min(finite):
         # Not to the first steps, which would leave the rest no room.
         margin = 0.05 * (max(finite) - min(finite))
         axis.set_ylim(min(finite) - margin, max(finite) + margin)
-    axis.set_ylabel(_text(metric.replace("_", " ")))
+    axis.set_ylabel(plain_text(metric.replace("_", " ")))
     axis.set_title("Thin: training; dots: validation", fontsize=10)
 
 
@@ -257,7 +277,7 @@ def _draw_horizons(axis: Any, runs: list[Run]) -> None:
                 style["linestyle"] = "-"
                 for q in ("p10", "p90"):
                     axis.plot(*curves[q], color=style["color"], linestyle=":", linewidth=1)
-            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=_text(layer))
+            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=plain_text(layer))
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter(_sparse)
@@ -275,8 +295,3 @@ def _columns(curve: Curve) -> tuple[list[int], list[float]]:
     """Steps and values; an infinite value is a gap."""
     values = [value if math.isfinite(value) else math.nan for _, value in curve]
     return [step for step, _ in curve], values
-
-
-def _text(name: str) -> str:
-    """A name without mathematics, which matplotlib would read between two $."""
-    return name.replace("$", r"\$")

@@ -326,6 +326,18 @@ class SequenceTable(SequenceData):
         self.setup()
         return len(self.target_names) if self.task == "forecast" else 0
 
+    @property
+    def series(self) -> list[KnownSeries]:
+        """Names and times of the series, in the order in which rows number them.
+
+        Raises:
+            DataError: if they are not in memory.
+        """
+        if not self.in_memory:
+            raise DataError("the times of series need them in memory: leave `in_memory` out")
+        self._make()
+        return self._known
+
     def part(self, name: str) -> SequenceRows:
         """The rows of "train", "val" or "test", or, with `predict: future`, of "future".
 
@@ -644,6 +656,9 @@ class SequenceTable(SequenceData):
             told = ", ".join(self.classes) or "none"
             raise DataError(f"at least two classes are needed, the data have {told}")
         steps = [len(one) for one in series]
+        self._known = [
+            KnownSeries(one.name, one.groups, len(one), one.times, one.zone) for one in series
+        ]
         spans = self._spans([one.name for one in series], steps, strata)
         inputs = self._inputs(series, features, spans["train"], steps)
         parts: dict[str, SequenceRows] = {}

@@ -1,1 +1,1 @@
-"""Measurements of layers while they train, for callbacks."""
+"""Measurements for callbacks: of layers while they train, of forecasts that need no model."""

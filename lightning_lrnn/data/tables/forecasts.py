@@ -47,6 +47,10 @@ class KnownSeries(NamedTuple):
             return self.times[:steps]
         return np.concatenate([self.times, following(self.times, missing)])
 
+    def shown(self) -> list[Any]:
+        """The times of all steps, as tables have them."""
+        return _shown(self.until(self.steps), self.zone)
+
 
 def known_series(series: Series, targets: NDArray[np.float64]) -> KnownSeries:
     """Of a series and its targets (T, K); rows without any at the end are the future."""

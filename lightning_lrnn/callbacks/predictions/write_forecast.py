@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,8 +9,11 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.core.files import write_whole
-from lightning_lrnn.data.errors import DataError, why
+from lightning_lrnn.callbacks.predictions.csv_table import (
+    refuse_several_processes,
+    write_csv,
+)
+from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.paths import check_path
 
 __all__ = ["WriteForecast"]
@@ -47,11 +47,7 @@ class WriteForecast(Callback):
                 f"WriteForecast is for a Forecaster and a SequenceTable, not for "
                 f"{type(pl_module).__name__} and {type(data).__name__}: leave it out"
             )
-        if trainer.world_size > 1:
-            raise DataError(
-                f"each of {trainer.world_size} processes has a part of the forecasts: predict with "
-                "`trainer.devices: 1`"
-            )
+        refuse_several_processes(trainer, "forecasts")
         self._batches = []
 
     def on_predict_batch_end(
@@ -71,14 +67,5 @@ class WriteForecast(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         table = data.forecast_table(self._batches, pl_module.quantiles)
         self._batches = []
-        text = io.StringIO()
-        rows = csv.writer(text)
-        rows.writerow(table)
-        rows.writerows(zip(*table.values(), strict=True))
-        target = Path(self.path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, text.getvalue())
-        except OSError as error:
-            raise DataError(f"the forecast {target} cannot be written ({why(error)})") from error
+        target = write_csv(self.path, table, "forecast")
         rank_zero_info(f"The forecast is in {target}, {len(table['target']):,} rows.")

@@ -1,0 +1,57 @@
+"""A table of predictions as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from lightning_lrnn.core.files import write_whole
+from lightning_lrnn.data.errors import DataError, why
+
+__all__ = ["refuse_several_processes", "write_csv"]
+
+
+def refuse_several_processes(trainer: pl.Trainer, what: str) -> None:
+    """Raises DataError where no process has all predictions.
+
+    Args:
+        trainer: that predicts.
+        what: is predicted, such as "forecasts".
+    """
+    if trainer.world_size > 1:
+        raise DataError(
+            f"each of {trainer.world_size} processes has a part of the {what}: predict with "
+            "`trainer.devices: 1`"
+        )
+
+
+def write_csv(path: str, columns: Mapping[str, Sequence[Any]], what: str) -> Path:
+    """Writes columns of the same length, in the place of an older file when all is written.
+
+    Args:
+        path: of the file; folders above it are made.
+        columns: by their names.
+        what: is in it, for the message.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(columns)
+    rows.writerows(zip(*columns.values(), strict=True))
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, text.getvalue())
+    except OSError as error:
+        raise DataError(f"the {what} {target} cannot be written ({why(error)})") from error
+    return target

@@ -1,0 +1,281 @@
+"""The figure of a forecast: of each series the median, intervals, and what was and what came."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from lightning_lrnn.cli.figures import PlotError, new_figure, plain_text, write
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.packages import package_file
+from lightning_lrnn.data.tables.columns import numbers
+from lightning_lrnn.data.tables.csv_files import CsvFormat
+from lightning_lrnn.data.tables.files import Series, listed, read_series
+from lightning_lrnn.data.tables.times import TimeError, to_times
+
+__all__ = ["Forecast", "actual_values", "draw_forecast", "read_forecast"]
+
+WIDTH, ROW, LEGEND = 800, 230, 130
+MOST = 6
+"""Series that are drawn."""
+FEW = 20
+"""Steps that are drawn with dots."""
+PAST = 3
+"""What is shown of the past, times the steps ahead; and at least FEW steps."""
+WIDE, NARROW, MEDIAN = "#c6dbef", "#8fbfe0", "#08519c"
+
+OFFSET = re.compile(r":\d\d(\.\d+)?\s*([+-]\d\d(:?\d\d)?|Z|UTC|GMT)$")
+"""The end of a time of a zone."""
+
+Values = tuple[NDArray[Any], NDArray[np.float64]]
+"""Times (T,) and values (T,)."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is forecast of one target of one series, window after window.
+
+    Attributes:
+        names: column of group -> its value.
+        target: its column.
+        time: the column of times.
+        times: (N,) numbers or dates; of UTC, if they are `zoned`.
+        levels: of the quantiles, rising, 0.5 among them.
+        quantiles: (N, levels).
+        zoned: whether dates are written with their offset.
+    """
+
+    names: dict[str, str]
+    target: str
+    time: str
+    times: NDArray[Any]
+    levels: tuple[float, ...]
+    quantiles: NDArray[np.float64]
+    zoned: bool = False
+
+    def last(self) -> Forecast:
+        """The last window where windows overlap; where they follow each other, all of them."""
+        back = np.flatnonzero(self.times[1:] <= self.times[:-1])
+        start = int(back[-1]) + 1 if len(back) else 0
+        return replace(self, times=self.times[start:], quantiles=self.quantiles[start:])
+
+    def intervals(self) -> list[tuple[int, int]]:
+        """Places of the lower and the upper level: of the outermost, and of one inside it.
+
+        That is the one next to half of the values.
+        """
+        pairs = [(i, len(self.levels) - 1 - i) for i in range(len(self.levels) // 2)]
+        coverage = [abs(self.levels[upper] - self.levels[lower] - 0.5) for lower, upper in pairs]
+        inside = sorted(range(1, len(pairs)), key=lambda i: round(coverage[i], 6))[:1]
+        return pairs[:1] + [pairs[i] for i in inside]
+
+
+def read_forecast(path: Path) -> list[Forecast]:
+    """The forecasts in a file of WriteForecast, one for each target of each series.
+
+    Raises:
+        PlotError: for cells that are no numbers or times, and for a file without rows.
+    """
+    try:
+        (table,) = read_series(path)
+        header = list(table.columns)
+        levels = {name: float(name) for name in header[header.index("target") + 1 :]}
+        *names, time = header[: header.index("target")]
+        found = read_series(path, [*names, "target"])
+        ordered = sorted(levels, key=lambda name: levels[name])
+        return [
+            Forecast(
+                dict(zip(names, one.groups, strict=False)),
+                one.groups[-1],
+                time,
+                to_times(one.cells(time)),
+                tuple(levels[name] for name in ordered),
+                numbers(one, ordered),
+                _zoned(one, time),
+            )
+            for one in found
+        ]
+    except TimeError as error:
+        raise PlotError(f"column {time!r} of {path} {error.args[1]}") from error
+    except (DataError, ValueError) as error:
+        raise PlotError(f"{path} is no table of WriteForecast: {error}") from error
+
+
+def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | None]:
+    """What a table, or a folder of them, has of the series that are forecast; None for nothing.
+
+    Args:
+        path: of the data that the forecast was made from, with the same names of columns; or of a
+            config, whose data say where they are and how they are written.
+        forecasts: at least one.
+
+    Raises:
+        PlotError: for a table without such columns, times of another kind, or none of the series.
+    """
+    names, time = list(forecasts[0].names), forecasts[0].time
+    try:
+        path, form, written, zone = _source(path)
+        columns = read_series(path, form=form)[0].columns
+        # As `forecast_table` calls the files of a folder, and steps without times.
+        group = [] if names == ["series"] and "series" not in columns else names
+        by = None if time == "step" and "step" not in columns else time
+        series = read_series(path, group, by, form, written, zone)
+        found = {one.groups or ((one.name,) if names else ()): one for one in series}
+        values = [_values(found.get(tuple(f.names.values())), f, path) for f in forecasts]
+    except DataError as error:
+        raise PlotError(f"the actual values cannot be read: {error}") from error
+    if not any(values):
+        wanted = listed(", ".join(f.names.values()) for f in forecasts)
+        raise PlotError(f"{path} has none of the series {wanted}: give the table of these")
+    return values
+
+
+def _values(one: Series | None, of: Forecast, path: Path) -> Values | None:
+    """From some time before a forecast to its end."""
+    if one is None:
+        return None
+    times = np.arange(1, len(one) + 1) if one.times is None else one.times
+    here, there = ("dates" if x.dtype.kind == "M" else "numbers" for x in (times, of.times))
+    if here != there:
+        raise PlotError(
+            f"the times of {path} are {here}, those of the forecast {there}: give the table that "
+            "the forecast was made from"
+        )
+    if of.zoned and one.zone is None and not _zoned(one, of.time):
+        raise PlotError(
+            f"the times of the forecast have an offset, those of {path} have none: give --actual "
+            "the config whose data have the `time_zone`"
+        )
+    first = int(np.searchsorted(times, of.times[0]))
+    stop = int(np.searchsorted(times, of.times[-1], side="right"))
+    shown = slice(max(0, first - max(PAST * len(of.times), FEW)), stop)
+    return times[shown], numbers(one, [of.target])[shown, 0]
+
+
+def _source(path: Path) -> tuple[Path, CsvFormat, str | None, str | None]:
+    """A table, how it is written, and format and zone of its times; of a config those of its data.
+
+    Raises:
+        PlotError: for a config without data that have a path.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        return path, CsvFormat(), None, None
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+        given = data.get("init_args", data)
+        table = Path(given["path"])
+        if given.get("package"):
+            table = package_file(given["package"], given["path"])
+        form = CsvFormat(*(given.get(k, v) for k, v in CsvFormat()._asdict().items()))
+        return table, form, given.get("time_format"), given.get("time_zone")
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError) as error:
+        raise PlotError(
+            f"{path} is no config whose `data` have a `path` ({error!r}): give that, or the table"
+        ) from error
+
+
+def _zoned(series: Series, time: str) -> bool:
+    """Whether text has times with an offset; what is no text says so itself."""
+    first = series.columns[time][0] if time in series.columns else ""
+    text = first.decode("utf-8", "replace") if isinstance(first, bytes) else first
+    return not isinstance(text, str) or OFFSET.search(text.strip()) is not None
+
+
+def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = None) -> Path:
+    """Draws the last forecasts of the first series in a file of WriteForecast.
+
+    Args:
+        path: of the file.
+        actual: the table with what was, and perhaps what came; None for none.
+        output: of the PNG; None for one beside the file.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        PlotError: if there is nothing to draw, or it cannot be written.
+        ModuleNotFoundError: without matplotlib.
+    """
+    found = read_forecast(path)
+    shown = [one.last() for one in found[:MOST]]
+    values = actual_values(actual, shown) if actual else [None] * len(shown)
+    across = 1 if len(shown) == 1 else 2
+    rows = -(-len(shown) // across)
+    figure = new_figure(WIDTH, ROW * rows + LEGEND)
+    panels = figure.subplots(rows, across, squeeze=False).flat
+    for panel, one, known in zip(panels, shown, values, strict=False):
+        _draw(panel, one, known, actual)
+    for panel in list(panels)[len(shown) :]:
+        panel.remove()
+    figure.suptitle(plain_text(f"{path.name}{_told(found)}"), fontsize=10)
+    handles = {
+        name: handle
+        for panel in figure.axes
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False
+    )
+    return write(figure, output or path.with_suffix(".png"))
+
+
+def _told(found: Sequence[Forecast]) -> str:
+    """What is drawn of a file, if it is not all of it."""
+    told = "the last forecast" if len(found[0].last().times) < len(found[0].times) else ""
+    if len(found) > MOST:
+        told = f"{told or 'forecasts'} of the first {MOST} of {len(found)} series"
+    return told and f": {told}"
+
+
+def _draw(panel: Any, one: Forecast, actual: Values | None, table: Path | None) -> None:
+    """Draws a series; intervals first, so that lines are above them."""
+    times = one.times
+    styles = zip(one.intervals(), ((WIDE, 14), (NARROW, 8)), strict=False)
+    for (lower, upper), (colour, width) in styles:
+        low, high = one.levels[lower], one.levels[upper]
+        label = f"{high - low:.0%} of values are expected here (quantiles {low:g} to {high:g})"
+        ends = one.quantiles[:, lower], one.quantiles[:, upper]
+        if len(times) > 1:
+            panel.fill_between(times, *ends, color=colour, linewidth=0, label=label)
+        else:
+            panel.vlines(times, *ends, color=colour, linewidth=width, label=label)
+    median = one.quantiles[:, one.levels.index(0.5)]
+    dots = "." if len(times) < FEW else ""
+    label = "median forecast: as likely above as below"
+    panel.plot(times, median, color=MEDIAN, marker=dots, label=label)
+    if actual is not None and table is not None:
+        label = f"actual values ({plain_text(table.name)})"
+        panel.plot(*actual, color="black", linewidth=1, marker=dots, markersize=4, label=label)
+    _name_axes(panel, one, times if actual is None else np.append(actual[0], one.times))
+
+
+def _name_axes(panel: Any, one: Forecast, times: NDArray[Any]) -> None:
+    """Says what the axes are; of dates from when to when."""
+    label = one.time
+    if times.dtype.kind == "M":
+        from matplotlib import dates
+
+        # Evenly spaced: a tick at the first of a month lay on the one before.
+        locator: Any = dates.AutoDateLocator(None, 3, 6, False)  # type: ignore[no-untyped-call]
+        formatter: Any = dates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
+            locator,
+            formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"],
+            zero_formats=["", "%b %Y", "%d %b", "%d %b", "%H:%M", "%H:%M"],
+            show_offset=False,
+        )
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter(formatter)
+        days = [np.datetime_as_string(day, unit="D") for day in (times.min(), times.max())]
+        label += f"{' (UTC)' * one.zoned}, {' to '.join(dict.fromkeys(map(str, days)))}"
+    panel.set_xlabel(plain_text(label))
+    panel.set_ylabel(plain_text(one.target))
+    names = ", ".join(f"{column} {value}" for column, value in one.names.items())
+    panel.set_title(plain_text(names and f"{one.target}, {names}"), fontsize=10)
+    panel.grid(alpha=0.3)
