@@ -8,7 +8,7 @@ from lightning_lrnn.backends import BackendError, use_backend
 from lightning_lrnn.backends.cuda.warmup import warmup
 from lightning_lrnn.gates import GateError, gate
 from lightning_lrnn.recurrence import gated_recurrence, last_backend, linear_recurrence
-from lightning_lrnn.serving import RecordedStep
+from lightning_lrnn.serving import RecordedStep, decompositions
 from lightning_lrnn.switch import loading as loading  # hooks into loading
 from lightning_lrnn.switch.distil import fit_surrogate
 from lightning_lrnn.switch.replace import SwitchError, replace_rnn
@@ -27,6 +27,7 @@ __all__ = [
     "SwitchBackend",
     "SwitchError",
     "SwitchRNN",
+    "decompositions",
     "fit_surrogate",
     "gate",
     "gated_recurrence",

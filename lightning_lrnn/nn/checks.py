@@ -152,8 +152,8 @@ def refuse_script(kind: str) -> NoReturn:
     """Raises, in place of what TorchScript would make of a kernel."""
     raise RuntimeError(
         f"{kind} is not for TorchScript, which PyTorch has given up and which cannot hold its "
-        f"kernels; use torch.export or torch.compile, `step` for ONNX, and loggers without "
-        f"`log_graph`"
+        f"kernels; use torch.export, torch.compile or torch.onnx.export(..., dynamo=True), and "
+        f"loggers without `log_graph`"
     )
 
 

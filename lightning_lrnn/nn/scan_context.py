@@ -178,7 +178,7 @@ class StepContext(ScanContext):
     """The context of a single time step, computed by PyTorch's own operations.
 
     A second way beside `ScanContext`, since no other runtime has the library's operator: a step is
-    exported to ONNX, and runs without a compiler.
+    exported as it is, without a loop over time, and runs without a compiler.
     """
 
     def scan(

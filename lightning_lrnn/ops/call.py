@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_lrnn.backends import prepared, recipes
+from lightning_lrnn.backends.portable import by_scan
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import forward_mode, functorch, plain_eager
 from lightning_lrnn.ops import double_backward, eager
@@ -28,6 +30,8 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
         y, _, final = differentiable(gate, readout, *arguments, name, *pre)
     elif plain_eager(*pre, *problem.optional):
         return eager.run(recipes.of(name, prepared(name, problem), problem), problem)
+    elif torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return by_scan(problem)
     else:
         y, _, final = recurrence(gate, readout, pre, *arguments, name)
     return y, final

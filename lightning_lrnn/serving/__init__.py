@@ -1,5 +1,6 @@
-"""Layers where they are served: a step recorded once and replayed."""
+"""Layers where they are served: a step recorded and replayed, programs without this package."""
 
+from lightning_lrnn.serving.decompositions import decompositions
 from lightning_lrnn.serving.recorded_step import RecordedStep
 
-__all__ = ["RecordedStep"]
+__all__ = ["RecordedStep", "decompositions"]

@@ -1,0 +1,165 @@
+"""Whole layers where this package is not: ONNX by onnxruntime, saved programs, AOTInductor.
+
+Seen to fail: no walk from the last step in reverse; padding walked over as other steps; resets, the
+first state and the readout left out; the operator in the place of the scan; the number of rows not
+told to Inductor.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from layers import H, M, every_cell, flat, make, random_state
+from torch.utils._pytree import tree_map
+
+import lightning_lrnn as lrnn
+
+close = torch.testing.assert_close
+ROWS, TIME = torch.export.Dim("rows"), torch.export.Dim("time")
+SIZES = ((3, 6), (1, 1), (4, 1), (2, 3), (5, 40), (H, M))
+"""Rows and time steps; a program is exported of the first."""
+COMPLEX = ("LRU", "S5")
+needs_onnx = pytest.mark.filterwarnings("ignore:# The axis name. .* will not be used:UserWarning")
+
+
+def dynamic(values, batch_first=True):
+    """What may vary in inputs of these names."""
+    time = {0: ROWS, 1: TIME} if batch_first else {1: ROWS, 0: TIME}
+    every = {"input": time, "reset": time, "lengths": {0: ROWS}}
+    every["hx"] = tree_map(lambda _: {1: ROWS}, values.get("hx"))
+    return {name: every[name] for name in values}
+
+
+def drawn(rnn, rows, steps, names):
+    """Random values of the inputs of a layer."""
+    size = (rows, steps) if rnn.batch_first else (steps, rows)
+    x = torch.randn(*size, M)
+    every = {
+        "lengths": lambda: torch.randint(0, steps + 1, (rows,)),
+        "reset": lambda: torch.rand(size) < 0.3,
+        "hx": lambda: random_state(rnn, x),
+    }
+    return {"input": x} | {name: every[name]() for name in names}
+
+
+def check_onnx(rnn, *names):
+    """Exports a layer with some of its inputs, and runs it with others by onnxruntime."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    values = drawn(rnn, *SIZES[0], names)
+    shapes = dynamic(values, rnn.batch_first)
+    program = torch.onnx.export(
+        rnn.eval(), kwargs=values, dynamic_shapes=shapes, dynamo=True, verbose=False
+    )
+    assert {node.domain for node in program.model.graph} == {""}
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    asked = [i.name for i in session.get_inputs()]
+    for size in SIZES:
+        values = drawn(rnn, *size, names)
+        given = [v.numpy() for v in flat(values)]
+        outputs = session.run(None, dict(zip(asked, given, strict=True)))
+        for output, expected in zip(outputs, flat(rnn(**values)), strict=True):
+            # Of a complex state the two parts, side by side.
+            parts = torch.view_as_real(expected) if expected.is_complex() else expected
+            largest = max(1.0, parts.abs().max().item())  # 30, where an S5 is drawn so
+            close(torch.from_numpy(output), parts, rtol=0, atol=1e-5 * largest)
+
+
+@needs_onnx
+@torch.no_grad()
+def test_onnx_of_a_layer():
+    check_onnx(make("GILR"))
+
+
+@needs_onnx
+@pytest.mark.slow
+@torch.no_grad()
+@every_cell
+def test_onnx_of_every_cell_in_two_directions(name):
+    rnn = make(name, bidirectional=True, batch_first=True)
+    check_onnx(rnn, "lengths", *([] if name in COMPLEX else ["hx"]))
+
+
+@needs_onnx
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_of_two_layers_over_documents():
+    check_onnx(make("QRNN", num_layers=2, bidirectional=True), "hx", "lengths", "reset")
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_onnx_of_a_lightning_module(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = lrnn.pl.SequenceClassifier(M, 3, hidden_size=H, num_layers=1).eval()
+    file = tmp_path / "model.onnx"
+    shapes = ({0: ROWS, 1: TIME},)
+    model.to_onnx(file, torch.randn(2, 9, M), dynamic_shapes=shapes, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file)
+    x = torch.randn(3, 11, M)
+    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    close(torch.from_numpy(outputs[0]), model(x)[0])
+
+
+def saved(rnn, folder, *names):
+    """Saves a layer as a program of PyTorch's operators, and what it gives for other sizes."""
+    values = drawn(rnn, *SIZES[0], names)
+    program = torch.export.export(rnn.eval(), (), values, dynamic_shapes=dynamic(values))
+    program = program.run_decompositions(lrnn.decompositions())
+    assert not any("lightning_lrnn" in str(node.target) for node in program.graph.nodes)
+    torch.export.save(program, folder / "layer.pt2")
+    pairs = [(v, rnn(**v)) for v in (drawn(rnn, *size, names) for size in SIZES)]
+    torch.save(pairs, folder / "pairs.pt")
+    return program
+
+
+def run_without_the_package(folder, load):
+    """Runs what was saved in a process in which the package cannot be imported."""
+    code = f"""
+        import sys, torch
+        sys.modules["lightning_lrnn"] = None
+        layer = {load}
+        with torch.no_grad():
+            for values, expected in torch.load("pairs.pt"):
+                torch.testing.assert_close(layer(**values), expected, rtol=1e-4, atol=1e-5)
+        print("done")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ran.stdout == "done\n", ran.stderr
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LRU", "QRNN"])
+def test_a_saved_program_without_the_package(name, tmp_path):
+    rnn = make(name, bidirectional=True, batch_first=True)
+    saved(rnn, tmp_path, "hx", "lengths", "reset")
+    run_without_the_package(tmp_path, 'torch.export.load("layer.pt2").module()')
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_what_aotinductor_compiles_without_the_package(tmp_path):
+    program = saved(make("GILR", bidirectional=True, batch_first=True), tmp_path, "lengths")
+    compiled = str(tmp_path / "compiled.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=compiled)
+    run_without_the_package(tmp_path, f"torch._inductor.aoti_load_package({compiled!r})")
+
+
+@needs_onnx
+@torch.no_grad()
+def test_onnx_of_an_exported_program(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    rnn = make("GILR", batch_first=True)
+    program = torch.onnx.export(saved(rnn, tmp_path), dynamo=True, verbose=False)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    x = drawn(rnn, 5, 40, ())["input"]
+    outputs = [torch.from_numpy(v) for v in session.run(None, {"input": x.numpy()})]
+    close(outputs, list(rnn(x)), rtol=1e-5, atol=1e-5)
