@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from kernel_variants import KINDS, PASSES, variant
+from kernel_variants import KINDS, PASSES, pair_variant, variant
 from other_python import other_python, run_elsewhere
 from paths import BENCHMARKS
 from plain_calls import PlainCalls
@@ -44,6 +44,7 @@ FOR_EACH = [
         *([("scan", "f32 whole x32")] * (step == "backward")),
         ("scan", "c128 x1"),
         ("scan", "lstm with readout f32 x32"),
+        ("scan", "bf16 pair x32"),
         ("serial", "gilr of complex c64"),
     )
 ]
@@ -81,6 +82,13 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
         for name in ("f32", "c64"):
             how = variant(KINDS[name], step, True, 1, "folded", False, layout)
             yield f"scan {step} {name} {layout} x1", how
+        for name, kind in KINDS.items():
+            yield f"scan {step} {name} pair x32", pair_variant(kind, step, 32)
+        for name in some:
+            yield f"scan {step} {name} pair resets x32", pair_variant(KINDS[name], step, 32, True)
+            yield f"scan {step} {name} pair x1", pair_variant(KINDS[name], step, 1)
+        how = pair_variant(KINDS["f32"], step, 1, False, layout)
+        yield f"scan {step} f32 pair {layout} x1", how
 
 
 VARIANTS = dict(listed())
