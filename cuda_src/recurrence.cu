@@ -12,6 +12,10 @@
 //                  every tile starts from the initial state (a yardstick for speed)
 //   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
 //                  is a yardstick for speed (scan)
+//   LRNN_COMBINE   rounds | row: how a block combines its segments. In rounds, with a barrier each; or,
+//                  up to eight, one after the other by every thread, with one barrier (scan)
+//   LRNN_EMIT      told | state_after | state_before: what a step emits; known when compiled, or told
+//                  by `exclusive`
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
 //   LRNN_TILES     any | whole: `whole` leaves out the path of tiles that are not (to count
@@ -60,6 +64,12 @@
 #endif
 #ifndef LRNN_GLANCE
 #define LRNN_GLANCE early
+#endif
+#ifndef LRNN_COMBINE
+#define LRNN_COMBINE rounds
+#endif
+#ifndef LRNN_EMIT
+#define LRNN_EMIT told
 #endif
 #ifndef LRNN_COLUMNS
 #define LRNN_COLUMNS 32
@@ -142,13 +152,15 @@ enum class Carry { chained, folded, none };
 enum class Early { none, early };
 enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
-enum class Emit { state_after, state_before };  // inclusive, exclusive
+enum class Emit { state_after, state_before, told };  // inclusive, exclusive
+enum class Combine { rounds, row };
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Result kResult = Result::LRNN_RESULT;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
 constexpr Carry kCarry = Carry::LRNN_CARRY;
 [[maybe_unused]] constexpr bool kEarly = Early::LRNN_GLANCE == Early::early;
+constexpr Emit kEmit = Emit::LRNN_EMIT;
 constexpr Tiles kTiles = Tiles::LRNN_TILES;
 using Value = Gate::Value;
 using Pre = Gate::Pre;
@@ -159,6 +171,7 @@ constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
+constexpr bool kInRow = Combine::LRNN_COMBINE == Combine::row && kSegments <= 8;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
 // On older architectures as many as the plan asks for would spill.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ > 800
@@ -203,7 +216,9 @@ struct Problem {
   Index reverse, exclusive;  // of the forward pass
   Word* workspace;
 
-  __device__ Emit emit() const { return exclusive ? Emit::state_before : Emit::state_after; }
+  __device__ Emit emit() const {
+    return kEmit != Emit::told ? kEmit : exclusive ? Emit::state_before : Emit::state_after;
+  }
 };
 
 // One feature of one row, and the walk over it: step k = 0, 1, ... is at time(k) while k < length;
@@ -464,7 +479,22 @@ struct Prefix {
   Pair before, tile;
 };
 
+__device__ Prefix combine_row(Shared& shared, int segment, int column, const Pair& own) {
+  auto& stretches = shared.stretches[0];
+  stretches[segment][column] = own;
+  __syncthreads();
+  Prefix found{Pair::identity(), Pair::identity()};
+  // After each turn, tile combines the segments 0 ... i.
+#pragma unroll
+  for (int i = 0; i < kSegments; ++i) {
+    if (i == segment) found.before = found.tile;
+    found.tile = combine(found.tile, stretches[i][column]);
+  }
+  return found;
+}
+
 __device__ Prefix scan_block(Shared& shared, int segment, int column, Pair own) {
+  if constexpr (kInRow) return combine_row(shared, segment, column, own);
   int round = 0;
   // After this loop, own combines the segments 0 ... segment.
   for (int reach = 1; reach < kSegments; reach *= 2, ++round) {

@@ -57,6 +57,10 @@ def of_whole_tiles(kind: object, step: str, carry: str = "chained") -> list[nvrt
     return [whole] * (blocks[1] > blocks[0])
 
 
+OTHERS = {"known": ("LRNN_EMIT", "state_after"), "row": ("LRNN_COMBINE", "row")}
+"""What `benchmarks/ab.py` compares with the plan."""
+
+
 def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
     """Every gate in either schedule; every other macro with gates small and large."""
     some = ("f32", "c128", "lstm with readout f32")
@@ -82,6 +86,10 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
         for name in ("f32", "c64"):
             how = variant(KINDS[name], step, True, 1, "folded", False, layout)
             yield f"scan {step} {name} {layout} x1", how
+        for name in ("f32", "gilr f32", "lstm with readout bf16"):
+            for carry in ("chained", "folded"):
+                how = variant(KINDS[name], step, True, 32, carry)
+                yield f"scan {step} {name} {carry} {' '.join(OTHERS)} x32", (*how, *OTHERS.values())
         for name, kind in KINDS.items():
             yield f"scan {step} {name} pair x32", pair_variant(kind, step, 32)
         for name in some:

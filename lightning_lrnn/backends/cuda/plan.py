@@ -172,10 +172,12 @@ def _blocks(
     """How many blocks a multiprocessor shall hold at least, which bounds the registers."""
     if not kind.parallel or kind.resets or width < MAX_COLUMNS:
         return BLOCKS
-    small = steps(gate, operands, kind) * _registers(gate, operands, kind) <= ROOM
+    segment = steps(gate, operands, kind)
+    small = segment * _registers(gate, operands, kind) <= ROOM
     few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
     if kind.result == "pair":  # which holds no outputs
-        return BLOCKS + (small or gate.operations <= OPERATIONS["forward"])
+        crowded = gate.reads_out and segment > 8  # on sm_100
+        return BLOCKS + (not crowded and (small or gate.operations <= OPERATIONS["forward"]))
     if kind.step == "backward":
         plain = gate.state == "f32" and gate.operations == 0 and carry == "chained"
         return BLOCKS + (tiles == "whole" and (plain or (small and few)))
