@@ -123,47 +123,70 @@ def small_tiles(monkeypatch):
     backends.forget()
 
 
-def widened(dtype):
-    return torch.complex128 if dtype.is_complex else torch.float64
+def widened(x):
+    """On a CPU, in double precision."""
+    if not (x.is_complex() or x.is_floating_point()):
+        return x.cpu()
+    return x.to("cpu", torch.complex128 if x.is_complex() else torch.float64)
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    ("kind", "dtype", "shape", "masks"),
-    [
-        # Tiles of 16 steps for 5 to 8 features in float32: the first has 313, more than a reach.
-        ("plain", torch.float32, (2, 5_000, 8), True),
-        ("plain", torch.float32, (1, 256, 32), False),
-        ("plain", torch.complex64, (2, 300, 5), True),
-        ("plain", torch.float64, (3, 60, 33), True),
-        ("plain", torch.bfloat16, (2, 700, 1), False),
-        ("gilr", torch.bfloat16, (3, 700, 5), True),
-        ("lstm", torch.float32, (3, 700, 5), True),
-    ],
-    ids=str,
-)
-def test_kernel(kind, dtype, shape, masks, small_tiles, monkeypatch):
+CASES = [
+    # Tiles of 16 steps for 5 to 8 features in float32: the first has 313, more than a reach.
+    ("plain", torch.float32, (2, 5_000, 8), True),
+    ("plain", torch.float32, (1, 256, 32), False),
+    ("plain", torch.complex64, (2, 300, 5), True),
+    ("plain", torch.float64, (3, 60, 33), True),
+    ("plain", torch.bfloat16, (2, 700, 1), False),
+    ("gilr", torch.bfloat16, (3, 700, 5), True),
+    ("lstm", torch.float32, (3, 700, 5), True),
+]
+
+
+def agrees(name, device, case, monkeypatch):
+    """The pair by a kernel, as two recurrences by the same kernel, and as the CPU's in float64."""
     torch.manual_seed(0)
-    backend = emulated.BACKEND
-    assert isinstance(backend, Pairs)
+    kind, dtype, shape, masks = case
     for reverse, exclusive in FLAGS if shape[1] < 1_000 else FLAGS[1:3]:
         problem = made(kind, shape, dtype, masks, reverse=reverse, exclusive=exclusive)
-        _, h, _ = backend.forward(problem)
-        dy = torch.randn(shape, dtype=h.dtype)
+        problem = Problem(*tree_map_only(torch.Tensor, lambda x: x.to(device), problem))
+        backend = backends.prepared(name, problem)
+        assert isinstance(backend, Pairs)
+        h = backend.forward(problem).h
+        dy = torch.randn(shape, dtype=h.dtype, device=device)
         emulated.launches.clear()
         found = (*backend.pair(problem), backend.adjoint_impulse(problem, h, dy))
-        assert [macros["LRNN_PASS"] for macros, _ in emulated.launches] == ["forward", "backward"]
-        same = by_recurrences("emulated", problem, h, dy, monkeypatch)
-        wide, h, dy = tree_map_only(
-            torch.Tensor,
-            lambda x: x.to(widened(x.dtype)) if x.dtype.is_floating_point or x.is_complex() else x,
-            (problem, h, dy),
-        )
+        if name == "emulated":
+            passes = [macros["LRNN_PASS"] for macros, _ in emulated.launches]
+            assert passes == ["forward", "backward"]
+        same = by_recurrences(name, problem, h, dy, monkeypatch)
+        wide, h, dy = tree_map_only(torch.Tensor, widened, (problem, h, dy))
         exact = by_recurrences("scan", Problem(*wide), h, dy, monkeypatch)
         for one, other, true in zip(found, same, exact, strict=True):
             assert one.dtype == other.dtype == problem.state_dtype
             torch.testing.assert_close(one, other, **near(dtype))
-            torch.testing.assert_close(one, true.to(one.dtype), **near(dtype))
+            torch.testing.assert_close(one.cpu(), true.to(one.dtype), **near(dtype))
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernel(case, small_tiles, monkeypatch):
+    agrees("emulated", "cpu", case, monkeypatch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "case",
+    [
+        *CASES,
+        # Over two reaches; chains that fill a device; columns that are walked by the passes.
+        ("plain", torch.float32, (1, 70_000, 64), True),
+        ("gilr", torch.bfloat16, (8, 3_000, 512), True),
+        ("lstm", torch.float32, (4, 300, 8_192), False),
+    ],
+    ids=str,
+)
+def test_kernel_on_a_gpu(case, monkeypatch):
+    agrees("scan", "cuda", case, monkeypatch)
 
 
 @needs_compiler
