@@ -68,6 +68,9 @@ VARIANTS = {
         {"LRNN_BLOCKS": "3", "LRNN_GLANCE": "none"}, True, ("backward",)
     ),
     "3 blocks, any tiles": Variant({"LRNN_BLOCKS": "3", "LRNN_TILES": "any"}, True, ("backward",)),
+    "emission known": Variant({"LRNN_EMIT": "state_after"}, True),
+    "one barrier": Variant({"LRNN_COMBINE": "row"}),
+    "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
     "8 steps, 4 blocks": Variant({"LRNN_STEPS": "8", "LRNN_BLOCKS": "4"}),
     "512 threads": Variant(
         {"LRNN_THREADS": "512", "LRNN_BLOCKS": "2", "LRNN_TILES": "any"}, passes=("forward",)

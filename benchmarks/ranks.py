@@ -58,6 +58,8 @@ LAUNCH, NVLINK, NETWORK = 15e-6, 0.47e-6, 2.7e-6
 """Seconds: to start a collective from the host; of a hop between GPUs of one machine, and between
 machines, as NCCL's own tuning has them (src/graph/tuning.cc)."""
 PER_MACHINE = 8
+FORWARD, BACKWARD = 1 + 8 / 12, 1 + 8 / 20
+"""p and q: bytes of pass and pair over those of the pass, for an element in float32."""
 
 
 class Counted:
@@ -203,12 +205,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def expected(ranks: int, features: int, steps: int, samples: dict[str, list[float]]) -> float:
     """Seconds of a plain recurrence (1, steps, features) in float32, forward and backward.
 
-        t = N / R * (3 f + 2 b) + 2 * (15 us + (R - 1) * hop)
+        t = N / R * (p f + q b) + 2 * (15 us + (R - 1) * hop)
 
-    for N elements, f and b the measured seconds of an element forward and backward. On CUDA a pair
-    costs two recurrences more forward and one adjoint more backward (`backends.pairs`); on one GPU
-    it is N * (f + b). A collective, one in each pass, hands out 2 D numbers: it is bound by its
-    start and its hops, not by the link's bandwidth.
+    for N elements, f and b the measured seconds of an element forward and backward; on one GPU it
+    is N * (f + b). The kernels of the pair and of the adjoint's impulse are taken to need as long
+    for a byte as the pass: they read 8, it moves 12 forward and 20 backward. A collective, one in
+    each pass, hands out 2 D numbers: it is bound by its start and its hops, not by the link's
+    bandwidth.
     """
     elements = math.prod(int(n) for n in SHAPE.strip("()").split(","))
     f, b = (
@@ -218,7 +221,7 @@ def expected(ranks: int, features: int, steps: int, samples: dict[str, list[floa
     if ranks == 1:
         return here * (f + b)
     hop = NVLINK if ranks <= PER_MACHINE else NETWORK
-    return here * (3 * f + 2 * b) + 2 * (LAUNCH + (ranks - 1) * hop)
+    return here * (FORWARD * f + BACKWARD * b) + 2 * (LAUNCH + (ranks - 1) * hop)
 
 
 def predictions() -> Iterator[str]:

@@ -5,11 +5,17 @@
 //   LRNN_GATE      struct Gate: gate, readout, their derivatives, access to their inputs; generated
 //                  from the gate's program (lightning_lrnn/backends/cuda/codegen.py)
 //   LRNN_PASS      forward | backward
+//   LRNN_RESULT    outputs | pair: all of the pass; or nothing but what its walk does to the state
+//                  before it, h -> A * h + B (scan, folded)
 //   LRNN_SCHEDULE  scan | serial
 //   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); none: not at all,
 //                  every tile starts from the initial state (a yardstick for speed)
 //   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
 //                  is a yardstick for speed (scan)
+//   LRNN_COMBINE   rounds | row: how a block combines its segments. In rounds, with a barrier each; or,
+//                  up to eight, one after the other by every thread, with one barrier (scan)
+//   LRNN_EMIT      told | state_after | state_before: what a step emits; known when compiled, or told
+//                  by `exclusive`
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
 //   LRNN_TILES     any | whole: `whole` leaves out the path of tiles that are not (to count
@@ -47,6 +53,9 @@
 #ifndef LRNN_PASS
 #define LRNN_PASS forward
 #endif
+#ifndef LRNN_RESULT
+#define LRNN_RESULT outputs
+#endif
 #ifndef LRNN_SCHEDULE
 #define LRNN_SCHEDULE scan
 #endif
@@ -55,6 +64,12 @@
 #endif
 #ifndef LRNN_GLANCE
 #define LRNN_GLANCE early
+#endif
+#ifndef LRNN_COMBINE
+#define LRNN_COMBINE rounds
+#endif
+#ifndef LRNN_EMIT
+#define LRNN_EMIT told
 #endif
 #ifndef LRNN_COLUMNS
 #define LRNN_COLUMNS 32
@@ -131,17 +146,21 @@ struct Run {
 LRNN_GATE
 
 enum class Pass { forward, backward };
+enum class Result { outputs, pair };
 enum class Schedule { scan, serial };
 enum class Carry { chained, folded, none };
 enum class Early { none, early };
 enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
-enum class Emit { state_after, state_before };  // inclusive, exclusive
+enum class Emit { state_after, state_before, told };  // inclusive, exclusive
+enum class Combine { rounds, row };
 
 constexpr Pass kPass = Pass::LRNN_PASS;
+constexpr Result kResult = Result::LRNN_RESULT;
 constexpr Schedule kSchedule = Schedule::LRNN_SCHEDULE;
 constexpr Carry kCarry = Carry::LRNN_CARRY;
-constexpr bool kEarly = Early::LRNN_GLANCE == Early::early;
+[[maybe_unused]] constexpr bool kEarly = Early::LRNN_GLANCE == Early::early;
+constexpr Emit kEmit = Emit::LRNN_EMIT;
 constexpr Tiles kTiles = Tiles::LRNN_TILES;
 using Value = Gate::Value;
 using Pre = Gate::Pre;
@@ -152,6 +171,7 @@ constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
+constexpr bool kInRow = Combine::LRNN_COMBINE == Combine::row && kSegments <= 8;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
 // On older architectures as many as the plan asks for would spill.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ > 800
@@ -165,6 +185,9 @@ constexpr int kBlocks =
 static_assert(kSteps >= 1 && kSteps <= 32, "one bit of a word marks one restart");
 static_assert(kColumns >= 1 && LRNN_THREADS % kColumns == 0, "whole segments in every column");
 static_assert(LRNN_THREADS % 32 == 0 && LRNN_THREADS <= 1024, "whole warps, one block");
+static_assert(kResult == Result::outputs ||
+                  (kSchedule == Schedule::scan && kCarry == Carry::folded),
+              "a pair is folded");
 
 struct Input {
   char* data;
@@ -181,10 +204,10 @@ struct Problem {
   Input dy;                  //         | gradient of what the forward pass put out
   Input e;                   //         | states that it emitted
   const Value* initial;      // h0      | dh_final
-  Value* final;              // h_final | dh0
+  Value* final;              // h_final | dh0; B, of a pair
   const Value* h0;           //         | h0
   char* y;                   // readout |
-  char* emitted;             // e       |
+  char* emitted;             // e       |; A (B, D), of a pair
   char* dpre[Gate::kInputs];  //        | (B, T, D); of a parameter (tiles, B, D), in Value
   const Index* lengths;
   const unsigned char* reset;
@@ -193,7 +216,9 @@ struct Problem {
   Index reverse, exclusive;  // of the forward pass
   Word* workspace;
 
-  __device__ Emit emit() const { return exclusive ? Emit::state_before : Emit::state_after; }
+  __device__ Emit emit() const {
+    return kEmit != Emit::told ? kEmit : exclusive ? Emit::state_before : Emit::state_after;
+  }
 };
 
 // One feature of one row, and the walk over it: step k = 0, 1, ... is at time(k) while k < length;
@@ -222,6 +247,11 @@ struct Column {
     return states && exists() ? load(states + b * problem.D + d) : Value(0);
   }
   __device__ void finish(Value state) const { store(problem.final + b * problem.D + d, state); }
+  __device__ void finish(const Pair& walk) const {
+    finish(walk.B);
+    if (problem.emitted)
+      store_as_is(problem.emitted, b * problem.D + d, walk.restarts ? Value(0) : walk.A);
+  }
 };
 
 // Moves the state over one step. Returns what the step emits: y_t, or db_t.
@@ -449,7 +479,22 @@ struct Prefix {
   Pair before, tile;
 };
 
+__device__ Prefix combine_row(Shared& shared, int segment, int column, const Pair& own) {
+  auto& stretches = shared.stretches[0];
+  stretches[segment][column] = own;
+  __syncthreads();
+  Prefix found{Pair::identity(), Pair::identity()};
+  // After each turn, tile combines the segments 0 ... i.
+#pragma unroll
+  for (int i = 0; i < kSegments; ++i) {
+    if (i == segment) found.before = found.tile;
+    found.tile = combine(found.tile, stretches[i][column]);
+  }
+  return found;
+}
+
 __device__ Prefix scan_block(Shared& shared, int segment, int column, Pair own) {
+  if constexpr (kInRow) return combine_row(shared, segment, column, own);
   int round = 0;
   // After this loop, own combines the segments 0 ... segment.
   for (int reach = 1; reach < kSegments; reach *= 2, ++round) {
@@ -593,6 +638,45 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
     Gate::each_parameter(sums, StoreTileSum{column, tile, segment, lane});
 }
 
+// Sequence, if nothing but its pair is asked for: a tile waits for others only if it ends a group, a
+// reach or the walk. It then publishes the pair of that, in the place of its own; of a reach, that
+// of the walk so far.
+template <bool kWhole>
+__device__ void pair_tile(Shared& shared, const Column& column, Chain chain, int segment, int lane,
+                          Index tile) {
+  Segment<kWhole> own(column);
+  own.fetch(tile * kTile + segment * kSteps);
+  own.evaluate();
+  Pair pair = scan_block(shared, segment, lane, own.pair()).tile;
+  const Index group = tile / kFold, reach = group / kFold;
+  const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  const bool ends_walk = (tile + 1) * kTile >= column.length;
+  const bool ends_group = ends_walk || in_group == kFold - 1;
+  const bool ends_reach = ends_walk || (ends_group && in_reach == kFold - 1);
+  if (ends_group)
+    pair = combine(fold(shared, segment, lane, chain.tile(tile - in_group), in_group), pair);
+  if (ends_reach)
+    pair = combine(fold(shared, segment, lane, chain.group(group - in_reach), in_reach), pair);
+  if (segment > 0) return;
+  if (ends_reach && reach > 0) pair = combine(await_pair<Value>(chain.reach(reach - 1)), pair);
+  if (!ends_walk)
+    publish_pair(ends_reach   ? chain.reach(reach)
+                 : ends_group ? chain.group(group)
+                              : chain.tile(tile),
+                 pair);
+  else if (column.exists())
+    column.finish(pair);
+}
+
+template <bool kWhole>
+__device__ void run_tile(Shared& shared, const Column& column, Chain chain, int segment, int lane,
+                         Index tile) {
+  if constexpr (kResult == Result::pair)
+    pair_tile<kWhole>(shared, column, chain, segment, lane, tile);
+  else
+    walk_tile<kWhole>(shared, column, chain, segment, lane, tile);
+}
+
 // A block takes the next tile. The workspace may be null if there is one tile per chain.
 __device__ void scan(const Problem& p) {
   LRNN_SHARED(Shared, shared);
@@ -615,10 +699,10 @@ __device__ void scan(const Problem& p) {
   // The same for the whole block, as are the branches.
   const Index left = column.length - Index(tile) * kTile;
   if (kTiles == Tiles::whole || (left >= kTile && Index(group + 1) * kColumns <= p.D))
-    walk_tile<true>(shared, column, words, segment, lane, tile);
+    run_tile<true>(shared, column, words, segment, lane, tile);
   else if (tile == 0 || left > 0)
-    walk_tile<false>(shared, column, words, segment, lane, tile);
-  else
+    run_tile<false>(shared, column, words, segment, lane, tile);
+  else if (kResult == Result::outputs)
     store_padding(column, Index(tile) * kTile + segment * kSteps,
                   Index(tile) * kTile + (segment + 1) * kSteps);
 }

@@ -30,14 +30,20 @@ class Emulated:
         return self
 
     def forward(self, problem):
-        with as_cuda(compiler()) as seen:
-            result = launch.backend(problem, parallel=True).forward(problem)
-        launches.extend(seen)
-        return result
+        return self._launched("forward", problem)
 
     def backward(self, problem, h, gradients):
+        return self._launched("backward", problem, h, gradients)
+
+    def pair(self, problem):
+        return self._launched("pair", problem)
+
+    def adjoint_impulse(self, problem, h, dy):
+        return self._launched("adjoint_impulse", problem, h, dy)
+
+    def _launched(self, method, problem, *given):
         with as_cuda(compiler()) as seen:
-            result = launch.backend(problem, parallel=True).backward(problem, h, gradients)
+            result = getattr(launch.backend(problem, parallel=True), method)(problem, *given)
         launches.extend(seen)
         return result
 

@@ -87,3 +87,10 @@ def variant(
     """`how`: resets, layout."""
     code = fused(*kind, step)
     return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry, tiles)
+
+
+def pair_variant(kind: Kind, step: str, width: int, *how: str | bool) -> nvrtc.Macros:
+    """Of what gives a pair alone; `how` as above. Forward no readout is read."""
+    code = fused(kind.gate, kind.readout if step == "backward" else "", kind.operands, step)
+    asked = plan.Pass(step, True, *how)._replace(result="pair")
+    return plan.macros(code, kind.operands, asked, width, "folded")

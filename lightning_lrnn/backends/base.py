@@ -54,7 +54,8 @@ class Prepared(Protocol):
 class Pairs(Protocol):
     """What is prepared may have these, too: a recurrence over ranks then takes fewer passes.
 
-    Each may return None, where what it has is not finite: it is then computed by `Prepared`.
+    Each may return None, where it has none, or one that is not finite: it is then computed by
+    `Prepared`.
     """
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:

@@ -50,6 +50,7 @@ class Variant:
     columns: int = 32
     threads: int = 64
     steps: int | None = None
+    others: nvrtc.Macros = ()
 
     def macros(self, pass_: str) -> nvrtc.Macros:
         operands = (Operand(self.storage, True),) * 2
@@ -61,6 +62,7 @@ class Variant:
             ("LRNN_THREADS", str(self.threads)),
             ("LRNN_STEPS", str(self.steps or STEPS[self.storage])),
             ("LRNN_GATE", fused(gates.IDENTITY, "", operands, pass_).source),
+            *self.others,
         )
 
     @property
@@ -77,7 +79,8 @@ class Variant:
 
     def __str__(self) -> str:
         schedule = self.carry if self.schedule == "scan" else self.schedule
-        return f"{self.storage}-{schedule}-{self.columns}-{self.tile}"
+        others = "".join(f"-{value}" for _, value in self.others)
+        return f"{self.storage}-{schedule}-{self.columns}-{self.tile}{others}"
 
 
 VARIANTS = [Variant(storage, schedule) for storage in DTYPE for schedule in ("scan", "serial")]
@@ -85,6 +88,11 @@ FOLDED = [
     Variant(carry="folded", columns=4, threads=32, steps=1),
     Variant("c64", carry="folded", columns=1, threads=32, steps=1),
     Variant("bf16", carry="folded", threads=64, steps=2),
+]
+ROW = ("LRNN_COMBINE", "row")
+IN_A_ROW = [
+    Variant(columns=8, others=(ROW,)),
+    Variant("c64", carry="folded", columns=4, threads=32, steps=1, others=(ROW,)),
 ]
 NARROW = [Variant(columns=1, steps=1), Variant("c128", columns=4, steps=1)]
 
@@ -297,7 +305,7 @@ WALKS = [(reverse, exclusive) for reverse in (False, True) for exclusive in (Fal
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("variant", VARIANTS + NARROW + FOLDED, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS + NARROW + FOLDED + IN_A_ROW, ids=str)
 def test_agrees_with_the_loop(library: Library, variant: Variant, pass_: str) -> None:
     kernel, tile = library.kernel_of(variant, pass_), variant.tile
     shapes = [
@@ -384,6 +392,22 @@ def test_growth_that_overflows_harms_no_zero_state(library: Library) -> None:
     problem = Problem(a, b, y=b, dy=b.flip(1))
     for pass_ in PASSES:
         check(library.kernel_of(variant, pass_), variant, problem, pass_)
+
+
+@pytest.mark.parametrize("schedule", ["scan", "serial"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_what_is_emitted_may_be_known_when_compiled(
+    library: Library, pass_: str, schedule: str
+) -> None:
+    # The same bits; and nobody need tell.
+    variant = Variant(schedule=schedule)
+    told = library.kernel_of(variant, pass_)
+    for emit, exclusive in (("state_after", False), ("state_before", True)):
+        known = library.kernel_of(replace(variant, others=(("LRNN_EMIT", emit),)), pass_)
+        problem = make(variant, (2, 3 * variant.tile + 5, 3), exclusive=exclusive, resets=True)
+        expected = run(told, variant, problem, pass_).outputs
+        problem.exclusive = not exclusive
+        assert all(map(torch.equal, run(known, variant, problem, pass_).outputs, expected))
 
 
 @pytest.mark.parametrize("schedule", ["scan", "serial"])
@@ -526,12 +550,33 @@ FOLDED_MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS])
+ROW_MUTANTS = {
+    "a row with its own segment": (
+        "recurrence.cu",
+        "if (i == segment) found.before",
+        "if (i == segment + 1) found.before",
+    ),
+    "a row backwards": (
+        "recurrence.cu",
+        "combine(found.tile, stretches[i][column])",
+        "combine(stretches[i][column], found.tile)",
+    ),
+    "a row without a barrier": (
+        "recurrence.cu",
+        "  __syncthreads();\n  Prefix found",
+        "  Prefix found",
+    ),
+    "a row of seven": ("recurrence.cu", "i < kSegments; ++i) {\n    if (i ==",
+                       "i < kSegments - 1; ++i) {\n    if (i =="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS, *ROW_MUTANTS])
 def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path: Path) -> None:
     sources = tmp_path / f"mutant-{name}".replace(" ", "-")
     shutil.copytree(SOURCES, sources)
     if name is not None:
-        file, old, new = (MUTANTS | FOLDED_MUTANTS)[name]
+        file, old, new = (MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS)[name]
         text = (sources / file).read_text()
         assert old in text, "the mutant no longer applies"
         (sources / file).write_text(text.replace(old, new))
@@ -542,7 +587,8 @@ def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path
             make(variant, (1, 500, 2), resets=True),
         ]
     else:
-        variant = Variant("c64", columns=4, threads=32, steps=2)
+        others = (ROW,) if name in ROW_MUTANTS else ()
+        variant = Variant("c64", columns=4, threads=32, steps=2, others=others)
         problems = [
             make(variant, (1, 6 * variant.tile, 3)),  # a single chain: neighbours run side by side
             make(variant, (2, 3 * variant.tile, 9), padding=True, resets=True),

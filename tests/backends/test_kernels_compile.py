@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from kernel_variants import KINDS, PASSES, variant
+from kernel_variants import KINDS, PASSES, pair_variant, variant
 from other_python import other_python, run_elsewhere
 from paths import BENCHMARKS
 from plain_calls import PlainCalls
@@ -44,6 +44,7 @@ FOR_EACH = [
         *([("scan", "f32 whole x32")] * (step == "backward")),
         ("scan", "c128 x1"),
         ("scan", "lstm with readout f32 x32"),
+        ("scan", "bf16 pair x32"),
         ("serial", "gilr of complex c64"),
     )
 ]
@@ -54,6 +55,10 @@ def of_whole_tiles(kind: object, step: str, carry: str = "chained") -> list[nvrt
     any_tile, whole = (variant(kind, step, True, 32, carry, tiles=t) for t in ("any", "whole"))
     blocks = [int(dict(macros)["LRNN_BLOCKS"]) for macros in (any_tile, whole)]
     return [whole] * (blocks[1] > blocks[0])
+
+
+OTHERS = {"known": ("LRNN_EMIT", "state_after"), "row": ("LRNN_COMBINE", "row")}
+"""What `benchmarks/ab.py` compares with the plan."""
 
 
 def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
@@ -81,6 +86,17 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
         for name in ("f32", "c64"):
             how = variant(KINDS[name], step, True, 1, "folded", False, layout)
             yield f"scan {step} {name} {layout} x1", how
+        for name in ("f32", "gilr f32", "lstm with readout bf16"):
+            for carry in ("chained", "folded"):
+                how = variant(KINDS[name], step, True, 32, carry)
+                yield f"scan {step} {name} {carry} {' '.join(OTHERS)} x32", (*how, *OTHERS.values())
+        for name, kind in KINDS.items():
+            yield f"scan {step} {name} pair x32", pair_variant(kind, step, 32)
+        for name in some:
+            yield f"scan {step} {name} pair resets x32", pair_variant(KINDS[name], step, 32, True)
+            yield f"scan {step} {name} pair x1", pair_variant(KINDS[name], step, 1)
+        how = pair_variant(KINDS["f32"], step, 1, False, layout)
+        yield f"scan {step} f32 pair {layout} x1", how
 
 
 VARIANTS = dict(listed())

@@ -107,11 +107,52 @@ class Kernels:
         launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre))
         return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
 
-    def _planned(self, step: str, problem: Problem, layout: str) -> _Launch:
-        resets, lengths = problem.reset is not None, problem.lengths is not None
-        kind = Pass(step, self._parallel, resets, layout, lengths)
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+        """A and B of the steps, in one kernel that reads the inputs once; None of `serial`.
+
+        Where a product of decays overflows, A is inf or NaN: to return None there would take
+        waiting for the device.
+        """
+        if not self._parallel:
+            return None
+        pre = _plain(problem.pre)
+        launch = self._planned_pair("forward", problem, pre)
+        A, B = launch.new_state(pre[self._first]), launch.new_state(pre[self._first])
+        launch((*pre, None, *problem.optional[1:], A, B, None))
+        return A, B
+
+    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+        """C of the steps' adjoint; likewise."""
+        if not self._parallel:
+            return None
+        *pre, h, dy = tensors = _plain((*problem.pre, h, dy))
+        launch = self._planned_pair("backward", problem, tensors)
+        C = launch.new_state(h)
+        launch((*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre)))
+        return C
+
+    def _planned_pair(self, step: str, problem: Problem, tensors: Sequence[Tensor]) -> _Launch:
+        """What computes the pair of a pass that reads these tensors."""
         B, T, D = problem.x.shape
-        code, how = _planned(*self._programs, self._operands, kind, (B, T, D))
+        reverse = problem.reverse != (step == "backward")
+        layout = layout_of((B, T, D), problem.lengths, tensors, reverse=reverse)
+        form = "pair", step, layout, *[x.stride() for x in tensors]
+        launch = self._passes.get(form)
+        if launch is None:
+            launch = self._passes[form] = self._planned(step, problem, layout, result="pair")
+            launch.tell_strides(tensors, row=0, step=0)
+        return launch
+
+    def _planned(
+        self, step: str, problem: Problem, layout: str, *, result: str = "outputs"
+    ) -> _Launch:
+        resets, lengths = problem.reset is not None, problem.lengths is not None
+        kind = Pass(step, self._parallel, resets, layout, lengths, result)
+        gate, readout = self._programs
+        if result == "pair" and step == "forward":
+            readout = ""
+        B, T, D = problem.x.shape
+        code, how = _planned(gate, readout, self._operands, kind, (B, T, D))
         return _Launch(step, code, how, problem)
 
 
@@ -161,6 +202,11 @@ class _Launch:
     def _tell(self, **numbers: int) -> None:
         for name, number in numbers.items():
             self._words[self._at[name]] = number
+
+    def new_state(self, x: Tensor) -> Tensor:
+        """(B, D) without values, of sequences (B, T, D)."""
+        B, _, D = x.shape
+        return x.new_empty_strided((B, D), (D, 1), dtype=STATE[self.state])
 
     def tell_strides(self, tensors: Sequence[Tensor], *, row: int, step: int) -> None:
         """Of tensors: in bytes, 0 along which one is the same.

@@ -67,6 +67,8 @@ class Pass(NamedTuple):
     """"apart", "ahead" or "behind": where in memory the next step lies."""
     lengths: bool = False
     """Whether a row may end before the last step."""
+    result: str = "outputs"
+    """All "outputs" of the pass, or the "pair" of its walk alone, which only tiles give."""
 
 
 def columns(D: int) -> int:
@@ -86,7 +88,9 @@ def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
 def _registers(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Of 32 bits, for one step of every sequence that a thread holds."""
     held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
-    if kind.step == "backward":  # what was emitted, its gradient, and what the readout makes of it
+    if kind.step == "backward" and kind.result == "pair":  # gradients; states for a readout alone
+        held += 1 + gate.reads_out
+    elif kind.step == "backward":  # what was emitted, its gradient, what the readout makes of it
         held += 2 + gate.reads_out
     return held * STATE[DTYPE[gate.state]].itemsize // 4
 
@@ -110,9 +114,10 @@ def macros(
         carry: "chained" or "folded", likewise.
         tiles: "any" or, if no tile has a step or a feature less than it may, "whole", likewise.
     """
-    step, parallel, resets, layout, _ = kind
+    step, parallel, resets, layout, _, result = kind
     return (
         ("LRNN_PASS", step),
+        ("LRNN_RESULT", result),
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
         ("LRNN_CARRY", carry if parallel else "chained"),
         ("LRNN_RESETS", str(int(resets))),
@@ -135,11 +140,11 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
-    width, segment = columns(D), steps(gate, operands, kind)
-    if kind.parallel and B * D < WALK and T > SHORT * segment:
+    width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
+    if pair or (kind.parallel and B * D < WALK and T > SHORT * segment):
         segments, chains = THREADS // width, B * -(-D // width)
         tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
-        carry = "folded" if chains < CHAINS and tiles > 2 else "chained"
+        carry = "folded" if pair or (chains < CHAINS and tiles > 2) else "chained"
         # A kernel without the path of other tiles, where that gives another block room.
         whole = not (rest or D % MAX_COLUMNS or kind.lengths) and (
             _blocks(gate, operands, kind, width, carry, "whole")
@@ -167,8 +172,12 @@ def _blocks(
     """How many blocks a multiprocessor shall hold at least, which bounds the registers."""
     if not kind.parallel or kind.resets or width < MAX_COLUMNS:
         return BLOCKS
-    small = steps(gate, operands, kind) * _registers(gate, operands, kind) <= ROOM
+    segment = steps(gate, operands, kind)
+    small = segment * _registers(gate, operands, kind) <= ROOM
     few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
+    if kind.result == "pair":  # which holds no outputs
+        crowded = gate.reads_out and segment > 8  # on sm_100
+        return BLOCKS + (not crowded and (small or gate.operations <= OPERATIONS["forward"]))
     if kind.step == "backward":
         plain = gate.state == "f32" and gate.operations == 0 and carry == "chained"
         return BLOCKS + (tiles == "whole" and (plain or (small and few)))
