@@ -209,10 +209,10 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
     across = 1 if len(shown) == 1 else 2
     rows = -(-len(shown) // across)
     figure = new_figure(WIDTH, ROW * rows + LEGEND)
-    panels = figure.subplots(rows, across, squeeze=False).flat
+    panels = list(figure.subplots(rows, across, squeeze=False).flat)
     for panel, one, known in zip(panels, shown, values, strict=False):
         _draw(panel, one, known, actual)
-    for panel in list(panels)[len(shown) :]:
+    for panel in panels[len(shown) :]:
         panel.remove()
     figure.suptitle(plain_text(f"{path.name}{_told(found)}"), fontsize=10)
     handles = {

@@ -158,6 +158,12 @@ def test_what_is_drawn(figures: list[Any]) -> None:
     assert figure.get_suptitle() == "forecast.csv: the last forecast"
 
 
+def test_no_panel_is_empty(figures: list[Any]) -> None:
+    write("three.csv", ["shop"], [["a"], ["b"], ["c"]], starts=(3,))
+    draw_forecast(Path("three.csv"))
+    assert len(figures[0].axes) == 3
+
+
 def test_of_many_series_the_first_are_drawn_and_of_one_step_bars(figures: list[Any]) -> None:
     write("many.csv", ["shop"], [[f"{k:02}"] for k in range(9)], starts=(3,))
     draw_forecast(Path("many.csv"))
