@@ -86,7 +86,7 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
         for name in ("f32", "c64"):
             how = variant(KINDS[name], step, True, 1, "folded", False, layout)
             yield f"scan {step} {name} {layout} x1", how
-        for name in ("f32", "gilr f32", "lstm with readout bf16"):
+        for name in ("f32", "lstm with readout bf16"):
             for carry in ("chained", "folded"):
                 how = variant(KINDS[name], step, True, 32, carry)
                 yield f"scan {step} {name} {carry} {' '.join(OTHERS)} x32", (*how, *OTHERS.values())
