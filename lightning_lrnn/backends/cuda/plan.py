@@ -176,8 +176,8 @@ def _blocks(
     small = segment * _registers(gate, operands, kind) <= ROOM
     few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
     if kind.result == "pair":  # which holds no outputs
-        parameters = not all(o.varies for o in operands)
-        crowded = kind.step == "backward" and parameters and segment > 8  # on sm_100
+        gated = gate.operations > 0 and len(operands) == 1
+        crowded = kind.step == "backward" and gated and segment > 8  # on sm_100
         return BLOCKS + (not crowded and (small or gate.operations <= OPERATIONS["forward"]))
     if kind.step == "backward":
         plain = gate.state == "f32" and gate.operations == 0 and carry == "chained"
