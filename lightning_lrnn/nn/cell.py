@@ -13,7 +13,14 @@ from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.pytorch import plain_eager
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.causal_conv import causal_conv
-from lightning_lrnn.nn.checks import check_cell, check_state, check_step, form, refuse_script
+from lightning_lrnn.nn.checks import (
+    check_cell,
+    check_gated,
+    check_state,
+    check_step,
+    form,
+    refuse_script,
+)
 from lightning_lrnn.nn.memory import Memory, memory_bias_
 from lightning_lrnn.nn.scan_context import ScanContext, StepContext
 from lightning_lrnn.ops import projections
@@ -235,6 +242,8 @@ class GatedCell(Cell):
         self, input_size: int, hidden_size: int, bias: bool = True, **options: Any
     ) -> None:
         super().__init__(input_size, hidden_size, bias, **options)
+        own = type(self).pre_activations is not GatedCell.pre_activations
+        check_gated(self, own=own)
         weights, biases = self.sizes
         self.weight_ih = self.parameter(weights * hidden_size, self.window * input_size)
         self.bias = self.parameter(biases * hidden_size) if bias and biases else None

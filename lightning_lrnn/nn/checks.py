@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import getattr_static
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
@@ -10,11 +12,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lrnn.backends import check_name as check_backend
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
+from lightning_lrnn.gates import Gate, parse
 from lightning_lrnn.nn.memory import Memory, check_memory
 
 __all__ = [
     "check_backend",
     "check_cell",
+    "check_gated",
     "check_input",
     "check_layers",
     "check_module",
@@ -31,6 +35,37 @@ def check_module(module: Any) -> None:
     """Raises for what is no module."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_gated(cell: Any, *, own: bool) -> None:
+    """Raises for a gate, or a number of projections, that a class of cells cannot have.
+
+    Args:
+        cell: with a `gate` and `sizes`.
+        own: whether its class says what the gate gets, and not the projections alone.
+    """
+    kind = type(cell).__name__
+    for name in ("gate", "sizes"):
+        if getattr(cell, name, None) is None:
+            raise TypeError(f"{kind} must have a `{name}`, as docs/extending.md shows it")
+    if isinstance(getattr_static(type(cell), "gate", None), FunctionType):
+        raise TypeError(
+            f"{kind}.gate is a function of the class, which would get the cell as its first "
+            f"argument: decorate it with `@lightning_lrnn.gate`, or with `@staticmethod` to have "
+            f"PyTorch evaluate it"
+        )
+    projections, biases = cell.sizes
+    if not 0 <= biases <= projections or projections < 1:
+        raise ValueError(
+            f"{kind}.sizes must be a number of projections, and how many of them have a bias, got "
+            f"{cell.sizes}"
+        )
+    takes = parse(cell.gate.program).inputs if isinstance(cell.gate, Gate) else projections
+    if takes != projections and not own:
+        raise ValueError(
+            f"{kind}.gate takes {takes} arguments, and gets {projections}, the projections of "
+            f"`sizes` {cell.sizes}"
+        )
 
 
 def check_layers(

@@ -1,0 +1,54 @@
+"""A class of cells that cannot be is told when its cell is made, by the name of the class.
+
+Seen to fail: without the checks, where PyTorch or a gate's program said something else, later.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lightning_lrnn as lrnn
+from lightning_lrnn.nn.cell import GatedCell
+
+
+@lrnn.gate
+def leaky(f, z):
+    a = torch.sigmoid(f)
+    return a, (1 - a) * z
+
+
+class Own(GatedCell):
+    gate = leaky
+    sizes = (2, 1)
+
+
+def plain(f, z):
+    return f.sigmoid(), z
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error", "told"),
+    [
+        ({"sizes": (3, 3)}, ValueError, r"Cell.gate takes 2 arguments, and gets 3.*\(3, 3\)"),
+        ({"sizes": (2, 3)}, ValueError, r"Cell.sizes must be a number of projections.*\(2, 3\)"),
+        ({"sizes": (0, 0)}, ValueError, r"got \(0, 0\)"),
+        ({"sizes": None}, TypeError, "Cell must have a `sizes`"),
+        ({"gate": None}, TypeError, "Cell must have a `gate`"),
+        (
+            {"gate": plain},
+            TypeError,
+            "Cell.gate is a function of the class.*`@lightning_lrnn.gate`",
+        ),
+    ],
+)
+def test_what_a_class_cannot_have(attributes, error, told):
+    kind = type("Cell", (Own,), attributes)
+    with pytest.raises(error, match=told):
+        kind(3, 4)
+
+
+def test_what_it_can_have():
+    own = type("Cell", (Own,), {"gate": staticmethod(plain)})
+    x = torch.randn(2, 3)
+    assert own(3, 4)(x).shape == Own(3, 4)(x).shape == (2, 4)
