@@ -99,7 +99,19 @@ def _monitored(folder: Path) -> str | None:
         found = [o["monitor"] for o in options if isinstance(o.get("monitor"), str)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
-    return found[0] if found else None
+    return staged(found[0]) if found else None
+
+
+def staged(name: str) -> str:
+    """A metric as this package names it, "val/loss"; projects write "val_loss", or "loss" alone.
+
+    What has no stage is of training. A learning rate, "lr-AdamW", is no metric.
+    """
+    if "/" in name or name.startswith("lr-"):
+        return name
+    stage, _, metric = name.partition("_")
+    stage = {"valid": "val", "validation": "val"}.get(stage, stage)
+    return f"{stage}/{metric}" if stage in (*STAGES, "test") and metric else f"train/{name}"
 
 
 def read(file: Path) -> dict[str, Curve]:
@@ -115,7 +127,7 @@ def read(file: Path) -> dict[str, Curve]:
                 step = int(float(row["step"]))
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
-                        curves.setdefault(name, []).append((step, float(value)))
+                        curves.setdefault(staged(name), []).append((step, float(value)))
     except OSError as error:
         raise PlotError(f"{file} cannot be read ({error.strerror})") from error
     except (KeyError, ValueError, TypeError, OverflowError, csv.Error) as error:

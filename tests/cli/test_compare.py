@@ -372,6 +372,22 @@ def test_curves_and_horizons_are_read() -> None:
     assert main(["plot", "a"]) == 0
 
 
+def test_names_of_any_project_have_a_stage() -> None:
+    """Seen to fail: a project that logs "loss" and "val_loss" had nothing to draw."""
+    write(
+        Path("own/one"),
+        {"step": 1, "loss": 3, "val_loss": 2, "lr-Adam": 0.1, "test_acc": 1, "horizon/l/p50": 5},
+        {"step": 2, "loss": 2, "valid_loss": 1.5, "val_": 1},
+    )
+    (run,) = runs_in([Path("own")])
+    assert run.curves == {
+        "train/loss": [(1, 3.0), (2, 2.0)], "val/loss": [(1, 2.0), (2, 1.5)], "lr-Adam": [(1, 0.1)],
+        "test/acc": [(1, 1.0)], "horizon/l/p50": [(1, 5.0)], "train/val_": [(2, 1.0)],
+    }  # fmt: skip
+    assert _chosen([run], None) == "loss"
+    assert main(["plot", "own"]) == 0
+
+
 def test_what_cannot_be_drawn_is_a_gap_or_a_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
