@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "commits.json"
 KEEPS_PAGES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 """For glibc; other systems do not read it."""
+WARM_UP = 15
+"""Calls before any is timed; fewer, if they take a second."""
 SAMPLE_S = 0.05
 """What a sample takes at least: shorter calls are repeated."""
 SHAPES = [(8, 1024, 256), (32, 256, 512), (1, 65536, 32), (1, 1048576, 1)]
@@ -112,6 +114,17 @@ def tokens() -> dict[str, Callable[[], Any]]:
     return found
 
 
+def warmed_up(call: Callable[[], Any]) -> float:
+    """Seconds of the last one of `WARM_UP` calls, or of a second: the heap grows in the first."""
+    begin = time.perf_counter()
+    for _ in range(WARM_UP):
+        start = time.perf_counter()
+        call()
+        if (now := time.perf_counter()) - begin > 1:
+            break
+    return now - start
+
+
 def worker(pipe: Any) -> None:
     """Answers, one JSON text a line: all names; a digest of what NAME computes; seconds of NAME."""
     import torch
@@ -126,9 +139,7 @@ def worker(pipe: Any) -> None:
             digest = hashlib.sha256()
             for tensor in call():
                 digest.update(tensor.detach().contiguous().numpy().tobytes())
-            start = time.perf_counter()
-            call()
-            repeats[name] = max(1, round(SAMPLE_S / (time.perf_counter() - start)))
+            repeats[name] = max(1, round(SAMPLE_S / warmed_up(call)))
             answer: Any = digest.hexdigest()
         else:
             start = time.perf_counter()
