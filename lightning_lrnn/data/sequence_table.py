@@ -536,8 +536,8 @@ class SequenceTable(SequenceData):
                 self._lacking["future"] = (
                     f"no series has the {window} steps of a window: make it shorter"
                 )
-        left_out = set(range(len(series))) - {i for of_part in starts.values() for i, _ in of_part}
-        warn_of_short([self._known[i] for i in sorted(left_out)], window, horizon)
+        known = {one.name: one.steps for one in self._known}
+        warn_of_short(known, (i for part in starts.values() for i, _ in part), window, horizon)
         if self.predict == "future":
             tell_early([self._known[i] for i, _ in starts["future"]])
         how = window, horizon, offset, scale, known_ahead
@@ -611,6 +611,10 @@ class SequenceTable(SequenceData):
         targets, outputs = scaling("outputs", self.target_names)
         features, inputs = scaling("inputs", self.feature_names)
         fill = self.missing == "mean"
+        cut = self._starts(spans)
+        used = (i for part in cut.values() for i, of_series in part if of_series)
+        known = {place.name: place.known for place in places}
+        warn_of_short(known, used, self.window or 1, self.horizon)
         return {
             part: StreamedForecasts(
                 reader,
@@ -624,7 +628,7 @@ class SequenceTable(SequenceData):
                 self.window or 1,
                 self.horizon,
             )
-            for part, starts in self._starts(spans).items()
+            for part, starts in cut.items()
             if part not in self._lacking
         }
 

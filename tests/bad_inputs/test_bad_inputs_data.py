@@ -129,7 +129,7 @@ def told(call: Any, words: str) -> None:
                 ({"scaling": "robust"}, "`scaling` must be one of standard, group, none, got 'ro"),
                 ({"scaling": None}, "`scaling` must be one of standard, group, none, got None"),
                 ({"scaling": "group", "split_by": "group"}, "`scaling: group` needs `split_by: t"),
-                ({"missing": "drop"}, "`missing` must be one of error, mean, got 'drop'"),
+                ({"missing": "drop"}, "`missing` must be one of error, mean, last, got 'drop'"),
                 ({"predict": "past"}, "`predict` must be one of test, future, got 'past'"),
                 ({"refit": "yes"}, f"`refit` {FLAG}'yes'"),
                 ({"packed": "yes"}, f"`packed` {FLAG}'yes'"),

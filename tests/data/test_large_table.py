@@ -22,6 +22,8 @@ from lightning_lrnn.data.tables import row_groups, streamed
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow"),
     pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="needs pandas"),
+    # "e", which a test of its own is about.
+    pytest.mark.filterwarnings("ignore:.*series have fewer steps than a window"),
 ]
 LENGTHS = {"a": 61, "b": 40, "c": 90, "d": 57, "e": 4, "f": 70}
 
@@ -364,3 +366,11 @@ def test_a_large_table_is_trained_on_in_little_memory(tmp_path: Path) -> None:
     size = 8 * ROWS * GROUPS * COLUMNS
     assert read < size // 3
     assert peak < size
+
+
+def test_series_without_a_window_are_told(sales: Path) -> None:
+    """Seen to fail: they were left out without a word."""
+    for in_memory in (True, False):
+        data = make(sales, in_memory=in_memory)
+        with pytest.warns(UserWarning, match="1 series have fewer steps .* left out: 'e' with 4"):
+            data.setup()

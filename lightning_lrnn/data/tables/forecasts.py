@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,10 +59,19 @@ def known_series(series: Series, targets: NDArray[np.float64]) -> KnownSeries:
     return KnownSeries(series.name, series.groups, steps, series.times, series.zone)
 
 
-def warn_of_short(left_out: Sequence[KnownSeries], window: int, horizon: int) -> None:
-    """Warns of series that have no window."""
-    if left_out:
-        told = ", ".join(f"{one.name!r} with {one.steps}" for one in left_out[:MOST])
+def warn_of_short(steps: Mapping[str, int], used: Iterable[int], window: int, horizon: int) -> None:
+    """Warns of series that have no window, if others have some.
+
+    Args:
+        steps: that are known, by the name of a series.
+        used: the numbers of series with windows.
+        window: steps of the inputs.
+        horizon: steps of the targets.
+    """
+    there = set(used)
+    left_out = [one for i, one in enumerate(steps.items()) if i not in there]
+    if there and left_out:
+        told = ", ".join(f"{name!r} with {known}" for name, known in left_out[:MOST])
         more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
         warnings.warn(
             f"{len(left_out)} series have fewer steps than a window of {window} and {horizon} to "
