@@ -20,6 +20,7 @@ import yaml
 from paths import ROOT
 
 from lightning_lrnn.data import DataError, SequenceTable
+from lightning_lrnn.data.tables import forecasts
 from lightning_lrnn.data.tables.files import Series, _timed, _zoned
 from lightning_lrnn.data.tables.forecasts import _shown, known_series
 from lightning_lrnn.modules import Forecaster
@@ -233,7 +234,7 @@ def test_times_beyond_the_table_say_what_they_are(first, second, shown):
     assert len({len(when) for when in _shown(one.times, one.zone)}) == 1
 
 
-def test_series_that_are_short_or_end_early_are_told(tmp_path, caplog):
+def test_series_that_are_short_or_end_early_are_told(tmp_path, monkeypatch):
     path = tmp_path / "sites.csv"
     steps = {"long": 60, "early": 50, "short": 9}
     rows = [f"{name},2024-01-01T00:{k:02},{k}" for name, n in steps.items() for k in range(n)]
@@ -241,10 +242,13 @@ def test_series_that_are_short_or_end_early_are_told(tmp_path, caplog):
     data = SequenceTable(
         str(path), "forecast", "y", group="site", time="t", window=10, horizon=2, predict="future"
     )
-    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="left out: 'short' with 9"):
+    said: list[str] = []
+    monkeypatch.setattr(forecasts, "rank_zero_info", said.append)
+    with pytest.warns(UserWarning, match="left out: 'short' with 9"):
         data.setup()
-    assert "earlier than 2024-01-01T00:59 in 1 series" in caplog.text
-    assert "'early' 2024-01-01T00:49" in caplog.text
+    (line,) = said
+    assert "earlier than 2024-01-01T00:59 in 1 series" in line
+    assert "'early' 2024-01-01T00:49" in line
 
 
 def test_an_hour_that_clocks_leave_out(tmp_path):
