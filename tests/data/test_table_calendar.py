@@ -251,6 +251,17 @@ def test_series_that_are_short_or_end_early_are_told(tmp_path, monkeypatch):
     assert "'early' 2024-01-01T00:49" in line
 
 
+def test_a_table_without_times_may_have_what_is_known_ahead(tmp_path):
+    """Seen to fail: an assertion of the code in the place of a forecast."""
+    path = tmp_path / "rows.csv"
+    rows = [f"{k if k < 40 else ''},{k % 7},{name}" for name in "ab" for k in range(43)]
+    path.write_text("\n".join(["y,known,site", *rows]) + "\n")
+    options = {"group": "site", "window": 5, "horizon": 3, "known": ["known"]}
+    data = SequenceTable(str(path), "forecast", "y", **options, predict="future")
+    rows_ahead = data.part("future")
+    assert len(rows_ahead) == 2 and rows_ahead[0].inputs.shape == (8, 3)
+
+
 def test_an_hour_that_clocks_leave_out(tmp_path):
     path = tmp_path / "spring.csv"
     path.write_text("Zeit;Last\n31.03.2024 01:30;1\n31.03.2024 02:30;2\n31.03.2024 03:30;3\n")

@@ -180,7 +180,7 @@ def refuse_unknown(
     """
     for one, x, stop in zip(series, features, stops, strict=True):
         ends = known & np.isnan(x[stop - 1])
-        if ends.any():
+        if stop and ends.any():
             column = int(np.argmax(ends))
             after = int(np.flatnonzero(~np.isnan(x[:stop, column]))[-1:].sum())
             raise DataError(

@@ -132,9 +132,10 @@ def warn_of_jumps(all_series: Sequence[Series]) -> None:
 
 def continued(series: Series, steady: Sequence[str], beyond: int) -> Series:
     """The series with empty rows behind its last one, spaced as most of its rows are."""
-    assert series.times is not None
     rows = np.concatenate([np.arange(len(series)), np.full(beyond, -1)])
-    times = np.concatenate([series.times, following(series.times, beyond)])
+    times = series.times
+    if times is not None:
+        times = np.concatenate([times, following(times, beyond)])
     return replace(_with_gaps(series, rows, steady), times=times)
 
 
