@@ -18,15 +18,18 @@ from lightning_lrnn.backends.cuda import plan as cuda_plan
 
 @contextlib.contextmanager
 def in_parts_of_time():
-    """On a CPU time is divided, into parts of 32 steps, however little there is to do."""
-    before = plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE
-    plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE = 1, 0
+    """On a CPU time is divided, into parts of 32 steps, however little there is to do.
+
+    And however few threads there are to do it.
+    """
+    before = plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE, plan.THREADS_OF_A_PART
+    plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE, plan.THREADS_OF_A_PART = 1, 0, 0
     backends.forget()
     try:
         assert plan.divided(torch.empty(2, 129, 9), 8, parallel=True).chunk == 32
         yield
     finally:
-        plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE = before
+        plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE, plan.THREADS_OF_A_PART = before
         backends.forget()
 
 

@@ -23,7 +23,7 @@ from plain_calls import PlainCalls
 from sweeps import DTYPES, TOLERANCE
 from torch import Tensor
 
-from lightning_lrnn.backends.cpu import backend, launch, llvm, plain
+from lightning_lrnn.backends.cpu import backend, launch, llvm, plain, plan
 from lightning_lrnn.core import reference
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.gates import IDENTITY
@@ -326,6 +326,17 @@ def test_bits_depend_neither_on_threads_nor_on_chance(shape, dtype):
     for result in results[1:]:
         for left, right in zip(result, results[0], strict=True):
             assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("rows, features, strips", [(1, 32, 1), (1, 33, 2), (2, 32, 2)])
+def test_time_is_divided_for_more_than_twice_as_many_threads_as_rows_and_strips(
+    rows, features, strips
+):
+    x = torch.empty(rows, 1 << 17, features)
+    for threads in (1, 2 * strips, 2 * strips + 1, 64):
+        torch.set_num_threads(threads)
+        division = plan.divided(x, 40, parallel=True)
+        assert (division.chunk < x.shape[1]) == (threads > 2 * strips)
 
 
 def test_sixteen_bits_keep_a_state_of_thirty_two():

@@ -1,10 +1,10 @@
 """How work on rows is divided among threads, and which steps are compiled for it.
 
 Rows are independent, so they are what is divided first, among `torch.get_num_threads()` threads,
-and with too few rows for those strips of columns; no result depends on how. Only where there are
-too few columns to keep all cores busy is time divided too, into parts that depend on the shape
-alone, taken in order by whoever is free (`walk`). So the bits of a result depend neither on the
-number of threads nor on their timing.
+and with too few rows for those strips of columns; no result depends on how. Only where more than
+twice as many threads are there as rows and strips is time divided instead, into parts that depend
+on the shape alone, taken in order by whoever is free (`walk`). So the bits of a result depend on
+whether time is divided, and neither on the number of threads nor on their timing otherwise.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ THREADS_OF_A_ROW = 4
 read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
 OPERATIONS_TO_DIVIDE = 1 << 23
 """Operations below which time is not divided."""
+THREADS_OF_A_PART = 2
+"""Threads for each row and `LINE` of features above which time is divided: pairs take as long as
+the walk that follows, so fewer threads gain nothing."""
 PLAIN = 8
 """Operations on an element of the plain recurrence, backward."""
 COLUMNS_OF_AN_OPERATION = 4
@@ -130,14 +133,17 @@ def operations(gate: str, readout: str, *, backward: bool) -> int:
 def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
     """How the work on a sequence is divided among threads.
 
-    The parts, which decide about bits, depend on the shape and the operations on an element alone.
+    Whether there are parts, which decide about bits, depends on the shape, the operations on an
+    element and the number of threads; how long they are, on the shape alone.
     """
     B, T, D = x.shape
     if not parallel:
         return Division(T, *_blocks(D, 1), 1)
     work = x.numel() * operations
     workers = min(threads.count(), work // OPERATIONS_OF_A_THREAD)
-    if work >= OPERATIONS_TO_DIVIDE and B * D <= COLUMNS_OF_AN_OPERATION * operations:
+    enough = threads.count() > THREADS_OF_A_PART * B * -(-D // LINE)
+    few = B * D <= COLUMNS_OF_AN_OPERATION * operations
+    if work >= OPERATIONS_TO_DIVIDE and few and enough:
         # A multiple of the steps taken at once.
         chunk = max(BYTES_OF_A_PART // (D * x.itemsize) // LINE, 1) * LINE
         if T > 3 * chunk:  # with fewer parts a thread waits too long for its last
