@@ -1,4 +1,7 @@
-"""Builds the site: `make docs`. A link that leads nowhere is an error.
+"""Builds the site: `make docs`.
+
+A link that leads nowhere is an error, and so is a page that loads anything from the network: the
+site can be read, and searched, from a disk.
 
 MkDocs takes one folder of pages, and the pages of this repository lie in several and link to files
 beside them. So what they link to is copied first, as it lies here.
@@ -7,6 +10,7 @@ beside them. So what they link to is copied first, as it lies here.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "site-pages"
+SITE = ROOT / "build" / "site"
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|link\b[^>]*rel="stylesheet")\b[^>]*(?:src|href)="(https?:[^"]*)"""
+)
 SHOWN = ("*.md", "LICENSE", "docs", "cuda_src", "examples", "benchmarks/results")
 """The pages, and what they link to."""
 
@@ -37,7 +45,10 @@ def main() -> None:
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     if status := subprocess.run(command, cwd=ROOT, env=environment).returncode:
         sys.exit(status)
-    print(f"built {ROOT / 'build' / 'site' / 'index.html'}")
+    for page in SITE.rglob("*.html"):
+        if loaded := LOADED.findall(page.read_text()):
+            sys.exit(f"{page.relative_to(SITE)} loads from the network: {', '.join(loaded)}")
+    print(f"built {SITE / 'index.html'}")
 
 
 if __name__ == "__main__":
