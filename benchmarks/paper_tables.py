@@ -315,11 +315,18 @@ def ratios(report: dict[str, Any], figure: Any) -> Any:
     panels[0].set_ylabel("serial time / parallel time")
     about = next(iter(report.values()))
     figure.suptitle(
-        f"{about['device']}, {about['threads']} threads: over the plain loop (lines), over the "
-        "serial backend (dashes); crosses: paper",
+        f"{machine(about)}: over the plain loop (lines), over the serial backend (dashes); "
+        "crosses: paper",
         fontsize=9,
     )
     return figure
+
+
+def machine(about: dict[str, Any]) -> str:
+    """A GPU, or a CPU and the threads that worked on it."""
+    if about["kind"] == "cuda":
+        return str(about["device"])
+    return f"{about['device']}, {about['threads']} thread{'s' * (about['threads'] > 1)}"
 
 
 def heat(about: dict[str, Any], figure: Any) -> Any:
@@ -341,13 +348,15 @@ def heat(about: dict[str, Any], figure: Any) -> Any:
         axes.text(column, row, text, ha="center", va="center", fontsize=8)
     most = max([1.0, *(abs(x) for line in grid for x in line if not math.isnan(x))])
     image = axes.imshow(grid, cmap="RdYlGn", vmin=-most, vmax=most, aspect="auto", alpha=0.7)
-    figure.colorbar(image, label=f"log2 of times the steps/s of {LSTM}")
+    bar = figure.colorbar(image, label=f"steps per second, over those of {LSTM}")
+    powers = range(-math.floor(most), math.floor(most) + 1)
+    bar.set_ticks(powers, labels=[f"{2**k}x" if k >= 0 else f"1/{2**-k}" for k in powers])
     axes.set_xticks(range(len(batches)), batches)
     axes.set_yticks(range(len(lengths)), [f"{steps:,}" for steps in lengths])
-    axes.set(xlabel="batch", ylabel="steps")
+    axes.set(xlabel="rows in a batch", ylabel="time steps")
     axes.set_title(
-        f"GILR-LSTM over {LSTM}, thousand steps/s below; empty: left out\n"
-        f"{about['device']}, {about['threads']} threads",
+        f"GILR-LSTM: its steps per second over those of {LSTM};\n"
+        f"below, thousands of its steps per second. {machine(about)}",
         fontsize=9,
     )
     return figure
