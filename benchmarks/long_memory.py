@@ -163,7 +163,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axes.plot([s / 60 for s in seconds], means, color=color, alpha=0.6, lw=1, label=label)
             if found["solved"]:
                 axes.plot(found["seconds"] / 60, 1, "o", color=color, markersize=4)
-        axes.axhline(0.5, color="0.5", linestyle=":")
+        axes.axhline(0.5, color="0.5", linestyle=":", label="chance")
+        axes.plot([], [], "o", color="0.5", markersize=4, label="solved")
         axes.set(xlabel="minutes", title=f"{steps:,} steps", ylim=(0, 1.05))
         axes.legend(fontsize=8, loc="lower right")
     panels[0].set_ylabel(f"right answers, mean of {WINDOW} batches")
