@@ -80,3 +80,12 @@ __device__ Affine<Value> await_pair(const Word* words) {
   const auto pair = await<Coefficients<Value>>(words, {}, &tag);
   return {pair.A, pair.B, (tag & kRestarts) != 0};
 }
+
+// One that is there, as no other block writes it any more.
+template <typename Value>
+__device__ Affine<Value> read_pair(const Word* words) {
+  Glance<Coefficients<Value>> glance;
+  for (int i = 0; i < glance.kCount; ++i) glance.found[i] = load(words + i);
+  const auto pair = glance.value();
+  return {pair.A, pair.B, (glance.found[0] & kRestarts) != 0};
+}
