@@ -73,6 +73,7 @@ VARIANTS = {
     "emission known": Variant({"LRNN_EMIT": "state_after"}, True),
     "one barrier": Variant({"LRNN_COMBINE": "row"}),
     "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
+    "one fold": Variant({"LRNN_FOLD": "together"}),
     "8 steps, 4 blocks": Variant({"LRNN_STEPS": "8", "LRNN_BLOCKS": "4"}),
     "512 threads": Variant(
         {"LRNN_THREADS": "512", "LRNN_BLOCKS": "2", "LRNN_TILES": "any"}, passes=("forward",)

@@ -75,9 +75,9 @@ __device__ void publish_pair(Word* words, const Affine<Value>& pair) {
 }
 
 template <typename Value>
-__device__ Affine<Value> await_pair(const Word* words) {
+__device__ Affine<Value> await_pair(const Word* words, Glance<Coefficients<Value>> glance = {}) {
   Word tag;
-  const auto pair = await<Coefficients<Value>>(words, {}, &tag);
+  const auto pair = await<Coefficients<Value>>(words, glance, &tag);
   return {pair.A, pair.B, (tag & kRestarts) != 0};
 }
 

@@ -13,6 +13,8 @@
 //                  every tile starts from the initial state (a yardstick for speed)
 //   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
 //                  is a yardstick for speed (scan)
+//   LRNN_FOLD      apart | together: whether a folded tile awaits the tiles of its group before the
+//                  groups of its reach, or all of them at a time (scan)
 //   LRNN_COMBINE   rounds | row: how a block combines its segments. In rounds, with a barrier each; or,
 //                  up to eight, one after the other by every thread, with one barrier (scan)
 //   LRNN_EMIT      told | state_after | state_before: what a step emits; known when compiled, or told
@@ -65,6 +67,9 @@
 #endif
 #ifndef LRNN_GLANCE
 #define LRNN_GLANCE early
+#endif
+#ifndef LRNN_FOLD
+#define LRNN_FOLD apart
 #endif
 #ifndef LRNN_COMBINE
 #define LRNN_COMBINE rounds
@@ -155,6 +160,7 @@ enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
 enum class Emit { state_after, state_before, told };  // inclusive, exclusive
 enum class Combine { rounds, row };
+enum class Fold { apart, together };
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Result kResult = Result::LRNN_RESULT;
@@ -172,6 +178,7 @@ constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
+constexpr bool kTogether = Fold::LRNN_FOLD == Fold::together && kSegments > 1;
 constexpr bool kInRow = Combine::LRNN_COMBINE == Combine::row && kSegments <= 8;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
 // On older architectures as many as the plan asks for would spill.
@@ -594,16 +601,41 @@ __device__ Pair fold(Shared& shared, int segment, int lane, Word* pairs, int cou
   return found.tile;
 }
 
+// The groups of a reach before a tile and the tiles of its group before it as one: half of the
+// segments each, and each looks at all of its own before it waits for one.
+__device__ Pair fold_together(Shared& shared, const Chain& chain, int segment, int lane,
+                              Index tile) {
+  const Index group = tile / kFold;
+  const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  constexpr int kHalf = kSegments / 2 > 0 ? kSegments / 2 : 1, kEach = kFold / kHalf;
+  constexpr int kSlot = kColumns * Chain::kWords;
+  const bool of_groups = segment < kHalf;
+  const Word* pairs = of_groups ? chain.group(group - in_reach) : chain.tile(tile - in_group);
+  const int first = segment % kHalf * kEach, left = (of_groups ? in_reach : in_group) - first;
+  Glance<Coefficients<Value>> seen[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (i < left) seen[i].look(pairs + (first + i) * kSlot);
+  Pair own = Pair::identity();
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (i < left) own = combine(own, await_pair<Value>(pairs + (first + i) * kSlot, seen[i]));
+  __syncthreads();  // the block has read what it shared before
+  return scan_block(shared, segment, lane, own).tile;
+}
+
 // What the tiles since the state before this reach do, without this one, whose own pair it
 // publishes if others `follow`.
 __device__ Pair fold_reach(Shared& shared, const Chain& chain, int segment, int lane, Index tile,
                            const Pair& own, bool follow) {
   const Index group = tile / kFold;
   const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  const bool ends_group = in_group == kFold - 1;
   follow = follow && segment == 0;
   if (follow) publish_pair(chain.tile(tile), own);
+  if (kTogether && !ends_group) return fold_together(shared, chain, segment, lane, tile);
   const Pair tiles = fold(shared, segment, lane, chain.tile(tile - in_group), in_group);
-  if (follow && in_group == kFold - 1) publish_pair(chain.group(group), combine(tiles, own));
+  if (follow && ends_group) publish_pair(chain.group(group), combine(tiles, own));
   const Pair groups = fold(shared, segment, lane, chain.group(group - in_reach), in_reach);
   return combine(groups, tiles);
 }
@@ -645,11 +677,13 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
       if (kCarry == Carry::chained && follow) publish(chain.tile(tile), apply(prefix.tile, state));
     }
   } else if constexpr (kCarry == Carry::folded) {
-    const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
     const Index reach = tile / (kFold * kFold);
+    Glance<Value> early;
+    if (kTogether && reach > 0 && segment == 0) early.look(chain.reach(reach - 1));
+    const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
     if (segment == 0) {
       const Value anchor =
-          reach == 0 ? column.state_in(p.initial) : await<Value>(chain.reach(reach - 1));
+          reach == 0 ? column.state_in(p.initial) : await<Value>(chain.reach(reach - 1), early);
       const Value state = apply(before, anchor);
       shared.state_in[lane] = state;
       if (follow && (tile + 1) % (kFold * kFold) == 0)

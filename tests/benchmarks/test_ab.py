@@ -29,7 +29,7 @@ def test_no_device(ab, monkeypatch, capsys):
 @pytest.mark.parametrize("step", ["forward", "backward"])
 def test_variants_are_examined(ab, step, shape):
     names = [ab.PLANNED, "as before", "emission known", "one barrier, emission known"]
-    names += ["8 steps, 4 blocks", "other carry", "no carry", "given", "walked"]
+    names += ["8 steps, 4 blocks", "other carry", "no carry", "given", "one fold", "walked"]
     case = ab.Case(shape)
     with as_cuda(emulated.compiler()) as seen:
         rows = ab.examine(case, step, "cpu", names)
