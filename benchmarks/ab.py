@@ -4,7 +4,8 @@ A variant is macros in place of those that the plan chose; grid and workspace fo
 kernels are compiled first, by several processes. Then, for one case after the other, every variant
 is compared on the timed shape with the walked kernel in float64, run three times for the same bits,
 and all that are right are timed in turn beside a copy of equal bytes. Variants that change no sum
-must have the bits of the plan's own kernel.
+must have the bits of the plan's own kernel. `given` is the second phase of ranks, after a pair that
+is timed by itself.
 
     python benchmarks/ab.py [--json PATH] [--resume PATH] [--budget SECONDS] [--rounds N]
 
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -71,12 +73,14 @@ VARIANTS = {
     "emission known": Variant({"LRNN_EMIT": "state_after"}, True),
     "one barrier": Variant({"LRNN_COMBINE": "row"}),
     "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
+    "one fold": Variant({"LRNN_FOLD": "together"}),
     "8 steps, 4 blocks": Variant({"LRNN_STEPS": "8", "LRNN_BLOCKS": "4"}),
     "512 threads": Variant(
         {"LRNN_THREADS": "512", "LRNN_BLOCKS": "2", "LRNN_TILES": "any"}, passes=("forward",)
     ),
     "other carry": Variant({"LRNN_CARRY": "other"}),
     "no carry": Variant({"LRNN_CARRY": "none"}),
+    "given": Variant({"LRNN_CARRY": "given"}),
     "walked": Variant({"LRNN_SCHEDULE": "serial", "LRNN_COLUMNS": "1", "LRNN_CARRY": "chained"}),
 }
 CASES = [
@@ -148,8 +152,25 @@ class Pass:
         self.h, self.dy = (torch.randn(case.shape, device=device).to(dtype) for _ in range(2))
 
     def run(self, macros: dict[str, str], seen: list[Plan] | None = None) -> list[Tensor]:
+        if macros.get("LRNN_CARRY") == "given":
+            kernels = launch.backend(self.problem, parallel=True)
+            kernels = kernels if self.given is None else kernels.after(self.given)
+            return self._of(kernels, self.problem, self.h, self.dy)
         with planned_with(macros, [] if seen is None else seen):
             return self._run(self.problem, self.h, self.dy, parallel=True)
+
+    def pair(self) -> Tensor | None:
+        """What a pair leaves for `given`, None if the plan has one tile or walks."""
+        kernels = launch.backend(self.problem, parallel=True)
+        if self.step == "forward":
+            found = kernels.pair(self.problem)
+        else:
+            found = kernels.adjoint_impulse(self.problem, self.h, self.dy)
+        return found[-1]
+
+    @cached_property
+    def given(self) -> Tensor | None:
+        return self.pair()
 
     def exact(self) -> list[Tensor]:
         """By the walked kernel in float64."""
@@ -157,7 +178,9 @@ class Pass:
         return self._run(wide, self.h.double(), self.dy.double(), parallel=False)
 
     def _run(self, problem: Problem, h: Tensor, dy: Tensor, *, parallel: bool) -> list[Tensor]:
-        kernels = launch.backend(problem, parallel=parallel)
+        return self._of(launch.backend(problem, parallel=parallel), problem, h, dy)
+
+    def _of(self, kernels: launch.Kernels, problem: Problem, h: Tensor, dy: Tensor) -> list[Tensor]:
         if self.step == "forward":
             return list(kernels.forward(problem))
         gradients, dh0 = kernels.backward(problem, h, Gradients(dy, None))
@@ -209,7 +232,7 @@ def measure(case: Case, step: str, rows: dict[str, dict[str, Any]], rounds: int)
     one = Pass(case, step, "cuda")
     half = WORKLOADS[case.gate].bytes(case.shape, getattr(torch, case.dtype), step) // 2
     source, target = (torch.empty(half, dtype=torch.uint8, device="cuda") for _ in range(2))
-    runs = {"copy": Run(lambda _: target.copy_(source))}
+    runs = {"copy": Run(lambda _: target.copy_(source)), "pair": Run(lambda _: one.pair())}
     for name, row in rows.items():
         if row["right"]:
             runs[name] = Run(lambda _, macros=VARIANTS[name].macros: one.run(macros))
@@ -239,9 +262,16 @@ def kernels_of(case: Case, step: str) -> set[nvrtc.Macros]:
     """Every variant that a case launches, but for the float64 one."""
     programs, dtype = programs_of(case), getattr(torch, case.dtype)
     operands = (Operand(STORAGE[dtype], True),) * WORKLOADS[case.gate].inputs
-    how = plan(fused(*programs, operands, step), operands, cuda_plan.Pass(step, True), case.shape)
-    used = [v.macros for v in VARIANTS.values() if step in v.passes]
-    return {replanned(how, case.shape, macros).macros for macros in used}
+    code, asked = fused(*programs, operands, step), cuda_plan.Pass(step, True)
+    how = plan(code, operands, asked, case.shape)
+    used = [v.macros for name, v in VARIANTS.items() if step in v.passes and name != "given"]
+    found = {replanned(how, case.shape, macros).macros for macros in used}
+    # Both phases.
+    given = plan(code, operands, asked._replace(given=True), case.shape)
+    segment = cuda_plan.steps(code, operands, asked) if given.tiles > 1 else 0
+    code = fused(programs[0], programs[1] if step == "backward" else "", operands, step)
+    pair = asked._replace(result="pair", segment=segment)
+    return found | {given.macros, plan(code, operands, pair, case.shape).macros}
 
 
 def compile_one(macros: nvrtc.Macros, capability: tuple[int, int]) -> None:

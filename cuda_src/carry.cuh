@@ -75,8 +75,17 @@ __device__ void publish_pair(Word* words, const Affine<Value>& pair) {
 }
 
 template <typename Value>
-__device__ Affine<Value> await_pair(const Word* words) {
+__device__ Affine<Value> await_pair(const Word* words, Glance<Coefficients<Value>> glance = {}) {
   Word tag;
-  const auto pair = await<Coefficients<Value>>(words, {}, &tag);
+  const auto pair = await<Coefficients<Value>>(words, glance, &tag);
   return {pair.A, pair.B, (tag & kRestarts) != 0};
+}
+
+// One that is there, as no other block writes it any more.
+template <typename Value>
+__device__ Affine<Value> read_pair(const Word* words) {
+  Glance<Coefficients<Value>> glance;
+  for (int i = 0; i < glance.kCount; ++i) glance.found[i] = load(words + i);
+  const auto pair = glance.value();
+  return {pair.A, pair.B, (glance.found[0] & kRestarts) != 0};
 }

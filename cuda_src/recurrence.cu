@@ -6,12 +6,15 @@
 //                  from the gate's program (lightning_lrnn/backends/cuda/codegen.py)
 //   LRNN_PASS      forward | backward
 //   LRNN_RESULT    outputs | pair: all of the pass; or nothing but what its walk does to the state
-//                  before it, h -> A * h + B (scan, folded)
+//                  before it, h -> A * h + B, and in the workspace what `given` reads (scan, folded)
 //   LRNN_SCHEDULE  scan | serial
-//   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); none: not at all,
+//   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); given: from the
+//                  workspace that the pass's pair has left, and waits for nobody; none: not at all,
 //                  every tile starts from the initial state (a yardstick for speed)
 //   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
 //                  is a yardstick for speed (scan)
+//   LRNN_FOLD      apart | together: whether a folded tile awaits the tiles of its group before the
+//                  groups of its reach, or all of them at a time (scan)
 //   LRNN_COMBINE   rounds | row: how a block combines its segments. In rounds, with a barrier each; or,
 //                  up to eight, one after the other by every thread, with one barrier (scan)
 //   LRNN_EMIT      told | state_after | state_before: what a step emits; known when compiled, or told
@@ -64,6 +67,9 @@
 #endif
 #ifndef LRNN_GLANCE
 #define LRNN_GLANCE early
+#endif
+#ifndef LRNN_FOLD
+#define LRNN_FOLD apart
 #endif
 #ifndef LRNN_COMBINE
 #define LRNN_COMBINE rounds
@@ -148,12 +154,13 @@ LRNN_GATE
 enum class Pass { forward, backward };
 enum class Result { outputs, pair };
 enum class Schedule { scan, serial };
-enum class Carry { chained, folded, none };
+enum class Carry { chained, folded, given, none };
 enum class Early { none, early };
 enum class Tiles { any, whole };
 enum class Direction { forward, reverse };
 enum class Emit { state_after, state_before, told };  // inclusive, exclusive
 enum class Combine { rounds, row };
+enum class Fold { apart, together };
 
 constexpr Pass kPass = Pass::LRNN_PASS;
 constexpr Result kResult = Result::LRNN_RESULT;
@@ -171,6 +178,7 @@ constexpr int kColumns = LRNN_COLUMNS;
 constexpr int kSegments = LRNN_THREADS / LRNN_COLUMNS;
 constexpr int kTile = kSegments * kSteps;
 constexpr int kFold = kSegments > 16 ? kSegments : 16;
+constexpr bool kTogether = Fold::LRNN_FOLD == Fold::together && kSegments > 1;
 constexpr bool kInRow = Combine::LRNN_COMBINE == Combine::row && kSegments <= 8;
 constexpr int kThreads = kSchedule == Schedule::scan ? LRNN_THREADS : 128;
 // On older architectures as many as the plan asks for would spill.
@@ -555,13 +563,14 @@ struct Chain {
   Word* words;
   Index tiles, groups;
 
+  static constexpr bool kPairs = kCarry == Carry::folded || kCarry == Carry::given;
   // Of all columns of a block; a state leaves the second half of its slot free.
-  static constexpr int kWords = (kCarry == Carry::folded ? 2 : 1) * Pieces<Value>::kCount;
+  static constexpr int kWords = (kPairs ? 2 : 1) * Pieces<Value>::kCount;
 
   __device__ Chain(Word* workspace, Index chain, Index tiles, int lane)
       : tiles(tiles), groups((tiles + kFold - 1) / kFold) {
     const Index reaches = (groups + kFold - 1) / kFold;
-    const Index slots = kCarry == Carry::folded ? tiles + groups + reaches : tiles;
+    const Index slots = kPairs ? tiles + groups + reaches : tiles;
     words = workspace + 1 + (chain * slots * kColumns + lane) * kWords;
   }
 
@@ -572,12 +581,45 @@ struct Chain {
 };
 
 // The first `count` < kFold pairs from a slot on, in order, as one; all threads of a block help.
-__device__ Pair fold(Shared& shared, int segment, int lane, const Word* pairs, int count) {
+// Where nothing but the pair is asked for, nobody else reads these: each gives way to what the ones
+// before it are together.
+__device__ Pair fold(Shared& shared, int segment, int lane, Word* pairs, int count) {
   if (count == 0) return Pair::identity();
-  constexpr int kEach = kFold / kSegments;
+  constexpr int kEach = kFold / kSegments, kSlot = kColumns * Chain::kWords;
+  const int first = segment * kEach, end = count < first + kEach ? count : first + kEach;
   Pair own = Pair::identity();
-  for (int i = segment * kEach; i < count && i < (segment + 1) * kEach; ++i)
-    own = combine(own, await_pair<Value>(pairs + i * kColumns * Chain::kWords));
+  for (int i = first; i < end; ++i) own = combine(own, await_pair<Value>(pairs + i * kSlot));
+  __syncthreads();  // the block has read what it shared before
+  Prefix found = scan_block(shared, segment, lane, own);
+  if constexpr (kResult == Result::pair) {
+    for (int i = first; i < end; ++i) {
+      const Pair pair = await_pair<Value>(pairs + i * kSlot);
+      publish_pair(pairs + i * kSlot, found.before);
+      found.before = combine(found.before, pair);
+    }
+  }
+  return found.tile;
+}
+
+// The groups of a reach before a tile and the tiles of its group before it as one: half of the
+// segments each, and each looks at all of its own before it waits for one.
+__device__ Pair fold_together(Shared& shared, const Chain& chain, int segment, int lane,
+                              Index tile) {
+  const Index group = tile / kFold;
+  const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  constexpr int kHalf = kSegments / 2 > 0 ? kSegments / 2 : 1, kEach = kFold / kHalf;
+  constexpr int kSlot = kColumns * Chain::kWords;
+  const bool of_groups = segment < kHalf;
+  const Word* pairs = of_groups ? chain.group(group - in_reach) : chain.tile(tile - in_group);
+  const int first = segment % kHalf * kEach, left = (of_groups ? in_reach : in_group) - first;
+  Glance<Coefficients<Value>> seen[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (i < left) seen[i].look(pairs + (first + i) * kSlot);
+  Pair own = Pair::identity();
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    if (i < left) own = combine(own, await_pair<Value>(pairs + (first + i) * kSlot, seen[i]));
   __syncthreads();  // the block has read what it shared before
   return scan_block(shared, segment, lane, own).tile;
 }
@@ -588,12 +630,25 @@ __device__ Pair fold_reach(Shared& shared, const Chain& chain, int segment, int 
                            const Pair& own, bool follow) {
   const Index group = tile / kFold;
   const int in_group = int(tile % kFold), in_reach = int(group % kFold);
+  const bool ends_group = in_group == kFold - 1;
   follow = follow && segment == 0;
   if (follow) publish_pair(chain.tile(tile), own);
+  if (kTogether && !ends_group) return fold_together(shared, chain, segment, lane, tile);
   const Pair tiles = fold(shared, segment, lane, chain.tile(tile - in_group), in_group);
-  if (follow && in_group == kFold - 1) publish_pair(chain.group(group), combine(tiles, own));
+  if (follow && ends_group) publish_pair(chain.group(group), combine(tiles, own));
   const Pair groups = fold(shared, segment, lane, chain.group(group - in_reach), in_reach);
   return combine(groups, tiles);
+}
+
+// The state before a tile, from what pair_tile has left of the tiles before it in its group, of the
+// groups before that in its reach, and of all before the reach. Read side by side.
+__device__ Value given_state(const Column& column, const Chain& chain, Index tile) {
+  const Value initial = column.state_in(column.problem.initial);
+  if (tile == 0) return initial;
+  const Index group = tile / kFold, reach = group / kFold;
+  const Pair tiles = read_pair<Value>(chain.tile(tile)), groups = read_pair<Value>(chain.group(group));
+  const Pair reaches = read_pair<Value>(chain.reach(reach > 0 ? reach - 1 : 0));
+  return apply(tiles, apply(groups, reach > 0 ? apply(reaches, initial) : initial));
 }
 
 // Sequence: a tile waits for the state before it and passes on the state after it.
@@ -607,31 +662,35 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
   Glance<Value> glance;
   const bool continues = kCarry == Carry::chained && tile > 0;
   if (kEarly && continues && segment == 0) glance.look(chain.tile(tile - 1));
+  if (kCarry == Carry::given && segment == 0)
+    shared.state_in[lane] = given_state(column, chain, tile);
   own.evaluate();
   const Pair pair = own.pair();
   own.fetch_rest();  // arrives while the block combines and waits
   const Prefix prefix = scan_block(shared, segment, lane, pair);
   const bool follow = (tile + 1) * kTile < column.length;
-  if constexpr (kCarry != Carry::folded) {
+  if constexpr (kCarry == Carry::chained || kCarry == Carry::none) {
     if (segment == 0) {
       const Value state =
           continues ? await(chain.tile(tile - 1), glance) : column.state_in(p.initial);
       shared.state_in[lane] = state;
       if (kCarry == Carry::chained && follow) publish(chain.tile(tile), apply(prefix.tile, state));
     }
-  } else {
-    const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
+  } else if constexpr (kCarry == Carry::folded) {
     const Index reach = tile / (kFold * kFold);
+    Glance<Value> early;
+    if (kTogether && reach > 0 && segment == 0) early.look(chain.reach(reach - 1));
+    const Pair before = fold_reach(shared, chain, segment, lane, tile, prefix.tile, follow);
     if (segment == 0) {
       const Value anchor =
-          reach == 0 ? column.state_in(p.initial) : await<Value>(chain.reach(reach - 1));
+          reach == 0 ? column.state_in(p.initial) : await<Value>(chain.reach(reach - 1), early);
       const Value state = apply(before, anchor);
       shared.state_in[lane] = state;
       if (follow && (tile + 1) % (kFold * kFold) == 0)
         publish(chain.reach(reach), apply(prefix.tile, state));
     }
   }
-  __syncthreads();
+  if (kCarry != Carry::given) __syncthreads();  // the scan's barriers were behind it
   Pre sums{};
   own.finish(own.replay(apply(prefix.before, shared.state_in[lane]), sums));
   if constexpr (kPass == Pass::backward)
@@ -639,8 +698,8 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
 }
 
 // Sequence, if nothing but its pair is asked for: a tile waits for others only if it ends a group, a
-// reach or the walk. It then publishes the pair of that, in the place of its own; of a reach, that
-// of the walk so far.
+// reach or the walk. It then publishes the pair of that; of a reach, that of the walk so far. At its
+// own place it leaves, as `fold` does at the places of the others, what lies before it.
 template <bool kWhole>
 __device__ void pair_tile(Shared& shared, const Column& column, Chain chain, int segment, int lane,
                           Index tile) {
@@ -653,10 +712,17 @@ __device__ void pair_tile(Shared& shared, const Column& column, Chain chain, int
   const bool ends_walk = (tile + 1) * kTile >= column.length;
   const bool ends_group = ends_walk || in_group == kFold - 1;
   const bool ends_reach = ends_walk || (ends_group && in_reach == kFold - 1);
-  if (ends_group)
-    pair = combine(fold(shared, segment, lane, chain.tile(tile - in_group), in_group), pair);
-  if (ends_reach)
-    pair = combine(fold(shared, segment, lane, chain.group(group - in_reach), in_reach), pair);
+  const bool leaves = segment == 0 && tile > 0;
+  if (ends_group) {
+    const Pair before = fold(shared, segment, lane, chain.tile(tile - in_group), in_group);
+    if (leaves) publish_pair(chain.tile(tile), before);
+    pair = combine(before, pair);
+  }
+  if (ends_reach) {
+    const Pair before = fold(shared, segment, lane, chain.group(group - in_reach), in_reach);
+    if (leaves) publish_pair(chain.group(group), before);
+    pair = combine(before, pair);
+  }
   if (segment > 0) return;
   if (ends_reach && reach > 0) pair = combine(await_pair<Value>(chain.reach(reach - 1)), pair);
   if (!ends_walk)
@@ -677,7 +743,8 @@ __device__ void run_tile(Shared& shared, const Column& column, Chain chain, int 
     walk_tile<kWhole>(shared, column, chain, segment, lane, tile);
 }
 
-// A block takes the next tile. The workspace may be null if there is one tile per chain.
+// A block takes the next tile. The workspace may be null if there is one tile per chain and nothing
+// is given.
 __device__ void scan(const Problem& p) {
   LRNN_SHARED(Shared, shared);
   const int segment = threadIdx.x / kColumns, lane = threadIdx.x % kColumns;
@@ -685,7 +752,7 @@ __device__ void scan(const Problem& p) {
   const unsigned groups = unsigned((p.D + kColumns - 1) / kColumns);
 
   unsigned ticket = blockIdx.x;
-  if (tiles > 1) {
+  if (kCarry != Carry::given && tiles > 1) {
     if (threadIdx.x == 0) shared.ticket = take_ticket(p.workspace);
     __syncthreads();
     ticket = shared.ticket;

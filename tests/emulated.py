@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import pytest
 from host_kernel import Compiler, as_cuda
 
-from lightning_lrnn.backends.cuda import launch
+from lightning_lrnn import backends
+from lightning_lrnn.backends.cuda import launch, plan
 
 launches: list = []
 """(macros, traffic) of every launch so far."""
@@ -19,6 +23,7 @@ def compiler() -> Compiler:
 
 class Emulated:
     uses_autograd = False
+    given = None
 
     def reasons(self, request):
         return [] if request.device.type == "cpu" else ["runs on the host"]
@@ -28,6 +33,14 @@ class Emulated:
 
     def prepared(self, problem):
         return self
+
+    def kept_words(self, problem, *, backward):
+        return launch.kept_words(problem, backward=backward)
+
+    def after(self, given):
+        other = Emulated()
+        other.given = given
+        return other
 
     def forward(self, problem):
         return self._launched("forward", problem)
@@ -43,9 +56,32 @@ class Emulated:
 
     def _launched(self, method, problem, *given):
         with as_cuda(compiler()) as seen:
-            result = getattr(launch.backend(problem, parallel=True), method)(problem, *given)
+            kernels = launch.backend(problem, parallel=True)
+            if self.given is not None:
+                kernels = kernels.after(self.given)
+            result = getattr(kernels, method)(problem, *given)
         launches.extend(seen)
         return result
 
 
 BACKEND = Emulated()
+
+
+@contextmanager
+def small_tiles() -> Iterator[None]:
+    """It is among the backends, with few threads: few steps make many tiles."""
+    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
+    cached = launch._planned, plan.steps, plan.macros
+
+    def forget():
+        for function in cached:
+            function.cache_clear()
+        backends.forget()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "_modules", lambda: modules)
+        for name, value in {"THREADS": 64, "SEGMENT": 8, "SHORT": 0}.items():
+            patch.setattr(plan, name, value)
+        forget()
+        yield
+    forget()

@@ -89,8 +89,15 @@ def variant(
     return plan.macros(code, kind.operands, plan.Pass(step, parallel, *how), width, carry, tiles)
 
 
-def pair_variant(kind: Kind, step: str, width: int, *how: str | bool) -> nvrtc.Macros:
-    """Of what gives a pair alone; `how` as above. Forward no readout is read."""
+def pair_variant(
+    kind: Kind, step: str, width: int, *how: str | bool, kept: bool = False
+) -> nvrtc.Macros:
+    """Of what gives a pair alone; `how` as above. Forward no readout is read.
+
+    `kept`: in the steps of the pass, whose tiles are given what it leaves.
+    """
     code = fused(kind.gate, kind.readout if step == "backward" else "", kind.operands, step)
-    asked = plan.Pass(step, True, *how)._replace(result="pair")
+    asked = plan.Pass(step, True, *how)
+    segment = plan.steps(fused(*kind, step), kind.operands, asked) if kept else 0
+    asked = asked._replace(result="pair", segment=segment)
     return plan.macros(code, kind.operands, asked, width, "folded")

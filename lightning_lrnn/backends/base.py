@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_lrnn.core.problem import Gradients, Problem, States
 
-__all__ = ["Backend", "BackendError", "Pairs", "Prepared", "Request"]
+__all__ = ["Backend", "BackendError", "GivesStates", "Pairs", "Prepared", "Request"]
 
 
 class BackendError(RuntimeError):
@@ -55,23 +55,43 @@ class Pairs(Protocol):
     """What is prepared may have these, too: a recurrence over ranks then takes fewer passes.
 
     Each may return None, where it has none, or one that is not finite: it is then computed by
-    `Prepared`.
+    `Prepared`. The last it returns is for `GivesStates.after`, or None.
     """
 
-    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """A and B (B, D), in the dtype of the state, of what the steps make of h: A h + B.
 
         A row in which the state starts anew has A = 0; one without valid steps A = 1 and B = 0.
         """
         ...
 
-    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+    def adjoint_impulse(
+        self, problem: Problem, h: Tensor, dy: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
         """C (B, D): the gradient of the state before the steps, that of the last being 0.
 
         Args:
             problem: of the forward pass.
             h: its hidden states.
             dy: the gradient of its output.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesStates(Pairs, Protocol):
+    """What computes the pairs of parts of a stretch keeps them for the pass over its steps.
+
+    Its backend has `kept_words(problem, *, backward) -> int`, the length of what it keeps, 0 for
+    nothing: known before anything is computed, as torch.compile asks.
+    """
+
+    def after(self, given: Tensor) -> Prepared:
+        """Likewise prepared; its parts wait for no other.
+
+        Args:
+            given: int64 (`kept_words`,), of the same steps, by `pair` for `forward`, by
+                `adjoint_impulse` for `backward`.
         """
         ...
 

@@ -62,6 +62,14 @@ class Compiled:
             return LOOP
         return _maker(kind)(problem, parallel=self.parallel)
 
+    def kept_words(self, problem: Problem, *, backward: bool) -> int:
+        """See `base.GivesStates`: of `scan` on CUDA, where tiles have pairs."""
+        if problem.x.device.type != "cuda" or not self.parallel:
+            return 0
+        launch = import_module(f"{__package__}.cuda.launch")
+        words: int = launch.kept_words(problem, backward=backward)
+        return words
+
 
 SCAN, SERIAL = Compiled(parallel=True), Compiled(parallel=False)
 

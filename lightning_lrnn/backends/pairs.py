@@ -3,29 +3,34 @@
 What a backend has prepared may compute that (`base.Pairs`). Else A and B are final states, B of the
 recurrence from 0 and A of its decays alone from 1. Backward, the gradient c of the state goes
 through the same stretch the other way, c -> conj(A) * c + C.
+
+A backend may keep pairs of parts of the stretch, and is given them when it runs the stretch
+(`base.GivesStates`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import prepared
-from lightning_lrnn.backends.base import Pairs
+from lightning_lrnn.backends import load, prepared
+from lightning_lrnn.backends.base import GivesStates, Pairs, Prepared
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import parse, pruned
 
-__all__ = ["adjoint_impulse", "pair"]
+__all__ = ["adjoint_impulse", "after", "kept_words", "pair"]
 
 
-def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """A and B (B, D) of a stretch, in the dtype of the state.
+def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A and B (B, D) of a stretch, in the dtype of the state, and what `after` takes for forward.
 
     A row in which the state starts anew has A = 0; one without valid steps has A = 1 and B = 0.
 
     Args:
         name: of the backend.
-        problem: the stretch; h0, readout and `exclusive` are not read.
+        problem: the stretch; values of h0, readout and `exclusive` have no influence.
     """
     problem = problem._replace(h0=None)
     backend = prepared(name, problem)
@@ -38,11 +43,15 @@ def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     ones = torch.ones(B.shape, dtype=decays.state_dtype, device=B.device)
     decays = decays._replace(h0=ones)
     A = prepared(name, decays).forward(decays).final
-    return A.to(B.dtype), B
+    return A.to(B.dtype), B, None
 
 
-def adjoint_impulse(name: str, problem: Problem, h: Tensor, dy: Tensor) -> Tensor:
+def adjoint_impulse(
+    name: str, problem: Problem, h: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """C (B, D): the gradient of the state that came in, were the final state of no influence.
+
+    And what `after` takes for backward.
 
     Args:
         name: of the backend.
@@ -54,7 +63,30 @@ def adjoint_impulse(name: str, problem: Problem, h: Tensor, dy: Tensor) -> Tenso
     found = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
     if found is not None:
         return found
-    return backend.backward(problem, h, Gradients(dy, None))[1]
+    return backend.backward(problem, h, Gradients(dy, None))[1], None
+
+
+def after(name: str, problem: Problem, given: Tensor | None) -> Prepared:
+    """What runs a stretch, of which `pair` or, for backward, `adjoint_impulse` has left `given`."""
+    backend = prepared(name, problem)
+    if given is None or given.numel() == 0:  # an operator's word for None
+        return backend
+    assert isinstance(backend, GivesStates)
+    return backend.after(given.contiguous())
+
+
+def kept_words(name: str, problem: Problem, *, backward: bool) -> int:
+    """The length of what `pair` or, backward, `adjoint_impulse` leaves; 0 for nothing.
+
+    Args:
+        name: of the backend.
+        problem: of which nothing but shapes and dtypes is read.
+        backward: which of them.
+    """
+    words: Callable[..., int] | None = getattr(load(name), "kept_words", None)
+    if words is None or problem.x.numel() == 0:
+        return 0
+    return words(problem, backward=backward)
 
 
 def _decays(problem: Problem) -> Problem:

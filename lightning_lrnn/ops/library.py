@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import pairs, prepared
+from lightning_lrnn.backends import Prepared, pairs
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.evaluation import decays_and_impulses, read_out
 from lightning_lrnn.core.problem import Gradients, Problem, sequence, sequence_dtype
@@ -32,11 +32,11 @@ __all__: list[str] = []
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *fields, name = arguments
+    fields, name, given = arguments[:8], arguments[8], arguments[9:]
     problem = Problem(*fields)
     check_forward(problem, name)
     problem = problem.dense()
-    y, h, final = compute(name, prepared(name, problem), problem)
+    y, h, final = compute(name, _after(name, problem, *given), problem)
     return y, h if problem.readout else y.new_empty(0), final
 
 
@@ -53,34 +53,61 @@ def _plain_backward(
 def _gated_backward(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, h0: Tensor | None, *rest: Any
 ) -> tuple[list[Tensor], Tensor]:
-    dy, dh_final, *flags, name = rest
+    (dy, dh_final, *flags), name, given = rest[:6], rest[6], rest[7:]
     problem = Problem(gate, readout, pre, h0, *flags)
     check_gated_backward(problem, h, dy, dh_final, name)
-    return _gradients(name, problem, h, dy, dh_final)
+    return _gradients(name, problem, h, dy, dh_final, *given)
 
 
 def _gradients(
-    name: str, problem: Problem, h: Tensor, dy: Tensor | None, dh_final: Tensor | None
+    name: str,
+    problem: Problem,
+    h: Tensor,
+    dy: Tensor | None,
+    dh_final: Tensor | None,
+    given: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     problem = problem.dense()
+    backend = _after(name, problem, given, backward=True)
     dy = zeros_of_output(problem, h) if dy is None else dy
-    return compute_gradients(prepared(name, problem), problem, h, Gradients(dy, dh_final))
+    return compute_gradients(backend, problem, h, Gradients(dy, dh_final))
 
 
-def _pair(gate: str, pre: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+def _after(
+    name: str, problem: Problem, given: Tensor | None = None, *, backward: bool = False
+) -> Prepared:
+    """What computes a problem, perhaps with what `_pair` or `_adjoint_impulse` has given."""
+    if given is not None and given.numel() > 0:
+        words = pairs.kept_words(name, problem, backward=backward)
+        found, device = (given.dtype, *given.shape), problem.x.device
+        if found != (torch.int64, words) or given.device != device:
+            raise ValueError(
+                f"`given` must be what the pair of these steps has left, int64 ({words},) on "
+                f"{device}, got {given.dtype} {tuple(given.shape)} on {given.device}"
+            )
+    return pairs.after(name, problem, given)
+
+
+def _pair(gate: str, readout: str, pre: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     lengths, reset, reverse, name = rest
-    problem = Problem(gate, "", pre, None, lengths, reset, reverse, False)
+    problem = Problem(gate, readout, pre, None, lengths, reset, reverse, False)
     check_forward(problem, name)
-    return pairs.pair(name, problem.dense())
+    A, B, given = pairs.pair(name, problem.dense())
+    return A, B, _or_nothing(given, B)
 
 
 def _adjoint_impulse(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, dy: Tensor, *rest: Any
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     *flags, name = rest
     problem = Problem(gate, readout, pre, None, *flags)
     check_gated_backward(problem, h, dy, None, name)
-    return pairs.adjoint_impulse(name, problem.dense(), h, dy)
+    C, given = pairs.adjoint_impulse(name, problem.dense(), h, dy)
+    return C, _or_nothing(given, C)
+
+
+def _or_nothing(given: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0, dtype=torch.int64) if given is None else given
 
 
 def _forward_fake(
@@ -110,18 +137,28 @@ def _gated_backward_fake(
     return [p.new_empty(p.shape) for p in pre], dh0
 
 
-def _pair_fake(gate: str, pre: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-    check_one_device(*pre, *rest[:2])
+def _pair_fake(
+    gate: str, readout: str, pre: list[Tensor], *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths, reset, reverse, name = rest
+    check_one_device(*pre, lengths, reset)
     x = sequence(pre)
     b = decays_and_impulses(gate, pre)[1]
-    return b.new_empty((x.shape[0], x.shape[2])), b.new_empty((x.shape[0], x.shape[2]))
+    A, B = (b.new_empty((x.shape[0], x.shape[2])) for _ in range(2))
+    problem = Problem(gate, readout, pre, None, lengths, reset, reverse, False)
+    words = pairs.kept_words(name, problem, backward=False)
+    return A, B, x.new_empty(words, dtype=torch.int64)
 
 
 def _adjoint_impulse_fake(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, dy: Tensor, *rest: Any
-) -> Tensor:
-    check_one_device(*pre, h, dy, *rest[:2])
-    return h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+) -> tuple[Tensor, Tensor]:
+    *flags, name = rest
+    check_one_device(*pre, h, dy, *flags[:2])
+    C = h.new_empty((h.shape[0], h.shape[2]), dtype=state_dtype(h.dtype))
+    problem = Problem(gate, readout, pre, None, *flags)
+    words = pairs.kept_words(name, problem, backward=True)
+    return C, h.new_empty(words, dtype=torch.int64)
 
 
 def _autograd(
@@ -129,7 +166,7 @@ def _autograd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor]
     if torch.is_grad_enabled() and any_requires_grad(*pre, *arguments):
-        result = differentiable(gate, readout, *arguments, *pre)
+        result = differentiable(gate, readout, *arguments[:6], *pre)  # nothing depends on `given`
     else:
         with below_autograd():
             below = keys & keys_below_autograd

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends import pairs, prepared
+from lightning_lrnn.backends import pairs
 from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import Gradients, Problem
@@ -60,13 +60,13 @@ class _OverRanks(torch.autograd.Function):
         ranks = Ranks(group, rank, size)
         gate, readout, h0, lengths, reset, reverse, exclusive, *pre = arguments
         problem = Problem(gate, readout, tuple(pre), h0, lengths, reset, reverse, exclusive)
-        A, B = _pair(name, problem)
+        A, B, given = _pair(name, problem)
         borders = _borders(ranks, problem)
         of_ranks, borders = _exchange(ranks, [A, B], borders)
         stretches = _Stretches(of_ranks[0], of_ranks[1], borders)
         h0 = torch.zeros_like(B) if h0 is None else h0
         h_in, final = _fold(stretches, h0, rank, reverse=reverse)
-        y, h = _states(name, problem._replace(h0=h_in))
+        y, h = _states(name, problem._replace(h0=h_in), given)
 
         needed = _needed(gate, readout, tuple([p.is_complex() for p in pre]))
         kept = [p if p.ndim < 3 or n else None for p, n in zip(pre, needed, strict=True)]
@@ -93,12 +93,12 @@ class _OverRanks(torch.autograd.Function):
         problem = Problem(gate, readout, pre, h_in, lengths, reset, reverse, exclusive)
         dy = zeros_of_output(problem, h) if dy is None else dy
         dh_final = torch.zeros_like(h_in) if dh_final is None else dh_final
-        C = _adjoint_impulse(ctx.name, problem, h, dy)
+        C, given = _adjoint_impulse(ctx.name, problem, h, dy)
         of_ranks, _ = _exchange(ctx.ranks, [C, dh_final], None)
         stretches = _Stretches(A.conj(), of_ranks[0], borders)
         rank, size = ctx.ranks.rank, ctx.ranks.size
         c_in = _fold_back(stretches, of_ranks[1].sum(0), rank, reverse=reverse)
-        dpre, dh_in = first_order_gradients(Recipe(ctx.name), problem, h, Gradients(dy, c_in))
+        dpre, dh_in = _gradients(ctx.name, problem, h, Gradients(dy, c_in), given)
         dh0 = None
         if ctx.has_h0:
             dh0 = dh_in if rank == (size - 1 if reverse else 0) else torch.zeros_like(dh_in)
@@ -194,27 +194,42 @@ def _needed(gate: str, readout: str, complex_inputs: tuple[bool, ...]) -> tuple[
     return derivative.needed(gate, readout, complex_inputs)
 
 
-def _pair(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    gate, _, pre, _, lengths, reset, reverse, _ = problem
+def _pair(name: str, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
+    gate, readout, pre, _, lengths, reset, reverse, _ = problem
     if plain_eager(*pre, *problem.optional):
         return pairs.pair(name, problem)
-    A, B = schema.pair(gate, pre, lengths, reset, reverse, name)
-    return A, B
+    A, B, given = schema.pair(gate, readout, pre, lengths, reset, reverse, name)
+    return A, B, given
 
 
-def _adjoint_impulse(name: str, problem: Problem, h: Tensor, dy: Tensor) -> Tensor:
+def _adjoint_impulse(
+    name: str, problem: Problem, h: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor | None]:
     gate, readout, pre, _, *rest = problem
     if plain_eager(*pre, h, dy):
         return pairs.adjoint_impulse(name, problem, h, dy)
-    C: Tensor = schema.adjoint_impulse(gate, readout, pre, h, dy, *rest, name)
-    return C
+    C, given = schema.adjoint_impulse(gate, readout, pre, h, dy, *rest, name)
+    return C, given
 
 
-def _states(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """The output and the hidden states."""
+def _states(name: str, problem: Problem, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The output and the hidden states, with what `_pair` has given."""
     if plain_eager(*problem.pre, *problem.optional):
-        y, h, _ = compute(name, prepared(name, problem), problem)
+        y, h, _ = compute(name, pairs.after(name, problem, given), problem)
         return y, h
     gate, readout, pre, *arguments = problem
-    y, h, _ = schema.recurrence(gate, readout, pre, *arguments, name)
+    y, h, _ = schema.recurrence(gate, readout, pre, *arguments, name, given)
     return y, h if readout else y
+
+
+def _gradients(
+    name: str, problem: Problem, h: Tensor, gradients: Gradients, given: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Of the pre-activations and of h0, with what `_adjoint_impulse` has given."""
+    if plain_eager(*problem.pre, h, gradients.y):
+        recipe = Recipe(name, pairs.after(name, problem, given))
+        return first_order_gradients(recipe, problem, h, gradients)
+    gate, readout, pre, h0, *rest = problem
+    dy, c_in, _ = gradients
+    dpre, dh0 = schema.gated_backward(gate, readout, pre, h, h0, dy, c_in, *rest, name, given)
+    return dpre, dh0

@@ -27,7 +27,7 @@ __all__ = [
 library = torch.library.Library("lightning_lrnn", "DEF")
 library.define(
     "gated_recurrence(str gate, str readout, Tensor[] pre, Tensor? h0, Tensor? lengths,"
-    " Tensor? reset, bool reverse, bool exclusive, str backend)"
+    " Tensor? reset, bool reverse, bool exclusive, str backend, Tensor? given=None)"
     " -> (Tensor y, Tensor h, Tensor h_final)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -39,19 +39,20 @@ library.define(
 )
 library.define(
     "gated_backward(str gate, str readout, Tensor[] pre, Tensor h, Tensor? h0, Tensor? dy,"
-    " Tensor? dh_final, Tensor? lengths, Tensor? reset, bool reverse, bool exclusive, str backend)"
-    " -> (Tensor[] dpre, Tensor dh0)",
+    " Tensor? dh_final, Tensor? lengths, Tensor? reset, bool reverse, bool exclusive, str backend,"
+    " Tensor? given=None) -> (Tensor[] dpre, Tensor dh0)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# What a stretch of time does to the state that comes in: see `backends.pairs`.
+# What a stretch of time does to the state that comes in: see `backends.pairs`. `given` is for the
+# operators above, and empty where a backend has nothing to give.
 library.define(
-    "pair(str gate, Tensor[] pre, Tensor? lengths, Tensor? reset, bool reverse, str backend)"
-    " -> (Tensor A, Tensor B)",
+    "pair(str gate, str readout, Tensor[] pre, Tensor? lengths, Tensor? reset, bool reverse,"
+    " str backend) -> (Tensor A, Tensor B, Tensor given)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
     "adjoint_impulse(str gate, str readout, Tensor[] pre, Tensor h, Tensor dy, Tensor? lengths,"
-    " Tensor? reset, bool reverse, bool exclusive, str backend) -> Tensor",
+    " Tensor? reset, bool reverse, bool exclusive, str backend) -> (Tensor C, Tensor given)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 recurrence = torch.ops.lightning_lrnn.gated_recurrence.default

@@ -24,7 +24,7 @@ def _flattened(x: Tensor | None, dim: int | None, size: int, batch: int) -> Tens
 
 
 def _vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    gate, readout, pre, h0, lengths, reset, *options = arguments
+    gate, readout, pre, h0, lengths, reset, *options = arguments[:9]  # `given` is of other rows
     _, _, pre_dims, h0_dim, lengths_dim, reset_dim, *_ = in_dims
     N = info.batch_size
     B = next(
@@ -58,7 +58,7 @@ def _vmap_gated_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -
     B = h.shape[0] if h_dim is None else h.movedim(h_dim, 0).shape[1]
     flat = [_flattened(p, d, N, B) for p, d in zip(pre, pre_dims, strict=True)]
     others = (_flattened(x, d, N, 0) for x, d in zip(tensors, dims, strict=True))
-    gradients, dh0 = gated_backward(gate, readout, flat, *others, *arguments[9:])
+    gradients, dh0 = gated_backward(gate, readout, flat, *others, *arguments[9:12])
     gradients = [g.unflatten(0, (N, B)) for g in gradients]
     for i, (p, d) in enumerate(zip(pre, pre_dims, strict=True)):
         if p.ndim - (d is not None) == 1:  # each row had a copy of it

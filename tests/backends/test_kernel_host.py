@@ -94,6 +94,12 @@ IN_A_ROW = [
     Variant(columns=8, others=(ROW,)),
     Variant("c64", carry="folded", columns=4, threads=32, steps=1, others=(ROW,)),
 ]
+TOGETHER = ("LRNN_FOLD", "together")
+AT_A_TIME = [
+    Variant(carry="folded", columns=4, threads=32, steps=1, others=(TOGETHER,)),
+    Variant("c64", carry="folded", columns=1, threads=32, steps=1, others=(TOGETHER,)),
+    Variant("bf16", carry="folded", threads=64, steps=2, others=(TOGETHER, ROW)),
+]
 NARROW = [Variant(columns=1, steps=1), Variant("c128", columns=4, steps=1)]
 
 
@@ -305,7 +311,7 @@ WALKS = [(reverse, exclusive) for reverse in (False, True) for exclusive in (Fal
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("variant", VARIANTS + NARROW + FOLDED + IN_A_ROW, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS + NARROW + FOLDED + IN_A_ROW + AT_A_TIME, ids=str)
 def test_agrees_with_the_loop(library: Library, variant: Variant, pass_: str) -> None:
     kernel, tile = library.kernel_of(variant, pass_), variant.tile
     shapes = [
@@ -334,8 +340,8 @@ MANY_TILES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pass_", PASSES)
-def test_folds_tiles_groups_and_reaches(library: Library, pass_: str) -> None:
-    variant = FOLDED[0]
+@pytest.mark.parametrize("variant", [FOLDED[0], AT_A_TIME[0]], ids=str)
+def test_folds_tiles_groups_and_reaches(library: Library, variant: Variant, pass_: str) -> None:
     for shape, options in MANY_TILES:
         problem = make(variant, shape, **options)
         check(library.kernel_of(variant, pass_), variant, problem, pass_, seed=1)
@@ -452,7 +458,7 @@ def test_moves_no_more_bytes_than_it_must(
     assert 0.99 * minimum <= moved <= 1.02 * minimum
 
 
-@pytest.mark.parametrize("variant", [Variant("c64"), FOLDED[2]], ids=str)
+@pytest.mark.parametrize("variant", [Variant("c64"), FOLDED[2], AT_A_TIME[2]], ids=str)
 @pytest.mark.parametrize("pass_", PASSES)
 def test_same_bits_in_every_order_of_execution(
     library: Library, pass_: str, variant: Variant
@@ -571,17 +577,43 @@ ROW_MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS, *ROW_MUTANTS])
+TOGETHER_MUTANTS = {
+    "tiles before groups": ("recurrence.cu", "= segment < kHalf;", "= segment >= kHalf;"),
+    "one pair of a thread too few": (
+        "recurrence.cu",
+        "if (i < left) own = combine",
+        "if (i + 1 < left) own = combine",
+    ),
+    "as many groups as tiles": (
+        "recurrence.cu",
+        "(of_groups ? in_reach : in_group) - first",
+        "in_group - first",
+    ),
+    "the end of a group with the groups before": (
+        "recurrence.cu",
+        "if (kTogether && !ends_group) return",
+        "if (kTogether) return",
+    ),
+    "the early look at the state before this reach's own": (
+        "recurrence.cu",
+        "early.look(chain.reach(reach - 1))",
+        "early.look(chain.reach(reach > 1 ? reach - 2 : reach))",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS, *ROW_MUTANTS, *TOGETHER_MUTANTS])
 def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path: Path) -> None:
     sources = tmp_path / f"mutant-{name}".replace(" ", "-")
     shutil.copytree(SOURCES, sources)
     if name is not None:
-        file, old, new = (MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS)[name]
+        file, old, new = (MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS | TOGETHER_MUTANTS)[name]
         text = (sources / file).read_text()
         assert old in text, "the mutant no longer applies"
         (sources / file).write_text(text.replace(old, new))
-    if name in FOLDED_MUTANTS:
-        variant = replace(FOLDED[0], columns=2)  # 16 segments: the rounds of a scan are even
+    if name in FOLDED_MUTANTS or name in TOGETHER_MUTANTS:
+        variant = AT_A_TIME[0] if name in TOGETHER_MUTANTS else FOLDED[0]
+        variant = replace(variant, columns=2)  # 16 segments: the rounds of a scan are even
         problems = [
             make(variant, (1, 600 * variant.tile, 2)),
             make(variant, (1, 500, 2), resets=True),
@@ -606,6 +638,11 @@ def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path
     else:
         with pytest.raises(AssertionError) as failure:
             examine()
-        waits = ("block index for the ticket", "padding walked in a tile taken for whole")
+        waits = (
+            "block index for the ticket",
+            "padding walked in a tile taken for whole",
+            "the end of a group with the groups before",
+            "as many groups as tiles",
+        )
         expected = "deadlock" if name in waits else "not close"
         assert expected in str(failure.value)

@@ -45,6 +45,7 @@ FOR_EACH = [
         ("scan", "c128 x1"),
         ("scan", "lstm with readout f32 x32"),
         ("scan", "bf16 pair x32"),
+        ("scan", "f32 given x32"),
         ("serial", "gilr of complex c64"),
     )
 ]
@@ -57,7 +58,11 @@ def of_whole_tiles(kind: object, step: str, carry: str = "chained") -> list[nvrt
     return [whole] * (blocks[1] > blocks[0])
 
 
-OTHERS = {"known": ("LRNN_EMIT", "state_after"), "row": ("LRNN_COMBINE", "row")}
+OTHERS = {
+    "known": ("LRNN_EMIT", "state_after"),
+    "row": ("LRNN_COMBINE", "row"),
+    "together": ("LRNN_FOLD", "together"),
+}
 """What `benchmarks/ab.py` compares with the plan."""
 
 
@@ -76,9 +81,15 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
             yield f"scan {step} {name} folded x32", variant(KINDS[name], step, True, 32, "folded")
             for how in of_whole_tiles(KINDS[name], step, "folded"):
                 yield f"scan {step} {name} folded whole x32", how
+        for name in (*some, "bf16", "gilr f32", "sru with parameters f32"):
+            yield f"scan {step} {name} given x32", variant(KINDS[name], step, True, 32, "given")
+            for how in of_whole_tiles(KINDS[name], step, "given"):
+                yield f"scan {step} {name} given whole x32", how
         for name, carry, width in (
             ("c128", "chained", 32),
             ("gilr f32", "folded", 1),
+            ("gilr f32", "given", 1),
+            ("c64", "given", 32),
             ("lstm with readout bf16", "chained", 32),
         ):
             how = variant(KINDS[name], step, True, width, carry, True)
@@ -91,7 +102,10 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
                 how = variant(KINDS[name], step, True, 32, carry)
                 yield f"scan {step} {name} {carry} {' '.join(OTHERS)} x32", (*how, *OTHERS.values())
         for name, kind in KINDS.items():
-            yield f"scan {step} {name} pair x32", pair_variant(kind, step, 32)
+            alone, kept = (pair_variant(kind, step, 32, kept=kept) for kept in (False, True))
+            yield f"scan {step} {name} pair x32", alone
+            if kept != alone:
+                yield f"scan {step} {name} pair kept x32", kept
         for name in some:
             yield f"scan {step} {name} pair resets x32", pair_variant(KINDS[name], step, 32, True)
             yield f"scan {step} {name} pair x1", pair_variant(KINDS[name], step, 1)
@@ -194,7 +208,7 @@ def test_table_is_whole(reports, whole):
 
 def test_no_spills_no_stack(reports):
     # The sine of a large angle is reduced in memory: 32 bytes of stack, no spill.
-    allowed = {"gilr of complex c64": 32}
+    allowed = {"gilr of complex c64": 32, "gilr of complex c64 pair kept": 32}
     assert [
         r
         for r in reports

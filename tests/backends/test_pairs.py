@@ -26,7 +26,7 @@ from lightning_lrnn import backends
 from lightning_lrnn.backends import pairs
 from lightning_lrnn.backends.base import Pairs
 from lightning_lrnn.backends.cuda import launch, plan
-from lightning_lrnn.core.problem import Problem
+from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY, trace
 from lightning_lrnn.nn.cells.gilr import gilr
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -38,6 +38,7 @@ PROGRAMS = {
     "plain": (IDENTITY, ""),
     "gilr": (gilr.program, READOUT),
     "lstm": (lstm.program, output_tanh.program),
+    "weighted": (trace(lambda a, b, w: (a.sigmoid(), b * w)), ""),
 }
 FLAGS = list(itertools.product((False, True), repeat=2))
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -49,6 +50,8 @@ def made(kind, shape, dtype, masks, *, reverse, exclusive):
     B, T, D = shape
     inputs = 4 if kind == "lstm" else 2
     pre = [torch.randn(B, T, D, dtype=dtype) for _ in range(inputs)]
+    if kind == "weighted":
+        pre.append(torch.randn(D, dtype=dtype))
     if kind == "plain":
         pre[0] = pre[0] / pre[0].abs().clamp(min=1)
     lengths = torch.randint(0, T + 1, (B,)) if masks else None
@@ -60,11 +63,16 @@ def near(dtype):
     return EXACT if dtype in (torch.float64, torch.complex128) else NEAR
 
 
+def the_pair(forward, backward):
+    """A, B and C of what the two functions return, without what they keep."""
+    return *forward[:2], backward[0]
+
+
 def by_recurrences(name, problem, h, dy, monkeypatch):
     """A, B and C without what a backend has for them."""
     with monkeypatch.context() as patch:
         patch.setattr(pairs, "Pairs", ())
-        return *pairs.pair(name, problem), pairs.adjoint_impulse(name, problem, h, dy)
+        return the_pair(pairs.pair(name, problem), pairs.adjoint_impulse(name, problem, h, dy))
 
 
 @pytest.mark.parametrize("masks", [False, True])
@@ -89,7 +97,7 @@ def test_pairs_are_those_of_the_recurrences(kind, dtype, shape, masks, monkeypat
             continue
         _, h, _ = backend.forward(problem)
         dy = torch.randn(shape, dtype=h.dtype)
-        found = (*pair, backend.adjoint_impulse(problem, h, dy))
+        found = the_pair(pair, backend.adjoint_impulse(problem, h, dy))
         expected = by_recurrences("scan", problem, h, dy, monkeypatch)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, **near(dtype))
@@ -101,26 +109,16 @@ def test_what_is_not_finite_is_left_to_the_recurrences():
     b[:, -1] = 3.0
     problem = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
     assert backends.prepared("scan", problem).pair(problem) is None
-    A, B = pairs.pair("scan", problem)
+    A, B, given = pairs.pair("scan", problem)
+    assert given is None
     assert A.isinf().all() and torch.equal(B, torch.full((1, 33), 3.0))
 
 
 @pytest.fixture
-def small_tiles(monkeypatch):
-    """The kernel on the host among the backends, with few threads: few steps make many tiles."""
-    modules = {**backends._modules(), "emulated": "emulated:BACKEND"}
-    monkeypatch.setattr(backends, "_modules", lambda: modules)
-    cached = launch._planned, plan.steps, plan.macros
-    with monkeypatch.context() as patch:
-        for name, value in {"THREADS": 64, "SEGMENT": 8, "SHORT": 0}.items():
-            patch.setattr(plan, name, value)
-        for function in cached:
-            function.cache_clear()
-        backends.forget()
+def small_tiles():
+    """The kernel on the host among the backends; few steps make many tiles."""
+    with emulated.small_tiles():
         yield
-    for function in cached:
-        function.cache_clear()
-    backends.forget()
 
 
 def widened(x):
@@ -154,7 +152,7 @@ def agrees(name, device, case, monkeypatch):
         h = backend.forward(problem).h
         dy = torch.randn(shape, dtype=h.dtype, device=device)
         emulated.launches.clear()
-        found = (*backend.pair(problem), backend.adjoint_impulse(problem, h, dy))
+        found = the_pair(backend.pair(problem), backend.adjoint_impulse(problem, h, dy))
         if name == "emulated":
             passes = [macros["LRNN_PASS"] for macros, _ in emulated.launches]
             assert passes == ["forward", "backward"]
@@ -200,11 +198,14 @@ def test_kernel_reads_once_and_writes_nothing_else(kind, read):
     emulated.launches.clear()
     emulated.BACKEND.pair(problem)
     emulated.BACKEND.adjoint_impulse(problem, h, h)
-    (_, forward), (_, backward) = emulated.launches
+    (_, forward), (_, backward) = first, second = emulated.launches
     assert forward.loaded == read * h.numel() and forward.stored == 2 * 4 * 64
     assert backward.stored == 4 * 64
-    # Two tiles tell the third their pairs: two words for each of 64 columns.
-    assert forward.words == backward.words == 2 * 2 * 64
+    # Two words for each of 64 columns: all tiles tell the last their pairs, in whose places it
+    # leaves what lies before each, as in its own and in that of its group.
+    for macros, traffic in (first, second):
+        others = 3 * 128 // (8 * int(macros["LRNN_STEPS"])) - 1
+        assert traffic.words == 2 * 64 * (2 * others + 1 + 1)
 
 
 @needs_compiler
@@ -217,10 +218,22 @@ def test_serial_has_no_pair():
     assert not seen
 
 
+def broken(mutant, folder):
+    """Compiles sources in which something else stands in a place; as they are for None."""
+    sources = folder / "cuda_src"
+    shutil.copytree(SOURCES, sources)
+    if mutant is not None:
+        file, old, new = mutant
+        text = (sources / file).read_text()
+        assert old in text, "the mutant no longer applies"
+        (sources / file).write_text(text.replace(old, new))
+    return SimpleNamespace(kernel=lambda macros: emulated.compiler().kernel(macros, sources))
+
+
 def of_kernel(problem, h, dy, compiler):
     with as_cuda(compiler):
         kernels = launch.backend(problem, parallel=True)
-        return *kernels.pair(problem), kernels.adjoint_impulse(problem, h, dy)
+        return the_pair(kernels.pair(problem), kernels.adjoint_impulse(problem, h, dy))
 
 
 @needs_compiler
@@ -247,6 +260,243 @@ def test_what_overflows_harms_no_zero_and_no_later_document(small_tiles):
     assert A[0].isinf().all() and (A[1] == 0).all() and (B == 3).all()
 
 
+def remembering(problem):
+    """With decays of size 1, so that what was reaches the end."""
+    a, b = problem.pre
+    return problem._replace(pre=(a / a.abs(), b))
+
+
+def both_passes(name, problem, h0, dy, c):
+    """Of the second phase: all that a stretch puts out, and what reaches it from either end.
+
+    Returns:
+        the hidden states too, which the backward pass reads.
+    """
+    given = pairs.pair(name, problem)[-1]
+    problem = problem._replace(h0=h0)
+    y, h, final = pairs.after(name, problem, given).forward(problem)
+    given_back = pairs.adjoint_impulse(name, problem, h, dy)[-1]
+    dpre, dh0 = pairs.after(name, problem, given_back).backward(problem, h, Gradients(dy, c))
+    return h, [y, final, *dpre, dh0], (given, given_back)
+
+
+GIVEN = [
+    # Over two reaches of 256 tiles of 16 steps; of a segment alone; wide; of one feature.
+    ("plain", torch.complex64, (2, 5_000, 3), True),
+    ("plain", torch.float32, (2, 5_000, 8), False),
+    ("plain", torch.float32, (1, 300, 33), True),
+    ("plain", torch.float64, (2, 900, 5), True),
+    ("plain", torch.bfloat16, (2, 700, 1), False),
+    ("gilr", torch.bfloat16, (3, 700, 5), True),
+    ("lstm", torch.float32, (3, 700, 5), True),
+    ("weighted", torch.float32, (3, 700, 5), True),
+]
+ROUNDED = {torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
+
+
+def given_states_agree(name, device, case):
+    """A second phase that waits for nobody, and the CPU's passes in float64."""
+    torch.manual_seed(0)
+    kind, dtype, shape, masks = case
+    for reverse, exclusive in FLAGS if shape[1] < 1_000 else FLAGS[1:3]:
+        problem = made(kind, shape, dtype, masks, reverse=reverse, exclusive=exclusive)
+        problem = remembering(problem) if kind == "plain" else problem
+        problem = Problem(*tree_map_only(torch.Tensor, lambda x: x.to(device), problem))
+        state = {"dtype": problem.state_dtype, "device": device}
+        h0, c = (torch.randn(shape[0], shape[2], **state) for _ in range(2))
+        dy = torch.randn(shape, dtype=problem.hidden_dtype, device=device)
+        emulated.launches.clear()
+        h, found, given = both_passes(name, problem, h0, dy, c)
+        assert [g.numel() for g in given] == [
+            pairs.kept_words(name, problem, backward=backward) for backward in (False, True)
+        ]
+        if name == "emulated":
+            (forward, _), (f, said), (backward, _), (b, said_back) = emulated.launches
+            assert f["LRNN_CARRY"] == b["LRNN_CARRY"] == "given"
+            assert said.words == said_back.words == 0, "tells others"
+            for first, second in ((forward, f), (backward, b)):
+                assert first["LRNN_RESULT"] == "pair" and second["LRNN_RESULT"] == "outputs"
+                assert first["LRNN_STEPS"] == second["LRNN_STEPS"]
+        wide, h, h0, dy, c = tree_map_only(torch.Tensor, widened, (problem, h, h0, dy, c))
+        wide = Problem(*wide)._replace(h0=h0)
+        y, _, final = backends.prepared("scan", wide).forward(wide)
+        dpre, dh0 = backends.prepared("scan", wide).backward(wide, h, Gradients(dy, c))
+        for one, true in zip(found, [y, final, *dpre, dh0], strict=True):
+            tolerance = ROUNDED.get(one.dtype, near(dtype))
+            scale = max(1.0, float(true.abs().max()))
+            torch.testing.assert_close(widened(one) / scale, true / scale, **tolerance)
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", GIVEN, ids=str)
+def test_second_phase_waits_for_nobody(case, small_tiles):
+    given_states_agree("emulated", "cpu", case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "case",
+    [
+        *[case for case in GIVEN if case[2] != (1, 300, 33)],
+        ("plain", torch.float32, (1, 70_000, 64), True),
+        ("gilr", torch.bfloat16, (8, 3_000, 512), True),
+    ],
+    ids=str,
+)
+def test_second_phase_on_a_gpu(case):
+    given_states_agree("scan", "cuda", case)
+
+
+@needs_compiler
+def test_second_phase_of_few_steps_is_given_nothing(small_tiles, monkeypatch):
+    problem = made("plain", (2, 16, 8), torch.float32, False, reverse=False, exclusive=False)
+    for T, words in ((16, 0), (17, 1 + 2 * 2 * (2 + 1 + 1) * 8)):
+        longer = problem._replace(pre=[torch.ones(2, T, 8)] * 2)
+        given = pairs.pair("emulated", longer)[-1]
+        assert (0 if given is None else given.numel()) == words
+        assert pairs.kept_words("emulated", longer, backward=False) == words
+    # Where columns fill the device, each is walked.
+    monkeypatch.setattr(plan, "WALK", 16)
+    launch._planned.cache_clear()
+    assert pairs.pair("emulated", longer)[-1] is None
+    assert pairs.kept_words("emulated", longer, backward=False) == 0
+
+
+@needs_compiler
+def test_what_is_given_is_read_and_stays(small_tiles):
+    """The same bits again, whatever order blocks are started in."""
+    problem = made("plain", (2, 500, 5), torch.complex64, True, reverse=True, exclusive=False)
+    given = pairs.pair("emulated", problem)[-1]
+    before, results = given.clone(), []
+    for seed in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host_kernel, "launch", partial(host_kernel.launch, seed=seed))
+            results.append(pairs.after("emulated", problem, given).forward(problem))
+        assert torch.equal(given, before)
+    assert all(all(map(torch.equal, results[0], other)) for other in results[1:])
+
+
+@needs_compiler
+def test_operators_take_only_what_a_pair_has_left(small_tiles):
+    problem = made("plain", (2, 500, 5), torch.float32, False, reverse=False, exclusive=False)
+    gate, readout, pre, *rest = problem
+    operators = torch.ops.lightning_lrnn
+    *_, given = operators.pair(gate, readout, pre, *rest[1:4], "emulated")
+    y, _, _ = operators.gated_recurrence(gate, readout, pre, *rest, "emulated", given)
+    true = backends.prepared("scan", problem).forward(problem).y
+    torch.testing.assert_close(y, true)
+    # No value depends on it: autograd and vmap leave it out.
+    leaf = pre[1].clone().requires_grad_()
+    y, *_ = operators.gated_recurrence(gate, readout, [pre[0], leaf], *rest, "emulated", given)
+    (of_leaf,) = torch.autograd.grad(y.sum(), leaf)
+    of_true = backends.prepared("scan", problem).backward(
+        problem, true, Gradients(torch.ones_like(true), None)
+    )
+    torch.testing.assert_close(of_leaf, of_true[0][1])
+    y, *_ = torch.vmap(
+        lambda b: operators.gated_recurrence(gate, readout, [pre[0], b], *rest, "emulated", given)
+    )(pre[1][None])
+    torch.testing.assert_close(y[0], true)
+    for wrong, name in ((given[1:], "emulated"), (given.int(), "emulated"), (given, "scan")):
+        with pytest.raises(ValueError, match="`given` must be what the pair"):
+            operators.gated_recurrence(gate, readout, pre, *rest, name, wrong)
+        states = true, None, true, None
+        with pytest.raises(ValueError, match="`given` must be what the pair"):
+            operators.gated_backward(gate, readout, pre, *states, *rest[1:], name, wrong)
+
+
+# name: (file, what stands there, what is put in its place)
+GIVEN_MUTANTS = {
+    "what lies before the tile before": (
+        "recurrence.cu",
+        "read_pair<Value>(chain.tile(tile))",
+        "read_pair<Value>(chain.tile(tile > 0 ? tile - 1 : 0))",
+    ),
+    "the state of the neighbour": (
+        "recurrence.cu",
+        "shared.state_in[lane] = given_state(",
+        "shared.state_in[(lane + 1) % kColumns] = given_state(",
+    ),
+    "a reset ignored": ("carry.cuh", "(glance.found[0] & kRestarts) != 0", "false"),
+    "padding walked": (
+        "recurrence.cu",
+        "const Index left = column.length -",
+        "const Index left = p.T -",
+    ),
+    "groups left out": (
+        "recurrence.cu",
+        "read_pair<Value>(chain.group(group))",
+        "Pair::identity()",
+    ),
+    "groups after tiles": (
+        "recurrence.cu",
+        "apply(tiles, apply(groups,",
+        "apply(groups, apply(tiles,",
+    ),
+    "reaches left out": (
+        "recurrence.cu",
+        "read_pair<Value>(chain.reach(reach > 0 ? reach - 1 : 0))",
+        "Pair::identity()",
+    ),
+    "the reach of the tile": ("recurrence.cu", "reach > 0 ? reach - 1 : 0", "reach"),
+    "no state that comes in": (
+        "recurrence.cu",
+        "initial = column.state_in(column.problem.initial)",
+        "initial = column.state_in(nullptr)",
+    ),
+    "a tile with its own": (
+        "recurrence.cu",
+        "publish_pair(pairs + i * kSlot, found.before);",
+        "publish_pair(pairs + i * kSlot, combine(found.before, pair));",
+    ),
+    "tiles of a thread in the wrong order": (
+        "recurrence.cu",
+        "found.before = combine(found.before, pair);",
+        "found.before = combine(pair, found.before);",
+    ),
+    "a group's last tile left as it was": (
+        "recurrence.cu",
+        "if (leaves) publish_pair(chain.tile(tile), before);",
+        "",
+    ),
+    "a reach's last group left as it was": (
+        "recurrence.cu",
+        "if (leaves) publish_pair(chain.group(group), before);",
+        "",
+    ),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [None, *GIVEN_MUTANTS])
+def test_a_broken_second_phase_is_noticed(name, small_tiles, tmp_path):
+    """Forward, after a pair by the same sources: rows of 313 tiles, the second with a reset."""
+    torch.manual_seed(0)
+    problem = made("plain", (3, 5_000, 5), torch.complex64, True, reverse=False, exclusive=False)
+    problem = remembering(problem)._replace(lengths=torch.tensor([5_000, 5_000, 320]))
+    problem.reset[...] = False
+    problem.reset[1, 4_900] = True
+    problem.pre[1][1, :4_900] = float("nan")
+    h0 = torch.randn(3, 5, dtype=torch.complex64)
+    wide = Problem(*tree_map_only(torch.Tensor, widened, problem))._replace(h0=widened(h0))
+    true = backends.prepared("scan", wide).forward(wide)
+    compiler = broken(GIVEN_MUTANTS.get(name), tmp_path)
+
+    def examine():
+        with as_cuda(compiler):
+            kernels = launch.backend(problem, parallel=True)
+            given = kernels.pair(problem)[-1]
+            found = kernels.after(given).forward(problem._replace(h0=h0))
+        for one, exact in zip(found, true, strict=True):
+            torch.testing.assert_close(widened(one), exact, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+    if name is None:
+        examine()
+        return
+    with pytest.raises(AssertionError, match=r"not close|deadlock"):
+        examine()
+
+
 # name: (file, what stands there, what is put in its place)
 MUTANTS = {
     "offset dropped": ("affine.cuh", "apply(later, earlier.B)", "later.B"),
@@ -269,8 +519,8 @@ MUTANTS = {
         "bool(p.reverse)",
     ),
     "no conjugates": ("recurrence.cu", "a[s] = conj(a[s]);", ""),
-    "the last tile of a group alone": ("recurrence.cu", "if (ends_group)\n", "if (false)\n"),
-    "groups before the last one left out": ("recurrence.cu", "if (ends_reach)\n", "if (false)\n"),
+    "the last tile of a group alone": ("recurrence.cu", "if (ends_group) {", "if (false) {"),
+    "groups before the last one left out": ("recurrence.cu", "if (ends_reach) {", "if (false) {"),
     "reaches before the last one left out": (
         "recurrence.cu",
         "if (ends_reach && reach > 0)",
@@ -278,8 +528,8 @@ MUTANTS = {
     ),
     "groups after tiles": (
         "recurrence.cu",
-        "combine(fold(shared, segment, lane, chain.group(group - in_reach), in_reach), pair)",
-        "combine(pair, fold(shared, segment, lane, chain.group(group - in_reach), in_reach))",
+        "publish_pair(chain.group(group), before);\n    pair = combine(before, pair);",
+        "publish_pair(chain.group(group), before);\n    pair = combine(pair, before);",
     ),
     "a group in the place of its last tile": (
         "recurrence.cu",
@@ -320,14 +570,7 @@ def cases(small_tiles):
 @needs_compiler
 @pytest.mark.parametrize("name", [None, *MUTANTS])
 def test_a_broken_kernel_is_noticed(name, cases, tmp_path):
-    sources = tmp_path / "cuda_src"
-    shutil.copytree(SOURCES, sources)
-    if name is not None:
-        file, old, new = MUTANTS[name]
-        text = (sources / file).read_text()
-        assert old in text, "the mutant no longer applies"
-        (sources / file).write_text(text.replace(old, new))
-    compiler = SimpleNamespace(kernel=lambda macros: emulated.compiler().kernel(macros, sources))
+    compiler = broken(MUTANTS.get(name), tmp_path)
 
     def examine():
         for problem, h, dy, expected in cases:

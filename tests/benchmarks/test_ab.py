@@ -29,13 +29,15 @@ def test_no_device(ab, monkeypatch, capsys):
 @pytest.mark.parametrize("step", ["forward", "backward"])
 def test_variants_are_examined(ab, step, shape):
     names = [ab.PLANNED, "as before", "emission known", "one barrier, emission known"]
-    names += ["8 steps, 4 blocks", "other carry", "no carry", "walked"]
+    names += ["8 steps, 4 blocks", "other carry", "no carry", "given", "one fold", "walked"]
     case = ab.Case(shape)
     with as_cuda(emulated.compiler()) as seen:
         rows = ab.examine(case, step, "cpu", names)
     assert all(row["right"] and row["same_bits_again"] for row in rows.values())
     assert {name for name, row in rows.items() if row["bits_of_plan"]} >= set(names[:3])
     assert {"row"} <= {macros.get("LRNN_COMBINE") for macros, _ in seen}
+    assert {"given"} <= {macros["LRNN_CARRY"] for macros, _ in seen}
+    assert len([macros for macros, _ in seen if macros["LRNN_RESULT"] == "pair"]) == 1
     assert not rows["no carry"]["bits_of_plan"] and rows["no carry"]["error"] > 0.1
     assert rows["walked"]["error"] < 1e-5 and not rows["walked"]["bits_of_plan"]
     # What was compiled ahead is what was launched.

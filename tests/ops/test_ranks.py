@@ -12,10 +12,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import emulated
 import processes
 import pytest
 import torch
 import torch.distributed as dist
+from host_kernel import needs_compiler
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -296,6 +298,43 @@ def collectives(rank: int, size: int) -> None:
     assert sent[1:] == sent[:1]
 
 
+def given_states(rank: int, size: int) -> None:
+    """By the kernel of CUDA on the host: tiles are given their states, also under torch.compile."""
+    torch.set_num_threads(1)
+    ranks = ranks_of(dist.group.WORLD)
+    generator = torch.Generator().manual_seed(1)
+    steps = 60  # of a stretch: four tiles
+    pre = [torch.randn(B, steps * size, D, generator=generator) for _ in range(4)]
+    h0 = torch.randn(B, D, generator=generator)
+    lengths = torch.tensor([steps * size, 3, steps + 20])
+    reset = torch.rand(B, steps * size, generator=generator) < 0.05
+    masks = {"lengths": lengths, "reset": reset}
+    with emulated.small_tiles():
+        for reverse in (False, True):
+
+            def run(*pre: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+                options |= {"readout": output_tanh, "reverse": reverse, "backend": "emulated"}  # noqa: B023
+                return lrnn.gated_recurrence(lstm, *pre, **options)
+
+            compare(run, pre, h0, lengths, reset, rank, size, 2e-6)
+            found = []
+            for dynamic in (None, False, True):
+                function, leaves = run, [stretch(p, rank, size).requires_grad_() for p in pre]
+                if dynamic is not None:
+                    torch.compiler.reset()
+                    how = {"fullgraph": True, "backend": "aot_eager", "dynamic": dynamic}
+                    function = torch.compile(run, **how)
+                emulated.launches.clear()
+                here = masks | {"reset": stretch(reset, rank, size)}
+                y, final = function(*leaves, h0=h0, **here, group=ranks)
+                (y.sum() + final.sum()).backward()
+                found.append([y, final, *(p.grad for p in leaves)])
+                used = [(m["LRNN_RESULT"], m["LRNN_CARRY"]) for m, _ in emulated.launches]
+                assert used == [("pair", "folded"), ("outputs", "given")] * 2
+            for one, *others in zip(*found, strict=True):
+                assert all(torch.equal(one, other) for other in others)
+
+
 def all_of(rank: int, size: int) -> None:
     for part in (sweep, chain, kinds, edges, collectives):
         part(rank, size)
@@ -305,6 +344,12 @@ def all_of(rank: int, size: int) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_sequence_over_ranks(size: int, tmp_path) -> None:
     processes.spawn(all_of, tmp_path, size, count=size)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_tiles_of_a_stretch_are_given_their_states(tmp_path) -> None:
+    processes.spawn(given_states, tmp_path, 2)
 
 
 def test_a_group_of_one_process_is_none() -> None:

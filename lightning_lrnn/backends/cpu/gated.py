@@ -116,21 +116,24 @@ class Gated:
             dpre = [_reduced(g, p, h.shape[2]) for g, p in zip(dpre, pre, strict=True)]
         return dpre, c
 
-    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor, None] | None:
         """What the problem's steps do to whatever state comes in, A h + B; None if not finite.
 
         The inputs are read once, and nothing is written but A and B (B, D).
         """
         pre = list(map(resolved, problem.pre))
         x = pre[self._first]
-        return self._pair(problem, [*pre, x, x], backward=False)
+        found = self._pair(problem, [*pre, x, x], backward=False)
+        return None if found is None else (*found, None)
 
-    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+    def adjoint_impulse(
+        self, problem: Problem, h: Tensor, dy: Tensor
+    ) -> tuple[Tensor, None] | None:
         """C of the steps' adjoint, c -> conj(A) c + C; None if not finite. Likewise."""
         pre, h = list(map(resolved, problem.pre)), resolved(h)
         tensors = [*pre, spread(resolved(dy)), h, self._first_state, *[h] * len(pre)]
         found = self._pair(problem, tensors, backward=True)
-        return None if found is None else found[1]
+        return None if found is None else (found[1], None)
 
     def _pair(
         self, problem: Problem, tensors: Sequence[Tensor], *, backward: bool

@@ -67,12 +67,14 @@ class _Widened:
         dpre, dh0 = self._inner.backward(problem._replace(pre=(a, a)), h.float(), wide)
         return [g.to(h.dtype) for g in dpre], dh0
 
-    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """See `Pairs`; in float32, as the state is."""
         inner = self._inner
         return inner.pair(_widened(problem)) if isinstance(inner, Pairs) else None
 
-    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+    def adjoint_impulse(
+        self, problem: Problem, h: Tensor, dy: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
         """See `Pairs`; in float32, as the state is."""
         if not isinstance(self._inner, Pairs):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from functools import cache, lru_cache
 
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
-from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, layout_of, plan
+from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, kept, layout_of, plan, steps
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, States, contiguous
 
-__all__ = ["FIELDS", "Kernels", "backend", "fields"]
+__all__ = ["FIELDS", "Kernels", "backend", "fields", "kept_words"]
 
 SOURCE = "recurrence.cu"
 
@@ -53,8 +54,19 @@ def backend(problem: Problem, *, parallel: bool) -> Kernels:
     return Kernels(problem, parallel=parallel)
 
 
+def kept_words(problem: Problem, *, backward: bool) -> int:
+    """The length of what a pair leaves for the pass of its steps, see `Kernels.after`."""
+    operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
+    kind = Pass("backward" if backward else "forward", True, problem.reset is not None)
+    code = fused(problem.gate, problem.readout, operands, kind.step)
+    B, T, D = problem.x.shape
+    return kept(code, operands, kind, (B, T, int(D)))
+
+
 class Kernels:
     """Computes problems of one form: a kernel for each pass, compiled for gate and readout."""
+
+    _given: Tensor | None = None
 
     def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
@@ -62,6 +74,17 @@ class Kernels:
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._passes: dict[tuple[object, ...], _Launch] = {}
+        self._given_passes: dict[tuple[object, ...], _Launch] = {}
+
+    def after(self, given: Tensor) -> Kernels:
+        """The same, with all states before tiles given by the state that comes in.
+
+        Args:
+            given: of the same steps, by `pair` for forward, by `adjoint_impulse` for backward.
+        """
+        other = copy(self)
+        other._given, other._passes = given, self._given_passes
+        return other
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state, in one kernel."""
@@ -76,7 +99,8 @@ class Kernels:
         hidden = contiguous(x, launch.state)
         y = contiguous(x, launch.output) if problem.readout else hidden
         final = x.new_empty_strided((B, D), (D, 1), dtype=STATE[launch.state])
-        launch((*pre, *problem.optional, hidden, final, y if problem.readout else None))
+        written = hidden, final, y if problem.readout else None
+        launch((*pre, *problem.optional, *written), self._given)
         return States(y, hidden, final)
 
     def backward(
@@ -104,32 +128,34 @@ class Kernels:
             else (contiguous(p, p.dtype) if target is None else target)
             for p, target in zip(pre, out, strict=True)
         ]
-        launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre))
+        launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre), self._given)
         return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
 
-    def pair(self, problem: Problem) -> tuple[Tensor, Tensor] | None:
+    def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """A and B of the steps, in one kernel that reads the inputs once; None of `serial`.
 
-        Where a product of decays overflows, A is inf or NaN: to return None there would take
-        waiting for the device.
+        With what `after` is given, if the pass of these steps has several tiles. Where a product of
+        decays overflows, A is inf or NaN: to return None there would take waiting for the device.
         """
         if not self._parallel:
             return None
         pre = _plain(problem.pre)
         launch = self._planned_pair("forward", problem, pre)
         A, B = launch.new_state(pre[self._first]), launch.new_state(pre[self._first])
-        launch((*pre, None, *problem.optional[1:], A, B, None))
-        return A, B
+        given = launch((*pre, None, *problem.optional[1:], A, B, None))
+        return A, B, given
 
-    def adjoint_impulse(self, problem: Problem, h: Tensor, dy: Tensor) -> Tensor | None:
+    def adjoint_impulse(
+        self, problem: Problem, h: Tensor, dy: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
         """C of the steps' adjoint; likewise."""
         if not self._parallel:
             return None
         *pre, h, dy = tensors = _plain((*problem.pre, h, dy))
         launch = self._planned_pair("backward", problem, tensors)
         C = launch.new_state(h)
-        launch((*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre)))
-        return C
+        given = launch((*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre)))
+        return C, given
 
     def _planned_pair(self, step: str, problem: Problem, tensors: Sequence[Tensor]) -> _Launch:
         """What computes the pair of a pass that reads these tensors."""
@@ -148,12 +174,17 @@ class Kernels:
     ) -> _Launch:
         resets, lengths = problem.reset is not None, problem.lengths is not None
         kind = Pass(step, self._parallel, resets, layout, lengths, result)
+        kind = kind._replace(given=self._given is not None)
         gate, readout = self._programs
-        if result == "pair" and step == "forward":
-            readout = ""
         B, T, D = problem.x.shape
+        if result == "pair":
+            of_pass = kind._replace(result="outputs")
+            code, how = _planned(gate, readout, self._operands, of_pass, (B, T, D))
+            if how.tiles > 1:
+                kind = kind._replace(segment=steps(code, self._operands, of_pass))
+            readout = readout if step == "backward" else ""
         code, how = _planned(gate, readout, self._operands, kind, (B, T, D))
-        return _Launch(step, code, how, problem)
+        return _Launch(step, code, how, problem, keeps=kind.segment > 0)
 
 
 @lru_cache(maxsize=4096)  # shapes are many where lengths vary
@@ -184,9 +215,11 @@ class _Launch:
         tiles: of time.
     """
 
-    def __init__(self, step: str, code: Fused, how: Plan, problem: Problem) -> None:
+    def __init__(
+        self, step: str, code: Fused, how: Plan, problem: Problem, *, keeps: bool = False
+    ) -> None:
         self.state, self.output, self.tiles = DTYPE[code.state], DTYPE[code.output], how.tiles
-        self._how, self._device = how, problem.x.device
+        self._how, self._device, self._keeps = how, problem.x.device, keeps
         self._kernel = _kernel(how.macros, self._device)
         self._inputs = len(problem.pre)
         self._at = at = fields(self._inputs)
@@ -224,22 +257,28 @@ class _Launch:
             self._words[at + 3] = size * strides[-1]
         self._tell(row=row, step=step)
 
-    def __call__(self, tensors: Sequence[Tensor | None]) -> None:
-        """Launches the kernel.
+    def __call__(
+        self, tensors: Sequence[Tensor | None], given: Tensor | None = None
+    ) -> Tensor | None:
+        """Launches the kernel; of a pair for `Kernels.after`, returns what that is given.
 
         Args:
             tensors: the pre-activations, then those that `ADDRESSES` names, backward the gradients
                 of the pre-activations too; None for none.
+            given: what a pair has left, if the kernel reads that.
         """
         words = self._words[:]
         for at, x in zip(self._addresses, tensors, strict=True):
             if x is not None:
                 words[at] = x.data_ptr()
-        if self._how.words:
+        workspace = given
+        if given is None and self._how.words:
             # Zeroed in stream order, and the launch's own: one in flight may read an older one.
             workspace = torch.zeros(self._how.words, dtype=torch.int64, device=self._device)
+        if workspace is not None:
             words[self._at["workspace"]] = workspace.data_ptr()
         nvrtc.launch(self._kernel, self._how.grid, self._how.block, words, self._device)
+        return workspace if self._keeps else None
 
 
 def _kernel(variant: nvrtc.Macros, device: torch.device) -> object:

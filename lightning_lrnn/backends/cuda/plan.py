@@ -13,7 +13,7 @@ from lightning_lrnn.backends.cuda.codegen import Fused
 from lightning_lrnn.backends.operands import DTYPE, STORAGE, Operand
 from lightning_lrnn.core.dtypes import state_dtype
 
-__all__ = ["Pass", "Plan", "columns", "layout_of", "macros", "plan", "slots", "steps"]
+__all__ = ["Pass", "Plan", "columns", "kept", "layout_of", "macros", "plan", "slots", "steps"]
 
 STATE = {dtype: state_dtype(dtype) for dtype in STORAGE}
 
@@ -69,6 +69,10 @@ class Pass(NamedTuple):
     """Whether a row may end before the last step."""
     result: str = "outputs"
     """All "outputs" of the pass, or the "pair" of its walk alone, which only tiles give."""
+    segment: int = 0
+    """Steps of a thread's segment, where a pair has the tiles of its pass; 0 for as many as fit."""
+    given: bool = False
+    """Whether a pair of the same tiles has left what lies before each."""
 
 
 def columns(D: int) -> int:
@@ -79,6 +83,8 @@ def columns(D: int) -> int:
 @cache
 def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
+    if kind.segment:
+        return kind.segment
     size = STATE[DTYPE[gate.state]].itemsize
     registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
     most = min(SEGMENT // size, registers // _registers(gate, operands, kind))
@@ -111,10 +117,10 @@ def macros(
         operands: of the gate.
         kind: of the pass.
         width: features per block, which only the parallel schedule has.
-        carry: "chained" or "folded", likewise.
+        carry: "chained", "folded" or "given", likewise.
         tiles: "any" or, if no tile has a step or a feature less than it may, "whole", likewise.
     """
-    step, parallel, resets, layout, _, result = kind
+    step, parallel, resets, layout, _, result = kind[:6]
     return (
         ("LRNN_PASS", step),
         ("LRNN_RESULT", result),
@@ -141,19 +147,18 @@ def plan(
     """
     B, T, D = shape
     width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
-    if pair or (kind.parallel and B * D < WALK and T > SHORT * segment):
+    if pair or _in_tiles(kind, segment, shape):
         segments, chains = THREADS // width, B * -(-D // width)
         tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
         carry = "folded" if pair or (chains < CHAINS and tiles > 2) else "chained"
+        carry = "given" if kind.given and tiles > 1 else carry
         # A kernel without the path of other tiles, where that gives another block room.
         whole = not (rest or D % MAX_COLUMNS or kind.lengths) and (
             _blocks(gate, operands, kind, width, carry, "whole")
             > _blocks(gate, operands, kind, width, carry, "any")
         )
         variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
-        # Word 0 counts the blocks that have started; the rest is what tiles tell each other.
-        pieces = STATE[DTYPE[gate.state]].itemsize // 4
-        words = 1 + chains * slots(carry, tiles, segments) * width * pieces if tiles > 1 else 0
+        words = _words(gate, carry, shape, segment) if tiles > 1 else 0
         found = Plan(variant, chains * tiles, THREADS, words, tiles)
     else:
         variant = macros(gate, operands, kind._replace(parallel=False), width)
@@ -164,6 +169,39 @@ def plan(
             f"{MAX_BLOCKS}: split the batch or the sequence"
         )
     return found
+
+
+def kept(
+    gate: Fused, operands: tuple[Operand, ...], kind: Pass, shape: tuple[int, int, int]
+) -> int:
+    """Words that the pair of a pass leaves for it, of any tensors of this shape; 0 for none.
+
+    Args:
+        gate: with its readout.
+        operands: of the gate.
+        kind: of the pass itself.
+        shape: (B, T, D), of which B and T may be symbols.
+    """
+    segment = steps(gate, operands, kind)
+    tile = segment * (THREADS // columns(shape[2]))
+    if not _in_tiles(kind, segment, shape) or shape[1] <= tile:
+        return 0
+    return _words(gate, "given", shape, segment)
+
+
+def _in_tiles(kind: Pass, segment: int, shape: tuple[int, int, int]) -> bool:
+    """Whether a pass runs in tiles rather than column by column."""
+    B, T, D = shape
+    return kind.parallel and B * D < WALK and T > SHORT * segment
+
+
+def _words(gate: Fused, carry: str, shape: tuple[int, int, int], segment: int) -> int:
+    """Of a workspace: word 0 counts the blocks that have started; the rest is what tiles tell."""
+    B, T, D = shape
+    width, pieces = columns(D), STATE[DTYPE[gate.state]].itemsize // 4
+    segments = THREADS // width
+    tiles = -(-T // (segment * segments))
+    return 1 + B * -(-D // width) * slots(carry, tiles, segments) * width * pieces
 
 
 def _blocks(
@@ -180,9 +218,9 @@ def _blocks(
         crowded = kind.step == "backward" and gated and segment > 8  # on sm_100
         return BLOCKS + (not crowded and (small or gate.operations <= OPERATIONS["forward"]))
     if kind.step == "backward":
-        plain = gate.state == "f32" and gate.operations == 0 and carry == "chained"
+        plain = gate.state == "f32" and gate.operations == 0 and carry != "folded"
         return BLOCKS + (tiles == "whole" and (plain or (small and few)))
-    if carry == "folded":
+    if carry == "folded" or (carry == "given" and tiles == "any"):
         return BLOCKS + (small and not gate.state.startswith("c"))
     return BLOCKS + small + (small and few)
 
