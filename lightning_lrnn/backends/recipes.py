@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_lrnn.backends.base import Prepared
 from lightning_lrnn.core.problem import Problem, lie_as_chunks
-from lightning_lrnn.core.pytorch import guard_of
+from lightning_lrnn.core.pytorch import any_requires_grad, guard_of
 from lightning_lrnn.gates import derivative
 
 __all__ = [
@@ -42,19 +42,21 @@ class Recipe(NamedTuple):
     Attributes:
         name: of the backend.
         backend: prepared for problems of this form; None if only the name is known.
-        read: which pre-activations the backward pass reads; () if that is not known.
-        dtypes: of the pre-activations; likewise.
+        unread: indices of the pre-activations that the backward pass does not read.
+        dtypes: of the pre-activations; () if they are not known.
         chunks: whether all are read, and those that vary over time may be chunks of one projection,
             see `lie_as_chunks`.
         dense: whether h0, lengths and reset are as backends read them, see `Problem.dense`.
+        wants_gradient: whether one of the tensors does, which a guard tells; None if not known.
     """
 
     name: str
     backend: Prepared | None = None
-    read: tuple[bool, ...] = ()
+    unread: tuple[int, ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     chunks: bool = True
     dense: bool = False
+    wants_gradient: bool | None = None
 
 
 def of(name: str, backend: Prepared | None, problem: Problem) -> Recipe:
@@ -62,10 +64,10 @@ def of(name: str, backend: Prepared | None, problem: Problem) -> Recipe:
     pre = problem.pre
     kinds = tuple([p.is_complex() for p in pre])
     needed = derivative.needed(problem.gate, problem.readout, kinds)
-    read = tuple([p.ndim < 3 or used for p, used in zip(pre, needed, strict=True)])
+    unread = tuple([i for i, used in enumerate(needed) if not used and pre[i].ndim == 3])
     sequences = [p for p in pre if p.ndim == 3]
-    chunks = all(read) and len(sequences) > 1 and lie_as_chunks(sequences)
-    return Recipe(name, backend, read, tuple([p.dtype for p in pre]), chunks)
+    chunks = not unread and len(sequences) > 1 and lie_as_chunks(sequences)
+    return Recipe(name, backend, unread, tuple([p.dtype for p in pre]), chunks)
 
 
 Key = tuple[object, ...]
@@ -79,7 +81,8 @@ def guard(key: Key, given: Sequence[Tensor], recipe: Recipe) -> None:
     """From now on tensors like these are told by a guard, if there are not too many yet."""
     guards = by_guard.setdefault(key, [])
     if len(guards) < GUARDS and (check := guard_of(*given)) is not None:
-        guards.append((check, recipe))
+        wants_gradient = any_requires_grad(*given)
+        guards.append((check, recipe._replace(wants_gradient=wants_gradient)))
     if len(by_guard) > FORMS:
         by_guard.clear()
 

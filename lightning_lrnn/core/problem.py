@@ -40,18 +40,18 @@ def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
 
 def lie_as_chunks(tensors: Sequence[Tensor]) -> bool:
     """Whether these may be `chunk(len(tensors), -1)` of one tensor: by shape, strides and dtype."""
-    first, n = tensors[0], len(tensors)
-    shape, strides = first.shape, first.stride()
-    width = n * shape[-1]
+    first, *others = tensors
+    shape, strides, dtype = first.shape, first.stride(), first.dtype
+    *sizes, width = shape
     if strides[-1] != 1:
         return False
-    for size, stride in zip(shape[:-1], strides[:-1], strict=True):
-        if size > 1 and stride < width:
+    for size, stride in zip(sizes, strides, strict=False):
+        if size > 1 and stride < len(tensors) * width:
             return False
-    others = tensors[1:]
-    return all(
-        [x.shape == shape and x.stride() == strides and x.dtype == first.dtype for x in others]
-    )
+    for x in others:
+        if x.shape != shape or x.stride() != strides or x.dtype != dtype:
+            return False
+    return True
 
 
 class Problem(NamedTuple):

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 __all__ = [
     "add_batch_dim",
     "any_requires_grad",
+    "applied",
     "below_autograd",
     "collectives",
     "constant",
@@ -114,7 +115,7 @@ def plain_eager(*tensors: Tensor | None) -> bool:
     if not plain_mode():
         return False
     for x in tensors:
-        if x is not None and type(x) is not Tensor and type(x) is not Parameter:
+        if type(x) is not Tensor and x is not None and type(x) is not Parameter:
             return False
     return True
 
@@ -140,6 +141,12 @@ def keep_graph() -> bool:
     """Whether the present backward pass leaves the graph for another one; True if not known."""
     asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return asked is None or asked()
+
+
+def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Its `apply` without the part in Python, 1 us, which is for torch.func."""
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 def node_of(function: type[torch.autograd.Function]) -> type:

@@ -6,7 +6,7 @@ the operator (`library`) from the Python function behind it, the function is cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_lrnn.backends import Prepared
 from lightning_lrnn.backends.recipes import Recipe
 from lightning_lrnn.core.problem import Problem, States
-from lightning_lrnn.core.pytorch import any_requires_grad
+from lightning_lrnn.core.pytorch import any_requires_grad, applied
 from lightning_lrnn.ops import profiling, projections
 from lightning_lrnn.ops.gradient import differentiate
 
@@ -45,7 +45,10 @@ def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
     if not recipe.dense:
         problem = problem.dense()
     pre, h0 = problem.pre, problem.h0
-    if torch.is_grad_enabled() and any_requires_grad(*pre, h0):
+    wants_gradient = recipe.wants_gradient
+    if wants_gradient is None:
+        wants_gradient = any_requires_grad(*pre, h0)
+    if wants_gradient and torch.is_grad_enabled():
         y, _, final = _differentiable(recipe, problem, h0, *pre)
     else:
         assert recipe.backend is not None
@@ -83,7 +86,7 @@ class _Differentiable(torch.autograd.Function):
         return None, None, dh0, *dpre
 
 
-_differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = _Differentiable.apply
+_differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = applied(_Differentiable)
 
 
 def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:
@@ -96,9 +99,9 @@ def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:
         h: its hidden states.
     """
     gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
-    kept: Sequence[Tensor | None] = pre
-    if not all(recipe.read):
-        kept = [p if read else None for p, read in zip(pre, recipe.read, strict=True)]
+    kept: list[Tensor | None] = [*pre]
+    for i in recipe.unread:
+        kept[i] = None
     # Chunks of a projection that nobody else reads: their gradients may take their place.
     donated = recipe.chunks and all(
         [type(p.grad_fn) is projections.SPLIT for p in pre if p.ndim == 3]

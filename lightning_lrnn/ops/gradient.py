@@ -37,16 +37,14 @@ def differentiate(
         again: whether what was kept is needed again.
     """
     given = dy, of_h, dh_final
-    if any([x is not None and is_batched(x) for x in given]):
-        return _batched(ctx, given)
+    for x in given:
+        if x is not None and is_batched(x):
+            return _batched(ctx, given)
     recipe, gate, readout, reverse, exclusive, donated = ctx.how
     *pre, h, h0, lengths, reset = ctx.saved_tensors
     first_order = of_h is None and not torch.is_grad_enabled()
-    if not all(recipe.read):
-        like = _of_its_shape if first_order else _zeros
-        pre = [
-            like(h, dtype) if p is None else p for p, dtype in zip(pre, recipe.dtypes, strict=True)
-        ]
+    for i in recipe.unread:
+        pre[i] = (_of_its_shape if first_order else _zeros)(h, recipe.dtypes[i])
     problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
     if first_order:
         gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_lrnn.core.problem import lie_as_chunks
-from lightning_lrnn.core.pytorch import is_batched, node_of
+from lightning_lrnn.core.pytorch import applied, is_batched, node_of
 
 __all__ = ["SPLIT", "gradients_of", "joined", "split"]
 
@@ -18,22 +18,22 @@ def joined(chunks: Sequence[Tensor]) -> Tensor | None:
     """The tensor whose `chunk(len(chunks), -1)` these are, or None if there is none."""
     if any(map(is_batched, chunks)) or not lie_as_chunks(chunks):
         return None
-    first = chunks[0]
+    first, *others = chunks
     storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
-    for i, chunk in enumerate(chunks):
-        if (
-            chunk.storage_offset() != offset + i * chunk.shape[-1]
-            or chunk.untyped_storage().data_ptr() != storage
-        ):
+    *sizes, width = first.shape
+    for chunk in others:
+        offset += width
+        if chunk.storage_offset() != offset or chunk.untyped_storage().data_ptr() != storage:
             return None
-    return first.as_strided((*first.shape[:-1], len(chunks) * first.shape[-1]), first.stride())
+    return first.as_strided((*sizes, len(chunks) * width), first.stride())
 
 
 def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together.
 
     x is donated: the backward pass of a recurrence may leave gradients in the place of the
-    chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`.
+    chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`, and so does
+    who is under torch.func.
     """
     return _split(x, n)
 
@@ -69,6 +69,6 @@ class _Split(torch.autograd.Function):
         return torch.cat(gradients, -1) if whole is None else whole, None
 
 
-_split: Callable[[Tensor, int], tuple[Tensor, ...]] = _Split.apply
+_split: Callable[[Tensor, int], tuple[Tensor, ...]] = applied(_Split)
 SPLIT = node_of(_Split)
 """The node of autograd that `split` leaves: the backward pass may write into its chunks."""

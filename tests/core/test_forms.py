@@ -2,7 +2,8 @@
 
 Seen to fail: strides, or the initial state, left out of the form; which of h0, lengths and reset
 is there left out of the key of a guard; values of lengths not looked at in a warm call; a cache
-without a limit; guards without one.
+without a limit; guards without one; a guard made under `no_grad` that keeps that nothing wants a
+gradient.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def test_a_recipe_is_found_for_its_own_form_alone(guarded, monkeypatch):
         recipes.keep(problem, "scan", made[name])
         for known, recipe in made.items():
             for _ in range(2):  # by the form, then by a guard
-                assert recurrence._known({"base": BASE, **OTHERS}[known], "scan") is recipe
+                found = recurrence._known({"base": BASE, **OTHERS}[known], "scan")
+                assert found is not None and found.backend is recipe.backend
     assert recurrence._known(BASE, "serial") is None
     backends.forget()
 
@@ -140,6 +142,19 @@ def test_a_warm_call_is_that_of_the_backend_that_is_chosen_now():
             for _ in range(2):
                 lrnn.linear_recurrence(a, a)
                 assert lrnn.last_backend() == name
+
+
+@pytest.mark.parametrize("enabled", [(False, True), (True, False)])
+def test_a_warm_call_has_a_gradient_where_one_is_wanted(enabled):
+    backends.forget()
+    x, h0 = torch.rand(2, 6, 4), torch.rand(2, 4)
+    w = x.clone().requires_grad_()
+    for given in [(x, x, h0), (x, w, h0), (x, x, h0.clone().requires_grad_())] * 2:
+        for grad in enabled:
+            with torch.set_grad_enabled(grad):
+                for _ in range(3):
+                    y, _ = lrnn.linear_recurrence(*given)
+                    assert y.requires_grad == (grad and any(p.requires_grad for p in given))
 
 
 def test_as_many_forms_are_kept_as_there_is_room_for(monkeypatch):

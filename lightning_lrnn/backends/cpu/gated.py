@@ -48,6 +48,7 @@ class Gated:
         x = problem.pre[self._first]
         alike = x.is_contiguous() and x.dtype is compiled.state
         self._alike = alike and x.nbytes < LARGE_PAGE  # `empty` need not ask
+        self._small = not self._parameters and max(p.nbytes for p in problem.pre) < LARGE_PAGE
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
         self._adjoint_division = divided(
@@ -105,7 +106,7 @@ class Gated:
         dpre = self._room_for_gradients(pre, h, out)
         tensors = [*pre, dy, h, first, *dpre]
         # Hooks of autograd may hand out other strides than they were given.
-        form = tuple([t.stride() for t in (*pre, dy, h, first, dpre[self._first])])
+        form = tuple(map(Tensor.stride, tensors))
         steps = self._backward.get(form)
         if steps is None:
             steps = self._backward[form] = self._launch(tensors, backward=True)
@@ -169,6 +170,8 @@ class Gated:
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
     ) -> list[Tensor]:
         """Where gradients go: of a parameter a sum for every part of time and row."""
+        if out is None and self._small:
+            return [contiguous(p, p.dtype) for p in pre]
         division = self._adjoint_division
         room = []
         for i, p in enumerate(pre):

@@ -97,8 +97,12 @@ class Launch:
             restarts: bool (B, T), where no state passes into a step of the forward pass.
         """
         words = self._words[:]
-        room = self._write(words, tensors, h, initial)
-        self._run(words, lengths, restarts, (tensors, h, initial, room))
+        room = self._write(words, tensors, h, initial, lengths, restarts)
+        if self._workers == 1:
+            self._walker(words.buffer_info()[0], 0)
+        else:
+            alive = tensors, h, initial, lengths, restarts, room
+            threads.run(self._walker, words, self._workers, alive)
 
     def pairs(
         self,
@@ -112,27 +116,11 @@ class Launch:
         """
         found = torch.empty(self._pairs, dtype=self._dtype, device="cpu")
         words = self._words[:]
-        room = self._write(words, tensors, found, None)
-        words[PAIRS] = found.data_ptr()
-        self._run(words, lengths, restarts, (tensors, found, room))
+        room = self._write(words, tensors, found, None, lengths, restarts)
+        words[PAIRS] = words[H]
+        alive = tensors, found, lengths, restarts, room
+        threads.run(self._walker, words, self._workers, alive)
         return found
-
-    def _run(
-        self,
-        words: array[int],
-        lengths: Tensor | None,
-        restarts: Tensor | None,
-        alive: tuple[object, ...],
-    ) -> None:
-        if lengths is not None:
-            words[LENGTHS] = lengths.data_ptr()
-        if restarts is not None:
-            words[RESTARTS] = restarts.data_ptr()
-        if self._workers == 1:
-            self._walker(words.buffer_info()[0], 0)
-        else:
-            alive = *alive, lengths, restarts
-            threads.run(self._walker, words, self._workers, alive)
 
     def bound(
         self, tensors: Sequence[Tensor | None], h: Tensor, initial: Tensor | None
@@ -154,12 +142,18 @@ class Launch:
         words: array[int],
         tensors: Sequence[Tensor | None],
         h: Tensor,
-        initial: Tensor | None,
+        initial: Tensor | None = None,
+        lengths: Tensor | None = None,
+        restarts: Tensor | None = None,
     ) -> Tensor | None:
-        """The addresses that every call has; what must stay alive beside the arguments."""
+        """The addresses of a call; returns what must stay alive beside the arguments."""
+        words[H] = h.data_ptr()
         if initial is not None:
             words[INITIAL] = initial.data_ptr()
-        words[H] = h.data_ptr()
+        if lengths is not None:
+            words[LENGTHS] = lengths.data_ptr()
+        if restarts is not None:
+            words[RESTARTS] = restarts.data_ptr()
         at = FIRST
         for x in tensors:
             if x is not None:

@@ -73,6 +73,7 @@ class Kernels:
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
+        self._parameters = any([p.ndim < 3 for p in problem.pre])
         self._passes: dict[tuple[object, ...], _Launch] = {}
         self._given_passes: dict[tuple[object, ...], _Launch] = {}
 
@@ -88,48 +89,56 @@ class Kernels:
 
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state, in one kernel."""
-        pre = _plain(problem.pre) if self._lazy else problem.pre
+        _, readout, pre, h0, lengths, reset, reverse, _ = problem
+        if self._lazy:
+            pre = _plain(pre)
         x = pre[self._first]
         B, T, D = x.shape
-        layout = layout_of((B, T, D), problem.lengths, pre, reverse=problem.reverse)
+        layout = layout_of((B, T, D), lengths, pre, reverse=reverse)
         launch = self._passes.get((layout,))
         if launch is None:
             launch = self._passes[layout,] = self._planned("forward", problem, layout)
             launch.tell_strides(pre, row=T * D, step=D)
         hidden = contiguous(x, launch.state)
-        y = contiguous(x, launch.output) if problem.readout else hidden
+        y = contiguous(x, launch.output) if readout else hidden
         final = x.new_empty_strided((B, D), (D, 1), dtype=STATE[launch.state])
-        written = hidden, final, y if problem.readout else None
-        launch((*pre, *problem.optional, *written), self._given)
+        written = hidden, final, y if readout else None
+        launch((*pre, h0, lengths, reset, *written), self._given)
         return States(y, hidden, final)
 
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0: the adjoint, in one kernel the other way."""
-        *pre, h, dy = _plain((*problem.pre, h, gradients.y))
+        _, _, pre, h0, lengths, reset, reverse, _ = problem
+        dy, dh_final, out = gradients
+        *pre, h, dy = _plain((*pre, h, dy))
         B, T, D = h.shape
-        out = gradients.out or [None] * len(pre)
-        given = [g for g in out if g is not None]
+        given = [] if out is None else [g for g in out if g is not None]
         tensors = [*pre, h, dy, *given]
-        layout = layout_of((B, T, D), problem.lengths, tensors, reverse=not problem.reverse)
+        layout = layout_of((B, T, D), lengths, tensors, reverse=not reverse)
         # Hooks of autograd may hand out other strides than they were given.
-        form = layout, *[x.stride() for x in tensors]
+        form = layout, *map(Tensor.stride, tensors)
         launch = self._passes.get(form)
         if launch is None:
             launch = self._passes[form] = self._planned("backward", problem, layout)
             row, step = given[0].stride()[:2] if given else (T * D, D)
             launch.tell_strides((*pre, h, dy), row=row, step=step)
         dh0 = h.new_empty_strided((B, D), (D, 1), dtype=STATE[h.dtype])
-        # A tile that is all padding leaves its sums as they are.
-        dpre = [
-            p.new_zeros((launch.tiles, B, D), dtype=_sum_dtype(p, h))
-            if p.ndim < 3
-            else (contiguous(p, p.dtype) if target is None else target)
-            for p, target in zip(pre, out, strict=True)
-        ]
-        launch((*pre, *problem.optional, h, dy, gradients.final, dh0, *dpre), self._given)
-        return [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)], dh0
+        dpre = given or [contiguous(p, p.dtype) for p in pre if p.ndim == 3]
+        if self._parameters:
+            of_sequences = iter(dpre)
+            # A tile that is all padding leaves its sums as they are.
+            dpre = [
+                p.new_zeros((launch.tiles, B, D), dtype=_sum_dtype(p, h))
+                if p.ndim < 3
+                else next(of_sequences)
+                for p in pre
+            ]
+        launch((*pre, h0, lengths, reset, h, dy, dh_final, dh0, *dpre), self._given)
+        if self._parameters:
+            dpre = [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)]
+        return dpre, dh0
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """A and B of the steps, in one kernel that reads the inputs once; None of `serial`.
@@ -268,9 +277,9 @@ class _Launch:
             given: what a pair has left, if the kernel reads that.
         """
         words = self._words[:]
-        for at, x in zip(self._addresses, tensors, strict=True):
+        for i, x in enumerate(tensors):
             if x is not None:
-                words[at] = x.data_ptr()
+                words[self._addresses[i]] = x.data_ptr()
         workspace = given
         if given is None and self._how.words:
             # Zeroed in stream order, and the launch's own: one in flight may read an older one.

@@ -237,12 +237,10 @@ def launch(
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
-    import torch
-
     driver, pytorch, index = _driver(), _pytorch(), device.index
     # The driver copies what the pointer points to before it returns.
     pointer = array("q", [parameter.buffer_info()[0]])
-    with _CURRENT if pytorch.current_device() == index else torch.cuda.device(device):
+    with _CURRENT if pytorch.current_device() == index else _on(device):
         stream = driver.CUstream(pytorch.current_stream(index))
         given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
         (status,) = driver.cuLaunchKernel(*given)
@@ -250,6 +248,12 @@ def launch(
             (status,) = driver.cuLaunchKernel(*given)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    import torch
+
+    return torch.cuda.device(device)
 
 
 def _without_context(index: int) -> bool:
