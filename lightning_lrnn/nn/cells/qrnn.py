@@ -82,17 +82,17 @@ class QRNNCell(GatedCell):
     def pre_activations(
         self, projection: Tensor, x: Tensor, context: ScanContext
     ) -> tuple[Tensor, ...]:
-        """Where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
+        """The projections; where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
         pre = super().pre_activations(projection, x, context)
         if not self.zoneout or not self.training or not context.dropout:
             return pre
         # In float32: a 16-bit draw is not fine enough.
-        kept = torch.rand(pre[0].shape, device=x.device) < self.zoneout
+        zoned_out = torch.rand(pre[0].shape, device=x.device) < self.zoneout
         if self.pooling != "ifo":
             f, *others = pre
-            return f.masked_fill(kept, KEEP), *others
+            return f.masked_fill(zoned_out, KEEP), *others
         f, i, *others = pre
-        return f.masked_fill(kept, KEEP), i.masked_fill(kept, -KEEP), *others
+        return f.masked_fill(zoned_out, KEEP), i.masked_fill(zoned_out, -KEEP), *others
 
     def extra_repr(self) -> str:
         """Sizes, window and pooling."""

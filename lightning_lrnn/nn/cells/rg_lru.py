@@ -22,10 +22,10 @@ __all__ = ["RGLRU", "RGLRUCell", "rg_lru"]
 SHARPNESS = 8.0
 """c of the paper."""
 STEEPEST = 1000.0
-"""Bound of the root's derivative, and with `LEAST` where it is reached."""
+"""Bound of the root's derivative, which it reaches at `LEAST`."""
 LEAST = 1 / (2 * STEEPEST) ** 2
 RING = (0.9, 0.999)
-"""In which a lies at first, where the recurrence gate is open."""
+"""Range of the initial a where the recurrence gate is open."""
 
 
 @gate

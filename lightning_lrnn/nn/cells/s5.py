@@ -18,9 +18,9 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["S5", "S5Cell"]
 
 STEPS = (1e-3, 1e-1)
-"""Between which the time of a step lies at first."""
+"""Range of the initial time of a step."""
 LARGEST_RATE = -1e-4
-"""Of the real part of an eigenvalue: it may not grow."""
+"""Upper bound of the real part of an eigenvalue: negative, so that no state grows."""
 
 
 class S5Cell(DiagonalCell):
@@ -78,7 +78,7 @@ def hippo_frequencies(n: int) -> np.ndarray:
     """The positive imaginary parts of the eigenvalues of the 2n x 2n HiPPO-N matrix, (n).
 
     It is -1/2 on the diagonal, and else skew-symmetric with the entries sqrt((i + 1/2)(j + 1/2)).
-    In NumPy, which no mode of PyTorch changes: the result is kept.
+    In NumPy, since the result is cached and no mode of PyTorch may change it.
     """
     root = np.sqrt(np.arange(0.5, 2 * n))
     skew = np.triu(np.outer(root, root), 1)
