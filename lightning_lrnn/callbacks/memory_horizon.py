@@ -1,4 +1,4 @@
-"""How long the units of a recurrent layer remember, and where their gates are."""
+"""Time constants of the units of recurrent layers, and saturation of their gates."""
 
 from __future__ import annotations
 
@@ -147,17 +147,17 @@ class MemoryHorizon(Callback):
     def _measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, decays: dict[str, Tensor]
     ) -> None:
-        ask: Any = getattr(pl_module, "decays", None)
-        if not decays and callable(ask):
+        model_decays: Any = getattr(pl_module, "decays", None)
+        if not decays and callable(model_decays):
             with torch.no_grad():
-                decays = ask(self._batch)
+                decays = model_decays(self._batch)
         decays = {name: a for name, a in decays.items() if a.numel()}
         if not decays:
             return
         self._measured_at = trainer.global_step
         self.latest = {name: time_constants(a) for name, a in decays.items()}
         scalars = {
-            # Nearest, because half way between a number and inf there is nothing to show.
+            # Nearest, as an interpolation between a number and inf is inf.
             f"horizon/{name}/{label}": float(taus.quantile(q, interpolation="nearest"))
             for name, taus in self.latest.items()
             for label, q in QUANTILES.items()

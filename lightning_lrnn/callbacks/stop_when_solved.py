@@ -22,8 +22,8 @@ class StopWhenSolved(Callback):
 
     Args:
         batches: training batches in a row that must be right.
-        metric: what is 1 where all is right, logged as "train/<metric>" at every step and as
-            "val/<metric>" after a validation.
+        metric: name of a metric that is 1 without a mistake, logged as "train/<metric>" at every
+            step and as "val/<metric>" after a validation.
 
     Attributes:
         solved: whether a validation was without a mistake.
