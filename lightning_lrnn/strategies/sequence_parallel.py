@@ -1,4 +1,4 @@
-"""The strategy of processes that share each sequence, a stretch of time each."""
+"""Sequence parallelism: processes share each sequence, a stretch of time each."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Of this row of the mesh among the rows."""
+        """Replicas are the rows of the mesh; the rank is the number of this row."""
         if self._mesh is None:
             return dict(super().distributed_sampler_kwargs)
         data = self._mesh[DATA]
@@ -128,7 +128,7 @@ class SequenceParallelStrategy(ShardingStrategy):
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
-        """Of a batch this process's stretch, on the device."""
+        """This process's stretch of a batch, on the device."""
         ranks, module = self._ranks, self.lightning_module
         if ranks is not None and module is not None:
             leaves, form = tree_flatten(batch)
@@ -158,7 +158,7 @@ class SequenceParallelStrategy(ShardingStrategy):
         }
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With random numbers of this process's own, as dropout must differ along a sequence."""
+        """Runs a step with this process's random numbers, as dropout must differ over time."""
         if self._ranks is None or self._watch is None:
             return super().training_step(*args, **kwargs)
         self._watch.begin()
@@ -167,7 +167,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Seeded by one draw of those that all processes have alike, which a checkpoint keeps."""
+        """Seeds a generator by a draw of the common one, whose state is in checkpoints."""
         seed = int(torch.randint(1 << 62, ()))
         device = self.root_device
         with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
@@ -177,13 +177,13 @@ class SequenceParallelStrategy(ShardingStrategy):
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Raises where the backward passes of the ranks would not meet, see `Watch`."""
         module = self.lightning_module
-        # By hand a module may have several losses, which are not told apart here.
+        # With manual optimization a module may have several losses, which look alike here.
         if self._watch is not None and module is not None and module.automatic_optimization:
             self._watch.check(closure_loss, self._form)
         super().pre_backward(closure_loss)
 
     def teardown(self) -> None:
-        """Takes the group out of the module's layers again."""
+        """Sets the group of the module's layers to None."""
         module: Any = self.lightning_module
         if self._watch is not None:
             self._watch.stop()
@@ -193,7 +193,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
 
 def _set_group(module: Any, ranks: Ranks | None) -> None:
-    """In its layers, and in a module that knows of ranks."""
+    """Sets the group of the module's layers, and of a module with a `group`."""
     for layer in module.modules():
         if isinstance(layer, Stack):
             layer.group = ranks

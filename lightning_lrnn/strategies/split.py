@@ -1,4 +1,4 @@
-"""Batches of any LightningModule, cut over time as the user says, and what cannot be cut."""
+"""Cuts batches of any LightningModule over time, and refuses layers that mix time steps."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def chunk_of(module: nn.Module) -> int | None:
     Raises:
         ValueError: where layers have different ones.
     """
-    found = {m.checkpoint_time for m in module.modules() if isinstance(m, Stack)}
-    if len(found) > 1:
+    chunks = {m.checkpoint_time for m in module.modules() if isinstance(m, Stack)}
+    if len(chunks) > 1:
         raise ValueError(
             f"layers that ranks share must have the same `checkpoint_time`, got "
-            f"{', '.join(map(str, found))}"
+            f"{', '.join(map(str, chunks))}"
         )
-    return found.pop() if found else None
+    return chunks.pop() if chunks else None
 
 
 class Cut(NamedTuple):
@@ -120,13 +120,13 @@ class Cut(NamedTuple):
 
 def _differs(split: Any, batch: Any, where: str) -> ValueError:
     if isinstance(batch, Tensor):
-        found = f"a tensor of shape {tuple(batch.shape)}"
+        form = f"a tensor of shape {tuple(batch.shape)}"
     elif isinstance(batch, Mapping):
-        found = f"a {type(batch).__name__} with {', '.join(map(repr, batch)) or 'nothing'}"
+        form = f"a {type(batch).__name__} with {', '.join(map(repr, batch)) or 'nothing'}"
     else:
         entries = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
-        found = f"a {type(batch).__name__}{entries}"
-    return ValueError(f"`split` says {split!r} of {where}, which is {found}")
+        form = f"a {type(batch).__name__}{entries}"
+    return ValueError(f"`split` says {split!r} of {where}, which is {form}")
 
 
 def check_layers(module: nn.Module, *, foreign: bool, synchronised: bool) -> None:
