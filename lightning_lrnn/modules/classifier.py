@@ -36,7 +36,7 @@ __all__ = ["SequenceClassifier"]
 
 
 class SequenceClassifier(SequenceModule):
-    """Tells the class of a whole sequence.
+    """Predicts the class of a whole sequence.
 
         x = blocks(encoder(inputs))                 see `ResidualModule`
         logits = head(x pooled over time)
@@ -118,7 +118,7 @@ class SequenceClassifier(SequenceModule):
         self.keep("class_weights", self.class_weights)
         ends = self.directions if pooling == "last" else 1
         self.head = nn.Linear(ends * hidden_size, num_classes)
-        # No class is preferred before anything is learned.
+        # At first all classes are equally probable.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -172,16 +172,16 @@ class SequenceClassifier(SequenceModule):
         return self.logit_scale * self.head(pooled), state
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """What is minimised: the loss, which is what is logged, over `logit_scale`."""
+        """The logged loss, divided by `logit_scale`, to be minimised."""
         return super().training_step(batch, batch_idx) / self.logit_scale
 
     def pool(self, x: Tensor, lengths: Tensor | None, before: Tensor | None = None) -> Tensor:
-        """One vector per row, of x and of what came before; zeros for a row without steps.
+        """Pools x and earlier windows to a vector per row; zeros for a row without steps.
 
         Args:
             x: (B, T, hidden_size), a window.
             lengths: integers (B,), its valid steps in each row; None for all.
-            before: what this returned for the windows before; None for the first.
+            before: the result for the windows before; None for the first window.
 
         Returns:
             The sum over the valid steps, or the ends, (B, ·).
