@@ -1,4 +1,4 @@
-"""`lightning-lrnn compare`: what is compared, for how long, and into which folder.
+"""The command `lightning-lrnn compare`: layers, length and folder of a comparison.
 
 Its parser is argparse's: the options that it does not know are those of `fit`, whose parser checks
 them, and jsonargparse does not parse a part of a command line.

@@ -30,7 +30,7 @@ from lightning_lrnn.cli.tables import text_table
 __all__ = ["main"]
 
 LAST = 10
-"""Steps over which the loss at the end is a mean."""
+"""Number of last steps whose mean is the final loss."""
 
 
 class _Progress(Callback):
