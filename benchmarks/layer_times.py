@@ -5,7 +5,7 @@
 
 Timed are forward and backward passes, the gradients of all parameters, in turn, round after round.
 `matmuls` is what the GILR-LSTM multiplies, into tensors that exist: a bound of what it can reach,
-and the yardstick; a shape whose yardstick's median exceeds 1.5 times its minimum is void. Before it
+and the reference; a shape whose reference's median exceeds 1.5 times its minimum is void. Before it
 is timed, a layer is checked against itself in float64. torch.nn.LSTM and GRU are timed with one
 thread too, which on few rows is faster than to divide each step: ratios are to the faster.
 Subnormal numbers are flushed to zero for all: they would slow torch.nn.LSTM down on long rows.
@@ -208,9 +208,9 @@ def worst(found: dict[str, list[float]]) -> float:
 
 
 def with_fastest(samples: Samples) -> dict[str, float]:
-    """Medians; of the rivals that of as many threads as make them fastest."""
+    """Medians; of the baselines those with the fastest number of threads."""
     median = medians(samples)
-    return median | {rival: min(median[rival], median[rival + ALONE]) for rival in (LSTM, GRU)}
+    return median | {name: min(median[name], median[name + ALONE]) for name in (LSTM, GRU)}
 
 
 def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
@@ -247,7 +247,7 @@ def show(report: dict[str, Any]) -> None:
             errors = found["errors"].get(name)
             error = f"{max(next(iter(errors.values()))):.1e}" if errors else ""
             middle = statistics.median(seconds)
-            figures = min(seconds), middle, *(median[rival] / middle for rival in (LSTM, GRU))
+            figures = min(seconds), middle, *(median[name] / middle for name in (LSTM, GRU))
             print(LINE.format(name, *(f"{f:.3f}" for f in figures), peak, error).rstrip())
         reached += goals_of(shape, found)
     print("\nGoals")
