@@ -210,7 +210,7 @@ def worst(found: dict[str, list[float]]) -> float:
 def with_fastest(samples: Samples) -> dict[str, float]:
     """Medians; of the baselines those with the fastest number of threads."""
     median = medians(samples)
-    return median | {name: min(median[name], median[name + ALONE]) for name in (LSTM, GRU)}
+    return median | {rnn: min(median[rnn], median[rnn + ALONE]) for rnn in (LSTM, GRU)}
 
 
 def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
@@ -247,7 +247,7 @@ def show(report: dict[str, Any]) -> None:
             errors = found["errors"].get(name)
             error = f"{max(next(iter(errors.values()))):.1e}" if errors else ""
             middle = statistics.median(seconds)
-            figures = min(seconds), middle, *(median[name] / middle for name in (LSTM, GRU))
+            figures = min(seconds), middle, *(median[rnn] / middle for rnn in (LSTM, GRU))
             print(LINE.format(name, *(f"{f:.3f}" for f in figures), peak, error).rstrip())
         reached += goals_of(shape, found)
     print("\nGoals")
