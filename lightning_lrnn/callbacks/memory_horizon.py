@@ -57,14 +57,14 @@ def saturation(a: Tensor) -> dict[str, float]:
 class MemoryHorizon(Callback):
     """Logs the time constants -1/log a of every recurrent layer, in steps, and gate saturation.
 
-    They are of the decays in the batch of a step, as its layers compute them; padding is left out.
+    They are those of the decays in the batch of a training step, without padding.
     Every logger gets the 10, 50 and 90 % quantiles over the units as "horizon/<layer>/p10", "p50"
     and "p90", and `saturation` as "saturation/<layer>/closed" and "open"; a WandbLogger also gets a
-    histogram, "horizon/<layer>/units". Units that forget nothing count in quantiles as inf, and are
-    left out of histograms.
+    histogram, "horizon/<layer>/units". Units that forget nothing are inf in quantiles, and left out
+    of histograms.
 
-    A module without layers of this package, or in which torch.compile hides them, is asked by a
-    method `decays(batch) -> dict[str, Tensor]`, with a name and (..., D) per layer, if it has one.
+    If a module has no layers of this package, or torch.compile hides them, the decays are those of
+    its method `decays(batch) -> dict[str, Tensor]`, (..., D) by layer, if it has one.
 
     Args:
         every_n_steps: optimizer steps between two measurements; there is one more at the end of
@@ -181,7 +181,7 @@ class MemoryHorizon(Callback):
 
 
 def _ends(trainer: pl.Trainer, step: int) -> bool:
-    """Whether training ends with this batch, after which so many steps have been made."""
+    """Whether training ends with this batch, whose number of steps is then `step`."""
     epochs = trainer.max_epochs
     last_epoch = epochs is not None and trainer.current_epoch + 1 >= epochs > 0
     return step >= trainer.max_steps > 0 or (last_epoch and trainer.is_last_batch)

@@ -19,25 +19,24 @@ __all__ = ["SeasonalNaive"]
 
 
 class SeasonalNaive(Callback):
-    """Says how much better a Forecaster is than the value of one season before.
+    """Compares a Forecaster with the seasonal naive forecast: the value of a season before.
 
         naive_{t+k} = y_{t+k-js}    j = 1, 2, ... the least for which it is known at step t
 
     for a season of s steps. In validation and test it logs, in the user's units and over the
-    windows and targets that the model's own metrics are over,
+    windows and targets of the model's own metrics,
 
         <stage>/naive_mae           mean |y - naive|
         <stage>/skill               1 - crps / naive_mae, of the CRPS that the model logs
 
-    The CRPS of a forecast that is a point is its absolute error, so that naive_mae compares with
-    the model's crps and mae alike; its mean pinball loss, over levels that are symmetric about
-    1/2, is half of that. A skill of 0.3 is a CRPS 30 % below that of the baseline; 0 is no better,
-    below 0 it is worse. At the end of `fit`, `validate` and `test` a line says both.
+    The CRPS of a point forecast is its absolute error, so that naive_mae compares with the model's
+    crps and mae alike; its mean pinball loss, over levels that are symmetric about 1/2, is half of
+    that. A skill of 0.3 is a CRPS 30 % below that of the baseline; below 0 the model is worse. At
+    the end of `fit`, `validate` and `test` both are printed.
 
-    A season is so many rows of the data, whose `freq` puts in those that are missing. A target that
-    is NaN counts nowhere. One that is known, but in no season before, has no
-    baseline: the line says how many such there are. Where processes share the windows, figures are
-    of all of them.
+    A season is a number of rows of the data, whose `freq` fills in missing ones. A target that is
+    NaN is left out. So is a known target without a known value in any season before; the printed
+    line has the number of these. Where processes share the windows, the metrics are of all.
 
     Args:
         season: steps; "auto" for those of a day, if steps are shorter, of a week (7) for days, of a
@@ -46,7 +45,7 @@ class SeasonalNaive(Callback):
     Raises:
         ValueError: for a season that cannot be. lightning_lrnn.data.DataError, when a run starts:
             for other models, other data than a SequenceTable in memory, a season that is longer
-            than what is known before a window's targets, and times that do not say the season.
+            than the known steps before a window's targets, and times without a clear season.
     """
 
     def __init__(self, season: int | Literal["auto"] = "auto") -> None:
@@ -66,16 +65,16 @@ class SeasonalNaive(Callback):
         self._cached, self._line, self._steps = {}, "", 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline, before anything is trained."""
+        """Raises for models and data without this baseline, before anything is trained."""
         if trainer.enable_validation:
             self._prepare(trainer, pl_module, "val")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline."""
+        """Raises for models and data without this baseline."""
         self._prepare(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline."""
+        """Raises for models and data without this baseline."""
         self._prepare(trainer, pl_module, "test")
 
     def on_validation_batch_end(

@@ -39,20 +39,20 @@ Module = TypeVar("Module")
 class SwitchRNN(Callback):
     """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` of a LightningModule; see `replace_rnn`.
 
-    It acts before the `setup` of any callback, wherever it stands among them, hence before
-    optimizers are made, the model is wrapped or copied and a checkpoint is read; and once more
-    after the module's own `setup`, `configure_model` and `on_load_checkpoint`, which may make
-    layers. It acts in fit, validate, test and predict, and finds nothing to do the second time.
-    What it did is printed, and the loggers get it as hyperparameters "switch/...".
+    It acts before the `setup` of any callback, in any order of callbacks, hence before optimizers
+    are made, the model is wrapped or copied and a checkpoint is read; and once more after the
+    module's own `setup`, `configure_model` and `on_load_checkpoint`, which may make layers. It acts
+    in fit, validate, test and predict, and does nothing the second time. Its report is printed, and
+    loggers get it as hyperparameters "switch/...".
 
     **Parameters start anew**, unless `weights` are carried: then the first `carry_steps` steps of
-    fit change nothing but the new layers, which learn from the old ones, see
-    `lightning_lrnn.switch.distil`. A checkpoint of a switched model says so in its `state_dict`,
+    fit change only the new layers, which learn from the old ones, see
+    `lightning_lrnn.switch.distil`. A checkpoint of a switched model has marks in its `state_dict`,
     and loads into the project's own model too, see `lightning_lrnn.switch.loading`.
 
     Args:
-        rnn: "auto" for the layer that is recommended; the name of a layer, which replaces what it
-            can; or names by what they replace: {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
+        rnn: "auto" for the recommended layer; the name of a layer, which replaces all that it can;
+            or names by the classes that they replace: {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
         backend: how the recurrences are computed.
         options: of the new layers, such as {"window": 1}.
         state: "strict" for exactly the shapes and dtypes of `torch.nn`'s states, or "carried".
@@ -66,10 +66,10 @@ class SwitchRNN(Callback):
             batches so; other strategies leave them whole.
 
     Attributes:
-        report: what was replaced and what was left.
+        report: the replaced layers, and those that were left.
 
     Raises:
-        lightning_lrnn.SwitchError: in a run, if nothing can be replaced, or what is named cannot.
+        lightning_lrnn.SwitchError: in a run, if no layer can be replaced, or not one that is named.
         ValueError: for arguments that cannot be.
     """
 

@@ -1,4 +1,4 @@
-"""How fast training goes: steps, sequences, tokens, floating-point operations."""
+"""The rates of training: steps, sequences, tokens and floating-point operations per second."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ class Throughput(Callback):
     included; (B,) is B sequences without tokens; a PackedSequence has no padding. A step is one of
     the optimizer. The rate is the mean over the last `window` batches by the wall clock, data
     loading and the other callbacks included, validation not. Work that a GPU still has queued blurs
-    single steps, not the mean. Rates of several processes are added up as if all were as fast as
-    this one, but for steps.
+    single steps, not the mean. Rates of sequences and tokens are added up over
+    processes, as if all were as fast as this one.
 
-    If the module says how many floating-point operations a batch takes, forward and backward, by an
-    attribute `flops_per_batch`, as for Lightning's ThroughputMonitor, its keys are logged too:
-    "train/device/flops_per_sec" and, where Lightning knows what the device could do,
-    "train/device/mfu", the share of that.
+    If the module has an attribute `flops_per_batch`, the floating-point operations of a batch,
+    forward and backward, as for Lightning's ThroughputMonitor, its keys are logged too:
+    "train/device/flops_per_sec" and, where Lightning knows the device's peak, the share of that as
+    "train/device/mfu".
 
-    The trainer's `log_every_n_steps` says when, and there is one more at the end of training.
+    It logs every `log_every_n_steps` of the trainer, and at the end of training.
 
     Args:
         window: number of batches to average over, at least 1.
 
     Attributes:
-        latest: what was logged last.
+        latest: the metrics that were logged last.
     """
 
     def __init__(self, window: int = 50) -> None:

@@ -85,7 +85,7 @@ def pointwise(role: str, value: Any, x: Tensor) -> Tensor:
 
 
 def description(value: Any) -> str:
-    """What a message says of a value: its shape, or its type."""
+    """Describes a value in a message: its shape, or its type."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 

@@ -32,7 +32,7 @@ def sequence(pre: Sequence[Tensor]) -> Tensor:
 
 
 def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
-    """Dtype of what a gate or readout makes of sequences: theirs, whatever its parameters have."""
+    """Dtype of results of a gate or readout: that of the sequences, not of parameters."""
     if not is_complex or x.is_complex():
         return x.dtype
     return state_dtype(x.dtype).to_complex()

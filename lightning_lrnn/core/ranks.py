@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
     size: int
 
     def start(self, steps: int) -> int:
-        """The time step of the whole sequence at which a stretch of so many steps starts here."""
+        """The first time step of this rank's stretch, where all have `steps` steps."""
         return self.rank * steps
 
     def within(self, lengths: Tensor, steps: int, chunk: int | None = None) -> Tensor:

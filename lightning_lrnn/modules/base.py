@@ -63,9 +63,9 @@ class RecurrentModule(pl.LightningModule):
         lr: learning rate, the highest of the schedule.
         weight_decay: of matrices; vectors (biases, norms) and embeddings have none.
         warmup_steps: optimizer steps in which the learning rate rises from 0.
-        total_steps: optimizer steps in which it falls again, by a cosine; None for as many as the
-            trainer will make. Where that is unknown too it stays.
-        final_lr: what is left in the end, as a fraction of `lr`.
+        total_steps: optimizer steps in which it falls again, by a cosine; None for the number that
+            the trainer will make. If that is unknown too, it stays constant.
+        final_lr: learning rate at the end, as a fraction of `lr`.
 
     Attributes:
         decided: options of a recurrent layer that the model fixes: their only value, and advice for

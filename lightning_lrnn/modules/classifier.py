@@ -57,10 +57,10 @@ class SequenceClassifier(SequenceModule):
             first, where the second direction ends; "mean" for the mean over the valid steps.
         class_weights: factor of each class in the loss, such as the data module's `class_weights`;
             None for 1.
-        logit_scale: logits are this times the head's output, and what is minimised is the loss
-            divided by it. Far below 1 every gradient stays that of the margin between the classes:
-            what all classes have in common, which over a long sequence outweighs by far what tells
-            them apart, changes the loss only by its square. For memories of very many steps.
+        logit_scale: factor of the logits; the minimised loss is divided by it. Far below 1 every
+            gradient is that of the margin between the classes: what all classes have in common,
+            over a long sequence far more than their difference, enters the loss by its square only.
+            For memories of very many steps.
         checkpoint_time: time steps of a chunk, for sequences that do not fit into memory: all from
             the encoder to the pooling runs chunk by chunk, and the backward pass computes each
             again; see `lightning_lrnn.nn.checkpointing.in_chunks`. Memory then hardly grows

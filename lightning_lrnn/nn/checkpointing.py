@@ -17,7 +17,7 @@ __all__ = ["check_checkpoint_time", "in_chunks"]
 Run = Callable[[Tensor, Any, Tensor | None, Tensor | None], tuple[Any, Any]]
 
 GROWTH = 1 << 28
-"""Bytes by which a process may grow over the chunks before it gives back what it does not use."""
+"""Growth of the process over the chunks, in bytes, after which freed memory is returned."""
 
 
 def in_chunks(

@@ -136,7 +136,7 @@ def is_known(name: Any) -> bool:
 def import_named(rnn: Any) -> None:
     """Imports the module of a layer of the user's own, which `Layer.of` does not.
 
-    To be called with what a user has named, never with what a checkpoint has.
+    Call it with names from a user, never with names from a checkpoint.
 
     Args:
         rnn: as `Layer.of` reads it, which raises for names of modules that do not exist.

@@ -1,4 +1,4 @@
-"""What the scans of a cell have in common: direction, lengths, resets, backend."""
+"""Common arguments of a cell's scans: direction, lengths, resets, backend."""
 
 from __future__ import annotations
 

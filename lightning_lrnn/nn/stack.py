@@ -249,7 +249,7 @@ class Stack(nn.Module):
                 its rows in any order.
             hx: the initial state in the form of the one returned; zeros if None.
             lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
-                output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
+                output is 0 and their values, NaN too, have no effect. A row of length 0 keeps its
                 state.
             reset: bool, True where a document starts; shaped as `input` without its features.
 
@@ -453,8 +453,8 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One layer in one direction; if bidirectional, in chunks where that saves memory.
 
-        Each direction starts where the other one ends, so that all of a layer's output is there
-        before the next layer starts.
+        Each direction starts at the other one's end, so the next layer starts when all of a layer's
+        output is computed.
         """
         size = self._chunk(x, context) if self.bidirectional else None
         if size is not None:

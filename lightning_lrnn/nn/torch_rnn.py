@@ -87,7 +87,7 @@ class TorchRNN(nn.Module):
             hx: the layer's state, a tensor (num_layers * directions, B, hidden_size) or two; zeros
                 if None.
             lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
-                output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
+                output is 0 and their values, NaN too, have no effect. A row of length 0 keeps its
                 state.
             reset: bool (B, T), True where a document starts.
 
@@ -96,7 +96,7 @@ class TorchRNN(nn.Module):
 
         Raises:
             ValueError: for lengths that cannot be, or for a reset within the window of a
-                bidirectional layer, whose second direction comes from what is behind it.
+                bidirectional layer, whose second direction comes from the steps after it.
         """
         check_steps(input, True, lengths, reset)
         if lengths is not None and ((lengths < 0) | (lengths > input.shape[1])).any():

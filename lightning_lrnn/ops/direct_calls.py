@@ -51,7 +51,7 @@ def check_gated_backward(
     """Raises unless the adjoint of a gated recurrence can take these.
 
     Raises:
-        GateError: if gate or readout is no program of so many inputs.
+        GateError: if gate or readout is no program of this number of inputs.
         ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
         BackendError: if the backend cannot run, or leaves gradients to PyTorch.
     """
@@ -66,7 +66,7 @@ def check_gated_backward(
 
 
 def check_one_device(*tensors: Tensor | None) -> None:
-    """Raises a TypeError unless all that are there are on one device."""
+    """Raises a TypeError unless all tensors are on one device; None is left out."""
     devices = {x.device for x in tensors if x is not None}
     if len(devices) > 1:
         names = " and ".join(sorted(map(str, devices)))

@@ -31,24 +31,23 @@ class SequenceParallelStrategy(ShardingStrategy):
     The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
     batches and cut them over time when they are moved to the device (`RecurrentModule.stretch`);
     rows get different ones, by Lightning's samplers, as the processes of DDP do. Losses, states and
-    gradients are those of one process with the whole sequence; of dropout every process draws its
-    own. A checkpoint has nothing of the mesh: any number of processes goes on with it.
+    gradients are those of one process with the whole sequence; every process draws its own dropout.
+    A checkpoint does not depend on the mesh: any number of processes can continue from it.
 
     Args:
-        sequence_size: how many processes share a sequence; "auto" for all that there are.
+        sequence_size: how many processes share a sequence; "auto" for all processes.
         fully_shard: whether each process keeps a part of every parameter, gradient and state of an
             optimizer (FSDP2) in the place of all of them (DDP).
         options: of DDPStrategy.
 
     Attributes:
-        split: which dimensions of a batch are time, for a module that does not say so itself;
+        split: which dimensions of a batch are time, for a module without a `stretch` of its own;
             `SwitchRNN` sets it, see `lightning_lrnn.strategies.split.Cut`.
 
     Raises:
         ValueError: for a `sequence_size` that does not divide the number of processes; for a module
             that cannot share its sequences; where processes of one row get different batches, or
-            the losses of some do not reach the layers that those of others reach; for options that
-            do not go with `fully_shard`.
+            their losses depend on different layers; for options that do not go with `fully_shard`.
     """
 
     def __init__(

@@ -134,7 +134,7 @@ def _of_ddp(options: Mapping[str, Any], init: Callable[..., None]) -> list[str]:
 
     Args:
         options: as they were given.
-        init: of DDPStrategy, of either package, which has some of its own.
+        init: the constructor of DDPStrategy, of either package, which has further options.
     """
     known = {
         name: parameter.default
@@ -165,8 +165,8 @@ def shard(module: nn.Module, mesh: Any, device: torch.device) -> None:
     """Divides the parameters of each layer of this package, then all others, in place.
 
     A part is gathered when its module is called, forward and backward, and gradients are the mean
-    over the mesh. All processes start with what the first one has. Only one layer at a time is
-    whole on the device. What is divided already stays.
+    over the mesh. All processes start with the parameters of the first one. Only one layer at a
+    time is whole on the device. Modules that are divided already stay so.
 
     Args:
         module: the LightningModule.

@@ -25,7 +25,7 @@ MIXING = (
 
 
 def check_split(split: Any) -> None:
-    """Raises unless it says a dimension of time for something in a batch."""
+    """Raises unless it has a dimension of time for at least one part of a batch."""
     if not any(isinstance(dim, int) for dim in _dims(split)):
         raise ValueError(
             f"`split` must say for the parts of a batch, by position or by key, which dimension "

@@ -43,15 +43,15 @@ FIXED = {
 
 @dataclass(frozen=True)
 class Replacement:
-    """What became of one recurrent layer.
+    """One recurrent layer, and its replacement if there is one.
 
     Attributes:
-        path: where it is in the module.
-        old: the layer that was there, as it prints itself.
-        new: the layer that is there now; "" where the old one was left.
-        before: its number of parameters.
-        after: the number of parameters now.
-        notes: what differs for code that uses it; or why it was left.
+        path: of the layer in the module.
+        old: the old layer's `repr`.
+        new: the new layer's `repr`; "" where the old one was left.
+        before: number of parameters of the old layer.
+        after: number of parameters of the new one.
+        notes: differences for code that uses the layer; or why it was left.
     """
 
     path: str
@@ -104,23 +104,22 @@ def replace_rnn(
 
     Sizes, layers, directions, projection, dropout, `bias`, `batch_first`, device, dtype and hooks
     are kept. **The parameters start anew**, but for `weights`. The new layer is still an instance
-    of the class that it replaces; a subclass keeps the methods and attributes that it has brought.
-    The state keeps its form: (h, c) in the place of an LSTM, where a layer with one state has its
-    last output as h, and a tensor in the place of a GRU or RNN. Layers that are shared stay shared.
-    In a `state_dict` each says what it is, so that it can be loaded, see
-    `lightning_lrnn.switch.loading`.
+    of the class that it replaces; a subclass keeps its own methods and attributes. The state keeps
+    its form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h,
+    and a tensor in the place of a GRU or RNN. Layers that are shared stay shared. In a `state_dict`
+    each has a mark, by which it is loaded, see `lightning_lrnn.switch.loading`.
 
-    Nothing is changed if an error is raised. Optimizers that are there already get the new
-    parameters in the places of the old ones; see `lightning_lrnn.switch.optimizers`.
+    Nothing is changed if an error is raised. Existing optimizers get the new parameters in the
+    places of the old ones; see `lightning_lrnn.switch.optimizers`.
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
         rnn: "auto" takes what `lightning_lrnn.switch.recommended` has for each layer; where `state`
             and `weights` are both carried, fixed-point passes of the old layer's own function. Or
-            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
-            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
-            reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
-            named must be possible.
+            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or another form that
+            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces all layers that it can, and the
+            report has the rest. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three:
+            each of these must be possible.
         options: of the new layers, such as {"window": 1}.
         backend: of the new layers.
         state: "strict": the state has exactly the shapes and dtypes of `torch.nn`'s. A surrogate
@@ -129,19 +128,18 @@ def replace_rnn(
             float32 in 16-bit modules.
         weights: "new": parameters start anew. "carried": the layer learns from the one that it
             replaces, in `lightning_lrnn.fit_surrogate` or, of a `SwitchRNN`, in the first steps of
-            fit; what both have by name and shape is copied.
+            fit; parameters that both have, by name and shape, are copied.
         where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
             all.
         measure: whether the report says how long a training step of each layer takes before and
             after, on some short sequences; it takes some tenths of a second.
 
     Returns:
-        What was replaced by what, and what was left, why.
+        The replacements, and the layers that were left, with reasons.
 
     Raises:
-        SwitchError: if a layer that is named cannot replace one that is there, a layer that
-            replaces all can replace none and none was replaced before, or `module` is itself a
-            recurrent layer.
+        SwitchError: if a layer that is named for a class cannot replace one of it, if no layer can
+            be replaced and none was before, or if `module` is itself a recurrent layer.
         ValueError: for arguments that cannot be. TypeError: if `module` is no module.
     """
     check_backend(backend)

@@ -73,7 +73,7 @@ def main(
         By "before" and "after": "loss" at the end, "ms" per step, "parameters" of the layer.
 
     Raises:
-        ValueError: if there is no such layer, or it cannot stand in for an LSTM.
+        ValueError: if there is no such layer, or it cannot replace an LSTM.
     """
     switch = SwitchRNN(rnn)
     quiet_lightning()

@@ -238,8 +238,8 @@ class LRU(Stack):
         h_t = a * h_{t-1} + exp(gamma) * B x_t
         y_t = Re(C h_t) + D x_t
 
-    with a constant a, in the unit circle whatever nu and theta are. What is non-linear goes between
-    the layers of a model, and is not part of this one. Source: Orvieto et al., "Resurrecting
+    with a constant a, in the unit circle for all nu and theta. Non-linear functions go between the
+    layers of a model, and are not part of this one. Source: Orvieto et al., "Resurrecting
     Recurrent Neural Networks for Long Sequences", ICML 2023 (arXiv 2303.06349), sections 3.3 and
     3.4. At first a is uniform on a ring of the complex plane.
 
@@ -249,7 +249,7 @@ class LRU(Stack):
     Args:
         bias: without effect, as there are no biases.
         proj_size: must be 0.
-        ring: inner and outer radius, in which |a| lies at first where no `memory` is asked for.
+        ring: inner and outer radius, the range of the initial |a| without a `memory`.
         max_phase: the largest phase of a at first.
     """
 

@@ -113,9 +113,9 @@ class QRNN(Stack):
     1611.01576), section 2.1. (The authors' code names 1 - f of the paper f.)
 
     `output, c_n = rnn(input, c_0)`, see `Stack.forward`. c_n (num_layers * directions, B,
-    hidden_size * (1 + (window - 1) * projections)) is the state and, side by side, what the last
-    window - 1 inputs have put into the projections of the steps to come: all that the next window
-    of the sequence needs. c_0 is that, or hidden_size wide, with no inputs before the first.
+    hidden_size * (1 + (window - 1) * projections)) is the state and, side by side, the part of the
+    last window - 1 inputs in the projections of the next steps: all that the next window of the
+    sequence needs. c_0 is that, or hidden_size wide, with no inputs before the first.
 
     The paper says nothing of initial biases: that of f is by expected memory.
 

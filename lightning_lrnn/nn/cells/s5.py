@@ -93,9 +93,9 @@ class S5(Stack):
         h_t = a * h_{t-1} + (a - 1) / eigenvalue * B x_t             zero-order hold
         y_t = Re(C h_t) + D x_t
 
-    with one constant eigenvalue and step per unit of the state; of conjugate pairs one is kept,
-    and C stands for twice the paper's. What is non-linear goes between the layers of a model, and
-    is not part of this one. Source: Smith, Warrington & Linderman, "Simplified State Space Layers
+    with one constant eigenvalue and step per unit of the state, one for each conjugate pair, so C
+    is twice the paper's. Non-linear functions go between the layers of a model, and are not part of
+    this one. Source: Smith, Warrington & Linderman, "Simplified State Space Layers
     for Sequence Modeling", ICLR 2023 (arXiv 2208.04933), sections 3 and 4, with D a matrix. At
     first the eigenvalues are those of the HiPPO-N matrix, and B and C are drawn in its basis, where
     they are complex normal too; log step is uniform.

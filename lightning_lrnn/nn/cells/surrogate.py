@@ -53,7 +53,7 @@ def output_identity(c: Tensor, i: Tensor, f: Tensor, g: Tensor, o: Tensor) -> Te
 
 @gate
 def gru(r: Tensor, z: Tensor, n: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay z and impulse (1 - z) * tanh(n + r * u), u what the surrogate puts into n."""
+    """Decay z and impulse (1 - z) * tanh(n + r * u), u the surrogate's part of n."""
     return torch.sigmoid(z), torch.sigmoid(-z) * torch.tanh(n + torch.sigmoid(r) * u)
 
 
@@ -127,7 +127,7 @@ SURROGATES: dict[str, type[Cell]] = {
 """Cells of the surrogates, by name of the layer; that of "LRU" returns its state, for U to read."""
 
 HALF_OPEN = (1.0, 1.0)
-"""Memory of a surrogate's gates where none is asked for: biases of 0, as nearly in `torch.nn`."""
+"""Default memory of a surrogate's gates: biases of 0, nearly as in `torch.nn`."""
 
 
 class SurrogateRNNCell(Cell):
@@ -260,10 +260,9 @@ class SurrogateRNNCell(Cell):
     def reset_parameters(self) -> None:
         """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate fills its own.
 
-        Where a memory of m steps is asked for, the biases of the forget gates are by it, and
-        b_i = -b_f / 2: an input gate near 1 / sqrt(m), with which a sum of independent impulses
-        keeps its variance however long the memory. Chrono initialisation has b_i = -b_f, for
-        impulses that add up.
+        With a `memory` of m steps the biases of the forget gates are by it, and b_i = -b_f / 2: an
+        input gate near 1 / sqrt(m), with which the variance of a sum of independent impulses does
+        not depend on m. Chrono initialisation has b_i = -b_f, for impulses that add up.
         """
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters(recurse=False):
