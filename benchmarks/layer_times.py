@@ -39,7 +39,7 @@ from lightning_lrnn import nn
 from lightning_lrnn.core.process_memory import process_memory, process_peak
 
 RESULTS = Path(__file__).parent / "results" / "layer_times.json"
-LSTM, GRU, YARD = "torch.nn.LSTM", "torch.nn.GRU", "matmuls"
+LSTM, GRU, REFERENCE = "torch.nn.LSTM", "torch.nn.GRU", "matmuls"
 ALONE = ", 1 thread"
 OURS: dict[str, Callable[..., torch.nn.Module]] = {
     "GILRLSTM": nn.GILRLSTM,
@@ -158,7 +158,7 @@ def matmuls(shape: Shape) -> Run:
 def times(shape: Shape, rounds: int) -> Samples:
     """Seconds of a step."""
     x, dy = data(shape)
-    runs = {YARD: matmuls(shape)}
+    runs = {REFERENCE: matmuls(shape)}
     for name in LAYERS:
         layer = made(name, shape)
         runs[name] = Run(lambda _, layer=layer: step(layer, x, dy))
@@ -216,7 +216,7 @@ def with_fastest(samples: Samples) -> dict[str, float]:
 def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
     reached = []
     median = with_fastest(found["samples_in_seconds"])
-    if not void(found["samples_in_seconds"], YARD):
+    if not void(found["samples_in_seconds"], REFERENCE):
         for name in OURS:
             limit = LEAST.get((name, tuple(shape)), LEAST[name])
             text = f"{shape} {name}, times as fast as {LSTM}"
@@ -237,7 +237,7 @@ def show(report: dict[str, Any]) -> None:
     for found in report["shapes"]:
         shape = Shape(*found["shape"])
         samples, of_peak = found["samples_in_seconds"], found["peak_bytes"]
-        noisy = "   VOID: the machine was too noisy" if void(samples, YARD) else ""
+        noisy = "   VOID: the machine was too noisy" if void(samples, REFERENCE) else ""
         print(f"\n(B, T, input, hidden) = {shape}{noisy}")
         heads = ("", "min s", "median", "LSTM /", "GRU /", "peak MiB", "error")
         print(LINE.format(*heads).rstrip())

@@ -285,7 +285,7 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 def write_csv(path: Path, report: dict[str, Any]) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["case", "contender", "min s", "median s", "samples"])
+        rows.writerow(["case", "implementation", "min s", "median s", "samples"])
         for case, samples in report["samples_in_seconds"].items():
             for name, times in samples.items():
                 rows.writerow([case, name, min(times), statistics.median(times), len(times)])

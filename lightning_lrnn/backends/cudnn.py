@@ -77,7 +77,7 @@ def output(o: Tensor, c: Tensor) -> Tensor:
 
 
 class Mode(NamedTuple):
-    """How cuDNN expresses a gate.
+    """The pre-activations of a gate in the order of a cuDNN layer.
 
     Attributes:
         inputs: which pre-activations are f and z (a GRU), or f, i and z (an LSTM).
@@ -105,7 +105,7 @@ class Cudnn:
     uses_autograd = True
 
     def reasons(self, request: Request) -> list[str]:
-        """What the machine lacks, and gates and dtypes without a mode of cuDNN."""
+        """Why it cannot run: no cuDNN, or no mode of it for the dtype or the gate."""
         reasons = missing(request.device)
         if request.dtype not in DTYPES:
             reasons.append(f"cuDNN's recurrent layers are real, not {request.dtype}")

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class UserError(Exception):
-    """What the user gave cannot work; the message is one sentence that says what to do.
+    """An error of the user's input; the message is one sentence that says what to do.
 
     The command answers it with that sentence and the status 2.
     """

@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        """The first sequence."""
+        """The first sequence of `pre`: it has the shape (B, T, D)."""
         return sequence(self.pre)
 
     @property
@@ -89,17 +89,17 @@ class Problem(NamedTuple):
 
     @property
     def hidden_dtype(self) -> torch.dtype:
-        """Of the hidden states, of which there is one for every step."""
+        """Dtype of the hidden states."""
         complex_inputs = tuple([p.is_complex() for p in self.pre])
         return sequence_dtype(self.x, is_complex=_state_is_complex(self.gate, complex_inputs))
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of h0 and of the final state: the dtype in which the recurrence is computed."""
+        """Dtype of h0 and of the final state, in which the recurrence is computed."""
         return state_dtype(self.hidden_dtype)
 
     def dense(self) -> Problem:
-        """With h0, lengths and reset as backends read them: contiguous, lengths as int64."""
+        """Returns the problem with contiguous h0, lengths and reset, and lengths as int64."""
         gate, readout, pre, h0, lengths, reset, reverse, exclusive = self
         if h0 is None and lengths is None and reset is None:
             return self
@@ -136,7 +136,7 @@ def contiguous(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class States(NamedTuple):
-    """What a forward pass returns.
+    """Results of a forward pass.
 
     Attributes:
         y: the output (B, T, D), contiguous, 0 at padded steps.

@@ -118,7 +118,7 @@ class RecurrentModule(pl.LightningModule):
 
     @property
     def backend(self) -> str:
-        """How the recurrences are computed; setting it sets it in every layer of this package."""
+        """The backend of the recurrences; setting it sets it in every layer of this package."""
         return self._backend
 
     @backend.setter
@@ -226,7 +226,7 @@ class RecurrentModule(pl.LightningModule):
         return AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.98))
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | None:
-        """By steps: a linear warm-up, then a cosine. None for a constant learning rate."""
+        """Linear warm-up, then a cosine, by steps. Overridden with None, the rate is constant."""
         total = self.total_steps
         if total is None:
             known = self.trainer.estimated_stepping_batches
@@ -245,7 +245,7 @@ class RecurrentModule(pl.LightningModule):
     # Methods that call them.
 
     def step(self, batch: Any, stage: str) -> Tensor:
-        """One batch of "train", "val" or "test": run, loss, metrics, state."""
+        """Runs a batch of "train", "val" or "test", logs loss and metrics, and keeps the state."""
         output = self._advance(batch, stage)
         loss = self.loss(output, batch)
         training = stage == "train"

@@ -217,7 +217,7 @@ class SequenceClassifier(SequenceModule):
         return MetricCollection({"accuracy": accuracy})
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """Macro F1 and AUROC."""
+        """The macro F1 and the area under the ROC curve."""
         return MetricCollection(
             {
                 "macro_f1": MulticlassF1Score(
@@ -230,7 +230,7 @@ class SequenceClassifier(SequenceModule):
     def measure(
         self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
     ) -> None:
-        """From the probabilities."""
+        """Updates the metrics with the probabilities."""
         metrics.update(self.prediction(output.detach(), batch), batch.targets)
 
     def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:

@@ -89,7 +89,7 @@ class ResidualModule(RecurrentModule):
         return constructor
 
     def blocks(self, x: Tensor, state: State = None, **steps: Tensor | None) -> tuple[Tensor, Any]:
-        """All blocks, over a window.
+        """Runs all blocks over a window.
 
         Args:
             x: (B, T, hidden_size).
@@ -120,7 +120,7 @@ class ResidualModule(RecurrentModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, but makes the model of `cls` itself, and reads plain data only.
+        """Loads as Lightning does, but makes the model of `cls` itself and reads plain data only.
 
         Lightning would pass options of the command line in a checkpoint to jsonargparse, which
         makes objects of any class that an option of open type names; and it would run code from a

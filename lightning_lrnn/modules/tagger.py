@@ -160,7 +160,7 @@ class SequenceTagger(SequenceModule):
         return metrics
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """Macro F1 and AUROC."""
+        """The macro F1 and the area under the ROC curve."""
         return MetricCollection(
             {
                 "macro_f1": MulticlassF1Score(
@@ -173,7 +173,7 @@ class SequenceTagger(SequenceModule):
     def measure(
         self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
     ) -> None:
-        """From the probabilities at all steps, or at the last of each row."""
+        """Updates the metrics with the probabilities at all steps, or at the last of each row."""
         output, targets = output.detach(), batch.targets
         if self.metrics_at == "end":
             lengths, (B, steps), ranks = steps_of(batch), targets.shape, self.group

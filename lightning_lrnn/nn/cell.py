@@ -1,4 +1,4 @@
-"""What all cells share: one layer in one direction, or a single step."""
+"""The base classes of cells: one layer in one direction, or a single step."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class GatedCell(Cell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As every cell, and the bias of the forget gate by expected memory."""
+        """Initialises as `Cell` does, and the bias of the forget gate by expected memory."""
         super().reset_parameters()
         if self.bias is not None:
             memory_bias_(self.bias[: self.hidden_size], self.memory)
@@ -262,7 +262,7 @@ class GatedCell(Cell):
 
     @property
     def output_is_state(self) -> bool:
-        """Where nothing is read out and nothing else is carried."""
+        """True without a readout and without inputs of earlier steps in the state."""
         return self.readout is None and self.window == 1
 
     def pre_activations(

@@ -165,7 +165,7 @@ class ScanContext:
 
 
 def select_rank(whole: Tensor, ranks: Tensor) -> Tensor:
-    """Of (size, B, ...) the entry of one rank per row, `ranks` (B,): the result is (B, ...)."""
+    """Selects one rank per row, `ranks` (B,), of `whole` (size, B, ...): (B, ...)."""
     index = ranks.view(1, -1, *[1] * (whole.ndim - 2)).expand(1, *whole.shape[1:])
     return whole.gather(0, index)[0]
 

@@ -137,7 +137,7 @@ class Stack(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the recurrences are computed: "auto" or a name; an unknown name raises."""
+        """The backend of the recurrences: "auto" or a name; setting an unknown name raises."""
         return self._backend
 
     @backend.setter
@@ -172,7 +172,7 @@ class Stack(nn.Module):
 
     @torch.no_grad()
     def explain(self, device: str | torch.device | None = None) -> dict[str, list[str]]:
-        """For every backend the reasons why it cannot run this layer; [] = it can.
+        """Reasons, by name of a backend, why it cannot run this layer; [] = it can.
 
         Args:
             device: device to run on; that of the parameters if None.

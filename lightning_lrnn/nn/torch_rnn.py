@@ -43,7 +43,7 @@ class MemoryLSTM(nn.LSTM):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As `torch.nn.LSTM`; with a memory, biases and U as described."""
+        """Initialises as `torch.nn.LSTM`; with a memory, biases and U as described above."""
         super().reset_parameters()
         # The constructor of `torch.nn.LSTM` calls this too, before `memory` is set.
         if getattr(self, "memory", None) is None:

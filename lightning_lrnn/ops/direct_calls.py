@@ -151,7 +151,7 @@ def _hidden(problem: Problem, x: Tensor) -> torch.dtype:
 
 
 def _output(problem: Problem, x: Tensor, hidden: torch.dtype) -> torch.dtype:
-    """Dtype of y."""
+    """Dtype of the output."""
     if not problem.readout:
         return hidden
     program = gates.parse(problem.readout)

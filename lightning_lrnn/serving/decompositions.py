@@ -31,7 +31,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _decomposed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As the operator, but for the hidden states beside a readout, which only a gradient reads."""
+    """The operator by PyTorch's; without hidden states beside a readout, which gradients read."""
     *fields, _ = arguments
     problem = Problem(*fields)
     y, final = by_scan(problem)

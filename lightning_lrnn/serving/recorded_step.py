@@ -82,7 +82,7 @@ class RecordedStep:
 
     @torch.inference_mode()
     def __call__(self, input: Tensor) -> Any:
-        """One step.
+        """Computes one step.
 
         Args:
             input: of the example's shape and dtype.

@@ -79,7 +79,7 @@ class Watch:
 
 
 def shared_nodes(loss: Tensor, enough: int = 0) -> int:
-    """How many nodes of its graph wait for other ranks in the backward pass.
+    """The number of nodes of a loss's graph whose backward passes wait for other ranks.
 
     Args:
         loss: of one rank.

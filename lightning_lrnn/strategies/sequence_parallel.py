@@ -148,7 +148,7 @@ class SequenceParallelStrategy(ShardingStrategy):
         return module.stretch(batch, ranks.rank, ranks.size)
 
     def _contents(self, batch: Any) -> dict[str, object]:
-        """What must be the same on all processes that share a batch, which must have stretches."""
+        """The properties of a batch that must be equal on the processes that share it."""
         self._stretch(batch)
         tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
         return {

@@ -81,7 +81,7 @@ class ShardingStrategy(DDPStrategy):
         self.setup_precision_plugin()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """That of one process; with `fully_shard` {} on all ranks but the first."""
+        """The module's state, as of one process; with `fully_shard` {} on other ranks than 0."""
         if not self.fully_shard:
             return dict(super().lightning_module_state_dict())
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -101,7 +101,7 @@ class ShardingStrategy(DDPStrategy):
         super().load_model_state_dict(checkpoint, strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """That of one process; with `fully_shard` {} on all ranks but the first."""
+        """The optimizer's state, as of one process; with `fully_shard` {} on other ranks than 0."""
         if not self.fully_shard:
             return super().optimizer_state(optimizer)
         # Lightning may have wrapped it.

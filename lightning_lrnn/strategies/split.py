@@ -59,7 +59,7 @@ def chunk_of(module: nn.Module) -> int | None:
 
 
 class Cut(NamedTuple):
-    """How one rank's stretch is cut out of a batch.
+    """Cuts one rank's stretch out of a batch.
 
     Attributes:
         rank: of `size`, in order of time.

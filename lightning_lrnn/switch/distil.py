@@ -148,7 +148,7 @@ class Distillation:
         return loss
 
     def finish(self) -> None:
-        """From now on the new layers are called, and the old ones are gone."""
+        """Ends the learning: calls run the new layers, and the old ones are deleted."""
         for layer in self.layers:
             vars(layer).pop("forward", None)
             vars(layer).pop(TEACHER, None)

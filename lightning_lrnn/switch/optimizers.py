@@ -39,7 +39,7 @@ class _Weight:
 
 
 _weights: Any = WeakIdKeyDictionary()
-"""By old parameter, as long as there is a reference to it."""
+"""Replacements by old parameter, as long as there is a reference to it."""
 
 
 def replaced(before: Mapping[str, nn.Parameter], layer: nn.Module) -> None:

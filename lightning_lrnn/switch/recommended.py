@@ -1,4 +1,4 @@
-"""Which layer replaces one of PyTorch where none is named; `benchmarks/switch.py` measures it."""
+"""The default replacements of PyTorch's layers; `benchmarks/switch.py` measures them."""
 
 from __future__ import annotations
 

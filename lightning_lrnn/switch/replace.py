@@ -327,7 +327,7 @@ def _with_pairs(new: Stack, pair: bool) -> Stack:
 
 
 def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
-    """In place of a layer with a wider state, one whose surrogate has a share of the columns."""
+    """Replaces a layer of wider state by one whose surrogate has a share of the columns."""
     cell, name = new._cells()[0], type(new).__name__
     if isinstance(cell, SurrogateRNNCell) and not cell.shares:
         try:

@@ -84,7 +84,7 @@ setattr(DropIn, GUARD, None)
 
 
 def _plan(module: Any) -> dict[str, Any]:
-    """What `Layer.of` reads, the class that was replaced, and the form of the state."""
+    """The plan in a mark: what `Layer.of` reads, the replaced class, the form of the state."""
     plain = Layer(layer_class(module), module.options).plain()
     state = "strict" if module.strict_state else "carried"
     # As JSON returns it, where a tuple is a list.

@@ -75,7 +75,7 @@ class LayerTimes:
         self._origin = self._mark()
 
     def stop(self) -> dict[str, float]:
-        """Ends the measurement.
+        """Ends the measurement, and removes the hooks.
 
         Returns:
             Shares of the time, from 0 to 1: "layer_share", the recurrent layers with all that is
@@ -146,7 +146,7 @@ class LayerTimes:
         return event
 
     def _since(self, mark: Any) -> float:
-        """From the start, in seconds; of an event in milliseconds, which in shares is the same."""
+        """Time since the start, in seconds, or ms of CUDA events: shares do not depend on it."""
         since: float = self._origin.elapsed_time(mark) if self._cuda else mark - self._origin
         return since
 

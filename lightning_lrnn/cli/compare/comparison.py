@@ -31,7 +31,7 @@ class LayerRun(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A name for a folder."""
+        """The name of the run's folder."""
         return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, self)))
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ ROW, FRAME = 36, 130
 
 
 def draw(results: dict[str, Any], path: Path) -> Path:
-    """Writes a PNG.
+    """Draws the comparison as a PNG.
 
     Args:
         results: as results.json has them.

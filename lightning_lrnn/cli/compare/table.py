@@ -80,12 +80,12 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def metric_of(name: str) -> Any:
-    """From a run to the value of a metric, None where it has none."""
+    """A function from a run to the value of a metric, None if it has none."""
     return lambda run: run["metrics"].get(name)
 
 
 def value_of(name: str) -> Any:
-    """From a run to one of its figures, None where it has none."""
+    """A function from a run to one of its values, None if it has none."""
     return lambda run: run.get(name)
 
 

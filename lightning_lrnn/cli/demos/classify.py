@@ -50,7 +50,7 @@ class Classifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
-        """The cross-entropy."""
+        """The cross entropy of a batch."""
         assert isinstance(batch.inputs, PackedSequence)
         return F.cross_entropy(self(batch.inputs), batch.targets)
 
@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
     test_step = validation_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Returns Adam."""
         return torch.optim.Adam(self.parameters(), 3e-3)
 
 

@@ -114,7 +114,7 @@ def main(
 
 
 def _conclusion(models: dict[str, Any], steps: int) -> str:
-    """Which of the two solved it, when, and how long an update took."""
+    """Results of both models: whether and when solved, and the time of an update."""
     lines = []
     for name, model in models.items():
         updates, (seconds, _) = len(model["curve"]), model["curve"][-1]

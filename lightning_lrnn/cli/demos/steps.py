@@ -115,7 +115,7 @@ def in_turn(
 
 
 def fitting(seconds: float, samples: Mapping[str, list[float]]) -> dict[str, int]:
-    """How many steps of each fit into the seconds, by the median; at least 1."""
+    """The number of steps of each model that fit into the seconds, by the median; at least 1."""
     return {
         name: max(1, round(seconds / statistics.median(times))) for name, times in samples.items()
     }

@@ -49,7 +49,7 @@ class HGRNCell(Cell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As every cell, the bias of f by expected memory, all parts of the bounds equal."""
+        """Initialises as `Cell`, b_f by expected memory, and all parts of the bounds equal."""
         super().reset_parameters()
         nn.init.ones_(self.norm)
         nn.init.zeros_(self.bound)

@@ -110,7 +110,7 @@ class LRUStateCell(Cell):
 
     @property
     def sample(self) -> Tensor:
-        """One of the parameters."""
+        """B, for the device and dtype of the parameters."""
         return self.B
 
     @property

@@ -30,7 +30,7 @@ class MinLSTMCell(GatedCell):
     sizes = (3, 3)
 
     def reset_parameters(self) -> None:
-        """As every cell, and the biases of both gates by expected memory.
+        """Initialises as `GatedCell`, and the biases of both gates by expected memory.
 
         A memory of u steps needs f / i = u. Either gate is at most 1, so the other one makes the
         ratio: with b_f = 0, b_i = -log(2 u - 1) for u >= 1, and the reverse below.

@@ -24,13 +24,13 @@ def f_pooling(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate
 def fo_pooling(f: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """As `f_pooling`; o is for the readout."""
+    """Decay and impulse of `f_pooling`; o is for the readout."""
     return torch.sigmoid(f), torch.sigmoid(-f) * torch.tanh(z)
 
 
 @gate
 def output_gate(c: Tensor, f: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """o * c."""
+    """The readout o * c."""
     return torch.sigmoid(o) * c
 
 
@@ -42,7 +42,7 @@ def ifo_pooling(f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Ten
 
 @gate
 def ifo_output(c: Tensor, f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """o * c."""
+    """The readout o * c."""
     return torch.sigmoid(o) * c
 
 

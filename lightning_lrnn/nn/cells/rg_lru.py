@@ -20,7 +20,7 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["RGLRU", "RGLRUCell", "rg_lru"]
 
 SHARPNESS = 8.0
-"""c of the paper."""
+"""The constant c of the paper."""
 STEEPEST = 1000.0
 """Bound of the root's derivative, which it reaches at `LEAST`."""
 LEAST = 1 / (2 * STEEPEST) ** 2

@@ -223,12 +223,12 @@ class SurrogateRNNCell(Cell):
 
     @property
     def packed_size(self) -> int:
-        """Without the cells, where the last output is their state."""
+        """`state_size`, less the cells if the last output is their state."""
         return self.state_size - (self.cells if self.splits else 0)
 
     @property
     def output_is_state(self) -> bool:
-        """Where the surrogate's units are among the output's, and nothing is read out."""
+        """True if the output has the surrogate's units, and there is no readout."""
         return self.shares and self.reads_state
 
     def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
@@ -254,11 +254,11 @@ class SurrogateRNNCell(Cell):
         return torch.cat([c, surrogate, *earlier * (self.passes - 1)], -1)
 
     def pack(self, carry: Tensor) -> Tensor:
-        """Without the cells, where the last output is their state."""
+        """The carried state, without the cells if the last output is their state."""
         return carry[..., self.cells :] if self.splits else carry
 
     def reset_parameters(self) -> None:
-        """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate fills its own.
+        """Uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate initialises its own.
 
         With a `memory` of m steps the biases of the forget gates are by it, and b_i = -b_f / 2: an
         input gate near 1 / sqrt(m), with which the variance of a sum of independent impulses does
@@ -458,7 +458,7 @@ def _surrogate(name: Any) -> type[Cell]:
 
 
 def _units(size: Any, hidden_size: int, output_size: int, layers: Any) -> int:
-    """How many units each layer of the surrogate has."""
+    """The number of units of each layer of the surrogate."""
     if not _is_count(layers):
         raise ValueError(f"`surrogate_layers` must be a whole number of at least 1, got {layers!r}")
     if size is None:

@@ -20,7 +20,7 @@ def t_lstm(f: Tensor, z: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate
 def output(c: Tensor, f: Tensor, z: Tensor, o: Tensor) -> Tensor:
-    """c * o."""
+    """The readout c * o."""
     return c * torch.tanh(o)
 
 
