@@ -32,7 +32,7 @@ class ScanContext:
         lengths: valid time steps of each row, (B,); over ranks those of the whole sequence.
         reset: True where a document starts, (B, T).
         backend: "auto" or a name.
-        ranks: the ranks that hold the sequence, in order of time; None for a single process.
+        ranks: the ranks that hold the sequence, in order of time; None if one process holds it.
         chunk: time steps that the ranks share at a time, see `lightning_lrnn.core.ranks.part_of`;
             None if this rank's time steps are consecutive, as they are in every scan.
         prefix: path of the cell in its stack, such as "layer0.forward".

@@ -119,7 +119,7 @@ class LRUStateCell(Cell):
         return True
 
     def reset_parameters(self) -> None:
-        """Initialises a and its scale as an `LRU` does, and B as normal."""
+        """Initialises a and its scale as an `LRU` does, and B from a normal distribution."""
         nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
         draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
 
