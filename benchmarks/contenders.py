@@ -1,7 +1,7 @@
-"""What is timed: our backends, their unfused forms, and the rivals that are installed.
+"""The timed implementations: our backends, their unfused forms, and installed baselines.
 
-A contender maps the pre-activations of a gate, (B, T, D) each, to the output (B, T, D). The plain
-recurrence is the gate that returns its two inputs, a and b.
+An implementation maps the pre-activations of a gate, (B, T, D) each, to the output (B, T, D). The
+plain recurrence is the gate that returns its two inputs, a and b.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_lrnn.nn.cells.gilr import gilr
 from lightning_lrnn.nn.cells.min_gru import min_gru
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 
-Contender = Callable[..., Tensor]
+Implementation = Callable[..., Tensor]
 ASSOCIATIVE = "associative_scan, compiled"
 NO_CARRY = "scan without its carry"
 STEPS = "serial, a step at a time"
@@ -73,9 +73,9 @@ WORKLOADS = {
 }
 
 
-def ours(workload: Workload, device: str) -> dict[str, Contender]:
-    """By backend; gates fused where it fuses; and, where it does, by PyTorch beside it."""
-    found: dict[str, Contender] = {}
+def ours(workload: Workload, device: str) -> dict[str, Implementation]:
+    """Our implementations by backend, and those with gates by PyTorch beside a fused one."""
+    found: dict[str, Implementation] = {}
     names = [name for name, reasons in backends.explain(device).items() if not reasons]
     for name, reasons in backends.explain(device).items():
         if reasons:
@@ -104,7 +104,7 @@ def unfused(workload: Workload, *pre: Tensor) -> Tensor:
     return h if workload.readout is None else workload.readout(h, *pre)
 
 
-def changed(contender: Contender, **macros: str) -> Contender:
+def changed(implementation: Implementation, **macros: str) -> Implementation:
     """With other macros of the CUDA kernel, also while its gradient is computed."""
 
     class Changed(torch.autograd.Function):
@@ -113,7 +113,7 @@ def changed(contender: Contender, **macros: str) -> Contender:
             with torch.enable_grad():
                 leaves = [p.detach().requires_grad_() for p in pre]
                 with other_kernel(macros):
-                    y = contender(*leaves)
+                    y = implementation(*leaves)
             ctx.leaves, ctx.y = leaves, y
             return y.detach()
 
@@ -149,7 +149,7 @@ def associative_scan(a: Tensor, b: Tensor, mode: str = "generic") -> Tensor:
     return scan(combine, (a, b), dim=1, combine_mode=mode)[1]
 
 
-def with_adjoint(forward: Contender) -> Contender:
+def with_adjoint(forward: Implementation) -> Implementation:
     """A recurrence without a (right) gradient of its own, with the adjoint walked the other way."""
 
     def run(problem):
@@ -173,42 +173,42 @@ def with_adjoint(forward: Contender) -> Contender:
     return Differentiable.apply
 
 
-def rivals(device: str) -> dict[str, Contender]:
-    """Of the plain recurrence; in brackets what takes another layout or log a, for free."""
-    found: dict[str, Contender] = {
+def baselines(device: str) -> dict[str, Implementation]:
+    """Baselines of the plain recurrence; a name in brackets: they take that form for free."""
+    implementations: dict[str, Implementation] = {
         ASSOCIATIVE: torch.compile(associative_scan, dynamic=False),
     }
     if device == "cuda":
         compiled = torch.compile(associative_scan, dynamic=False)
-        found["associative_scan, pointwise, with an adjoint"] = with_adjoint(
+        implementations["associative_scan, pointwise, with an adjoint"] = with_adjoint(
             lambda a, b: compiled(a, b, "pointwise")
         )
     for name, make in OTHERS.items():
         try:
-            found |= make(device)
+            implementations |= make(device)
         except Exception as error:
             left_out(name, f"{type(error).__name__}: {error}")
-    return found
+    return implementations
 
 
-def mambapy(device: str) -> dict[str, Contender]:
+def mambapy(device: str) -> dict[str, Implementation]:
     pscan = importlib.import_module("mambapy.pscan").pscan
     return {"mambapy.pscan": lambda a, b: pscan(a[..., None], b[..., None])[..., 0]}
 
 
-def assoc_scan(device: str) -> dict[str, Contender]:
+def assoc_scan(device: str) -> dict[str, Implementation]:
     module = importlib.import_module("assoc_scan").AssocScan()
     return {"assoc_scan": lambda a, b: module(a, b)}
 
 
-def accelerated_scan(device: str) -> dict[str, Contender]:
+def accelerated_scan(device: str) -> dict[str, Implementation]:
     if device == "cpu":
         scan = importlib.import_module("accelerated_scan.ref").scan
         return {"accelerated_scan.ref": lambda a, b: scan(a.mT, b.mT).mT}
     warp = importlib.import_module("accelerated_scan.warp").scan
     scalar = importlib.import_module("accelerated_scan.scalar").scan
 
-    def transposed(scan: Contender) -> Contender:
+    def transposed(scan: Implementation) -> Implementation:
         return lambda a, b: scan(a.mT.contiguous(), b.mT.contiguous()).mT
 
     return {
@@ -224,7 +224,7 @@ def as_columns(x: Tensor) -> Tensor:
     return x.reshape(B, D, T)
 
 
-def fla(device: str) -> dict[str, Contender]:
+def fla(device: str) -> dict[str, Implementation]:
     if device == "cpu":
         raise RuntimeError("needs a GPU")
     ops = importlib.import_module("fla.ops.hgrn")
@@ -237,7 +237,7 @@ def fla(device: str) -> dict[str, Contender]:
     }
 
 
-def torchlpc(device: str) -> dict[str, Contender]:
+def torchlpc(device: str) -> dict[str, Implementation]:
     lpc = importlib.import_module("torchlpc").sample_wise_lpc
 
     def run(a: Tensor, b: Tensor) -> Tensor:  # (sequences, T), y_t = b_t - A_t y_{t-1}
@@ -248,14 +248,14 @@ def torchlpc(device: str) -> dict[str, Contender]:
     return {"torchlpc": run}
 
 
-def pararnn(device: str) -> dict[str, Contender]:
+def pararnn(device: str) -> dict[str, Implementation]:
     if device == "cpu":
         raise RuntimeError("needs a GPU")
     scan = importlib.import_module("pararnn.solvers.scan").scan_diag
     return {"pararnn": lambda a, b: scan(a, b)}
 
 
-def jax(device: str) -> dict[str, Contender]:
+def jax(device: str) -> dict[str, Implementation]:
     jax = importlib.import_module("jax")
     scan = jax.jit(lambda a, b: jax.lax.associative_scan(combine, (a, b), axis=1)[1])
 
@@ -266,11 +266,11 @@ def jax(device: str) -> dict[str, Contender]:
     return {"jax.lax.associative_scan, with an adjoint": with_adjoint(run)}
 
 
-def cuda_compute(device: str) -> dict[str, Contender]:
+def cuda_compute(device: str) -> dict[str, Implementation]:
     raise RuntimeError("scans one dimension, of pairs: it has no (B, T, D) form to compare")
 
 
-OTHERS: dict[str, Callable[[str], dict[str, Contender]]] = {
+OTHERS: dict[str, Callable[[str], dict[str, Implementation]]] = {
     "mambapy": mambapy,
     "assoc_scan": assoc_scan,
     "accelerated_scan": accelerated_scan,
@@ -288,15 +288,15 @@ def left_out(name: str, reason: str) -> None:
 
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2}
-OTHER_FORMS: dict[str, Callable[[Contender], Contender]] = {
+OTHER_FORMS: dict[str, Callable[[Implementation], Implementation]] = {
     "[its layout]": lambda exact: lambda a, b: exact(as_columns(a).mT, as_columns(b).mT).mT,
     "[log a]": lambda exact: lambda a, b: exact(torch.exp(-a), b),
 }
-"""What a rival computes of the same bytes, by what stands behind its name."""
+"""What a baseline computes of the same bytes, by the form in brackets after its name."""
 
 
 class Judge:
-    """Compares contenders with float64, on inputs of the shape that is timed."""
+    """Compares implementations with float64, on inputs of the shape that is timed."""
 
     def __init__(
         self, workload: Workload, shape: tuple[int, ...], dtype: torch.dtype, device: str
@@ -307,16 +307,16 @@ class Judge:
         self.dy = torch.randn(shape, device=device).to(dtype)
         self.ours = self._results(workload.exact)
 
-    def check(self, name: str, contender: Contender) -> None:
+    def check(self, name: str, implementation: Implementation) -> None:
         """Raises unless outputs and gradients are those of the loop, within rounding."""
         form = next((f for f in OTHER_FORMS if name.endswith(f)), None)
         wanted = self._results(OTHER_FORMS[form](self.workload.exact)) if form else self.ours
         rtol = TOLERANCE[self.dtype]
-        for got, want in zip(self._results(contender, self.dtype), wanted, strict=True):
+        for got, want in zip(self._results(implementation, self.dtype), wanted, strict=True):
             limit = rtol * (1 + want.abs().max().item())
             torch.testing.assert_close(got.double(), want, rtol=rtol, atol=limit)
 
-    def _results(self, run: Contender, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    def _results(self, run: Implementation, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         """Output and gradients; in their own dtype inputs lie as they do when they are timed."""
         leaves = [p.detach().to(dtype).requires_grad_() for p in self.pre]
         y = run(*leaves)

@@ -45,14 +45,14 @@ def medians(samples: Samples) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in samples.items()}
 
 
-def yardstick(samples: Samples) -> str:
+def reference(samples: Samples) -> str:
     """addcmul moves what the plain recurrence needs and a sum more; gates have a copy alone."""
     return "addcmul" if "addcmul" in samples else "copy for forward"
 
 
-def void(samples: Samples, yard: str = "") -> bool:
-    """Whether the machine was too noisy: the yardstick's own median is far from its minimum."""
-    times = samples[yard or yardstick(samples)]
+def void(samples: Samples, name: str = "") -> bool:
+    """Whether the machine was too noisy: the reference's own median is far from its minimum."""
+    times = samples[name or reference(samples)]
     return statistics.median(times) > NOISY * min(times)
 
 
@@ -63,7 +63,7 @@ def of_a_copy(median: dict[str, float], name: str, step: str) -> float:
 
 
 def step_of(name: str) -> tuple[str, str]:
-    """A contender and its pass, of what was timed; ("", "") for a yardstick."""
+    """The implementation and the pass of a timed name; ("", "") for a reference."""
     for step in reversed(PASSES):  # the longest first
         if name.endswith(f" {step}") and not name.startswith("copy for"):
             return name[: -len(step) - 1], step
@@ -89,25 +89,25 @@ ON_CPU = {
     (1, 65536, 32): (1.0, 7.0),
     (1, 1048576, 1): (3.0, 4.0),
 }
-"""Of the plain recurrence: times addcmul at most, and times as fast as the best rival at least."""
+"""Of the plain recurrence: most times addcmul, least speed-up over the best baseline."""
 
 
 def on_cpu(case: Case, samples: Samples) -> list[Goal]:
     if case.shape not in ON_CPU or case[1:] != ("float32", "plain"):
         return []
-    median, (at_addcmul, at_rival) = medians(samples), ON_CPU[case.shape]
+    median, (at_addcmul, at_baseline) = medians(samples), ON_CPU[case.shape]
     forward = median["scan forward"] / median["addcmul"]
     found = [at_most(f"{case} scan forward / addcmul", forward, at_addcmul)]
     both = "forward + backward"
-    rivals = {
+    baselines = {
         name: time
         for name, time in median.items()
         if step_of(name)[1] == both and step_of(name)[0] not in OURS
     }
-    if rivals:
-        name = min(rivals, key=rivals.__getitem__)
-        ratio = rivals[name] / median[f"scan {both}"]
-        found.append(at_least(f"{case} best rival ({name}) / scan", ratio, at_rival))
+    if baselines:
+        name = min(baselines, key=baselines.__getitem__)
+        ratio = baselines[name] / median[f"scan {both}"]
+        found.append(at_least(f"{case} best rival ({name}) / scan", ratio, at_baseline))
     return found
 
 
@@ -126,8 +126,8 @@ def percent_promised(case: Case, step: str) -> float | None:
     return 70 if few and case.gate == "lstm" and case.dtype == "bfloat16" else 85
 
 
-def on_cuda(case: Case, samples: Samples, *, rivals: bool = False) -> list[Goal]:
-    """Every goal of a case, of what was not measured too; `rivals`: also those against them."""
+def on_cuda(case: Case, samples: Samples, *, baselines: bool = False) -> list[Goal]:
+    """Every goal of a case, of what was not measured too; `baselines`: also those against them."""
     median, found = medians(samples), []
     for step in ("forward", "backward"):
         promised = percent_promised(case, step)
@@ -139,14 +139,14 @@ def on_cuda(case: Case, samples: Samples, *, rivals: bool = False) -> list[Goal]
         for name, limit in (("eager gates + scan", 3.0), ("compiled gates + scan", 1.5)):
             times = ratio(median.get(f"{name} {both}"), median.get(f"scan {both}"))
             found.append(at_least(f"{case} {name} / scan fused, both passes", times, limit))
-    elif rivals:
+    elif baselines:
         for step in ("forward", "forward + backward"):
             for in_its_layout, limit in ((False, 1.5), (True, 0.97)):
-                found.append(against_rivals(case, median, step, in_its_layout, limit))
+                found.append(against_baselines(case, median, step, in_its_layout, limit))
     return found
 
 
-def against_rivals(
+def against_baselines(
     case: Case, median: dict[str, float], step: str, in_its_layout: bool, limit: float
 ) -> Goal:
     chosen = {

@@ -85,13 +85,13 @@ def calls() -> dict[str, Callable[..., Any]]:
     }
 
 
-def measured(contenders: dict[str, Callable[..., Any]], rounds: int) -> dict[str, list[float]]:
+def measured(functions: dict[str, Callable[..., Any]], rounds: int) -> dict[str, list[float]]:
     """Samples in seconds of one call: without a gradient, with one, and with its backward pass."""
     pre = [torch.rand(SHAPE) for _ in range(2)]
     leaves = [p.clone().requires_grad_() for p in pre]
     ones = torch.ones(SHAPE)
     runs = {}
-    for name, function in contenders.items():
+    for name, function in functions.items():
 
         def both(function: Callable[..., Any] = function) -> None:
             y = function(*leaves)

@@ -5,7 +5,7 @@
 
 Timed are forward and backward passes, the gradients of all parameters, in turn, round after round.
 `matmuls` is what the GILR-LSTM multiplies, into tensors that exist: a bound of what it can reach,
-and the yardstick; a shape whose yardstick's median exceeds 1.5 times its minimum is void. Before it
+and the reference; a shape whose reference's median exceeds 1.5 times its minimum is void. Before it
 is timed, a layer is checked against itself in float64. torch.nn.LSTM and GRU are timed with one
 thread too, which on few rows is faster than to divide each step: ratios are to the faster.
 Subnormal numbers are flushed to zero for all: they would slow torch.nn.LSTM down on long rows.
@@ -39,7 +39,7 @@ from lightning_lrnn import nn
 from lightning_lrnn.core.process_memory import process_memory, process_peak
 
 RESULTS = Path(__file__).parent / "results" / "layer_times.json"
-LSTM, GRU, YARD = "torch.nn.LSTM", "torch.nn.GRU", "matmuls"
+LSTM, GRU, REFERENCE = "torch.nn.LSTM", "torch.nn.GRU", "matmuls"
 ALONE = ", 1 thread"
 OURS: dict[str, Callable[..., torch.nn.Module]] = {
     "GILRLSTM": nn.GILRLSTM,
@@ -158,7 +158,7 @@ def matmuls(shape: Shape) -> Run:
 def times(shape: Shape, rounds: int) -> Samples:
     """Seconds of a step."""
     x, dy = data(shape)
-    runs = {YARD: matmuls(shape)}
+    runs = {REFERENCE: matmuls(shape)}
     for name in LAYERS:
         layer = made(name, shape)
         runs[name] = Run(lambda _, layer=layer: step(layer, x, dy))
@@ -208,15 +208,15 @@ def worst(found: dict[str, list[float]]) -> float:
 
 
 def with_fastest(samples: Samples) -> dict[str, float]:
-    """Medians; of the rivals that of as many threads as make them fastest."""
+    """Medians; of the baselines those with the fastest number of threads."""
     median = medians(samples)
-    return median | {rival: min(median[rival], median[rival + ALONE]) for rival in (LSTM, GRU)}
+    return median | {rnn: min(median[rnn], median[rnn + ALONE]) for rnn in (LSTM, GRU)}
 
 
 def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
     reached = []
     median = with_fastest(found["samples_in_seconds"])
-    if not void(found["samples_in_seconds"], YARD):
+    if not void(found["samples_in_seconds"], REFERENCE):
         for name in OURS:
             limit = LEAST.get((name, tuple(shape)), LEAST[name])
             text = f"{shape} {name}, times as fast as {LSTM}"
@@ -237,7 +237,7 @@ def show(report: dict[str, Any]) -> None:
     for found in report["shapes"]:
         shape = Shape(*found["shape"])
         samples, of_peak = found["samples_in_seconds"], found["peak_bytes"]
-        noisy = "   VOID: the machine was too noisy" if void(samples, YARD) else ""
+        noisy = "   VOID: the machine was too noisy" if void(samples, REFERENCE) else ""
         print(f"\n(B, T, input, hidden) = {shape}{noisy}")
         heads = ("", "min s", "median", "LSTM /", "GRU /", "peak MiB", "error")
         print(LINE.format(*heads).rstrip())
@@ -247,7 +247,7 @@ def show(report: dict[str, Any]) -> None:
             errors = found["errors"].get(name)
             error = f"{max(next(iter(errors.values()))):.1e}" if errors else ""
             middle = statistics.median(seconds)
-            figures = min(seconds), middle, *(median[rival] / middle for rival in (LSTM, GRU))
+            figures = min(seconds), middle, *(median[rnn] / middle for rnn in (LSTM, GRU))
             print(LINE.format(name, *(f"{f:.3f}" for f in figures), peak, error).rstrip())
         reached += goals_of(shape, found)
     print("\nGoals")

@@ -9,9 +9,9 @@
 heat  two layers of GILR-LSTM against torch.nn.LSTM over batch and length, forward and backward
 
 The parallel recurrence is timed against two serial ones: `plain`, the paper's (plain.py), and the
-package's `serial`, which loads ahead. All contenders of a cell are checked against each other, and
-timed in turn, round after round; shown are medians. Calls too short for the clock are timed several
-at once, on CUDA as a graph. Seeds and shapes are fixed. Every sample is kept in
+package's `serial`, which loads ahead. All implementations of a cell are checked against each
+other, and timed in turn, round after round; shown are medians. Calls too short for the clock are
+timed several at once, on CUDA as a graph. Seeds and shapes are fixed. Every sample is kept in
 benchmarks/results/cpu-paper.json or <GPU>-paper.json, with figures beside it; a table that is not
 asked for is kept as it is there. --draw prints and draws what is there.
 """
@@ -63,7 +63,7 @@ LONGEST_ROUND = 70.0
 SHORT_S, CALLS = 1e-3, 20
 """Calls shorter than this are timed so many at once."""
 GRADIENTS = {"float32": 1e-3, "bfloat16": contenders.TOLERANCE[torch.bfloat16]}
-"""Between contenders, of the norm: sums over all steps of a cell. Where PyTorch evaluates gates in
+"""Of the norm, between implementations: sums over all steps of a cell. With gates by PyTorch in
 bfloat16 decays are rounded to it, and single elements differ by more than their size."""
 
 
@@ -99,7 +99,7 @@ Cell = dict[str, Any]
 
 
 class Known(NamedTuple):
-    """What a layer takes, by its largest cell: a round of all contenders, and the peak."""
+    """What a layer takes, by its largest cell: a round of all implementations, and the peak."""
 
     tokens: int = 0
     seconds: float = 0.0

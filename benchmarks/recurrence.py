@@ -1,12 +1,12 @@
-"""Times the recurrence against a copy, torch.addcmul and its rivals: `make bench`.
+"""Times the recurrence against a copy, torch.addcmul and baselines: `make bench`.
 
-Every contender is checked against float64 before it is timed, on the shape that is timed. All
-contenders of a case (a shape, a dtype, a gate) are timed in turn, round after round; shown are
-minima and medians, GB/s of the least traffic, and the percent of a copy of equal bytes. On CUDA
-kernels alone are timed, the host's part in lines of its own, the second-level cache is flushed by
-reading before every sample, slow contenders are sampled less often, and every goal has a line, also
-where it was not measured. A case is measured again, at most three times, while the yardstick's own
-median exceeds 1.5 times its minimum; after that it is marked void.
+Every implementation is checked against float64 before it is timed, on the shape that is timed. All
+of a case (a shape, a dtype, a gate) are timed in turn, round after round; shown are minima and
+medians, GB/s of the least traffic, and the percent of a copy of equal bytes. On CUDA kernels alone
+are timed, the host's part in lines of its own, the second-level cache is flushed by reading before
+every sample, slow implementations are sampled less often, and every goal has a line, also where it
+was not measured. A case is measured again, at most three times, while the reference's own median
+exceeds 1.5 times its minimum; after that it is marked void.
 
     python benchmarks/recurrence.py [--device cpu|cuda] [--gates plain,lstm] [--dtypes float32]
         [--rivals] [--quick] [--json PATH] [--resume PATH] [--csv PATH] [--plot PNG]
@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import os
 
-# Before PyTorch starts its threads, for every contender alike: a thread that spins while it waits
-# takes the core from the next contender.
+# Before PyTorch starts its threads, for all implementations: a thread that spins while it waits
+# takes the core from the next one.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
@@ -41,7 +41,7 @@ from typing import Any
 import contenders
 import goals
 import torch
-from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Contender, Judge, Workload
+from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Implementation, Judge, Workload
 from goals import PASSES, SMALL, TABLE_1, Case, Samples, step_of
 from timing import Clock, Run, about, environment, host_seconds, in_turn, replayed
 
@@ -60,18 +60,18 @@ SHAPES = {
 }  # fmt: skip
 QUICK = [(2, 64, 16)]
 COMPILED = {(8, 4096, 2048), (1, 65536, 256)}
-"""On CUDA what torch.compile makes is timed at these alone, among rivals: some ten seconds each."""
+"""On CUDA torch.compile is timed at these alone, as a baseline: some ten seconds each."""
 RESULTS = Path(__file__).parent / "results" / "cpu-recurrence.json"
 SHORT_S, CALLS = 1e-3, 20
 """Calls shorter than this are replayed so many at once."""
 SERIES_S = {"cpu": math.inf, "cuda": 0.1}
-"""After which a contender is sampled no more: slow ones shall not take the others' time."""
+"""Seconds of samples per implementation: slow ones shall not take the others' time."""
 
 
 def runs_of(
-    case: Case, found: dict[str, Contender], device: str, passes: tuple[str, ...]
+    case: Case, implementations: dict[str, Implementation], device: str, passes: tuple[str, ...]
 ) -> dict[str, Run]:
-    """The yardsticks, and every contender's passes as "NAME forward" and so on."""
+    """The references, and the passes of implementations as "NAME forward" and so on."""
     workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
     torch.manual_seed(0)
     pre = workload.pre(case.shape, dtype, device)
@@ -87,33 +87,33 @@ def runs_of(
         # Right before ours, so that on a CPU both find the same in the caches.
         runs["addcmul"] = Run(lambda _: torch.addcmul(b, a, dy))
 
-    def forward(contender: Contender) -> Run:
+    def forward(implementation: Implementation) -> Run:
         def timed(_: object) -> object:
             with torch.no_grad():
-                return contender(*pre)
+                return implementation(*pre)
 
         return Run(timed)
 
-    def backward(contender: Contender) -> Run:
-        return Run(lambda y: torch.autograd.grad(y, leaves, dy), lambda: contender(*leaves))
+    def backward(implementation: Implementation) -> Run:
+        return Run(lambda y: torch.autograd.grad(y, leaves, dy), lambda: implementation(*leaves))
 
-    def both(contender: Contender) -> Run:
-        return Run(lambda _: torch.autograd.grad(contender(*leaves), leaves, dy))
+    def both(implementation: Implementation) -> Run:
+        return Run(lambda _: torch.autograd.grad(implementation(*leaves), leaves, dy))
 
-    kinds = dict(zip(PASSES, (forward, backward, both), strict=True))
-    for name, contender in found.items():
+    timers = dict(zip(PASSES, (forward, backward, both), strict=True))
+    for name, implementation in implementations.items():
         for step in passes:
-            runs[f"{name} {step}"] = kinds[step](contender)
+            runs[f"{name} {step}"] = timers[step](implementation)
     return runs
 
 
 def measure(
-    case: Case, found: dict[str, Contender], device: str, rounds: int
+    case: Case, implementations: dict[str, Implementation], device: str, rounds: int
 ) -> tuple[Samples, dict[str, tuple[float, int]]]:
     """Samples in seconds, and by pass the first call's seconds and peak memory."""
     torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
     clock = Clock(device, ahead=True)
-    runs = runs_of(case, found, device, PASSES if device == "cuda" else PASSES[::2])
+    runs = runs_of(case, implementations, device, PASSES if device == "cuda" else PASSES[::2])
     first = {}
     for name, run in list(runs.items()):
         if sys.stderr.isatty():
@@ -129,18 +129,18 @@ def measure(
 
 
 def show(case: Case, samples: Samples) -> None:
-    yard = goals.yardstick(samples)
+    reference = goals.reference(samples)
     workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
     median = goals.medians(samples)
     print(f"\n{case}{'   VOID: the machine was too noisy' if goals.void(samples) else ''}")
-    print(f"  {'':46}{'min ms':>9}{'median':>9}{'GB/s':>8}{'% copy':>8}{'/ ' + yard:>19}")
+    print(f"  {'':46}{'min ms':>9}{'median':>9}{'GB/s':>8}{'% copy':>8}{'/ ' + reference:>19}")
     for name, times in samples.items():
         moved, percent = bytes_of(name, workload, case, dtype), ""
         if step_of(name)[0]:
             percent = f"{goals.of_a_copy(median, *step_of(name)):.0f}"
         print(
             f"  {name:46}{1e3 * min(times):9.3f}{1e3 * median[name]:9.3f}"
-            f"{moved / median[name] / 1e9:8.1f}{percent:>8}{median[name] / median[yard]:19.2f}"
+            f"{moved / median[name] / 1e9:8.1f}{percent:>8}{median[name] / median[reference]:19.2f}"
         )
 
 
@@ -212,20 +212,20 @@ def show_all(report: dict[str, Any], cuda: bool) -> None:
 
 
 def goals_of(report: dict[str, Any], measured: dict[Case, Samples]) -> list[goals.Goal]:
-    """Every goal on CUDA, of what was not measured too; those against rivals where rivals ran."""
-    rivals = "host_seconds" not in report
-    found = [] if rivals else goals.of_host(report["host_seconds"])
-    found += [] if rivals else goals.of_small(report["replayed_seconds"])
-    for case in dict.fromkeys([*every_case("cuda", rivals=rivals), *measured]):
-        found += goals.on_cuda(case, measured.get(case, {}), rivals=rivals)
+    """Every goal on CUDA, also of cases not measured; those against baselines where they ran."""
+    baselines = "host_seconds" not in report
+    found = [] if baselines else goals.of_host(report["host_seconds"])
+    found += [] if baselines else goals.of_small(report["replayed_seconds"])
+    for case in dict.fromkeys([*every_case("cuda", baselines=baselines), *measured]):
+        found += goals.on_cuda(case, measured.get(case, {}), baselines=baselines)
     return found
 
 
-def every_case(device: str, *, rivals: bool) -> list[Case]:
+def every_case(device: str, *, baselines: bool) -> list[Case]:
     """All cases of a run; on CUDA those of which most is promised first."""
     if device == "cpu":
         return [Case(shape) for shape in SHAPES["cpu"]]
-    gates = ["plain", "lstm"] if rivals else list(WORKLOADS)
+    gates = ["plain", "lstm"] if baselines else list(WORKLOADS)
     parts = itertools.product(SHAPES["cuda"], ("float32", "bfloat16"), gates)
     cases = [Case(*each) for each in parts]
     return sorted(cases, key=lambda case: goals.percent_promised(case, "forward") is None)
@@ -240,30 +240,30 @@ def parse(text: str) -> Case:
     return Case(ast.literal_eval(f"{shape})"), dtype, gate)
 
 
-def contenders_of(case: Case, options: argparse.Namespace) -> dict[str, Contender]:
-    """Ours and, of the plain recurrence, the rivals; each checked before it is timed."""
+def implementations_of(case: Case, options: argparse.Namespace) -> dict[str, Implementation]:
+    """Ours and, of the plain recurrence, baselines; each checked before it is timed."""
     workload, device = WORKLOADS[case.gate], options.device
     dtype = getattr(torch, case.dtype)
-    found = contenders.ours(workload, device)
+    implementations = contenders.ours(workload, device)
     if case.gate == "plain":
         if options.rivals or (device == "cpu" and not options.quick):
-            found |= contenders.rivals(device)
+            implementations |= contenders.baselines(device)
     compiled = device == "cpu" or (options.rivals and case.shape in COMPILED)
     if options.quick or not compiled:
         for name in ("compiled gates + scan", ASSOCIATIVE):
-            found.pop(name, None)
+            implementations.pop(name, None)
     judge = Judge(workload, case.shape, dtype, device)
-    for name, contender in list(found.items()):
+    for name, implementation in list(implementations.items()):
         if name == contenders.NO_CARRY:
             continue  # wrong by design
         try:
-            judge.check(name, contender)
+            judge.check(name, implementation)
         except Exception as error:
             if name.startswith(goals.OURS):
                 raise
             contenders.left_out(name, f"{type(error).__name__}: {error}")
-            del found[name]
-    return found
+            del implementations[name]
+    return implementations
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:
@@ -276,7 +276,7 @@ def chosen(options: argparse.Namespace) -> list[Case]:
         return [Case(*parts) for parts in itertools.product(SHAPES["cpu"], dtypes, gates)]
     return [
         case
-        for case in every_case("cuda", rivals=options.rivals)
+        for case in every_case("cuda", baselines=options.rivals)
         if case.gate in (options.gates or WORKLOADS)
         and case.dtype in (options.dtypes or ("float32", "bfloat16"))
     ]
@@ -285,7 +285,7 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 def write_csv(path: Path, report: dict[str, Any]) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["case", "contender", "min s", "median s", "samples"])
+        rows.writerow(["case", "implementation", "min s", "median s", "samples"])
         for case, samples in report["samples_in_seconds"].items():
             for name, times in samples.items():
                 rows.writerow([case, name, min(times), statistics.median(times), len(times)])
@@ -369,9 +369,9 @@ def main(argv: list[str] | None = None) -> int:
             report["left_out"] = [str(case) for case in due[number:]]
             save(options, report)
             break
-        found = contenders_of(case, options)
+        implementations = implementations_of(case, options)
         for _ in range(3):
-            samples, first = measure(case, found, options.device, rounds)
+            samples, first = measure(case, implementations, options.device, rounds)
             if not goals.void(samples):
                 break
             print(f"  {case}: noisy, once more", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""How it is timed: all contenders in turn, so that a slow spell of the machine meets them all.
+"""Timing of implementations in turn, so that a slow spell of the machine meets them all.
 
-And on what.
+And a description of the machine.
 """
 
 from __future__ import annotations

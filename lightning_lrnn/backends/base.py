@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""The protocols of a backend."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class BackendError(RuntimeError):
 
 
 class Request(NamedTuple):
-    """What a backend is asked for, as far as it decides whether it can run.
+    """The part of a problem that decides whether a backend can run it.
 
     Attributes:
         device: of all tensors.
         dtype: of the sequences.
-        gate: program of the gate; "" where only the machine is asked about.
+        gate: program of the gate; "" to ask about the machine alone.
         readout: program of the readout, or "".
     """
 
@@ -52,14 +52,14 @@ class Prepared(Protocol):
 
 @runtime_checkable
 class Pairs(Protocol):
-    """What is prepared may have these, too: a recurrence over ranks then takes fewer passes.
+    """Optional methods of `Prepared`: a recurrence over ranks then takes fewer passes.
 
-    Each may return None, where it has none, or one that is not finite: it is then computed by
-    `Prepared`. The last it returns is for `GivesStates.after`, or None.
+    Each may return None, or values that are not finite: these are then computed by the methods of
+    `Prepared`. The last value is for `GivesStates.after`, or None.
     """
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """A and B (B, D), in the dtype of the state, of what the steps make of h: A h + B.
+        """The steps' map of the state, A h + B: A and B (B, D), in the dtype of the state.
 
         A row in which the state starts anew has A = 0; one without valid steps A = 1 and B = 0.
         """
@@ -104,12 +104,12 @@ class Backend(Protocol):
     called, and the hidden states that `forward` returns are not read."""
 
     def reasons(self, request: Request) -> list[str]:
-        """Why it cannot do what it is asked for; [] = it can."""
+        """Why it cannot run such a problem; [] = it can."""
         ...
 
     def prepared(self, problem: Problem) -> Prepared:
-        """What computes problems of the form of this one, see `Problem.form`.
+        """An object that computes problems of the form of this one, see `Problem.form`.
 
-        What depends on the form alone is decided here, once.
+        Choices that depend on the form alone are made here, once.
         """
         ...

@@ -33,51 +33,51 @@ BIG = 1e4
 by weights of 0, and so may not be infinite."""
 
 EPSILON = 2.0**-40
-"""By which the cell is scaled where it is needed itself. tanh changes a number so small by a
+"""Scales the LSTM's cell where the output is the cell itself. tanh changes a number so small by a
 relative (EPSILON * c)^2 / 3: of a float64 nothing up to |c| = 10,000, of a float32 up to 10^8.
 Products with a power of 2 are exact, and float32 goes far enough: to 2^-126, gradients to 2^128."""
 
 
 @gate
 def tied(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The GRU's."""
+    """Decay sigmoid(f) and impulse (1 - sigmoid(f)) * tanh(z), those of a GRU."""
     a = torch.sigmoid(f)
     return a, (1 - a) * torch.tanh(z)
 
 
 @gate
 def tied_by_sign(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The same."""
+    """As `tied`, with 1 - sigmoid(f) written as sigmoid(-f)."""
     return torch.sigmoid(f), torch.sigmoid(-f) * torch.tanh(z)
 
 
 @gate
 def tied_by_input(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The GRU's with g = -f, the gate of what comes in."""
+    """As `tied`, with g = -f, the gate of the input."""
     b = torch.sigmoid(g)
     return 1 - b, b * torch.tanh(z)
 
 
 @gate
 def tied_by_input_sign(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The same."""
+    """As `tied_by_input`, with 1 - sigmoid(g) written as sigmoid(-g)."""
     return torch.sigmoid(-g), torch.sigmoid(g) * torch.tanh(z)
 
 
 @gate
 def free(f: Tensor, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The LSTM's."""
+    """Decay sigmoid(f) and impulse sigmoid(i) * tanh(z), those of an LSTM."""
     return torch.sigmoid(f), torch.sigmoid(i) * torch.tanh(z)
 
 
 @gate
 def output(o: Tensor, c: Tensor) -> Tensor:
-    """The LSTM's readout."""
+    """sigmoid(o) * tanh(c), the readout of an LSTM."""
     return torch.sigmoid(o) * torch.tanh(c)
 
 
 class Mode(NamedTuple):
-    """How cuDNN expresses a gate.
+    """The pre-activations of a gate in the order of a cuDNN layer.
 
     Attributes:
         inputs: which pre-activations are f and z (a GRU), or f, i and z (an LSTM).
@@ -105,7 +105,7 @@ class Cudnn:
     uses_autograd = True
 
     def reasons(self, request: Request) -> list[str]:
-        """What the machine lacks, and what cuDNN has no mode for."""
+        """Why it cannot run: no cuDNN, or no mode of it for the dtype or the gate."""
         reasons = missing(request.device)
         if request.dtype not in DTYPES:
             reasons.append(f"cuDNN's recurrent layers are real, not {request.dtype}")
@@ -123,7 +123,7 @@ class Cudnn:
         return reasons
 
     def prepared(self, problem: Problem) -> Cudnn:
-        """The same for all."""
+        """This backend itself, for every form."""
         return self
 
     def forward(self, problem: Problem) -> States:
@@ -151,18 +151,18 @@ class Cudnn:
         direct = mode.output is not None and not exclusive
         small_numbers = not direct and len(mode.inputs) == 3
         finer = any(torch.promote_types(p.dtype, x.dtype) != x.dtype for p in pre)
-        # 16 bits would not hold the small numbers, nor parameters of more bits.
+        # 16 bits are too few for the small numbers, and for parameters of more bits.
         dtype = state if small_numbers or finer else x.dtype
         sequences = [broadcastable(p).to(dtype).expand(x.shape) for p in pre]
         f, *i, z = (sequences[k] for k in mode.inputs)
         f = -f if mode.negated else f
         if starts is not None:
             if not i:
-                # The impulse as a candidate that all of the new state is made of.
+                # The candidate for which the whole new state is the impulse.
                 impulse = torch.sigmoid(-f.to(state)) * torch.tanh(z.to(state))
                 limit = 1 - torch.finfo(state).eps
-                whole = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
-                z = torch.where(starts, whole.to(z.dtype), z)
+                candidate = torch.atanh(impulse.masked_fill(~starts, 0).clamp(-limit, limit))
+                z = torch.where(starts, candidate.to(z.dtype), z)
             f = f.masked_fill(starts, -BIG)
         if padding is not None:
             # With a candidate of 0, as it is there, the state stays to the last bit.
@@ -190,7 +190,7 @@ class Cudnn:
     def backward(
         self, problem: Problem, h: Tensor, gradients: Gradients
     ) -> tuple[list[Tensor], Tensor]:
-        """None of its own."""
+        """Raises a NotImplementedError, as PyTorch differentiates `forward`."""
         raise NotImplementedError("PyTorch differentiates what `forward` computes")
 
 
@@ -224,7 +224,7 @@ def _lstm(
 
 def _vendor(
     rnn: Callable[..., tuple[Tensor, ...]],
-    parts: int,
+    num_gates: int,
     pre: list[Tensor],
     state: list[Tensor],
     *,
@@ -232,7 +232,7 @@ def _vendor(
 ) -> list[Tensor]:
     """Output (B, T, D) and final states (B, D) of one layer whose last pre-activations are `pre`.
 
-    The others of its `parts` are 0.
+    The others of its `num_gates` are 0.
     """
     if why := _replaced(pre[0]):
         raise BackendError(f"backend 'cudnn' cannot run: {why}")
@@ -240,7 +240,7 @@ def _vendor(
     x = torch.cat([p.transpose(0, 1) for p in pre], -1)
     x = x.flip(0) if reverse else x
     state = [s[None].to(x.dtype).contiguous() for s in state]
-    weights = _weights(x, pre[0].shape[-1], parts)
+    weights = _weights(x, pre[0].shape[-1], num_gates)
     # No biases, one layer, no dropout, whether for training, one direction, time first.
     options = (False, 1, 0.0, torch.is_grad_enabled(), False, False)
     with torch.autocast(x.device.type, enabled=False):
@@ -259,13 +259,13 @@ def _replaced(x: Tensor) -> str:
     return ""
 
 
-def _weights(x: Tensor, size: int, parts: int) -> list[Tensor]:
-    """Input weights that select the last parts, and recurrent ones of 0.
+def _weights(x: Tensor, size: int, num_gates: int) -> list[Tensor]:
+    """Input weights that select the last gates, and recurrent ones of 0.
 
-    In one piece of memory and with room for biases behind: otherwise PyTorch copies them, with a
+    In one block of memory with room for biases at its end: otherwise PyTorch copies them, with a
     warning.
     """
-    rows, columns = parts * size, x.shape[-1]
+    rows, columns = num_gates * size, x.shape[-1]
     whole = x.new_zeros(rows * (columns + size + 2))
     of_input, recurrent, _ = whole.split([rows * columns, rows * size, 2 * rows])
     of_input = of_input.view(rows, columns)
@@ -274,9 +274,9 @@ def _weights(x: Tensor, size: int, parts: int) -> list[Tensor]:
 
 
 def canonical(program: str) -> tuple[str, tuple[int, ...]]:
-    """A program in the order in which its outputs need it, and which inputs these are.
+    """A program with its steps in the order of use by its outputs, and its inputs' numbers.
 
-    What no output needs is left out, inputs too.
+    Steps and inputs that no output uses are left out.
     """
     parsed = parse(program)
     names: dict[str, str] = {}

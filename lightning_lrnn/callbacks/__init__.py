@@ -1,6 +1,6 @@
 """Callbacks that switch a model, or show what it does; each works with any LightningModule.
 
-But for those that are about forecasts and classes, which say so.
+Those for forecasts and classes need models and data with these.
 """
 
 from lightning_lrnn.callbacks.backend_report import BackendReport

@@ -31,10 +31,10 @@ class BackendReport(Callback):
     """Writes the backend that really ran into the hyperparameters, after the first batch.
 
     Every logger gets `recurrence/backend` (what ran; "none" if no recurrence did),
-    `recurrence/requested` (what the layers were told to use), `recurrence/device` and the versions
-    of the packages involved; a WandbLogger also in the run's summary. These are words, which
-    `self.log` does not take. They say what the first batch used, in training or elsewhere: a
-    backend is chosen by device and dtype, which do not change within a run.
+    `recurrence/requested` (the `backend` of the layers), `recurrence/device` and the versions
+    of the packages involved; a WandbLogger also in the run's summary. They are strings, which
+    `self.log` does not take. They are those of the first batch, in training or elsewhere: a backend
+    is chosen by device and dtype, which do not change within a run.
 
     Attributes:
         report: what was written; empty before the first batch.
@@ -106,10 +106,10 @@ def _device_name(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[f"version/{package}"] = version(package)
+            versions[f"version/{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""How long the units of a recurrent layer remember, and where their gates are."""
+"""Time constants of the units of recurrent layers, and saturation of their gates."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def saturation(a: Tensor) -> dict[str, float]:
 class MemoryHorizon(Callback):
     """Logs the time constants -1/log a of every recurrent layer, in steps, and gate saturation.
 
-    They are of the decays in the batch of a step, as its layers compute them; padding is left out.
+    They are those of the decays in the batch of a training step, without padding.
     Every logger gets the 10, 50 and 90 % quantiles over the units as "horizon/<layer>/p10", "p50"
     and "p90", and `saturation` as "saturation/<layer>/closed" and "open"; a WandbLogger also gets a
-    histogram, "horizon/<layer>/units". Units that forget nothing count in quantiles as inf, and are
-    left out of histograms.
+    histogram, "horizon/<layer>/units". Units that forget nothing are inf in quantiles, and left out
+    of histograms.
 
-    A module without layers of this package, or in which torch.compile hides them, is asked by a
-    method `decays(batch) -> dict[str, Tensor]`, with a name and (..., D) per layer, if it has one.
+    If a module has no layers of this package, or torch.compile hides them, the decays are those of
+    its method `decays(batch) -> dict[str, Tensor]`, (..., D) by layer, if it has one.
 
     Args:
         every_n_steps: optimizer steps between two measurements; there is one more at the end of
@@ -147,17 +147,17 @@ class MemoryHorizon(Callback):
     def _measure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, decays: dict[str, Tensor]
     ) -> None:
-        ask: Any = getattr(pl_module, "decays", None)
-        if not decays and callable(ask):
+        model_decays: Any = getattr(pl_module, "decays", None)
+        if not decays and callable(model_decays):
             with torch.no_grad():
-                decays = ask(self._batch)
+                decays = model_decays(self._batch)
         decays = {name: a for name, a in decays.items() if a.numel()}
         if not decays:
             return
         self._measured_at = trainer.global_step
         self.latest = {name: time_constants(a) for name, a in decays.items()}
         scalars = {
-            # Nearest, because half way between a number and inf there is nothing to show.
+            # Nearest, as an interpolation between a number and inf is inf.
             f"horizon/{name}/{label}": float(taus.quantile(q, interpolation="nearest"))
             for name, taus in self.latest.items()
             for label, q in QUANTILES.items()
@@ -181,7 +181,7 @@ class MemoryHorizon(Callback):
 
 
 def _ends(trainer: pl.Trainer, step: int) -> bool:
-    """Whether training ends with this batch, after which so many steps have been made."""
+    """Whether training ends with this batch, whose number of steps is then `step`."""
     epochs = trainer.max_epochs
     last_epoch = epochs is not None and trainer.current_epoch + 1 >= epochs > 0
     return step >= trainer.max_steps > 0 or (last_epoch and trainer.is_last_batch)

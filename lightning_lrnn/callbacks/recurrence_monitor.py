@@ -1,4 +1,4 @@
-"""All that there is to see of the recurrence while a model trains."""
+"""Monitors a model's recurrences in training: rates, memory, backend and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A forecast that needs no model, beside the model's metrics."""
+"""The seasonal naive forecast as a baseline for the model's metrics."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ __all__ = ["SeasonalNaive"]
 
 
 class SeasonalNaive(Callback):
-    """Says how much better a Forecaster is than the value of one season before.
+    """Compares a Forecaster with the seasonal naive forecast: the value of a season before.
 
         naive_{t+k} = y_{t+k-js}    j = 1, 2, ... the least for which it is known at step t
 
     for a season of s steps. In validation and test it logs, in the user's units and over the
-    windows and targets that the model's own metrics are over,
+    windows and targets of the model's own metrics,
 
         <stage>/naive_mae           mean |y - naive|
         <stage>/skill               1 - crps / naive_mae, of the CRPS that the model logs
 
-    The CRPS of a forecast that is a point is its absolute error, so that naive_mae compares with
-    the model's crps and mae alike; its mean pinball loss, over levels that are symmetric about
-    1/2, is half of that. A skill of 0.3 is a CRPS 30 % below that of the baseline; 0 is no better,
-    below 0 it is worse. At the end of `fit`, `validate` and `test` a line says both.
+    The CRPS of a point forecast is its absolute error, so that naive_mae compares with the model's
+    crps and mae alike; its mean pinball loss, over levels that are symmetric about 1/2, is half of
+    that. A skill of 0.3 is a CRPS 30 % below that of the baseline; below 0 the model is worse. At
+    the end of `fit`, `validate` and `test` both are printed.
 
-    A season is so many rows of the data, whose `freq` puts in those that are missing. A target that
-    is NaN counts nowhere. One that is known, but in no season before, has no
-    baseline: the line says how many such there are. Where processes share the windows, figures are
-    of all of them.
+    A season is a number of rows of the data, whose `freq` fills in missing ones. A target that is
+    NaN is left out. So is a known target without a known value in any season before; the printed
+    line has the number of these. Where processes share the windows, the metrics are of all.
 
     Args:
         season: steps; "auto" for those of a day, if steps are shorter, of a week (7) for days, of a
@@ -46,7 +45,7 @@ class SeasonalNaive(Callback):
     Raises:
         ValueError: for a season that cannot be. lightning_lrnn.data.DataError, when a run starts:
             for other models, other data than a SequenceTable in memory, a season that is longer
-            than what is known before a window's targets, and times that do not say the season.
+            than the known steps before a window's targets, and times without a clear season.
     """
 
     def __init__(self, season: int | Literal["auto"] = "auto") -> None:
@@ -57,31 +56,31 @@ class SeasonalNaive(Callback):
             )
         self.season = season
         self._steps = self._batches = 0
-        # By stage and number of batches: no model changes them.
-        self._found: dict[tuple[str, int], NaiveErrors] = {}
+        # By stage and number of batches, as they do not depend on the model.
+        self._cached: dict[tuple[str, int], NaiveErrors] = {}
         self._line = ""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of a run before."""
-        self._found, self._line, self._steps = {}, "", 0
+        self._cached, self._line, self._steps = {}, "", 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline, before anything is trained."""
+        """Raises for models and data without this baseline, before anything is trained."""
         if trainer.enable_validation:
             self._prepare(trainer, pl_module, "val")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline."""
+        """Raises for models and data without this baseline."""
         self._prepare(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises for what has no such baseline."""
+        """Raises for models and data without this baseline."""
         self._prepare(trainer, pl_module, "test")
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *of_batch: Any
     ) -> None:
-        """Counts: fewer batches may be evaluated than there are."""
+        """Counts evaluated batches, which may be fewer than there are."""
         self._batches += 1
 
     def on_test_batch_end(
@@ -99,24 +98,24 @@ class SeasonalNaive(Callback):
         self._log(trainer, pl_module, "test")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the figures of the last validation."""
-        self._tell()
+        """Prints the line of the last validation."""
+        self._print_line()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the figures, unless training goes on."""
+        """Prints the line, unless training goes on."""
         if trainer.state.fn == "validate":
-            self._tell()
+            self._print_line()
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the figures."""
-        self._tell()
+        """Prints the line."""
+        self._print_line()
 
-    def _tell(self) -> None:
+    def _print_line(self) -> None:
         if self._line:
             rank_zero_info(self._line)
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The season; raises for what has no baseline."""
+        """Sets the season; raises where there is no baseline."""
         data = getattr(trainer, "datamodule", None)
         rows = self._rows(trainer, stage) if hasattr(pl_module, "quantiles") else None
         if rows is None:
@@ -129,23 +128,23 @@ class SeasonalNaive(Callback):
         self._batches = 0
         if not self._steps:
             self._steps = season_of(series) if self.season == "auto" else int(self.season)
-        of, start = min(rows.starts, key=lambda at: at[1])
+        index, start = min(rows.starts, key=lambda at: at[1])
         if start + rows.window < self._steps:
             raise DataError(
-                f"a season is {self._steps} steps, but of {series[of].name} only "
+                f"a season is {self._steps} steps, but of {series[index].name} only "
                 f"{start + rows.window} are known before the targets of a window of the {stage} "
                 f"part: give the data a `window` of {self._steps}, or a shorter `season`"
             )
 
     @staticmethod
     def _rows(trainer: pl.Trainer, stage: str) -> ForecastRows | None:
-        """The windows of a part; None of other data."""
+        """The windows of the data for a stage; None for other data."""
         data: Any = getattr(trainer, "datamodule", None)
         rows = data.part(stage) if hasattr(type(data), "series") else None
         return rows if isinstance(rows, ForecastRows) else None
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        found = self._of_all(trainer, self._errors(trainer, stage))
+        errors = self._summed(trainer, self._errors(trainer, stage))
         logged = trainer.callback_metrics
         if f"{stage}/crps" not in logged:
             raise DataError(
@@ -153,17 +152,17 @@ class SeasonalNaive(Callback):
                 "leave the callback out"
             )
         crps = logged[f"{stage}/crps"].double().cpu()
-        naive = torch.tensor(found.total, dtype=torch.float64) / found.targets
+        naive = torch.tensor(errors.total, dtype=torch.float64) / errors.targets
         skill = 1 - crps / naive
         values = {f"{stage}/naive_mae": naive.float(), f"{stage}/skill": skill.float()}
         pl_module.log_dict(values, batch_size=1, sync_dist=True)
         if not trainer.sanity_checking:
-            self._line = self._told(stage, crps, naive, found)
+            self._line = self._summary(stage, crps, naive, errors)
 
     def _errors(self, trainer: pl.Trainer, stage: str) -> NaiveErrors:
-        """Those of the windows that this process has evaluated."""
+        """The baseline's errors in the windows that this process has evaluated."""
         key = stage, self._batches
-        if key not in self._found:
+        if key not in self._cached:
             loop = trainer.validate_loop if stage == "val" else trainer.test_loop
             if trainer.state.fn == "fit":
                 loop = trainer.fit_loop.epoch_loop.val_loop
@@ -176,19 +175,19 @@ class SeasonalNaive(Callback):
                     "the data, not loaders, or leave the callback out"
                 )
             windows = chain.from_iterable(islice(loader.batch_sampler, self._batches))
-            self._found[key] = naive_errors(rows, windows, self._steps)
-        return self._found[key]
+            self._cached[key] = naive_errors(rows, windows, self._steps)
+        return self._cached[key]
 
     @staticmethod
-    def _of_all(trainer: pl.Trainer, found: NaiveErrors) -> NaiveErrors:
-        """Summed over the processes; those that share a sequence count alike."""
+    def _summed(trainer: pl.Trainer, errors: NaiveErrors) -> NaiveErrors:
+        """Errors summed over processes; those that share a sequence count the same."""
         if trainer.world_size == 1:
-            return found
-        here = torch.tensor(found, dtype=torch.float64, device=trainer.strategy.root_device)
-        total, targets, left_out = trainer.strategy.all_gather(here).view(-1, 3).sum(0).tolist()
+            return errors
+        local = torch.tensor(errors, dtype=torch.float64, device=trainer.strategy.root_device)
+        total, targets, left_out = trainer.strategy.all_gather(local).view(-1, 3).sum(0).tolist()
         return NaiveErrors(total, int(targets), int(left_out))
 
-    def _told(self, stage: str, crps: Tensor, naive: Tensor, found: NaiveErrors) -> str:
+    def _summary(self, stage: str, crps: Tensor, naive: Tensor, errors: NaiveErrors) -> str:
         skill = float(1 - crps / naive)
         judged = "better" if skill > 0 else "worse"
         line = (
@@ -196,9 +195,9 @@ class SeasonalNaive(Callback):
             f"season of {self._steps} steps before is {naive:.4g}: skill {skill:.1%}, the model is "
             f"{judged} than the baseline."
         )
-        if found.left_out:
+        if errors.left_out:
             line += (
-                f" {found.left_out:,} targets are known in no season before, and left out of it; "
-                f"{found.targets:,} are in."
+                f" {errors.left_out:,} targets are known in no season before, and left out of it; "
+                f"{errors.targets:,} are in."
             )
         return line

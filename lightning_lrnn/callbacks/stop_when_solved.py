@@ -16,14 +16,14 @@ __all__ = ["StopWhenSolved"]
 class StopWhenSolved(Callback):
     """Ends training when every held-out example is right, and validates only when that is likely.
 
-    After `batches` training batches in a row without a mistake it asks for a validation; is that
-    without a mistake too, training ends, else it goes on. For tasks with an endless supply of
+    After `batches` training batches in a row without a mistake a validation runs; if that is
+    without a mistake too, training ends, else it continues. For tasks with an endless supply of
     training examples, where validation would cost more than training: a million steps, say.
 
     Args:
         batches: training batches in a row that must be right.
-        metric: what is 1 where all is right, logged as "train/<metric>" at every step and as
-            "val/<metric>" after a validation.
+        metric: name of a metric that is 1 without a mistake, logged as "train/<metric>" at every
+            step and as "val/<metric>" after a validation.
 
     Attributes:
         solved: whether a validation was without a mistake.
@@ -36,7 +36,7 @@ class StopWhenSolved(Callback):
     def __init__(self, batches: int = 20, metric: str = "accuracy") -> None:
         check_counts(batches=batches)
         self.batches, self.metric, self.solved = batches, metric, False
-        self._right, self._asked = 0, False
+        self._right_batches, self._validating = 0, False
 
     def on_train_batch_end(
         self,
@@ -46,19 +46,19 @@ class StopWhenSolved(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Counts, and asks for a validation: Lightning makes one before it stops."""
-        self._right = self._right + 1 if self._is_one(trainer, "train") else 0
-        if self._right >= self.batches:
-            self._right, self._asked = 0, True
+        """Counts right batches; stops for a validation, which Lightning runs before it stops."""
+        self._right_batches = self._right_batches + 1 if self._is_one(trainer, "train") else 0
+        if self._right_batches >= self.batches:
+            self._right_batches, self._validating = 0, True
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets training go on after a mistake, unless something else ends it."""
+        """Continues training after a mistake, unless something else ends it."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.solved = self._is_one(trainer, "val")
-        if self._asked or self.solved:
-            self._asked = False
+        if self._validating or self.solved:
+            self._validating = False
             trainer.should_stop = self.solved
         right = float(trainer.callback_metrics[f"val/{self.metric}"])
         rank_zero_info(

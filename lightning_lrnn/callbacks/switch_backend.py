@@ -1,4 +1,4 @@
-"""Another backend for a model that has layers of this package."""
+"""Sets the backend of a model's layers of this package."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ class SwitchBackend(Callback):
         for layer in layers:
             layer.backend = self.backend
         if hasattr(module, "recurrent_layers"):
-            # A RecurrentModule, of either package, which says what it asks for.
+            # A RecurrentModule, of either package, whose setting reports show.
             module.backend = self.backend

@@ -39,20 +39,20 @@ Module = TypeVar("Module")
 class SwitchRNN(Callback):
     """Replaces every `torch.nn.LSTM`, `GRU` and `RNN` of a LightningModule; see `replace_rnn`.
 
-    It acts before the `setup` of any callback, wherever it stands among them, hence before
-    optimizers are made, the model is wrapped or copied and a checkpoint is read; and once more
-    after the module's own `setup`, `configure_model` and `on_load_checkpoint`, which may make
-    layers. It acts in fit, validate, test and predict, and finds nothing to do the second time.
-    What it did is printed, and the loggers get it as hyperparameters "switch/...".
+    It acts before the `setup` of any callback, in any order of callbacks, hence before optimizers
+    are made, the model is wrapped or copied and a checkpoint is read; and once more after the
+    module's own `setup`, `configure_model` and `on_load_checkpoint`, which may make layers. It acts
+    in fit, validate, test and predict, and does nothing the second time. Its report is printed, and
+    loggers get it as hyperparameters "switch/...".
 
     **Parameters start anew**, unless `weights` are carried: then the first `carry_steps` steps of
-    fit change nothing but the new layers, which learn from the old ones, see
-    `lightning_lrnn.switch.distil`. A checkpoint of a switched model says so in its `state_dict`,
+    fit change only the new layers, which learn from the old ones, see
+    `lightning_lrnn.switch.distil`. A checkpoint of a switched model has marks in its `state_dict`,
     and loads into the project's own model too, see `lightning_lrnn.switch.loading`.
 
     Args:
-        rnn: "auto" for the layer that is recommended; the name of a layer, which replaces what it
-            can; or names by what they replace: {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
+        rnn: "auto" for the recommended layer; the name of a layer, which replaces all that it can;
+            or names by the classes that they replace: {"LSTM": "GILRLSTM", "GRU": "MinGRU"}.
         backend: how the recurrences are computed.
         options: of the new layers, such as {"window": 1}.
         state: "strict" for exactly the shapes and dtypes of `torch.nn`'s states, or "carried".
@@ -66,10 +66,10 @@ class SwitchRNN(Callback):
             batches so; other strategies leave them whole.
 
     Attributes:
-        report: what was replaced and what was left.
+        report: the replaced layers, and those that were left.
 
     Raises:
-        lightning_lrnn.SwitchError: in a run, if nothing can be replaced, or what is named cannot.
+        lightning_lrnn.SwitchError: in a run, if no layer can be replaced, or not one that is named.
         ValueError: for arguments that cannot be.
     """
 
@@ -90,25 +90,25 @@ class SwitchRNN(Callback):
             check_split(split)
         if rnn == {}:
             raise ValueError("`rnn` names no layer; leave it out for `auto`")
-        self._how: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}
-        self._how |= {"state": state, "weights": weights, "where": where, "measure": measure}
+        self._args: dict[str, Any] = {"rnn": rnn, "backend": backend, "options": options}
+        self._args |= {"state": state, "weights": weights, "where": where, "measure": measure}
         self.carry_steps = carry_steps
         self.split = split
         self._distillation: Distillation | None = None
         # Of a module without layers: only the arguments are checked.
-        replace_rnn(nn.Module(), **self._how)
+        replace_rnn(nn.Module(), **self._args)
         self.report = Report()
-        self._told = False
+        self._reported = False
 
     @property
     def log(self) -> Any:
-        """The module's own, as every callback has it."""
+        """The module's `log`, as every callback has it."""
         return self._log
 
     @log.setter
     def log(self, method: Any) -> None:
-        # Lightning gives it to all callbacks before it calls the first `setup`, in which others
-        # copy the model: the only moment that comes early enough whatever their order.
+        # Lightning sets it in all callbacks before the first `setup`, in which others may copy the
+        # model: nothing else comes before that in any order of callbacks.
         self._log = method
         module = getattr(method, "__self__", None)
         if isinstance(module, nn.Module):
@@ -121,7 +121,7 @@ class SwitchRNN(Callback):
             lightning_lrnn.SwitchError: if it was not, and it can be too late.
         """
         draw_no_graph(trainer)
-        self._tell_strategy(trainer.strategy)
+        self._set_split(trainer.strategy)
         if not self._replace(pl_module).replaced:
             return
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ class SwitchRNN(Callback):
                 f"SwitchRNN before them"
             )
 
-    def _tell_strategy(self, strategy: Any) -> None:
+    def _set_split(self, strategy: Any) -> None:
         if self.split is None or not hasattr(strategy, "split"):
             return
         if strategy.split not in (None, self.split):
@@ -147,30 +147,30 @@ class SwitchRNN(Callback):
     def _switch(self, module: nn.Module) -> None:
         self._replace(module)
         for name in MAKES_LAYERS:
-            # That of another SwitchRNN, or the class's.
-            made = getattr(vars(module).get(name), "__func__", getattr(type(module), name, None))
-            if made is not None:
+            # The wrapper of another SwitchRNN, or the method of the class.
+            method = getattr(vars(module).get(name), "__func__", getattr(type(module), name, None))
+            if method is not None:
                 # A bound method, so that in a copy of the module it is bound to the copy.
-                vars(module)[name] = types.MethodType(self._after(made), module)
+                vars(module)[name] = types.MethodType(self._after(method), module)
 
     def _after(self, method: Any) -> Any:
-        """A method that switches what a module's method has made."""
+        """Wraps a module's method, to switch the layers that it makes."""
 
         @functools.wraps(method)
-        def then(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def switching(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             result = method(module, *args, **kwargs)
             self._replace(module)
             return result
 
-        return then
+        return switching
 
     def _replace(self, module: nn.Module) -> Report:
         watched = watched_parameters(module)
-        report = replace_rnn(module, **self._how)
+        report = replace_rnn(module, **self._args)
         for path, layer in module.named_modules():
-            # Of those that loading has switched nobody has said it yet.
-            if is_drop_in(layer) and matches(path, self._how["where"]) and layer.backend == "auto":
-                layer.backend = self._how["backend"]
+            # Layers that loading has switched do not have it yet.
+            if is_drop_in(layer) and matches(path, self._args["where"]) and layer.backend == "auto":
+                layer.backend = self._args["backend"]
         if report.replaced:
             rank_zero_info(f"SwitchRNN\n{report}")
             self.report = Report(self.report + report)
@@ -179,13 +179,13 @@ class SwitchRNN(Callback):
         return report
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, and makes sure that the new parameters will be trained.
+        """Logs the report, and makes sure that the new parameters will be trained.
 
         Raises:
             lightning_lrnn.SwitchError: if they will not.
         """
-        self._tell(trainer, pl_module)
-        # `configure_optimizers` may have made them of a list that is older than the switch.
+        self._log_report(trainer, pl_module)
+        # `configure_optimizers` may use a list of parameters from before the switch.
         optimizers.exchange(trainer.optimizers)
         trained = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         own = {id(p) for p in pl_module.parameters()}
@@ -199,13 +199,13 @@ class SwitchRNN(Callback):
                 )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins to carry weights, where there are any."""
+        """Begins to carry weights, if there are layers that learn."""
         learning = Distillation(pl_module, self.carry_steps)
         if not learning.layers:
             return
         self._distillation = learning
         strategy = type(trainer.strategy)
-        of_parts = any(kind.__name__ in IN_PARTS for kind in strategy.__mro__)
+        of_parts = any(cls.__name__ in IN_PARTS for cls in strategy.__mro__)
         if of_parts or getattr(trainer.strategy, "fully_shard", False):
             raise SwitchError(
                 f"`weights`: carried needs whole parameters, and {strategy.__name__} divides them "
@@ -224,7 +224,7 @@ class SwitchRNN(Callback):
             return
         reduce = trainer.strategy.reduce if trainer.world_size > 1 else None
         self._distillation.step(reduce)
-        # A gradient scaler wants to see some; without any, no optimizer moves or decays anything.
+        # A gradient scaler needs gradients; without any, no optimizer updates or decays anything.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         pl_module.zero_grad(set_to_none=not scaled)
 
@@ -248,8 +248,8 @@ class SwitchRNN(Callback):
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, if it was not told yet; nothing is learned from here."""
-        self._tell(trainer, pl_module)
+        """Logs the report once; the new layers do not learn from validation."""
+        self._log_report(trainer, pl_module)
         if self._distillation is not None:
             self._distillation.watches = False
 
@@ -259,21 +259,21 @@ class SwitchRNN(Callback):
             self._distillation.watches = True
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, if it was not told yet."""
-        self._tell(trainer, pl_module)
+        """Logs the report, if it was not logged yet."""
+        self._log_report(trainer, pl_module)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells the loggers, if it was not told yet."""
-        self._tell(trainer, pl_module)
+        """Logs the report, if it was not logged yet."""
+        self._log_report(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the module its own methods back."""
+        """Restores the module's own methods."""
         self._release(pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Gives the module its own methods back."""
+        """Restores the module's own methods."""
         self._release(pl_module)
 
     def _release(self, module: nn.Module) -> None:
@@ -283,24 +283,24 @@ class SwitchRNN(Callback):
             self._distillation.finish()
             self._distillation = None
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        where = self._how["where"]
-        there = [path for path, layer in pl_module.named_modules() if is_drop_in(layer)]
-        if not any(matches(path, where) for path in there):
+    def _log_report(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        where = self._args["where"]
+        paths = [path for path, layer in pl_module.named_modules() if is_drop_in(layer)]
+        if not any(matches(path, where) for path in paths):
             at = f" at a path that matches {where}" if where else ""
             raise SwitchError(
                 f"{type(pl_module).__name__} has no torch.nn.LSTM, GRU or RNN{at} that SwitchRNN "
                 f"could replace" + (f":\n{self.report}" if self.report else "")
             )
-        if self._told or not self.report:
+        if self._reported or not self.report:
             return
-        self._told = True
+        self._reported = True
         done = self.report.replaced
-        words: dict[str, Any] = {f"switch/{r.path}": f"{r.old} -> {r.new}" for r in done}
-        words |= {"switch/parameters_before": sum(r.before for r in done)}
-        words |= {"switch/parameters_after": sum(r.after for r in done)}
+        hparams: dict[str, Any] = {f"switch/{r.path}": f"{r.old} -> {r.new}" for r in done}
+        hparams |= {"switch/parameters_before": sum(r.before for r in done)}
+        hparams |= {"switch/parameters_after": sum(r.after for r in done)}
         for logger in trainer.loggers:
-            logger.log_hyperparams(words)
+            logger.log_hyperparams(hparams)
 
 
 def load_switched(

@@ -1,4 +1,4 @@
-"""How fast training goes: steps, sequences, tokens, floating-point operations."""
+"""The rates of training: steps, sequences, tokens and floating-point operations per second."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ DTYPES = {
     "64": torch.float64,
     "transformer": torch.int8,
 }
-"""The first word of the trainer's precision -> what matmuls are computed in."""
+"""The first word of the trainer's precision -> the dtype of matmuls."""
 
 
 class _Mark(NamedTuple):
-    """A point in time, and what had been seen by then."""
+    """A point in time, and the counts up to it."""
 
     seconds: float
     steps: int
@@ -47,21 +47,21 @@ class Throughput(Callback):
     included; (B,) is B sequences without tokens; a PackedSequence has no padding. A step is one of
     the optimizer. The rate is the mean over the last `window` batches by the wall clock, data
     loading and the other callbacks included, validation not. Work that a GPU still has queued blurs
-    single steps, not the mean. Rates of several processes are added up as if all were as fast as
-    this one, but for steps.
+    single steps, not the mean. Rates of sequences and tokens are added up over
+    processes, as if all were as fast as this one.
 
-    If the module says how many floating-point operations a batch takes, forward and backward, by an
-    attribute `flops_per_batch`, as for Lightning's ThroughputMonitor, its keys are logged too:
-    "train/device/flops_per_sec" and, where Lightning knows what the device could do,
-    "train/device/mfu", the share of that.
+    If the module has an attribute `flops_per_batch`, the floating-point operations of a batch,
+    forward and backward, as for Lightning's ThroughputMonitor, its keys are logged too:
+    "train/device/flops_per_sec" and, where Lightning knows the device's peak, the share of that as
+    "train/device/mfu".
 
-    The trainer's `log_every_n_steps` says when, and there is one more at the end of training.
+    It logs every `log_every_n_steps` of the trainer, and at the end of training.
 
     Args:
         window: number of batches to average over, at least 1.
 
     Attributes:
-        latest: what was logged last.
+        latest: the metrics that were logged last.
     """
 
     def __init__(self, window: int = 50) -> None:
@@ -108,7 +108,7 @@ class Throughput(Callback):
         of_batch = _sizes(batch)
         sequences, tokens = sequences + of_batch[0], tokens + of_batch[1]
         if self._has_flops is None:
-            # Asking a module for what it has not takes longer than all else here.
+            # Once, as looking up a missing attribute of a module takes longer than all else here.
             self._has_flops = hasattr(pl_module, "flops_per_batch")
         if self._has_flops:
             per_batch: Any = pl_module.flops_per_batch
@@ -137,15 +137,15 @@ class Throughput(Callback):
             self._available = get_available_flops(device, dtype) or 0
         # Processes that share a sequence, or a model, count as one.
         _, parts = part_of_data(trainer)
-        found = {
+        metrics = {
             "train/steps_per_second": steps,
             "train/sequences_per_second": parts * sequences,
             "train/tokens_per_second": trainer.world_size * tokens,
             "train/device/flops_per_sec": flops,
             "train/device/mfu": flops / self._available if self._available else 0.0,
         }
-        # A zero is something that there is not.
-        self.latest = {name: rate for name, rate in found.items() if rate}
+        # A rate of zero means that the batch has no such thing.
+        self.latest = {name: rate for name, rate in metrics.items() if rate}
         log_metrics(trainer, self.latest)
 
 
@@ -160,6 +160,6 @@ def _sizes(batch: Any) -> tuple[int, int]:
         batch = list(batch.values())
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         for item in batch:
-            if (found := _sizes(item))[0]:
-                return found
+            if (sizes := _sizes(item))[0]:
+                return sizes
     return 0, 0

@@ -1,4 +1,4 @@
-"""What the callbacks hand to loggers, whichever package these are from."""
+"""Logging of callbacks, to loggers of `pytorch_lightning` or `lightning.pytorch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["is_wandb", "log_metrics"]
 
 
 def log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-    """Hands figures to every logger, at the number of optimizer steps that were made.
+    """Logs metrics in every logger, at the current number of optimizer steps.
 
     `LightningModule.log` takes about a millisecond of every step, whether or not it is logged.
     """
@@ -20,5 +20,5 @@ def log_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
 
 
 def is_wandb(logger: Any) -> bool:
-    """Whether it is the WandbLogger of `pytorch_lightning` or `lightning.pytorch`, or of a kind."""
-    return any(kind.__name__ == "WandbLogger" for kind in type(logger).__mro__)
+    """Whether it is a WandbLogger of `pytorch_lightning` or `lightning.pytorch`."""
+    return any(cls.__name__ == "WandbLogger" for cls in type(logger).__mro__)

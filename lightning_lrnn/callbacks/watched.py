@@ -16,17 +16,17 @@ __all__ = ["watch_again", "watched_parameters"]
 def watch_again(module: nn.Module, paths: Iterable[str]) -> None:
     """Moves wandb's hooks from the parameters of layers that were replaced to the new ones.
 
-    It notes by name, at the module that was watched, the gradients that it logs; parameters it
-    looks up at each call. Where it does so no more, a warning says what to do.
+    wandb stores names of logged gradients in the watched module, and looks parameters up at each
+    call. If another version does not, a warning says what to do.
 
     Args:
         module: the model.
         paths: of the layers that were replaced.
     """
     paths = list(paths)
-    for at, watched in module.named_modules():
+    for prefix, watched in module.named_modules():
         if "_wandb_hook_names" in vars(watched):
-            start = f"{at}." if at else ""
+            start = f"{prefix}." if prefix else ""
             inside = [path[len(start) :] for path in paths if path.startswith(start)]
             try:
                 _move(watched, inside)
@@ -39,9 +39,9 @@ def watch_again(module: nn.Module, paths: Iterable[str]) -> None:
 
 
 def watched_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that wandb watches: whoever replaces them keeps them until `watch_again`.
+    """Parameters that wandb watches. Keep references to replaced ones until `watch_again`.
 
-    With a parameter its hook is gone, which alone knows how often to log.
+    A parameter's hook, which alone has the logging interval, is deleted with it.
     """
     return [p for m in module.modules() if "_wandb_hook_names" in vars(m) for p in m.parameters()]
 

@@ -1,1 +1,1 @@
-"""What the rest of the package stands on: checks, dtypes, the recurrence as a loop."""
+"""The base of the package: checks, dtypes, the recurrence as a loop."""

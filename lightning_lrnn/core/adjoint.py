@@ -32,8 +32,8 @@ def adjoint(
 
         g_t = dy_t + c_{t+1},   c_t = conj(a_t) g_t,   db_t = g_t,   da_t = g_t conj(h_{t-1})
 
-    so c is the recurrence of the decays conj(a) and the impulses conj(a) dy against the walk of
-    time, its exclusive output is c_{t+1}, and nothing is shifted in memory. Where the outputs are
+    so c is the recurrence of the decays conj(a) and the impulses conj(a) dy in the other direction
+    of time, its exclusive output is c_{t+1}, and no tensor is shifted in memory. If outputs are
     exclusive, dy_t belongs to h_{t-1} instead: c_t = dy_t + conj(a_t) c_{t+1}, g_t = c_{t+1}.
 
     Differentiable if `recurrence` is. In 16 bits the gradients are computed in float32, and rounded

@@ -1,4 +1,4 @@
-"""What a recurrence is given, checked: shapes, dtypes and devices that fit together."""
+"""Checks of a recurrence's arguments: shapes, dtypes and devices that fit together."""
 
 from __future__ import annotations
 
@@ -66,31 +66,31 @@ def check_optional(problem: Problem, steps: int | None = None) -> None:
             raise TypeError(f"`reset` must be torch.bool, got {reset.dtype}")
 
 
-def pointwise(kind: str, value: Any, x: Tensor) -> Tensor:
-    """What a pointwise function of sequences like x may return, a parameter or a number too."""
+def pointwise(role: str, value: Any, x: Tensor) -> Tensor:
+    """Raises unless a gate or readout of sequences like x may return `value`; returns it."""
     if not isinstance(value, Tensor):
-        raise GateError(f"the {kind} must return {WANTED[kind]}, returns {description(value)}")
+        raise GateError(f"the {role} must return {WANTED[role]}, returns {description(value)}")
     ahead = x.shape[x.ndim - value.ndim :] if value.ndim <= x.ndim else ()
     # A sum over all would have none.
-    ranks = len(ahead) == value.ndim and (value.ndim > 0 or kind == "gate")
-    if not ranks or not all(
-        n == of_x or (n == 1 and place < value.ndim - 1)
-        for place, (n, of_x) in enumerate(zip(value.shape, ahead, strict=True))
+    fits = len(ahead) == value.ndim and (value.ndim > 0 or role == "gate")
+    if not fits or not all(
+        n == size or (n == 1 and dim < value.ndim - 1)
+        for dim, (n, size) in enumerate(zip(value.shape, ahead, strict=True))
     ):
         raise GateError(
-            f"the {kind} must be pointwise: of sequences {tuple(x.shape)} it returns "
+            f"the {role} must be pointwise: of sequences {tuple(x.shape)} it returns "
             f"{tuple(value.shape)}"
         )
     return value
 
 
 def description(value: Any) -> str:
-    """What a message says of a value: its shape, or its type."""
+    """Describes a value in a message: its shape, or its type."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"
 
 
 def _has(x: Tensor, shape: Sequence[int]) -> bool:
-    """Whether it has a shape; sizes of other dimensions are not compared, for torch.export."""
+    """Whether x has a shape. For torch.export, no size is compared unless the dims agree."""
     return x.ndim == len(shape) and x.shape == tuple(shape)
 
 

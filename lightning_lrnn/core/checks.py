@@ -1,4 +1,4 @@
-"""Arguments that cannot be, refused in words that name them and their value."""
+"""Checks of arguments; errors name the argument and its value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class UserError(Exception):
-    """What the user gave cannot work; the message is one sentence that says what to do.
+    """An error of the user's input; the message is one sentence that says what to do.
 
     The command answers it with that sentence and the status 2.
     """
@@ -35,7 +35,7 @@ def check_flags(error: Error = ValueError, /, **options: Any) -> None:
 
 
 def check_counts(least: int = 1, error: Error = ValueError, /, **options: Any) -> None:
-    """Raises for options that are not integers of at least so much."""
+    """Raises for options that are not integers of at least `least`."""
     for name, value in options.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise error(f"`{name}` must be an integer of at least {least}, got {value!r}")
@@ -53,7 +53,7 @@ def check_numbers(
 
 
 def check_choice(known: Collection[str], error: Error = ValueError, /, **options: Any) -> None:
-    """Raises for options that are none of the words that are known."""
+    """Raises for options that are not one of the known words."""
     for name, value in options.items():
         if not isinstance(value, str) or value not in known:
             raise error(f"`{name}` must be one of {', '.join(known)}, got {value!r}")

@@ -14,8 +14,8 @@ ARGUMENT = re.compile(r"^ {4}(\w+): .*(?:\n {5,}.*)*", re.M)
 def inherit_arguments(cls: type) -> None:
     """Completes the section `Args` of a class's docstring from those of its base classes.
 
-    Added are the arguments that the constructor takes, by name or as `**options` for the base
-    class, and that the docstring does not describe yet. So `help`, and jsonargparse for `--help`,
+    It adds the arguments that the constructor takes, by name or as `**options` for the base class,
+    and that the docstring does not describe yet. So `help`, and jsonargparse for `--help`,
     show all of them. A docstring without such a section stays as it is.
     """
     doc = inspect.cleandoc(cls.__doc__ or "") + "\n"
@@ -28,7 +28,7 @@ def inherit_arguments(cls: type) -> None:
     for base in cls.__mro__[1:]:
         for name, text in _arguments(base).items():
             taken = open_ended or name in parameters
-            # What a base class says of its own `**options` is of options with other names.
+            # A base class's entry for its own `**options` does not describe these arguments.
             if taken and name not in described and name != _catch_all(base):
                 described.add(name)
                 added.append(text)

@@ -1,4 +1,4 @@
-"""What dtype a state has."""
+"""The dtype of a state."""
 
 from __future__ import annotations
 

@@ -24,14 +24,14 @@ def broadcastable(p: Tensor) -> Tensor:
 
 
 def widened(pre: Sequence[Tensor]) -> list[Tensor]:
-    """All in the dtype of the state, real or complex as they are."""
+    """All pre-activations in the dtype of the state, real or complex as they are."""
     double = sequence(pre).dtype in (torch.float64, torch.complex128)
     real, pair = (torch.float64, torch.complex128) if double else (torch.float32, torch.complex64)
     return [p.to(pair if p.is_complex() else real) for p in pre]
 
 
 def operands(pre: Sequence[Tensor]) -> list[Tensor]:
-    """What a gate is evaluated of."""
+    """Pre-activations as arguments of a gate: in the state's dtype, and broadcastable."""
     return list(map(broadcastable, widened(pre)))
 
 

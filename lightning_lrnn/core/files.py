@@ -1,4 +1,4 @@
-"""A file that is written is there as a whole, or what was there before still stands."""
+"""Atomic writes: a file has all of its new text, or keeps the old one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["write_whole"]
 
 
 def write_whole(target: Path, text: str) -> None:
-    """Writes a text beside its place, and moves it there when all of it is written.
+    """Writes a text to a temporary file beside the target, and then moves it there.
 
     Raises:
         OSError: if it cannot be written; nothing is left of it then.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="")
-        part.replace(target)
+        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(target)
     except OSError:
         with contextlib.suppress(OSError):
-            part.unlink()
+            temporary.unlink()
         raise

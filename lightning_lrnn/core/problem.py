@@ -1,4 +1,4 @@
-"""One recurrence to compute, and what comes out of it: what travels to a backend."""
+"""Arguments and results of backends: one recurrence, its states and its gradients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sequence(pre: Sequence[Tensor]) -> Tensor:
 
 
 def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
-    """Dtype of what a gate or readout makes of sequences: theirs, whatever its parameters have."""
+    """Dtype of results of a gate or readout: that of the sequences, not of parameters."""
     if not is_complex or x.is_complex():
         return x.dtype
     return state_dtype(x.dtype).to_complex()
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
         h0: initial state (B, D) in the dtype of the state, or None for zeros.
         lengths: int64 (B,), or None; steps t >= lengths[b] are padding.
         reset: bool (B, T), True where a document starts, or None.
-        reverse: whether time is walked from the last step to the first.
+        reverse: whether the scan runs from the last step to the first.
         exclusive: whether the hidden states are those before each step.
     """
 
@@ -79,7 +79,7 @@ class Problem(NamedTuple):
 
     @property
     def x(self) -> Tensor:
-        """The first sequence."""
+        """The first sequence of `pre`: it has the shape (B, T, D)."""
         return sequence(self.pre)
 
     @property
@@ -89,17 +89,17 @@ class Problem(NamedTuple):
 
     @property
     def hidden_dtype(self) -> torch.dtype:
-        """Of the hidden states, of which there is one for every step."""
-        kinds = tuple([p.is_complex() for p in self.pre])
-        return sequence_dtype(self.x, is_complex=_state_is_complex(self.gate, kinds))
+        """Dtype of the hidden states."""
+        complex_inputs = tuple([p.is_complex() for p in self.pre])
+        return sequence_dtype(self.x, is_complex=_state_is_complex(self.gate, complex_inputs))
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """Of h0 and of the final state: the dtype in which the recurrence is computed."""
+        """Dtype of h0 and of the final state, in which the recurrence is computed."""
         return state_dtype(self.hidden_dtype)
 
     def dense(self) -> Problem:
-        """With h0, lengths and reset as backends read them: contiguous, lengths as int64."""
+        """Returns the problem with contiguous h0, lengths and reset, and lengths as int64."""
         gate, readout, pre, h0, lengths, reset, reverse, exclusive = self
         if h0 is None and lengths is None and reset is None:
             return self
@@ -114,9 +114,9 @@ class Problem(NamedTuple):
         return self.h0, self.lengths, self.reset
 
     def form(self) -> tuple[object, ...]:
-        """All that a backend may depend on: programs, flags, how tensors lie in memory.
+        """All that a `Prepared` backend may depend on: its key in caches.
 
-        And the number of threads, among which the work is divided.
+        Programs, flags, layouts of tensors, and the number of threads that share the work.
         """
         gate, readout, pre, h0, lengths, reset, reverse, exclusive = self
         form: list[object] = [gate, readout, reverse, exclusive, torch.get_num_threads()]
@@ -129,14 +129,14 @@ class Problem(NamedTuple):
 
 
 def contiguous(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor of a shape, without values, for what a backend computes."""
+    """An uninitialised contiguous tensor of the shape of `like`, for a backend's result."""
     if like.dtype is dtype and like.is_contiguous():
         return torch.empty_like(like)  # in half the time
     return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 class States(NamedTuple):
-    """What a backend computes.
+    """Results of a forward pass.
 
     Attributes:
         y: the output (B, T, D), contiguous, 0 at padded steps.
@@ -150,7 +150,7 @@ class States(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backward pass is given, beside the problem and its hidden states.
+    """Arguments of a backward pass, beside the problem and its hidden states.
 
     Attributes:
         y: gradient of the output (B, T, D), any strides.

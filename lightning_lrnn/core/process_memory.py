@@ -1,4 +1,4 @@
-"""How much memory this process has, in bytes, and giving back what it does not use."""
+"""Resident memory of this process, in bytes, and the return of freed memory to the system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROC = Path("/proc/self")
 
 
 def process_memory() -> int | None:
-    """What it has now. Where only the peak is known, that; else the peak starts anew from here."""
+    """Resident memory now, after which the peak is reset; the peak where only that is known."""
     if not (PROC / "status").is_file():
         return process_peak()
     with contextlib.suppress(OSError):
@@ -25,12 +25,12 @@ def process_memory() -> int | None:
 
 
 def resident() -> int | None:
-    """What it has now; None where the system does not say."""
+    """Resident memory now; None where the system does not report it."""
     return _status("VmRSS") if (PROC / "status").is_file() else None
 
 
 def give_back() -> None:
-    """Returns what the C library keeps of freed memory to the system, where it can (glibc)."""
+    """Returns freed memory that the C library holds to the system; glibc only."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
@@ -45,7 +45,7 @@ def _malloc_trim() -> Any:
 
 
 def process_peak() -> int | None:
-    """The most that it has had; None where the system does not say."""
+    """Peak of the resident memory; None where the system does not report it."""
     if (PROC / "status").is_file():
         # Not `ru_maxrss`, which a process inherits from the one that started it.
         return _status("VmHWM")
@@ -58,5 +58,5 @@ def process_peak() -> int | None:
 
 
 def _status(key: str) -> int | None:
-    found = re.search(rf"^{key}:\s+(\d+) kB$", (PROC / "status").read_text(), re.M)
-    return 1024 * int(found[1]) if found else None
+    match = re.search(rf"^{key}:\s+(\d+) kB$", (PROC / "status").read_text(), re.M)
+    return 1024 * int(match[1]) if match else None

@@ -42,25 +42,25 @@ __all__ = [
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 any_requires_grad: Callable[..., bool] = torch._C._any_requires_grad
-"""Whether one of the tensors wants a gradient."""
+"""Whether one of the tensors requires a gradient."""
 dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-"""How many modes see every operator."""
+"""Number of active dispatch modes, which see every operator."""
 profiler: Callable[[], bool] = torch._C._autograd._profiler_enabled
 """Whether the profiler records."""
 functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
-"""Whether a transform of torch.func is at work."""
+"""Whether a transform of torch.func is active."""
 functorch_wrapped: Callable[[Any], bool] = torch._C._functorch.is_functorch_wrapped_tensor
-"""Whether a tensor is one of such a transform."""
+"""Whether a tensor is wrapped by a transform of torch.func."""
 below_autograd: Any = torch._C._AutoDispatchBelowAutograd
-"""A context in which operators are called below autograd."""
+"""A context that calls operators below autograd."""
 keys_below_autograd: Any = torch._C._after_autograd_keyset
-"""The dispatch keys for that."""
+"""The dispatch keys below autograd."""
 is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
-"""Whether a tensor stands for a batch of them, made by the older vmap."""
+"""Whether a tensor is a batch made by the older vmap."""
 add_batch_dim: Callable[..., Tensor] = torch._add_batch_dim
-"""Makes such a tensor."""
+"""Makes a dimension of a tensor a batch of the older vmap."""
 remove_batch_dim: Callable[..., Tensor] = torch._remove_batch_dim
-"""And undoes it."""
+"""Makes a batch of the older vmap a dimension again."""
 
 current_device: Callable[[], int] = getattr(
     torch._C, "_cuda_getDevice", lambda: torch.cuda.current_device()
@@ -121,17 +121,17 @@ def plain_eager(*tensors: Tensor | None) -> bool:
 
 
 def guard_of(*tensors: Tensor) -> Callable[..., bool] | None:
-    """What tells whether others are like these, some 0.1 us a tensor: what Dynamo's guards do.
+    """Dynamo's guard, which checks that other tensors are like these in 0.1 us a tensor.
 
-    It asks for the type, dtype, device, shape, strides, lazy conjugation and negation, whether a
-    gradient is wanted, and the modes of the dispatcher (autograd, autocast, inference). What is no
-    tensor is not like one. None where PyTorch has no such guard.
+    It compares the type, dtype, device, shape, strides, lazy conjugation and negation, whether a
+    gradient is required, and the modes of the dispatcher (autograd, autocast, inference). For what
+    is no tensor it is False. None where PyTorch has no such guard.
     """
     guards: Any = getattr(torch._C, "_dynamo", None)
     make = getattr(getattr(guards, "guards", None), "TensorGuards", None)
     if make is None:
         return None
-    # Without these two names, all of whose sizes are to be the same, it reads beyond its arguments.
+    # Both keywords say that all sizes are fixed; without them it reads beyond its arguments.
     guard = make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
     check: Callable[..., bool] = guard.check
     return check
@@ -139,8 +139,8 @@ def guard_of(*tensors: Tensor) -> Callable[..., bool] | None:
 
 def keep_graph() -> bool:
     """Whether the present backward pass leaves the graph for another one; True if not known."""
-    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return asked is None or asked()
+    query = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return query is None or query()
 
 
 def applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 FORMS = 4096
-"""Forms of arguments that a group is known to agree on; then they are compared anew."""
+"""Most forms of arguments that are recorded as agreed on per group; then the record is cleared."""
 
 
 class Ranks(NamedTuple):
@@ -40,15 +40,15 @@ class Ranks(NamedTuple):
     size: int
 
     def start(self, steps: int) -> int:
-        """The time step of the whole sequence at which a stretch of so many steps starts here."""
+        """The first time step of this rank's stretch, where all have `steps` steps."""
         return self.rank * steps
 
     def within(self, lengths: Tensor, steps: int, chunk: int | None = None) -> Tensor:
-        """The valid steps of each row among those here, which are the first of them.
+        """The valid steps of each row on this rank, which are the first of its steps.
 
         Args:
             lengths: of the whole sequence, (B,).
-            steps: that are here.
+            steps: number of steps on this rank.
             chunk: steps that the ranks share at a time, see `part_of`; None for all.
         """
         if chunk is None or steps * self.size <= chunk:
@@ -72,7 +72,7 @@ class Ranks(NamedTuple):
         return (end - begin).div(width, rounding_mode="floor")
 
     def before(self, *, reverse: bool) -> int | None:
-        """The rank whose stretch is walked before this one; None for the first."""
+        """The rank that is scanned before this one; None for the first."""
         rank = self.rank + (1 if reverse else -1)
         return rank if 0 <= rank < self.size else None
 
@@ -108,10 +108,10 @@ def ranks_of(group: Any) -> Ranks | None:
 
 
 def part_of(x: Tensor, rank: int, size: int, chunk: int | None = None) -> Tensor:
-    """What one of `size` ranks gets of a sequence (B, T, ·) that they share.
+    """The part of a sequence (B, T, ·) that one of `size` ranks holds.
 
     Args:
-        x: its steps; `size` divides T.
+        x: the sequence; `size` divides T.
         rank: whose part.
         size: how many ranks there are.
         chunk: None where each rank holds a consecutive stretch. Else all ranks share `chunk` steps,
@@ -141,8 +141,8 @@ def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
 def gathered(x: Tensor, ranks: Ranks) -> Tensor:
     """x of every rank, (size, *x.shape), differentiable: gradients of all ranks are added.
 
-    The backward pass is a collective too: what comes of the result must reach the loss on every
-    rank or on none.
+    The backward pass is a collective too: the loss must depend on the result on every rank or on
+    none.
     """
     return _gathered(x, *ranks)
 
@@ -174,8 +174,8 @@ _agreed: WeakKeyDictionary[Any, set[object]] = WeakKeyDictionary()
 def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, object]]) -> None:
     """Checks the first arguments of a form, and that all ranks of a group were given alike ones.
 
-    Who is refused tells the others, and all raise, where they would wait for each other else. It
-    costs an exchange of objects at the first call of each form; a compiled function does without.
+    If the check fails on one rank, all raise; else the others would wait for it. That takes an
+    exchange of objects at the first call of each form; a compiled function does without.
 
     Args:
         ranks: of the group.
@@ -200,16 +200,16 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
         mine = dict(check())
     except Exception as e:
         error = e
-    said: list[Any] = [None] * ranks.size
+    replies: list[Any] = [None] * ranks.size
     reason = None if error is None else f"{type(error).__name__}: {error}"
-    torch.distributed.all_gather_object(said, (reason, mine), group=group)
+    torch.distributed.all_gather_object(replies, (reason, mine), group=group)
     if error is not None:
         raise error
-    for rank, (reason, _) in enumerate(said):
+    for rank, (reason, _) in enumerate(replies):
         if reason is not None:
             raise ValueError(f"rank {rank} of those that share the sequence was refused: {reason}")
     for name in mine:
-        of_ranks = [theirs.get(name) for _, theirs in said]
+        of_ranks = [theirs.get(name) for _, theirs in replies]
         if any(value != of_ranks[0] for value in of_ranks):
             raise ValueError(
                 f"{name} must be the same on all ranks that share a sequence, got "
@@ -222,7 +222,7 @@ def check_together(ranks: Ranks, form: object, check: Callable[[], Mapping[str, 
 
 
 def checksum(x: Tensor | None) -> int | None:
-    """Of the values of a tensor, which are read back from its device."""
+    """The CRC-32 of a tensor's values, which are copied to the CPU; None for None."""
     if x is None:
         return None
     x = x.detach().resolve_conj()

@@ -1,4 +1,4 @@
-"""What every LightningModule of this package shares; made to be subclassed."""
+"""The base class of this package's LightningModules: state, metrics, optimizer, checkpoints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CARRIED, RANDOM = "carried_state", "random_state"
 
 
 class ResumeError(ValueError):
-    """What a checkpoint keeps of a run does not fit the run that goes on."""
+    """The state of a run in a checkpoint does not fit the run that continues it."""
 
 
 class RecurrentModule(pl.LightningModule):
@@ -41,8 +41,8 @@ class RecurrentModule(pl.LightningModule):
 
     It must have `forward(inputs, state=None, reset=None, lengths=None) -> (output, state)`, with
     tensors in any nesting of tuples, lists and dicts as state and None for zeros, and
-    `loss(output, batch)`. It is given `reset` and `lengths` where a batch has them. What else it
-    may override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
+    `loss(output, batch)`. It gets `reset` and `lengths` of a batch that has them. It may also
+    override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
     `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `stretch`,
     `make_optimizer`, `make_schedule`, `prediction`. Train, validation and test go through one
     `step`.
@@ -54,7 +54,7 @@ class RecurrentModule(pl.LightningModule):
     from zeros. A checkpoint contains the state and the state of the random numbers: a run resumed
     in the middle of an epoch has the losses of one that was never interrupted.
 
-    `backend` is no property of what was learned and is never saved in a checkpoint.
+    `backend` does not belong to the trained model and is never saved in a checkpoint.
 
     Args:
         backend: how the recurrences are computed: "auto" or a name of
@@ -63,13 +63,13 @@ class RecurrentModule(pl.LightningModule):
         lr: learning rate, the highest of the schedule.
         weight_decay: of matrices; vectors (biases, norms) and embeddings have none.
         warmup_steps: optimizer steps in which the learning rate rises from 0.
-        total_steps: optimizer steps in which it falls again, by a cosine; None for as many as the
-            trainer will make. Where that is unknown too it stays.
-        final_lr: what is left in the end, as a fraction of `lr`.
+        total_steps: optimizer steps in which it falls again, by a cosine; None for the number that
+            the trainer will make. If that is unknown too, it stays constant.
+        final_lr: learning rate at the end, as a fraction of `lr`.
 
     Attributes:
-        decided: options of a recurrent layer that the model decides: the only value that they may
-            have, and what to do for another.
+        decided: options of a recurrent layer that the model fixes: their only value, and advice for
+            an error message.
 
     Raises:
         lightning_lrnn.BackendError: if there is no backend of that name.
@@ -107,18 +107,18 @@ class RecurrentModule(pl.LightningModule):
         self.carry_state = carry_state
         self.lr, self.weight_decay, self.final_lr = lr, weight_decay, final_lr
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
-        # What the data module fitted to what the model was trained on; it takes it from here.
+        # What the data module fitted to the training data, which it reads from here.
         self.data_state: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
         self._rows_of: dict[str, int | None] = {}
-        self._taken_up = False
+        self._resumed = False
         self._random: dict[str, Tensor] = {}
         self._checked: set[str] = set()
         self.metrics = nn.ModuleDict()
 
     @property
     def backend(self) -> str:
-        """How the recurrences are computed; setting it sets it in every layer of this package."""
+        """The backend of the recurrences; setting it sets it in every layer of this package."""
         return self._backend
 
     @backend.setter
@@ -149,29 +149,29 @@ class RecurrentModule(pl.LightningModule):
         Raises:
             ValueError: where layers have different ones.
         """
-        found = {layer.checkpoint_time for layer in self.recurrent_layers().values()}
-        if len(found) > 1:
+        chunks = {layer.checkpoint_time for layer in self.recurrent_layers().values()}
+        if len(chunks) > 1:
             raise ValueError(
                 f"layers that ranks share must have the same `checkpoint_time`, got "
-                f"{', '.join(map(str, found))}"
+                f"{', '.join(map(str, chunks))}"
             )
-        return found.pop() if found else None
+        return chunks.pop() if chunks else None
 
     def recurrent_layers(self) -> dict[str, Stack]:
         """The layers of this package, by path."""
         return {name: m for name, m in self.named_modules() if isinstance(m, Stack)}
 
-    # What a subclass says.
+    # Methods for subclasses to override.
 
     def run(self, batch: Any, state: Any) -> tuple[Any, Any]:
         """The output for a batch and the state after it."""
         steps = {"reset": batch.reset, "lengths": getattr(batch, "lengths", None)}
-        given = {name: value for name, value in steps.items() if value is not None}
-        output, state = self(batch.inputs, state=state, **given)
+        options = {name: value for name, value in steps.items() if value is not None}
+        output, state = self(batch.inputs, state=state, **options)
         return output, state
 
     def check(self, batch: Any) -> None:
-        """Raises for a batch that the model was not made for; asked with the first of a stage."""
+        """Raises for a batch that does not fit the model; called with a stage's first batch."""
 
     def loss(self, output: Any, batch: Any) -> Tensor:
         """The loss to minimise, a scalar."""
@@ -182,7 +182,7 @@ class RecurrentModule(pl.LightningModule):
         return MetricCollection({})
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """More metrics for validation and test, which make no sense or cost too much by step."""
+        """More metrics for validation and test, which are not computed in training steps."""
         return MetricCollection({})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
@@ -190,7 +190,7 @@ class RecurrentModule(pl.LightningModule):
         metrics.update(output, batch.targets)
 
     def weight(self, batch: Any) -> int:
-        """What a batch counts in the mean over an evaluation: its rows."""
+        """The weight of a batch in means over an evaluation: its number of rows."""
         return len(batch.targets)
 
     def stretch(self, batch: Any, rank: int, size: int) -> Any:
@@ -226,7 +226,7 @@ class RecurrentModule(pl.LightningModule):
         return AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, 0.98))
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | None:
-        """By steps: a linear warm-up, then a cosine. None for a constant learning rate."""
+        """Linear warm-up, then a cosine, by steps. Overridden with None, the rate is constant."""
         total = self.total_steps
         if total is None:
             known = self.trainer.estimated_stepping_batches
@@ -242,10 +242,10 @@ class RecurrentModule(pl.LightningModule):
 
         return LambdaLR(optimizer, factor)
 
-    # What it need not know.
+    # Methods that call them.
 
     def step(self, batch: Any, stage: str) -> Tensor:
-        """One batch of "train", "val" or "test": run, loss, metrics, state."""
+        """Runs a batch of "train", "val" or "test", logs loss and metrics, and keeps the state."""
         output = self._advance(batch, stage)
         loss = self.loss(output, batch)
         training = stage == "train"
@@ -263,12 +263,12 @@ class RecurrentModule(pl.LightningModule):
         metrics = self._metrics(stage)
         if len(metrics):
             if training:
-                # A step's own figure: what is summed up over an epoch of training was measured on
-                # as many different models. And of this process: see `on_train_epoch_end`.
+                # Of this step alone: in an epoch of training every step has another model. And of
+                # this process alone: see `on_train_epoch_end`.
                 metrics.reset()
             self.measure(metrics, output, batch, whole)
             self.log_dict(
-                # Of a metric object Lightning logs in a step only what its `forward` returned.
+                # In a step Lightning logs of a metric object only the result of its `forward`.
                 metrics.compute() if training else metrics,
                 on_step=training,
                 on_epoch=not training,
@@ -280,7 +280,7 @@ class RecurrentModule(pl.LightningModule):
     def _shared(
         self, ranks: Ranks, loss: Tensor, output: Any, batch: Any
     ) -> tuple[Tensor, Tensor, int]:
-        """Of a stretch with n of the N steps of a sequence, whose R ranks have a mean loss each.
+        """The loss of a stretch with n of a sequence's N steps; R ranks have a mean loss each.
 
         Returns:
             loss * n / N * R, whose mean over the ranks is the mean over all steps, as DDP takes it
@@ -312,7 +312,7 @@ class RecurrentModule(pl.LightningModule):
         return self.prediction(self._advance(batch, "predict"), batch)
 
     def setup(self, stage: str) -> None:
-        """Lets loggers draw no graph of what cannot be traced."""
+        """Turns off the graphs of loggers, see `draw_no_graph`."""
         if self._trainer:
             draw_no_graph(self.trainer)
 
@@ -334,20 +334,20 @@ class RecurrentModule(pl.LightningModule):
         The model runs in evaluation mode and keeps the mode, the state and the metrics it had.
 
         Returns:
-            By "<path of the layer>.<place>", such as "rnn.0.layer0.forward.cell": (B, T, ·).
+            By the paths "<layer>.<scan>", such as "rnn.0.layer0.forward.cell": (B, T, ·).
         """
-        found: dict[str, Tensor] = {}
+        recorded: dict[str, Tensor] = {}
 
-        def note(path: str) -> Any:
+        def record(path: str) -> Any:
             def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
                 assert isinstance(layer, Stack)
-                for place, a in layer.decays(*args, **kwargs).items():
-                    found[f"{path}.{place}"] = a
+                for scan, a in layer.decays(*args, **kwargs).items():
+                    recorded[f"{path}.{scan}"] = a
 
             return hook
 
         handles = [
-            layer.register_forward_pre_hook(note(path), with_kwargs=True)
+            layer.register_forward_pre_hook(record(path), with_kwargs=True)
             for path, layer in self.recurrent_layers().items()
         ]
         training = self.training
@@ -358,10 +358,10 @@ class RecurrentModule(pl.LightningModule):
             self.train(training)
             for handle in handles:
                 handle.remove()
-        return found
+        return recorded
 
     def on_train_epoch_start(self) -> None:
-        """Starts from zeros, unless an epoch goes on that `max_steps` had ended half way."""
+        """Starts from zeros, unless this continues an epoch that `max_steps` had ended."""
         if self._trainer:
             progress = self.trainer.fit_loop.epoch_loop.batch_progress
             if progress.current.ready and not progress.is_last_batch:
@@ -369,9 +369,9 @@ class RecurrentModule(pl.LightningModule):
         self._start("train")
 
     def on_train_epoch_end(self) -> None:
-        """The metrics of the last step over all processes, for whoever monitors one of them.
+        """Logs the last step's metrics over all processes, for callbacks that monitor one.
 
-        Of every step they would cost half of its time: logged are those of the first process.
+        At every step that would take half of its time: there the first process logs its own.
         """
         metrics = self._metrics("train")
         if not self._trainer or self.trainer.world_size == 1 or not len(metrics):
@@ -395,7 +395,7 @@ class RecurrentModule(pl.LightningModule):
         self._start("predict")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the carried state of all that have data of their own; takes out the backend."""
+        """Adds the carried state of every part of the data; removes the backend."""
         hparams = checkpoint.get("hyper_parameters")
         if isinstance(hparams, Mapping):
             checkpoint["hyper_parameters"] = {k: v for k, v in hparams.items() if k != "backend"}
@@ -403,18 +403,18 @@ class RecurrentModule(pl.LightningModule):
         checkpoint[RANDOM] = self._of_all(_random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the carried state up again."""
+        """Restores the carried state, the random numbers and the data's state."""
         rank, _ = part_of_data(self._trainer)
 
-        def mine(name: str) -> Any:
+        def own_entry(name: str) -> Any:
             states = checkpoint.get(name)
             if states is not None and not isinstance(states, list):
                 raise ResumeError(f"`{name}` is no list, one entry for each process")
             return states[rank] if states and rank < len(states) else None
 
-        self._states["train"] = mine(CARRIED)
-        self._taken_up = self._states["train"] is not None
-        self._random = mine(RANDOM) or {}
+        self._states["train"] = own_entry(CARRIED)
+        self._resumed = self._states["train"] is not None
+        self._random = own_entry(RANDOM) or {}
         try:
             for device, state in self._random.items():
                 if device == "cpu":
@@ -435,7 +435,7 @@ class RecurrentModule(pl.LightningModule):
     def _start(self, stage: str) -> None:
         self._states.pop(stage, None)
         self._rows_of.pop(stage, None)
-        self._taken_up = self._taken_up and stage != "train"
+        self._resumed = self._resumed and stage != "train"
         self._checked.discard(stage)
         if stage in STAGES:
             # A sum that `Trainer.validate` began in inference mode could not be added to in `fit`.
@@ -458,34 +458,34 @@ class RecurrentModule(pl.LightningModule):
                 "of zeros: no row of it goes on; `drop_last` of the data leaves a smaller one out"
             )
             state = None
-        state = tree_map(self._here, state)
-        if stage == "train" and self._taken_up:
-            state = tree_map(self._as_wide, state)
+        state = tree_map(self._to_device, state)
+        if stage == "train" and self._resumed:
+            state = tree_map(self._cast, state)
         try:
             output, state = self.run(batch, state)
         except Exception as error:
-            if stage == "train" and self._taken_up and self._runs(batch):
+            if stage == "train" and self._resumed and self._runs(batch):
                 raise ResumeError(
                     f"the state that it carries over does not fit ({error}); go on with the "
                     f"`batch_size` and the layers that it had, or without: `carry_state` false"
                 ) from error
             raise
-        self._taken_up = False
+        self._resumed = False
         if self.carry_state:
             self._states[stage] = tree_map(_detached, state)
             self._rows_of[stage] = rows
         return output
 
     def _runs(self, batch: Any) -> bool:
-        """Whether a batch starts from a state of zeros."""
+        """Whether a batch runs from a state of zeros."""
         try:
             self.run(batch, None)
         except Exception:
             return False
         return True
 
-    def _as_wide(self, value: Any) -> Any:
-        """A state of a run in another precision, in that of this run's states."""
+    def _cast(self, value: Any) -> Any:
+        """Casts a tensor of a state, of a run in another precision, to this run's."""
         if not isinstance(value, Tensor):
             return value
         wide = any(p.dtype in (torch.float64, torch.complex128) for p in self.parameters())
@@ -493,17 +493,17 @@ class RecurrentModule(pl.LightningModule):
         other = {after: before for before, after in narrow.items()} if wide else narrow
         return value.to(other.get(value.dtype, value.dtype))
 
-    def _here(self, value: Any) -> Any:
+    def _to_device(self, value: Any) -> Any:
         return value.to(self.device) if isinstance(value, Tensor) else value
 
     def _metrics(self, stage: str) -> MetricCollection:
         if not self.metrics:
-            # Not in `__init__`: what `make_metrics` needs is set there, after this class's.
+            # Not in `__init__`: that of a subclass first sets what `make_metrics` needs.
             for name in STAGES:
-                made = self.make_metrics()
+                collection = self.make_metrics()
                 if name != "train":
-                    made.add_metrics(dict(self.make_evaluation_metrics().items()))
-                self.metrics[f"of_{name}"] = made.clone(prefix=f"{name}/").to(self.device)
+                    collection.add_metrics(dict(self.make_evaluation_metrics().items()))
+                self.metrics[f"of_{name}"] = collection.clone(prefix=f"{name}/").to(self.device)
                 if name == "train":
                     _synchronised(self.metrics[f"of_{name}"], False)
         metrics = self.metrics[f"of_{stage}"]
@@ -519,7 +519,7 @@ class RecurrentModule(pl.LightningModule):
         if world == 1 or tree is None:
             return [tree]
         _, parts = part_of_data(self._trainer)
-        gathered = self.all_gather(tree_map(self._here, tree))
+        gathered = self.all_gather(tree_map(self._to_device, tree))
         return [
             tree_map(lambda x, i=i: x[i].clone() if isinstance(x, Tensor) else x, gathered)
             for i in range(0, world, world // parts)
@@ -527,10 +527,10 @@ class RecurrentModule(pl.LightningModule):
 
 
 def _synchronised(metrics: Any, over_processes: bool) -> None:
-    """Whether metrics are computed over all processes or of the own."""
+    """Sets whether metrics are computed over all processes, or of this one."""
     for metric in metrics.values(copy_state=False):
         metric.distributed_available_fn = jit_distributed_available if over_processes else _alone
-        # The other value may be there already.
+        # The cached value may be the other one.
         metric.compute_with_cache = False
 
 
@@ -539,7 +539,7 @@ def _alone() -> bool:
 
 
 def _rows(batch: Any) -> int | None:
-    """Of a batch, padded or packed; None where they are not known."""
+    """The number of rows of a batch, padded or packed; None if unknown."""
     inputs = getattr(batch, "inputs", None)
     if isinstance(inputs, PackedSequence):
         return int(inputs.batch_sizes[0])
@@ -558,9 +558,9 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def draw_no_graph(trainer: pl.Trainer) -> None:
-    """Lets loggers go without the graph that they would draw by `torch.jit.trace`, and says so.
+    """Turns off graphs that loggers draw by `torch.jit.trace`, with a warning.
 
-    That of TensorBoard draws it when a run starts; what cannot be traced ends the run.
+    TensorBoard's logger draws it when a run starts; a model that cannot be traced ends the run.
     """
     for logger in trainer.loggers:
         if getattr(logger, "_log_graph", False) is True:  # a dummy has every attribute

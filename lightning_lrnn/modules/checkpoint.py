@@ -25,7 +25,7 @@ SIZES = {
     "": ("num_layers", "hidden_size", "num_features", "num_classes", "horizon", "num_targets"),
     "rnn.": ("num_layers", "window", "blocks"),
 }
-"""Options of a model and of its layer of which each unit is at least one parameter."""
+"""Options of a model and its layer that are at most the number of its parameters."""
 REMEDY = "give a file that `lightning-lrnn fit` wrote"
 
 
@@ -59,18 +59,18 @@ class CheckpointFiles(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(target)
+            temporary.replace(target)
             _sync_folder(target.parent)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                part.unlink()
+                temporary.unlink()
             if not isinstance(error, OSError):
                 raise
             raise CheckpointError(
@@ -108,7 +108,7 @@ def _contents(path: str, weights_only: bool, map_location: Any) -> Any:
             return torch.load(file, map_location=map_location, weights_only=weights_only)
     except CheckpointError:
         raise
-    # The reader of a damaged file raises what it likes.
+    # For a damaged file torch.load may raise any exception.
     except Exception as error:
         raise CheckpointError(_sentence(path, error)) from error
 
@@ -143,7 +143,7 @@ def _wrong_part(contents: dict[Any, Any], resumes: bool) -> str:
     if not isinstance(state, Mapping):
         return "it has no `state_dict`" if state is None else "its `state_dict` is no dict"
     for name, value in state.items():
-        # A module may keep other data there under this name.
+        # A module may have other data there, under a key with this end.
         if not (isinstance(value, Tensor) or str(name).endswith("_extra_state")):
             return f"`state_dict` has a {type(value).__name__} at {name!r}"
     version = contents.get("pytorch-lightning_version")
@@ -164,15 +164,15 @@ def _wrong_part(contents: dict[Any, Any], resumes: bool) -> str:
 
 
 def _too_large(options: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """The size of a model that has more parameters than there are: making it could take forever."""
+    """A size option above the file's number of parameters: making the model could take forever."""
     numbers = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
     rnn = options.get("rnn")
     inner = rnn.get("init_args") if isinstance(rnn, Mapping) else None
-    for where, part in (("", options), ("rnn.", inner if isinstance(inner, Mapping) else {})):
-        for name in SIZES[where]:
-            value = part.get(name)
+    for prefix, section in (("", options), ("rnn.", inner if isinstance(inner, Mapping) else {})):
+        for name in SIZES[prefix]:
+            value = section.get(name)
             if isinstance(value, int) and value > max(numbers, 1):
-                return f"`{where}{name}` of its `hyper_parameters` is {value}"
+                return f"`{prefix}{name}` of its `hyper_parameters` is {value}"
     return ""
 
 

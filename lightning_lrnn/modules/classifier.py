@@ -36,7 +36,7 @@ __all__ = ["SequenceClassifier"]
 
 
 class SequenceClassifier(SequenceModule):
-    """Tells the class of a whole sequence.
+    """Predicts the class of a whole sequence.
 
         x = blocks(encoder(inputs))                 see `ResidualModule`
         logits = head(x pooled over time)
@@ -57,10 +57,10 @@ class SequenceClassifier(SequenceModule):
             first, where the second direction ends; "mean" for the mean over the valid steps.
         class_weights: factor of each class in the loss, such as the data module's `class_weights`;
             None for 1.
-        logit_scale: logits are this times the head's output, and what is minimised is the loss
-            divided by it. Far below 1 every gradient stays that of the margin between the classes:
-            what all classes have in common, which over a long sequence outweighs by far what tells
-            them apart, changes the loss only by its square. For memories of very many steps.
+        logit_scale: factor of the logits; the minimised loss is divided by it. Far below 1 every
+            gradient is that of the margin between the classes: what all classes have in common,
+            over a long sequence far more than their difference, enters the loss by its square only.
+            For memories of very many steps.
         checkpoint_time: time steps of a chunk, for sequences that do not fit into memory: all from
             the encoder to the pooling runs chunk by chunk, and the backward pass computes each
             again; see `lightning_lrnn.nn.checkpointing.in_chunks`. Memory then hardly grows
@@ -118,7 +118,7 @@ class SequenceClassifier(SequenceModule):
         self.keep("class_weights", self.class_weights)
         ends = self.directions if pooling == "last" else 1
         self.head = nn.Linear(ends * hidden_size, num_classes)
-        # No class is preferred before anything is learned.
+        # At first all classes are equally probable.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -172,16 +172,16 @@ class SequenceClassifier(SequenceModule):
         return self.logit_scale * self.head(pooled), state
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """What is minimised: the loss, which is what is logged, over `logit_scale`."""
+        """The logged loss, divided by `logit_scale`, to be minimised."""
         return super().training_step(batch, batch_idx) / self.logit_scale
 
     def pool(self, x: Tensor, lengths: Tensor | None, before: Tensor | None = None) -> Tensor:
-        """One vector per row, of x and of what came before; zeros for a row without steps.
+        """Pools x and earlier windows to a vector per row; zeros for a row without steps.
 
         Args:
             x: (B, T, hidden_size), a window.
             lengths: integers (B,), its valid steps in each row; None for all.
-            before: what this returned for the windows before; None for the first.
+            before: the result for the windows before; None for the first window.
 
         Returns:
             The sum over the valid steps, or the ends, (B, ·).
@@ -217,7 +217,7 @@ class SequenceClassifier(SequenceModule):
         return MetricCollection({"accuracy": accuracy})
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """Macro F1 and AUROC."""
+        """The macro F1 and the area under the ROC curve."""
         return MetricCollection(
             {
                 "macro_f1": MulticlassF1Score(
@@ -230,7 +230,7 @@ class SequenceClassifier(SequenceModule):
     def measure(
         self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
     ) -> None:
-        """From the probabilities."""
+        """Updates the metrics with the probabilities."""
         metrics.update(self.prediction(output.detach(), batch), batch.targets)
 
     def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:

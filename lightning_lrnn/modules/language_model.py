@@ -134,7 +134,7 @@ class LanguageModel(ResidualModule):
         return MetricCollection({"bits_per_byte": BitsPerByte(), "perplexity": Perplexity()})
 
     def measure(self, metrics: MetricCollection, output: Any, batch: Any, loss: Tensor) -> None:
-        """From the loss, which has them all."""
+        """Updates both metrics from the loss, on which they depend alone."""
         metrics.update(loss, (batch.targets != IGNORE).sum())
 
     def weight(self, batch: TextBatch) -> int:
@@ -168,7 +168,7 @@ class LanguageModel(ResidualModule):
         """Continues a document that starts with the prompt, byte by byte, step by step.
 
         Args:
-            prompt: what stands already; it is not repeated.
+            prompt: the start of the document, which is not repeated.
             length: number of bytes; None for no end.
             temperature: divides the logits; 0 takes the most probable byte.
             generator: random numbers of the sampling, on the model's device; None for PyTorch's.
@@ -208,7 +208,7 @@ class LanguageModel(ResidualModule):
 
     @torch.no_grad()
     def _continue(self, text: bytes, state: State) -> tuple[Tensor, State]:
-        """Logits (256,) after the text. Leaves evaluation mode: the caller may stop asking."""
+        """Logits (256,) after the text. Restores the mode, as the caller may stop at any byte."""
         training = self.training
         self.eval()
         try:

@@ -110,7 +110,7 @@ class MacroAUROC(MulticlassAUROC):
 
 
 class LargestError(Metric):
-    """The largest error of a probability, over all examples and classes: what no mean hides.
+    """The largest error of a probability, over all examples and classes.
 
         max |p_k - [k = target]|, which is max (1 - p_target), since probabilities add up to 1
 

@@ -77,19 +77,19 @@ class ResidualModule(RecurrentModule):
     def _constructor(self) -> FrameType | None:
         """The frame of the constructor that was called: that of the subclass, if there is one.
 
-        What it was called with is what `load_from_checkpoint` calls it with. Without this there
-        were also the arguments that it calls those of its base classes with.
+        `load_from_checkpoint` calls it with the same arguments. Those that it passes to the
+        constructors of its base classes are no hyperparameters.
         """
-        found = None
+        constructor = None
         frame = inspect.currentframe()
         while frame is not None:
             if frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is self:
-                found = frame
+                constructor = frame
             frame = frame.f_back
-        return found
+        return constructor
 
     def blocks(self, x: Tensor, state: State = None, **steps: Tensor | None) -> tuple[Tensor, Any]:
-        """All blocks, over a window.
+        """Runs all blocks over a window.
 
         Args:
             x: (B, T, hidden_size).
@@ -109,22 +109,22 @@ class ResidualModule(RecurrentModule):
             raise ValueError(
                 f"`state` must be a list of {len(self.rnns)} states, one for each layer, got {form}"
             )
-        given = {name: value for name, value in steps.items() if value is not None}
+        options = {name: value for name, value in steps.items() if value is not None}
         after = []
         parts = zip(self.norms, self.rnns, self.mixes, strict=True)
         for layer, (norm, rnn, mix) in enumerate(parts):
-            y, last = rnn(norm(x), None if state is None else state[layer], **given)
+            y, last = rnn(norm(x), None if state is None else state[layer], **options)
             x = x + self.dropout(mix(y))
             after.append(last)
         return self.norm(x), after
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, but makes the model of `cls` itself, and reads plain data only.
+        """Loads as Lightning does, but makes the model of `cls` itself and reads plain data only.
 
-        What a checkpoint of the command line contains Lightning would give to jsonargparse, which
-        makes an object of any class that is named where an option's type is open; and it would run
-        what stands at a URL. `weights_only=False` reads a file that may run code.
+        Lightning would pass options of the command line in a checkpoint to jsonargparse, which
+        makes objects of any class that an option of open type names; and it would run code from a
+        URL. `weights_only=False` reads a file that may run code.
         """
         kwargs = {"_instantiator": None, **kwargs}
         if kwargs.get("weights_only") is None and len(args) < 4:
@@ -132,7 +132,7 @@ class ResidualModule(RecurrentModule):
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except Exception as error:
-            # Lightning reads without looking: what it stumbles over is told by whoever looks.
+            # Lightning does not check the file; `read` does, and raises an error that explains.
             if isinstance(checkpoint_path, str | PathLike) and not isinstance(error, OSError):
                 read(os.fspath(checkpoint_path), kwargs.get("weights_only") is not False)
             raise

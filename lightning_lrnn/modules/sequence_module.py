@@ -1,4 +1,4 @@
-"""What the models of feature sequences share: how a batch goes in, padded or packed."""
+"""The base class of models of feature sequences: encoding of padded and packed batches."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ class SequenceModule(ResidualModule):
     with a 1 at k, which is never made.
 
     A subclass calls `make_blocks` in its constructor, `features` in `forward`, and says the loss.
-    Batches are `lightning_lrnn.data.SequenceBatch` or look like one. What lies behind the end of a
-    row, NaN too, reaches nothing.
+    Batches are `lightning_lrnn.data.SequenceBatch` or look like one. Values behind the end of
+    a row, NaN too, have no effect.
 
     Attributes:
         num_features: features of a step.
-        encoder: maps a step to the width of the blocks; another one goes with an `encode` of its
-            own.
+        encoder: maps a step to the width of the blocks; override `encode` for another encoder.
     """
 
     num_features: int
@@ -43,7 +42,7 @@ class SequenceModule(ResidualModule):
         super().make_blocks(rnn, hidden_size, num_layers, dropout)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """What the blocks get, (B, T, hidden_size).
+        """The input of the blocks, (B, T, hidden_size).
 
         Args:
             inputs: (B, T, num_features), or indices (B, T), 0 at padding.
@@ -70,9 +69,9 @@ class SequenceModule(ResidualModule):
             )
 
     def check(self, batch: SequenceBatch) -> None:
-        """Raises for features, or indices of some, that the model does not have.
+        """Raises for features, or indices of them, that the model does not have.
 
-        A subclass asks for more.
+        Subclasses check the targets, too.
         """
         inputs = batch.inputs
         rows = padded(inputs)[0] if isinstance(inputs, PackedSequence) else inputs
@@ -113,7 +112,7 @@ class SequenceModule(ResidualModule):
             outside = ~valid_steps(self.lengths_here(lengths, inputs.shape[1]), inputs.shape[1])
             # The gradient of a weight multiplies an input by 0 there, and NaN times 0 is NaN.
             inputs = inputs.masked_fill(outside.view(*outside.shape, *[1] * (inputs.ndim - 2)), 0)
-        # Under autocast what is added up over the blocks stays as wide as the parameters.
+        # Under autocast the sum over the blocks has the dtype of the parameters.
         x = self.encode(inputs).to(self.norm.weight.dtype)
         x, state = self.blocks(x, state, lengths=lengths, reset=reset)
         return x, lengths, state
@@ -136,7 +135,7 @@ class SequenceModule(ResidualModule):
         return batch._replace(inputs=inputs, lengths=lengths, reset=reset)
 
     def part(self, x: Tensor, rank: int, size: int, fill: Any = 0) -> Tensor:
-        """Of (B, T, ·) what is this rank's, see `stretch`; filled up behind the end."""
+        """This rank's part of (B, T, ·), see `stretch`; padded with `fill` at the end."""
         if more := -x.shape[1] % size:
             x = torch.cat([x, x.new_full((len(x), more, *x.shape[2:]), fill)], 1)
         return part_of(x, rank, size, self.chunk)
@@ -153,18 +152,18 @@ class SequenceModule(ResidualModule):
         return own or of_layers
 
     def lengths_here(self, lengths: Tensor, steps: int) -> Tensor:
-        """Of the steps here that the layers are called with the valid ones, of whole rows."""
+        """The valid steps of each row on this rank, (B,), by lengths of whole rows."""
         if self.group is None:
             return lengths
         return self.group.within(lengths, steps, self.chunk_of_layers)
 
     def of_end(self, x: Tensor, lengths: Tensor | None, steps: int) -> Tensor:
-        """x (B, ·) as the rank has it that holds the last valid step of a row; 0 where none does.
+        """x (B, ·) of the rank with the last valid step of each row; 0 if a row has none.
 
         Args:
-            x: of `last_step` here, or of the last chunk of which a step of the row is here.
+            x: from `last_step` on this rank, or on its last chunk with a step of the row.
             lengths: of whole rows; None if all their steps are valid.
-            steps: that are here.
+            steps: number of steps on this rank.
         """
         ranks = self.group
         if ranks is None:
@@ -177,7 +176,7 @@ class SequenceModule(ResidualModule):
 
 
 def from_rank(x: Tensor, here: Tensor, ranks: Ranks) -> Tensor:
-    """The rows of x (B, ·) as the rank has them where `here` (B,) is True; 0 if none is."""
+    """The rows of x (B, ·) from the rank on which `here` (B,) is True; 0 if on none."""
     return gathered(x.masked_fill(~here[:, None], 0), ranks).sum(0)
 
 

@@ -31,12 +31,12 @@ THRESHOLDS = 200
 
 
 class SequenceTagger(SequenceModule):
-    """Tells the class of every step.
+    """Predicts the class of every step.
 
         x = blocks(encoder(inputs))                 see `ResidualModule`
         logits = head(x)
 
-    Steps whose target is `lightning_lrnn.data.IGNORE` count nowhere. Logged are the cross entropy
+    Steps whose target is `lightning_lrnn.data.IGNORE` are left out. Logged are the cross entropy
     in nats and the accuracy, over steps, in validation and test also the macro F1 and the area
     under the ROC curve, one class against the rest, by 200 thresholds, so that its memory does not
     grow with the steps; see `metrics_at`. Predictions are probabilities, (B, T, num_classes), 0
@@ -154,13 +154,13 @@ class SequenceTagger(SequenceModule):
         accuracy = MulticlassAccuracy(
             self.num_classes, average="micro", ignore_index=IGNORE, validate_args=False
         )
-        made = MetricCollection({"accuracy": accuracy})
+        metrics = MetricCollection({"accuracy": accuracy})
         if self.metrics_at == "end":
-            made.add_metrics({"end_error": LargestError(IGNORE)})
-        return made
+            metrics.add_metrics({"end_error": LargestError(IGNORE)})
+        return metrics
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """Macro F1 and AUROC."""
+        """The macro F1 and the area under the ROC curve."""
         return MetricCollection(
             {
                 "macro_f1": MulticlassF1Score(
@@ -173,20 +173,20 @@ class SequenceTagger(SequenceModule):
     def measure(
         self, metrics: MetricCollection, output: Any, batch: SequenceBatch, loss: Tensor
     ) -> None:
-        """From the probabilities at all steps, or at the last of each row."""
+        """Updates the metrics with the probabilities at all steps, or at the last of each row."""
         output, targets = output.detach(), batch.targets
         if self.metrics_at == "end":
             lengths, (B, steps), ranks = steps_of(batch), targets.shape, self.group
             if lengths is None:
                 lengths = targets.new_full((B,), steps * (1 if ranks is None else ranks.size))
-            elsewhere = lengths == 0
+            absent = lengths == 0
             if ranks is not None:
                 end = ranks.of_last(lengths, steps, self.chunk_of_layers)
-                elsewhere = elsewhere | (end != ranks.rank)
+                absent = absent | (end != ranks.rank)
             last = self.lengths_here(lengths, steps).long() - 1
-            rows, at = torch.arange(B, device=targets.device), last.clamp(min=0)
-            output = output[rows, at, None]
-            targets = targets[rows, at].masked_fill(elsewhere, IGNORE)[:, None]
+            rows, columns = torch.arange(B, device=targets.device), last.clamp(min=0)
+            output = output[rows, columns, None]
+            targets = targets[rows, columns].masked_fill(absent, IGNORE)[:, None]
         p = output.float().softmax(-1)
         metrics.update(p.flatten(0, 1), targets.flatten())
 

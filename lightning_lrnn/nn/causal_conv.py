@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.ranks import Ranks, gathered
-from lightning_lrnn.nn.scan_context import ScanContext, of_rows
+from lightning_lrnn.nn.scan_context import ScanContext, select_rank
 
 __all__ = ["causal_conv"]
 
@@ -94,7 +94,7 @@ class _Sums(NamedTuple):
     reverse: bool
 
     def add(self, overlap: Tensor) -> None:
-        """Adds the overlap (B, past, N) of the part before, where it is of the same document."""
+        """Adds the overlap (B, past, N) of the part before to steps of the same document."""
         total, past, lengths, document, reverse = self
         if lengths is None and document is None:
             start = total.shape[1] - past if reverse else 0
@@ -108,14 +108,14 @@ class _Sums(NamedTuple):
         total.scatter_add_(1, _rows(first, total), overlap)
 
     def overlap(self, bias: Tensor | None) -> Tensor:
-        """What is for the part after, (B, past, N): products alone, without the bias."""
+        """The overlap for the next part of the sequence, (B, past, N), without the bias."""
         total, past, lengths, document, reverse = self
         if lengths is None and document is None:
             after = total[:, :past].flip(1) if reverse else total[:, total.shape[1] - past :]
         else:
             steps, last = self._steps()
             rows = torch.arange(total.shape[0], device=total.device)[:, None]
-            # Not by `gather`, which keeps the sums for its gradient: they are added to later.
+            # Not by `gather`, which saves the sums for its gradient: `add` changes them later.
             after = total[rows, past - 1 - steps if reverse else last + steps]
         return after.clone() if bias is None else after - bias
 
@@ -137,8 +137,8 @@ def _over_ranks(
 ) -> Tensor:
     """Adds the overlap of the stretch before, and returns that of the whole sequence.
 
-    What a stretch hands on depends on its own inputs alone, as it is no shorter than the window;
-    but for one in which the walk over a row starts, in reverse perhaps a few steps before its end.
+    A stretch is no shorter than the window, so its overlap depends on its own inputs alone, except
+    where the scan of a row starts in it, in reverse perhaps a few steps before its end.
     """
     B, T = sums.total.shape[0], sums.total.shape[1] - sums.past
     if not context.reverse or context.lengths is None:
@@ -152,15 +152,15 @@ def _over_ranks(
         sums.add(torch.where(starts, overlap, 0))
     own = sums.overlap(bias)
     if context.reverse and context.reset is not None and ranks.rank > 0:
-        # A document starts here: none of it passes to the stretch before.
+        # Where a document starts, no overlap passes to the stretch before.
         own = own.masked_fill(context.reset[:, :1, None], 0)
     whole = gathered(own, ranks)
     before = whole[ranks.before(reverse=context.reverse) or 0]
     sums.add(torch.where(starts, 0, before))
     if context.lengths is None or context.reverse:
         return whole[0 if context.reverse else -1]
-    # Where a row is short, the last of it hands on what came from the stretch before.
-    return of_rows(gathered(sums.overlap(bias), ranks), context.ends(T))
+    # The last stretch of a short row passes on the overlap of the stretch before.
+    return select_rank(gathered(sums.overlap(bias), ranks), context.ends(T))
 
 
 def _one_step(x: Tensor, weight: Tensor, bias: Tensor | None, size: int, reverse: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all cells share: one layer in one direction, or a single step."""
+"""The base classes of cells: one layer in one direction, or a single step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ State = Tensor | tuple[Tensor, Tensor] | None
 
 
 class Cell(nn.Module):
-    """One layer in one direction. A cell writes down its parameters and its equations.
+    """One layer in one direction: its parameters and its equations.
 
     A subclass makes its parameters in `__init__`, fills them in `reset_parameters`, and maps
     `layer(x, carry, context)` to `(y, carry)`: x (B, T, input_size), y (B, T, output_size), and
@@ -80,9 +80,9 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kind = type(self).__name__.removesuffix("Cell")
-        does = (self.projects, self.memory_in_bias)
-        check_cell(kind, *does, input_size, hidden_size, bias, proj_size, memory, dtype)
+        cell_name = type(self).__name__.removesuffix("Cell")
+        traits = (self.projects, self.memory_in_bias)
+        check_cell(cell_name, *traits, input_size, hidden_size, bias, proj_size, memory, dtype)
         self.input_size, self.hidden_size = input_size, hidden_size
         self.output_size = proj_size or hidden_size
         self.memory = memory
@@ -109,7 +109,7 @@ class Cell(nn.Module):
         weight: Tensor = getattr(self, self.sampled)
         if isinstance(weight, nn.Parameter) or not self._parameters:
             return weight
-        # Made of parameters before each call of the cell, and perhaps not since they were cast.
+        # A parametrized weight is computed before each call; the last one may be of another dtype.
         return next((p for p in self._parameters.values() if p is not None), weight)
 
     @property
@@ -124,7 +124,7 @@ class Cell(nn.Module):
     def unpack(
         self, hx: State, rows: tuple[int, ...], device: torch.device
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The user's state as the last output, None if not told, and what is carried.
+        """Splits the user's state into the last output, None if absent, and the carried state.
 
         Args:
             hx: as the user gave it; None gives None, None.
@@ -139,7 +139,7 @@ class Cell(nn.Module):
         if self.remembers_output:
             if not isinstance(hx, tuple | list) or len(hx) != 2:
                 raise ValueError(f"`hx` must be the pair (h_0, c_0), got {form(hx)}")
-            # An output, which is real also where the state is not.
+            # An output is real even if the state is complex.
             of_output = state_dtype(self.sample.dtype)
             h = check_state("h_0", hx[0], rows, (self.output_size,), device, of_output)
             c, name = hx[1], "c_0"
@@ -147,7 +147,7 @@ class Cell(nn.Module):
         return h, carry if carry.shape[-1] == self.state_size else self.carry(h, carry)
 
     def pack(self, carry: Tensor) -> Tensor:
-        """The part of what is carried that the user's state has beside the last output."""
+        """The part of the carried state that is in the user's state, beside the last output."""
         return carry
 
     def parameter(self, *shape: int) -> nn.Parameter:
@@ -250,7 +250,7 @@ class GatedCell(Cell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As every cell, and the bias of the forget gate by expected memory."""
+        """Initialises as `Cell` does, and the bias of the forget gate by expected memory."""
         super().reset_parameters()
         if self.bias is not None:
             memory_bias_(self.bias[: self.hidden_size], self.memory)
@@ -262,7 +262,7 @@ class GatedCell(Cell):
 
     @property
     def output_is_state(self) -> bool:
-        """Where nothing is read out and nothing else is carried."""
+        """True without a readout and without inputs of earlier steps in the state."""
         return self.readout is None and self.window == 1
 
     def pre_activations(
@@ -317,6 +317,6 @@ def linear_sum(
     if not x.is_contiguous():
         return linear(x, weight_x, bias) + F.linear(s, weight_s)
     total: Tensor = F.linear(x.flatten(0, 1), weight_x, bias)
-    # Nothing keeps this result for its gradient. In place, autocast casts nothing.
+    # In place: no gradient needs the first product. Autocast casts nothing here.
     total.addmm_(s.flatten(0, 1).to(total.dtype), weight_s.to(total.dtype).t())
     return total.view(*x.shape[:2], total.shape[-1])

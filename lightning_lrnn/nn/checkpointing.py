@@ -17,7 +17,7 @@ __all__ = ["check_checkpoint_time", "in_chunks"]
 Run = Callable[[Tensor, Any, Tensor | None, Tensor | None], tuple[Any, Any]]
 
 GROWTH = 1 << 28
-"""Bytes by which a process may grow over the chunks before it gives back what it does not use."""
+"""Growth of the process over the chunks, in bytes, after which freed memory is returned."""
 
 
 def in_chunks(
@@ -30,7 +30,7 @@ def in_chunks(
     reverse: bool = False,
     ranks: Ranks | None = None,
 ) -> tuple[list[Any], Any]:
-    """Runs over x chunk by chunk, and keeps of each chunk its output and its state only.
+    """Runs over x chunk by chunk, and saves only the output and the state of each chunk.
 
         y_k, state = run(x_k, state, lengths_k, reset_k)
 
@@ -54,7 +54,7 @@ def in_chunks(
         The outputs in order of time, and the state after the last chunk that was run.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        run = _giving_back(run)
+        run = _trimming(run)
     # Not slices: each would have a gradient as large as all of x.
     chunks = x.split(size, 1)
     resets: Any = [None] * len(chunks) if reset is None else reset.split(size, 1)
@@ -66,7 +66,7 @@ def in_chunks(
         steps = chunks[k].shape[1]
         within = None if lengths is None else (lengths - k * size * shared).clamp(0, steps * shared)
         if starts is not None and k + 1 < len(chunks):
-            # Nothing of a document reaches the one before: it starts with the chunk after this.
+            # A document starts with the chunk after this one, so its state does not pass here.
             border = starts[k + 1]
             if lengths is not None:
                 border = border & (lengths > (k + 1) * size * shared)
@@ -77,18 +77,17 @@ def in_chunks(
 
 
 def _starts(resets: Sequence[Tensor], ranks: Ranks | None) -> Tensor:
-    """Whether a document starts with each chunk, (chunks, B), which the first rank knows."""
+    """Whether a document starts with each chunk, (chunks, B), read on the first rank."""
     starts = torch.stack([reset[:, 0] for reset in resets])
     return starts if ranks is None else all_gather(starts.byte(), ranks)[0] != 0
 
 
-def _giving_back(run: Run) -> Run:
-    """Gives memory back when the process has grown by GROWTH since it did so last.
+def _trimming(run: Run) -> Run:
+    """Wraps `run`: returns freed memory to the system when the process has grown by GROWTH.
 
-    What is small and stays (states, the graph) lies between what is large and was freed, and malloc
-    does not always find room there for the same large tensors again: the process would grow with
-    every chunk, far beyond what is in use. Giving back at every chunk would be slow: what was
-    given back is fetched page by page.
+    Small tensors that stay (states, the graph) lie between large ones that were freed, and malloc
+    does not always reuse these gaps for large tensors: the process would grow with every chunk, far
+    beyond the memory in use. Trimming at every chunk would be slow, as each page then faults again.
     """
     before = resident()
 

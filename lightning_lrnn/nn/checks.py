@@ -1,4 +1,4 @@
-"""What a stack and a cell refuse, in words that name the argument and its value."""
+"""Checks of arguments of stacks and cells; errors name the argument and its value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def check_module(module: Any) -> None:
-    """Raises for what is no module."""
+    """Raises a TypeError unless it is a `torch.nn.Module`."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
 
@@ -42,43 +42,43 @@ def check_gated(cell: Any, *, own: bool) -> None:
 
     Args:
         cell: with a `gate` and `sizes`.
-        own: whether its class says what the gate gets, and not the projections alone.
+        own: whether its class overrides `pre_activations`: the gate may then take more inputs.
     """
-    kind = type(cell).__name__
+    cell_name = type(cell).__name__
     for name in ("gate", "sizes"):
         if getattr(cell, name, None) is None:
-            raise TypeError(f"{kind} must have a `{name}`, as docs/extending.md shows it")
+            raise TypeError(f"{cell_name} must have a `{name}`, as docs/extending.md shows it")
     if isinstance(getattr_static(type(cell), "gate", None), FunctionType):
         raise TypeError(
-            f"{kind}.gate is a function of the class, which would get the cell as its first "
+            f"{cell_name}.gate is a function of the class, which would get the cell as its first "
             f"argument: decorate it with `@lightning_lrnn.gate`, or with `@staticmethod` to have "
             f"PyTorch evaluate it"
         )
     projections, biases = cell.sizes
     if not 0 <= biases <= projections or projections < 1:
         raise ValueError(
-            f"{kind}.sizes must be a number of projections, and how many of them have a bias, got "
-            f"{cell.sizes}"
+            f"{cell_name}.sizes must be a number of projections, and how many of them have a bias, "
+            f"got {cell.sizes}"
         )
-    takes = parse(cell.gate.program).inputs if isinstance(cell.gate, Gate) else projections
-    if takes != projections and not own:
+    inputs = parse(cell.gate.program).inputs if isinstance(cell.gate, Gate) else projections
+    if inputs != projections and not own:
         raise ValueError(
-            f"{kind}.gate takes {takes} arguments, and gets {projections}, the projections of "
-            f"`sizes` {cell.sizes}"
+            f"{cell_name}.gate takes {inputs} arguments, and gets {projections}, the projections "
+            f"of `sizes` {cell.sizes}"
         )
 
 
 def check_layers(
     hidden_size: int, num_layers: int, dropout: float, bidirectional: bool, batch_first: bool
 ) -> None:
-    """Raises for arguments of a stack's constructor that cannot be, and are none of a cell."""
+    """Raises for invalid arguments of a stack's constructor that a cell does not have."""
     check_counts(hidden_size=hidden_size, num_layers=num_layers)
     check_numbers(0, 1, dropout=dropout)
     check_flags(bidirectional=bidirectional, batch_first=batch_first)
 
 
 def check_cell(
-    kind: str,
+    cell_name: str,
     projects: bool,
     memory_in_bias: bool,
     input_size: int,
@@ -88,14 +88,14 @@ def check_cell(
     memory: Memory,
     dtype: torch.dtype | None,
 ) -> None:
-    """Raises for arguments of a cell's constructor that cannot be; `kind` is its name."""
+    """Raises for invalid arguments of a cell's constructor."""
     check_counts(input_size=input_size, hidden_size=hidden_size)
     check_flags(bias=bias)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"`dtype` must be a torch.dtype of real numbers, got {dtype!r}")
     check_counts(0, proj_size=proj_size)
     if proj_size and not projects:
-        raise ValueError(f"{kind} has no projection: `proj_size` must be 0, got {proj_size}")
+        raise ValueError(f"{cell_name} has no projection: `proj_size` must be 0, got {proj_size}")
     if proj_size >= hidden_size:
         raise ValueError(
             f"`proj_size` must be smaller than hidden_size={hidden_size}, got {proj_size}"
@@ -110,17 +110,17 @@ def check_input(input: Any, size: int, batch_first: bool, weight: Tensor) -> Non
     layout = f"(B, T, {size})" if batch_first else f"(T, B, {size})"
     if not isinstance(input, Tensor) or input.ndim not in (2, 3) or input.shape[-1] != size:
         raise ValueError(f"`input` must be {layout} or (T, {size}), got {form(input)}")
-    _check_kind(input, weight)
+    _check_device_and_dtype(input, weight)
 
 
 def check_step(input: Any, size: int, weight: Tensor) -> None:
     """Raises unless `input` is one step of `size` features for parameters like `weight`."""
     if not isinstance(input, Tensor) or input.ndim not in (1, 2) or input.shape[-1] != size:
         raise ValueError(f"`input` must be (B, {size}) or ({size},), got {form(input)}")
-    _check_kind(input, weight)
+    _check_device_and_dtype(input, weight)
 
 
-def _check_kind(input: Tensor, weight: Tensor) -> None:
+def _check_device_and_dtype(input: Tensor, weight: Tensor) -> None:
     if input.device != weight.device:
         raise TypeError(f"`input` is on {input.device}, the parameters on {weight.device}")
     if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
@@ -130,7 +130,7 @@ def _check_kind(input: Tensor, weight: Tensor) -> None:
 def check_packed(
     packed: PackedSequence, size: int, lengths: Tensor | None, reset: Tensor | None
 ) -> None:
-    """Raises unless a PackedSequence has `size` features, and came alone."""
+    """Raises unless a PackedSequence has `size` features, and `lengths` and `reset` are None."""
     if packed.data.ndim != 2 or packed.data.shape[1] != size:
         raise ValueError(f"`input` must be packed rows (T, {size}), got {form(packed.data)}")
     for name, value in {"lengths": lengths, "reset": reset}.items():
@@ -165,7 +165,7 @@ def check_state(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """A part of the state, checked, in the dtype in which it is carried."""
+    """Checks one tensor of the state, and returns it in `dtype`, in which it is carried."""
     size = x.shape[-1] if isinstance(x, Tensor) and x.ndim and x.shape[-1] in sizes else sizes[0]
     also = f" or {(*rows, sizes[-1])}" if size == sizes[0] != sizes[-1] else ""
     _check(name, x, (*rows, size), device, also)
@@ -183,11 +183,11 @@ def _check(name: str, x: Any, shape: tuple[int, ...], device: torch.device, also
         raise TypeError(f"`{name}` is on {x.device}, `input` on {device}")
 
 
-def refuse_script(kind: str) -> NoReturn:
-    """Raises, in place of what TorchScript would make of a kernel."""
+def refuse_script(class_name: str) -> NoReturn:
+    """Raises a RuntimeError, since TorchScript cannot compile the kernels."""
     raise RuntimeError(
-        f"{kind} is not for TorchScript, which PyTorch has given up and which cannot hold its "
-        f"kernels; use torch.export, torch.compile or torch.onnx.export(..., dynamo=True), and "
+        f"{class_name} is not for TorchScript, which PyTorch has given up and which cannot hold "
+        f"its kernels; use torch.export, torch.compile or torch.onnx.export(..., dynamo=True), and "
         f"loggers without `log_graph`"
     )
 

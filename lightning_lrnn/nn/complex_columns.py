@@ -19,7 +19,7 @@ __all__ = ["to_columns", "to_complex"]
 
 
 def to_complex(columns: Tensor) -> Tensor:
-    """Pairs of columns as complex numbers; a last one that has no other is real."""
+    """Pairs of columns as complex numbers; an odd last column becomes a real number."""
     if columns.shape[-1] % 2:
         columns = F.pad(columns, (0, 1))
     columns = columns.contiguous()
@@ -29,13 +29,13 @@ def to_complex(columns: Tensor) -> Tensor:
 
 
 def to_columns(z: Tensor, size: int) -> Tensor:
-    """The first columns of complex numbers."""
+    """The first `size` real columns of complex numbers."""
     result: Tensor = (_ToColumns.apply if plain_eager(z) else _columns)(z, size)
     return result
 
 
 def _columns(z: Tensor, size: int) -> Tensor:
-    # Also where size is all there is: the gradient of a narrow is dense, as that of a view of
+    # Also if `size` is the full width: the gradient of `narrow` is dense, as that of a view of
     # complex numbers must be.
     return torch.view_as_real(z.resolve_conj()).flatten(-2).narrow(-1, 0, size)
 

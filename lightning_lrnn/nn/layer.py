@@ -20,7 +20,7 @@ __all__ = ["KNOWN", "Layer", "LayerClass", "import_named", "is_known"]
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
 OPTIONS = ("init_args", "dict_kwargs")
-"""Where a config, or jsonargparse, has a layer's options."""
+"""Keys of a layer's options in a config, and in one that jsonargparse has read."""
 
 
 class LayerClass(Protocol):
@@ -47,51 +47,50 @@ class Layer:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, rnn: Any, decided: Mapping[str, tuple[Any, str]] | None = None) -> Layer:
-        """Reads what a user or a checkpoint gives.
+    def of(cls, rnn: Any, fixed: Mapping[str, tuple[Any, str]] | None = None) -> Layer:
+        """Makes a layer from what a user or a checkpoint gives.
 
         Args:
             rnn: a class, a `functools.partial` of one with keywords, a name, the path of a class,
                 or {"class_path": name or path, "init_args": options}.
-            decided: options that are not the layer's to choose: the only value that they may have
-                here, and what to do for another.
+            fixed: options that the caller fixes, each with its only value, and advice for errors.
 
         Returns:
-            The layer, without the options that are decided.
+            The layer, without the fixed options.
 
         Raises:
-            ValueError: if it is none of these, or an option is not plain data or decided otherwise.
+            ValueError: for another `rnn`, an option that is not plain data, or another fixed one.
         """
-        kind, options = rnn, {}
+        rnn_class, options = rnn, {}
         if isinstance(rnn, functools.partial):
-            # That of the command line is one of its own function, with the class as last argument.
-            kind, options = (rnn.func, *rnn.args)[-1], rnn.keywords
+            # The command line has a partial of its own function, with the class as last argument.
+            rnn_class, options = (rnn.func, *rnn.args)[-1], rnn.keywords
         elif isinstance(rnn, Mapping):
-            kind = rnn.get("class_path")
+            rnn_class = rnn.get("class_path")
             if others := sorted(map(str, set(rnn) - {"class_path", *OPTIONS})):
                 raise ValueError(f"`rnn` has class_path and init_args, but no {', '.join(others)}")
             for name in OPTIONS:
                 if not isinstance(rnn.get(name) or {}, Mapping):
                     raise ValueError(f"`rnn`: {name} must be options by name, got {rnn[name]!r}")
             options = {**(rnn.get("init_args") or {}), **(rnn.get("dict_kwargs") or {})}
-        if isinstance(kind, str):
-            kind = _class(kind)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        if isinstance(rnn_class, str):
+            rnn_class = _class(rnn_class)
+        if not (isinstance(rnn_class, type) and issubclass(rnn_class, nn.Module)):
             raise ValueError(
                 f"`rnn` must be a class of layers, a functools.partial of one with keywords, or a "
                 f"name, got {rnn!r}; names are {', '.join(KNOWN)}"
             )
         options = dict(options)
-        if issubclass(kind, (Stack, nn.RNNBase)):
+        if issubclass(rnn_class, (Stack, nn.RNNBase)):
             options.pop("batch_first", None)
-            for name, (only, remedy) in (decided or {}).items():
+            for name, (only, remedy) in (fixed or {}).items():
                 if (value := options.pop(name, only)) != only:
                     raise ValueError(f"`rnn.{name}` must be {only!r} here, got {value!r}: {remedy}")
-        return cls(kind, {name: _plain(name, value) for name, value in options.items()})
+        return cls(rnn_class, {name: _plain(name, value) for name, value in options.items()})
 
     @property
     def path(self) -> str:
-        """Where the class is imported from."""
+        """The import path of the class."""
         name = self.kind.__qualname__
         if CELLS.get(name) is self.kind:
             return f"lightning_lrnn.nn.{name}"
@@ -101,7 +100,7 @@ class Layer:
 
     @property
     def directions(self) -> int:
-        """How many there are; the output has the features of all of them."""
+        """Number of directions, 1 or 2; the output has the features of all of them."""
         return 2 if self.options.get("bidirectional") else 1
 
     def plain(self) -> dict[str, Any]:
@@ -125,8 +124,8 @@ class Layer:
             return TorchRNN(layer)
         if hasattr(layer, "batch_first"):
             layer.batch_first = True
-        made: nn.Module = layer
-        return made
+        module: nn.Module = layer
+        return module
 
 
 def is_known(name: Any) -> bool:
@@ -137,11 +136,10 @@ def is_known(name: Any) -> bool:
 def import_named(rnn: Any) -> None:
     """Imports the module of a layer of the user's own, which `Layer.of` does not.
 
-    To be called with what a user has named, never with what a checkpoint has.
+    Call it with names from a user, never with names from a checkpoint.
 
     Args:
-        rnn: as `Layer.of` reads it; other than paths, names of modules that do not exist too, are
-            left to its error.
+        rnn: as `Layer.of` reads it, which raises for names of modules that do not exist.
     """
     path = rnn.get("class_path") if isinstance(rnn, Mapping) else rnn
     module = path.rpartition(".")[0] if isinstance(path, str) else ""
@@ -150,33 +148,33 @@ def import_named(rnn: Any) -> None:
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        # What a module that is there fails to import is the user's to see.
+        # The user's module exists, and an import inside it fails.
         if not f"{module}.".startswith(f"{error.name}."):
             raise
 
 
 def _class(name: str) -> type[nn.Module]:
-    """A class by its name or path. Whatever else is there is not called, and nothing is imported.
+    """The layer class of a name or path. Nothing is called, and nothing is imported.
 
     A path may come from a checkpoint, and a checkpoint from anywhere.
     """
     if name in CELLS:
         return CELLS[name]
     module, _, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module), attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    layer_class = getattr(sys.modules.get(module), attribute, None)
+    if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ValueError(
             f"there is no layer {name!r}; known are {', '.join(KNOWN)}, and by its path any "
             f"torch.nn.Module of a module that is imported"
         )
-    return found
+    return layer_class
 
 
 def _plain(name: str, value: Any) -> Any:
-    """As a checkpoint keeps it without pickled classes, and a YAML without tags."""
+    """A value as plain data: for a checkpoint without pickled classes, a YAML without tags."""
     if value is None or type(value) in (bool, int, float, str):
         return value
-    # Options of a surrogate; what names a class would have it imported and made.
+    # Options of a surrogate. A dict with a class path would have that class imported and made.
     if isinstance(value, dict) and "class_path" not in value:
         return {k: _plain(name, v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -62,5 +62,5 @@ def is_pair(value: Any) -> bool:
     return (
         isinstance(value, tuple | list)
         and len(value) == 2
-        and all(isinstance(part, int | float) and not isinstance(part, bool) for part in value)
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
     )

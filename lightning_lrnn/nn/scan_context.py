@@ -1,4 +1,4 @@
-"""What the scans of a cell have in common: direction, lengths, resets, backend."""
+"""Common arguments of a cell's scans: direction, lengths, resets, backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_lrnn.core.problem import sequence, sequence_dtype
 from lightning_lrnn.core.ranks import Ranks, gathered
 from lightning_lrnn.recurrence import gated_recurrence
 
-__all__ = ["Recorder", "ScanContext", "StepContext", "decays_of", "of_rows"]
+__all__ = ["Recorder", "ScanContext", "StepContext", "decays_of", "select_rank"]
 
 GateFunction = Callable[..., tuple[Tensor, Tensor]]
 Readout = Callable[..., Tensor]
@@ -25,20 +25,20 @@ Recorder = Callable[[str, GateFunction, Readout | None, Sequence[Tensor]], None]
 
 @dataclass(frozen=True)
 class ScanContext:
-    """All of a scan that is not the cell's mathematics, for one direction over a batch.
+    """The arguments of a scan beside the cell's equations, for one direction over a batch.
 
     Attributes:
         reverse: whether the scan runs from the last time step to the first.
         lengths: valid time steps of each row, (B,); over ranks those of the whole sequence.
         reset: True where a document starts, (B, T).
         backend: "auto" or a name.
-        ranks: that hold the sequence, in order of time; None where all of it is here.
+        ranks: the ranks that hold the sequence, in order of time; None if one process holds it.
         chunk: time steps that the ranks share at a time, see `lightning_lrnn.core.ranks.part_of`;
-            None where what is here is consecutive, as it is for every scan.
+            None if this rank's time steps are consecutive, as they are in every scan.
         prefix: path of the cell in its stack, such as "layer0.forward".
         recorder: called before every scan; None for none.
         dropout: whether dropout and zoneout act.
-        scan_name: name of every scan, in place of the one that the cell gives it; "" for that one.
+        scan_name: replaces the name that the cell gives its scans; "" keeps it.
         exclusive: whether every scan returns the states before its time steps.
     """
 
@@ -59,7 +59,7 @@ class ScanContext:
         return ".".join(part for part in (self.prefix, self.scan_name or name) if part)
 
     def within(self, steps: int) -> Tensor | None:
-        """The valid time steps of each row among the `steps` that are here."""
+        """The valid time steps of each row among the `steps` of this rank, (B,)."""
         if self.ranks is None or self.lengths is None:
             return self.lengths
         return self.ranks.within(self.lengths, steps, self.chunk)
@@ -100,7 +100,7 @@ class ScanContext:
             return s
         first = s.new_zeros(B, 1, D) if before is None else before[:, None].to(s.dtype)
         if self.ranks is not None:
-            first = self._beside(self.ranks, s, first)
+            first = self._previous_rank_output(self.ranks, s, first)
         parts = [s[:, 1:], first] if self.reverse else [first, s[:, :-1]]
         previous = torch.cat(parts, 1)
         if self.reset is not None:
@@ -114,19 +114,19 @@ class ScanContext:
             previous = torch.where(is_first[..., None], before[:, None].to(s.dtype), previous)
         return previous
 
-    def _beside(self, ranks: Ranks, s: Tensor, first: Tensor) -> Tensor:
-        """The output at the border of the stretch that is walked before this one, (B, 1, ·)."""
+    def _previous_rank_output(self, ranks: Ranks, s: Tensor, first: Tensor) -> Tensor:
+        """The last output of the rank whose stretch is scanned before this one, (B, 1, ·)."""
         border = s[:, :1] if self.reverse else s[:, -1:]
         if self.reverse and self.reset is not None and ranks.rank > 0:
-            # A document starts there: none of it passes to the stretch before.
+            # Where a document starts, no output passes to the stretch before.
             border = border.masked_fill(self.reset[:, :1, None], 0)
         whole = gathered(border, ranks)
         before = ranks.before(reverse=self.reverse)
-        # `whole` takes part on every rank, or their backward passes would not meet.
+        # Every rank uses `whole`: its gradient is a collective, in which all must take part.
         return torch.where(_flag(before is None, s), first, whole[before or 0])
 
     def last(self, y: Tensor, before: Tensor | None) -> Tensor:
-        """The output (B, ·) at the last time step of the scan; in an empty row that before it.
+        """The output (B, ·) at the last time step of the scan; of an empty row that before it.
 
         Args:
             y: all outputs, (B, T, ·).
@@ -147,12 +147,12 @@ class ScanContext:
             t = (lengths.long() - 1).clamp(0, T - 1)
             last = y.gather(1, t[:, None, None].expand(B, 1, D))[:, 0]
         if self.ranks is not None:
-            last = of_rows(gathered(last, self.ranks), self.ends(T))
+            last = select_rank(gathered(last, self.ranks), self.ends(T))
         assert self.lengths is not None
         return torch.where((self.lengths > 0)[:, None], last, before)
 
     def ends(self, steps: int) -> Tensor:
-        """The rank on which the walk over each row ends, of so many steps on each, (B,)."""
+        """The rank on which the scan of each row ends, (B,); each rank holds `steps` steps."""
         assert self.lengths is not None
         if self.reverse:
             return torch.zeros_like(self.lengths, dtype=torch.int64)
@@ -164,8 +164,8 @@ class ScanContext:
         return self.ranks.of_last(self.lengths, steps, self.chunk)
 
 
-def of_rows(whole: Tensor, ranks: Tensor) -> Tensor:
-    """Of (size, B, ...) for each row what the rank has that is named in `ranks` (B,)."""
+def select_rank(whole: Tensor, ranks: Tensor) -> Tensor:
+    """Selects one rank per row, `ranks` (B,), of `whole` (size, B, ...): (B, ...)."""
     index = ranks.view(1, -1, *[1] * (whole.ndim - 2)).expand(1, *whole.shape[1:])
     return whole.gather(0, index)[0]
 
@@ -177,8 +177,8 @@ def _flag(value: bool, like: Tensor) -> Tensor:
 class StepContext(ScanContext):
     """The context of a single time step, computed by PyTorch's own operations.
 
-    A second way beside `ScanContext`, since no other runtime has the library's operator: a step is
-    exported as it is, without a loop over time, and runs without a compiler.
+    Other runtimes lack the operator that `ScanContext` calls. A step is exported without it and
+    without a loop over time, and runs without a compiler.
     """
 
     def scan(
@@ -189,7 +189,7 @@ class StepContext(ScanContext):
         h0: Tensor | None,
         readout: Readout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """h = a * h0 + b, and the readout of it, or of h0; y (B, 1, D) and h (B, D)."""
+        """One step h = a * h0 + b: its readout y (B, 1, D), of h0 if exclusive, and h (B, D)."""
         if self.recorder is not None:
             self.recorder(self.path(name), gate, readout, pre)
         inputs, x = operands(pre), sequence(pre)
@@ -199,7 +199,7 @@ class StepContext(ScanContext):
         after = a.to(after.dtype) * before + after
         y = before if self.exclusive else after
         y = y if readout is None else readout(y, *inputs)
-        # As the recurrence returns it: in the dtype of the sequences.
+        # In the dtype of the sequences, as the recurrence returns it.
         return y.to(sequence_dtype(x, is_complex=y.is_complex())), after[:, 0]
 
 

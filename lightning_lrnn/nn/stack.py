@@ -68,18 +68,18 @@ class Stack(nn.Module):
             With a `group` all ranks share a chunk, then the next one.
         device: of the parameters.
         dtype: of the parameters.
-        options: what only this cell has.
+        options: further options of the cell.
 
     Attributes:
         group: None, or a ProcessGroup or a DeviceMesh of one dimension, whose ranks hold one
-            sequence in order of time. Each is given its stretch of `input` and of `reset`, of as
-            many time steps as the others, and has that of the output; `hx`, `lengths` and the state
-            are those of the whole sequence, the same on every rank, see `lightning_lrnn.ops.ranks`.
+            sequence in order of time. Each takes its stretch of `input` and of `reset`, with as
+            many time steps as the others, and returns that of the output; `hx`, `lengths` and the
+            state are of the whole sequence, equal on all ranks, see `lightning_lrnn.ops.ranks`.
             Of a sequence longer than `checkpoint_time` it is the rank's stretch of each chunk, one
             after the other, see `lightning_lrnn.core.ranks.part_of`. It may be set at any time and
             is no part of the `state_dict`.
         cells: the layers, that of layer l and direction d at l * directions + d.
-        options: what only this cell has, as given.
+        options: further options of the cell, as given.
         strict_state: whether the state has the dtype of the output, as that of `torch.nn`; else it
             is float32 in 16-bit modules.
 
@@ -126,7 +126,7 @@ class Stack(nn.Module):
         self.group = None
         self.options = dict(options)
         options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
-        # Not a call with `**options`: jsonargparse would follow it to where it cannot read on.
+        # Not a call with `**options`: jsonargparse would follow it into code it cannot parse.
         make: Callable[..., Cell] = partial(self.cell_type, **options)
         width = self.directions * (proj_size or hidden_size)
         self.cells = nn.ModuleList(
@@ -137,7 +137,7 @@ class Stack(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the recurrences are computed: "auto" or a name; an unknown name raises."""
+        """The backend of the recurrences: "auto" or a name; setting an unknown name raises."""
         return self._backend
 
     @backend.setter
@@ -165,32 +165,32 @@ class Stack(nn.Module):
         self._checkpoint_time = size
 
     def reset_parameters(self) -> None:
-        """Fills all parameters anew, those of cells in cells too."""
+        """Initialises all parameters again, those of nested cells too."""
         for cell in self.cells.modules():
             if isinstance(cell, Cell):
                 cell.reset_parameters()
 
     @torch.no_grad()
     def explain(self, device: str | torch.device | None = None) -> dict[str, list[str]]:
-        """For every backend the reasons why it cannot run this layer; [] = it can.
+        """Reasons, by name of a backend, why it cannot run this layer; [] = it can.
 
         Args:
-            device: where; that of the parameters if None.
+            device: device to run on; that of the parameters if None.
         """
         weight = self._cells()[0].sample
-        asked: list[backends.Request] = []
+        recorded: list[backends.Request] = []
 
-        def ask(
+        def record_request(
             path: str, gate: GateFunction, readout: Readout | None, pre: Sequence[Tensor]
         ) -> None:
             programs = [g.program for g in (gate, readout) if isinstance(g, Gate)]
             x = sequence(pre)
-            asked.append(backends.Request(x.device, x.dtype, *programs))
+            recorded.append(backends.Request(x.device, x.dtype, *programs))
 
-        context = StepContext(recorder=ask, dropout=False)
+        context = StepContext(recorder=record_request, dropout=False)
         self._layers(weight.new_zeros(1, 1, self.input_size), None, True, context)
-        where = weight.device if device is None else torch.device(device)
-        requests = dict.fromkeys(request._replace(device=where) for request in asked)
+        target = weight.device if device is None else torch.device(device)
+        requests = dict.fromkeys(request._replace(device=target) for request in recorded)
         return {
             name: list(dict.fromkeys(r for q in requests for r in backends.reasons(name, q)))
             for name in backends.names()
@@ -201,8 +201,8 @@ class Stack(nn.Module):
     ) -> list[dict[str, Any]]:
         """The parameters for an optimizer, in two groups: matrices, and biases and decays.
 
-        Weight decay on the bias of a forget gate, or on what a decay is made of, shortens the
-        memory whatever the loss says: the second group, which is all vectors, has none.
+        Weight decay on the bias of a forget gate, or on the parameters of a decay, shortens the
+        memory whatever the loss is: the second group, all vectors, has no weight decay.
 
         Args:
             weight_decay: of the matrices.
@@ -227,10 +227,10 @@ class Stack(nn.Module):
         return [group for group in groups if group["params"]]
 
     def flatten_parameters(self) -> None:
-        """Nothing: for code that was written for `torch.nn.LSTM`."""
+        """Does nothing; it exists for code that was written for `torch.nn.LSTM`."""
 
     def for_cells(self) -> list[dict[str, Tensor]]:
-        """What each cell gets that is made of the parameters of all: arguments of its `layer`."""
+        """For each cell, arguments of its `layer` that depend on the parameters of all cells."""
         return [{} for _ in self.cells]
 
     def forward(
@@ -249,7 +249,7 @@ class Stack(nn.Module):
                 its rows in any order.
             hx: the initial state in the form of the one returned; zeros if None.
             lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
-                output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
+                output is 0 and their values, NaN too, have no effect. A row of length 0 keeps its
                 state.
             reset: bool, True where a document starts; shaped as `input` without its features.
 
@@ -282,7 +282,7 @@ class Stack(nn.Module):
     def step(
         self, input: Tensor, hx: State = None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """One step, made of PyTorch's own operations alone: what to serve, or to export to ONNX.
+        """One step by PyTorch's own operations alone, to serve or to export to ONNX.
 
         Args:
             input: (B, input_size) or (input_size,).
@@ -322,7 +322,7 @@ class Stack(nn.Module):
         Arguments as in `forward`. Nothing is dropped out, no gradient is kept.
 
         Returns:
-            By place ("layer0.forward.cell", "layer0.reverse.surrogate", ...) a, or |a| where it is
+            By path ("layer0.forward.cell", "layer0.reverse.surrogate", ...) a, or |a| where it is
             complex, (B, T, ·) in the dtype of the state. Values at padded steps mean nothing.
         """
         if isinstance(input, PackedSequence):
@@ -343,7 +343,7 @@ class Stack(nn.Module):
         }
 
     def _cells(self) -> list[Cell]:
-        """The cells, or what wraps them and hands their attributes on."""
+        """The cells, or wrappers of them that forward their attributes."""
         return cast("list[Cell]", list(self.cells))
 
     def _run(
@@ -358,7 +358,7 @@ class Stack(nn.Module):
             refuse_script(type(self).__name__)
         ranks = self._ranks
         if ranks is not None:
-            self._check_with_others(ranks, input, hx, lengths, reset)
+            self._check_across_ranks(ranks, input, hx, lengths, reset)
         check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
         check_steps(input, self.batch_first, lengths, reset)
         batched = input.ndim == 3
@@ -382,7 +382,7 @@ class Stack(nn.Module):
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state
 
-    def _check_with_others(
+    def _check_across_ranks(
         self,
         ranks: Ranks,
         input: Tensor,
@@ -390,9 +390,9 @@ class Stack(nn.Module):
         lengths: Tensor | None,
         reset: Tensor | None,
     ) -> None:
-        """Raises on every rank if one was given what cannot be, or something else than others."""
+        """Raises on every rank if the arguments of one are invalid, or differ between ranks."""
 
-        def checked() -> dict[str, object]:
+        def check_arguments() -> dict[str, object]:
             check_input(input, self.input_size, self.batch_first, self._cells()[0].sample)
             check_steps(input, self.batch_first, lengths, reset)
             chunk = self.checkpoint_time
@@ -411,15 +411,15 @@ class Stack(nn.Module):
                 "The mode, training or not,": self.training,
             }
 
-        given = tuple([x is not None for x in (hx, lengths, reset)])
+        present = tuple([x is not None for x in (hx, lengths, reset)])
         shape = tuple(input.shape) if isinstance(input, Tensor) else None
-        form = (type(self), self.extra_repr(), self.training, shape, given)
-        check_together(ranks, form, checked)
+        form = (type(self), self.extra_repr(), self.training, shape, present)
+        check_together(ranks, form, check_arguments)
 
     def _in_chunks(
         self, x: Tensor, hx: State, batched: bool, context: ScanContext
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """`_layers`, all of them chunk by chunk where that saves memory."""
+        """Runs `_layers`, chunk by chunk over time where that saves memory."""
         size = None if self.bidirectional else self._chunk(x, context)
         if size is None:
             return self._layers(x, hx, batched, context)
@@ -428,17 +428,17 @@ class Stack(nn.Module):
             of_chunk = replace(context, lengths=lengths, reset=reset, chunk=None)
             return self._layers(x, hx, batched, of_chunk)
 
-        along = (context.lengths, context.reset, size)
-        outputs, state = in_chunks(run, x, hx, *along, ranks=context.ranks)
+        chunking = (context.lengths, context.reset, size)
+        outputs, state = in_chunks(run, x, hx, *chunking, ranks=context.ranks)
         return torch.cat(outputs, 1), state
 
     def _chunk(self, x: Tensor, context: ScanContext) -> int | None:
-        """Time steps of x that are run by themselves, and computed again; None for all at once."""
+        """Time steps of this rank in each recomputed chunk; None to run all of x at once."""
         size, steps, ranks = self.checkpoint_time, x.shape[1], context.ranks
         if size is None:
             return None
         if ranks is not None:
-            # What is here of several chunks is not consecutive, also where nothing is to be saved.
+            # A rank's steps of several chunks are not consecutive, whether or not memory is saved.
             return size // ranks.size if steps * ranks.size > size else None
         saves = steps > size and torch.is_grad_enabled() and context.recorder is None
         return size if saves else None
@@ -451,10 +451,10 @@ class Stack(nn.Module):
         context: ScanContext,
         of_stack: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """One layer in one direction; of two, chunk by chunk where that saves memory.
+        """One layer in one direction; if bidirectional, in chunks where that saves memory.
 
-        Each direction starts where the other one ends, so that all of a layer's output is there
-        before the next layer starts.
+        Each direction starts at the other one's end, so the next layer starts when all of a layer's
+        output is computed.
         """
         size = self._chunk(x, context) if self.bidirectional else None
         if size is not None:
@@ -463,8 +463,8 @@ class Stack(nn.Module):
                 of_chunk = replace(context, lengths=lengths, reset=reset, chunk=None)
                 return cell(x, carry, of_chunk, **of_stack)
 
-            along = (context.lengths, context.reset, size, context.reverse, context.ranks)
-            outputs, carry = in_chunks(run, x, carry, *along)
+            chunking = (context.lengths, context.reset, size, context.reverse, context.ranks)
+            outputs, carry = in_chunks(run, x, carry, *chunking)
             return torch.cat(outputs, 1), cast("Tensor", carry)
         y, carry = cell(x, carry, context, **of_stack)
         return y, carry

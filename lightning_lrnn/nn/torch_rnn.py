@@ -18,7 +18,7 @@ __all__ = ["MemoryLSTM", "TorchRNN"]
 
 
 class MemoryLSTM(nn.LSTM):
-    """A `torch.nn.LSTM` that starts as a `GILRLSTM` with a `memory` does: a baseline beside it.
+    """A `torch.nn.LSTM` initialised as a `GILRLSTM` with a `memory`: a baseline for it.
 
     Biases of forget gates b_f = log u, u uniform in [shortest, longest], of input gates -b_f / 2
     (`SurrogateRNNCell.reset_parameters` says why), others 0; and U = 0, so that at first the gates
@@ -43,9 +43,9 @@ class MemoryLSTM(nn.LSTM):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As `torch.nn.LSTM`; with a memory, biases and U as described."""
+        """Initialises as `torch.nn.LSTM`; with a memory, biases and U as described above."""
         super().reset_parameters()
-        # Also called by the constructor of `torch.nn.LSTM`, before there is a memory.
+        # The constructor of `torch.nn.LSTM` calls this too, before `memory` is set.
         if getattr(self, "memory", None) is None:
             return
         for name, parameter in self.named_parameters():
@@ -61,7 +61,7 @@ class TorchRNN(nn.Module):
     """A `torch.nn.LSTM`, `GRU` or `RNN`, batch first, with `lengths` and `reset`.
 
     Padded rows are packed. A sequence is cut where any row starts anew, since the layer cannot
-    forget inside of one; the pieces are computed one after the other.
+    forget inside of one; the segments are computed one after the other.
 
     Args:
         rnn: the layer; made batch first.
@@ -87,7 +87,7 @@ class TorchRNN(nn.Module):
             hx: the layer's state, a tensor (num_layers * directions, B, hidden_size) or two; zeros
                 if None.
             lengths: integers (B,), 0 <= lengths <= T: steps from lengths[b] on are padding. Their
-                output is 0 and their values, NaN too, reach nothing. A row of length 0 keeps its
+                output is 0 and their values, NaN too, have no effect. A row of length 0 keeps its
                 state.
             reset: bool (B, T), True where a document starts.
 
@@ -96,7 +96,7 @@ class TorchRNN(nn.Module):
 
         Raises:
             ValueError: for lengths that cannot be, or for a reset within the window of a
-                bidirectional layer, whose second direction comes from what is behind it.
+                bidirectional layer, whose second direction comes from the steps after it.
         """
         check_steps(input, True, lengths, reset)
         if lengths is not None and ((lengths < 0) | (lengths > input.shape[1])).any():
@@ -108,15 +108,15 @@ class TorchRNN(nn.Module):
         with torch.autocast(input.device.type, enabled=enabled):
             if not enabled:
                 input = input.to(next(self.parameters()).dtype)
-            hx = tree_map(lambda part: part.to(input.dtype), hx) if hx is not None else None
+            hx = tree_map(lambda state: state.to(input.dtype), hx) if hx is not None else None
             if lengths is not None:
-                # Also where a row has no step at all: one that is packed needs one.
+                # Rows of length 0 are masked too: a packed row needs at least one step.
                 outside = padding_mask(lengths, input)
                 input = input.masked_fill(outside, 0)
                 reset = None if reset is None else reset & ~outside[..., 0]
             cuts = [] if reset is None else reset.any(0).nonzero().flatten().tolist()
             if not cuts:
-                return self._piece(input, hx, lengths)
+                return self._segment(input, hx, lengths)
             if self.rnn.bidirectional and (hx is not None or cuts != [0]):
                 raise ValueError(
                     f"a bidirectional torch.nn.{type(self.rnn).__name__} cannot start anew within "
@@ -128,24 +128,24 @@ class TorchRNN(nn.Module):
             for start, end in pairwise(sorted({0, *cuts, input.shape[1]})):
                 if hx is not None:
                     new = reset[:, start, None]
-                    hx = tree_map(lambda part, new=new: part.masked_fill(new, 0), hx)
+                    hx = tree_map(lambda state, new=new: state.masked_fill(new, 0), hx)
                 valid = None if lengths is None else (lengths - start).clamp(0, end - start)
-                output, hx = self._piece(input[:, start:end], hx, valid)
+                output, hx = self._segment(input[:, start:end], hx, valid)
                 outputs.append(output)
             return torch.cat(outputs, 1), hx
 
-    def _piece(self, input: Tensor, hx: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        """Runs over steps without a reset, but perhaps at the first."""
+    def _segment(self, input: Tensor, hx: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        """Runs over a segment, which has no reset after its first step."""
         if lengths is None:
             output, state = self.rnn(input, hx)
             return output, state
-        there = lengths.cpu()
+        valid = lengths.cpu()
         packed = pack_padded_sequence(
-            input, there.clamp(min=1), batch_first=True, enforce_sorted=False
+            input, valid.clamp(min=1), batch_first=True, enforce_sorted=False
         )
         output, state = self.rnn(packed, hx)
         output, _ = pad_packed_sequence(output, batch_first=True, total_length=input.shape[1])
-        if (there == 0).any():
+        if (valid == 0).any():
             output = output.masked_fill(padding_mask(lengths, output), 0)
             empty = (lengths == 0)[:, None]
             before = tree_map(torch.zeros_like, state) if hx is None else hx

@@ -1,4 +1,4 @@
-"""One recurrence, in the way that PyTorch's present mode asks for."""
+"""Calls one recurrence as PyTorch's current mode needs it: eager, traced, in torch.func."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def call(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
 
     Args:
         name: of the backend.
-        problem: which it can compute.
+        problem: one that the backend can compute.
     """
     gate, readout, pre, *arguments = problem
     if functorch() or forward_mode():
-        # Forward-mode derivatives, of which there are none, are refused there, not lost.
+        # It raises for forward-mode derivatives, which do not exist, instead of dropping them.
         y, _, final = differentiable(gate, readout, *arguments, name, *pre)
     elif plain_eager(*pre, *problem.optional):
         return eager.run(recipes.of(name, prepared(name, problem), problem), problem)

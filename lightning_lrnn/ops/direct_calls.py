@@ -1,8 +1,7 @@
-"""Checks of what the operators are given by others than this package's own functions.
+"""Checks of the operators' arguments where other code than this package calls them.
 
-Those have checked their arguments and do not come here. `torch.ops`, an exported program and a
-package made of one do, with whatever tensors they were given: compiled code would read and write
-beyond these.
+This package's functions have checked theirs, and skip this. `torch.ops`, an exported program and a
+package made of one pass any tensors, and compiled code would read and write beyond wrong ones.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ["check_backward", "check_forward", "check_gated_backward", "check_one
 
 
 def check_forward(problem: Problem, backend: str) -> None:
-    """Raises unless the operator can take these; see `check_gated_backward`."""
+    """Raises unless the forward operator can take these, as `check_gated_backward` does."""
     x = _check_gate(problem)
     _check_rest(problem, x, state_dtype(_hidden(problem, x)), {"h0": problem.h0})
     _check_backend(backend, x, problem.gate, problem.readout)
@@ -52,7 +51,7 @@ def check_gated_backward(
     """Raises unless the adjoint of a gated recurrence can take these.
 
     Raises:
-        GateError: if gate or readout is no program of so many inputs.
+        GateError: if gate or readout is no program of this number of inputs.
         ValueError: for shapes, TypeError: for dtypes, devices and layouts that do not fit.
         BackendError: if the backend cannot run, or leaves gradients to PyTorch.
     """
@@ -67,7 +66,7 @@ def check_gated_backward(
 
 
 def check_one_device(*tensors: Tensor | None) -> None:
-    """Raises a TypeError unless all that are there are on one device."""
+    """Raises a TypeError unless all tensors are on one device; None is left out."""
     devices = {x.device for x in tensors if x is not None}
     if len(devices) > 1:
         names = " and ".join(sorted(map(str, devices)))
@@ -75,7 +74,7 @@ def check_one_device(*tensors: Tensor | None) -> None:
 
 
 def _check_gate(problem: Problem) -> Tensor:
-    """The first sequence of a gate's operands."""
+    """Checks gate, readout and pre-activations; returns the first sequence."""
     gate, readout, pre = problem[:3]
     for name, text, inputs, outputs in (
         ("gate", gate, len(pre), 2),
@@ -126,7 +125,7 @@ def _check(
     dtype: torch.dtype | None,
     like: Tensor,
 ) -> None:
-    """One tensor; any floating or complex dtype of the recurrence if `dtype` is None."""
+    """Checks one tensor; with a `dtype` of None any floating or complex one will do."""
     if x.device != like.device:
         raise TypeError(f"`{name}` is on {x.device}, the sequences are on {like.device}")
     if x.layout != torch.strided:
@@ -147,17 +146,17 @@ def _check(
 
 def _hidden(problem: Problem, x: Tensor) -> torch.dtype:
     """Dtype of the hidden states."""
-    kinds = tuple(p.is_complex() for p in problem.pre)
-    return sequence_dtype(x, is_complex=gates.state_is_complex(problem.gate, kinds))
+    complex_inputs = tuple(p.is_complex() for p in problem.pre)
+    return sequence_dtype(x, is_complex=gates.state_is_complex(problem.gate, complex_inputs))
 
 
 def _output(problem: Problem, x: Tensor, hidden: torch.dtype) -> torch.dtype:
-    """Dtype of y."""
+    """Dtype of the output."""
     if not problem.readout:
         return hidden
     program = gates.parse(problem.readout)
-    kinds = [hidden.is_complex, *(p.is_complex() for p in problem.pre)]
+    complex_inputs = [hidden.is_complex, *(p.is_complex() for p in problem.pre)]
     (y,) = program.outputs
     return sequence_dtype(
-        x, is_complex=isinstance(y, str) and gates.complex_values(program, kinds)[y]
+        x, is_complex=isinstance(y, str) and gates.complex_values(program, complex_inputs)[y]
     )

@@ -20,7 +20,7 @@ __all__ = ["gradients"]
 
 
 def recurrence(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """The differentiable recurrence, in whose backward pass this is: `call` puts itself here."""
+    """The differentiable recurrence; `ops.call`, which imports this module, replaces it."""
     raise NotImplementedError
 
 
@@ -81,5 +81,5 @@ def _recurrence(
 
 
 def _in_state(x: Tensor | None) -> Tensor | None:
-    """In the dtype of a state."""
+    """A tensor in the dtype of its state; None for None."""
     return None if x is None else x.to(state_dtype(x.dtype))

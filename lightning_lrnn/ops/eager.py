@@ -1,7 +1,7 @@
 """The recurrence in eager mode: the backend called directly, and its gradient.
 
-The way through PyTorch's dispatcher costs more than a small recurrence; so where nothing can tell
-the operator (`library`) from the Python function behind it, the function is called.
+PyTorch's dispatcher costs more than a small recurrence. Where no mode of PyTorch needs to see the
+operator (`library`), the Python function behind it is called directly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _last: str | None = None
 
 
 def computed_by(backend: str | None) -> None:
-    """Notes which backend computes a recurrence; None for none so far."""
+    """Records the backend that computes a recurrence; None resets the record."""
     global _last
     _last = backend
 
@@ -57,7 +57,7 @@ def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def compute(name: str, backend: Prepared, problem: Problem) -> States:
-    """What a backend computes, noted as the last of this process."""
+    """Runs a backend's forward pass, and records the backend as the last one used."""
     computed_by(name)
     if profiling.observer is None:
         return backend.forward(problem)
@@ -66,9 +66,9 @@ def compute(name: str, backend: Prepared, problem: Problem) -> States:
 
 
 class _Differentiable(torch.autograd.Function):
-    """With `ctx` in `forward`, and so not for torch.func: that is `functorch`.
+    """The recurrence for autograd, with `ctx` in `forward`, which torch.func does not take.
 
-    The form that torch.func takes inspects the signature of `forward` at every call.
+    The form for torch.func, in `functorch`, inspects the signature of `forward` at every call.
     """
 
     @staticmethod
@@ -90,7 +90,7 @@ _differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = applied(_
 
 
 def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:
-    """Keeps what the backward pass reads.
+    """Saves what the backward pass reads.
 
     Args:
         ctx: of the autograd function.
@@ -99,13 +99,13 @@ def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:
         h: its hidden states.
     """
     gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
-    kept: list[Tensor | None] = [*pre]
+    saved: list[Tensor | None] = [*pre]
     for i in recipe.unread:
-        kept[i] = None
-    # Chunks of a projection that nobody else reads: their gradients may take their place.
+        saved[i] = None
+    # Chunks of a projection that nothing else reads: their gradients may overwrite them.
     donated = recipe.chunks and all(
         [type(p.grad_fn) is projections.SPLIT for p in pre if p.ndim == 3]
     )
-    ctx.how = recipe, gate, readout, reverse, exclusive, donated
+    ctx.options = recipe, gate, readout, reverse, exclusive, donated
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*kept, h, h0, lengths, reset)
+    ctx.save_for_backward(*saved, h, h0, lengths, reset)

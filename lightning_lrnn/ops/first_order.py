@@ -20,14 +20,14 @@ __all__ = ["compute_gradients", "first_order_gradients", "zeros_of_output"]
 def first_order_gradients(
     recipe: Recipe, problem: Problem, h: Tensor, gradients: Gradients, *, in_place: bool = False
 ) -> tuple[Sequence[Tensor], Tensor]:
-    """Gradients of the pre-activations and of h0, by the backend; by an operator if one is seen.
+    """Gradients of the pre-activations and of h0, by the backend, or the operator if traced.
 
-    `in_place`: whether gradients may take the place of the pre-activations.
+    `in_place`: whether gradients may overwrite the pre-activations.
     """
     dy, dh_final, _ = gradients
     if plain_eager(*problem.pre, h, dy):
         if recipe.chunks:
-            # A CUDA kernel reads its inputs as what nothing writes.
+            # CUDA kernels read their inputs as memory that the kernel does not write.
             in_place = in_place and h.device.type == "cpu"
             out = projections.gradients_of(problem.pre, in_place=in_place)
             gradients = Gradients(dy, dh_final, out)
@@ -44,7 +44,7 @@ def first_order_gradients(
 def compute_gradients(
     backend: Prepared, problem: Problem, h: Tensor, gradients: Gradients
 ) -> tuple[list[Tensor], Tensor]:
-    """What a backend computes."""
+    """Runs a backend's backward pass: the gradients of the pre-activations and of h0."""
     if gradients.final is not None:
         gradients = gradients._replace(final=gradients.final.contiguous())
     if profiling.observer is None:

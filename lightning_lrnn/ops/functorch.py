@@ -19,9 +19,9 @@ __all__ = ["differentiable"]
 
 
 class _Differentiable(torch.autograd.Function):
-    """Tensors by position, so that autograd sees each.
+    """The recurrence for torch.func; tensors come by position, so that autograd sees each.
 
-    torch.func sees an autograd.Function, not one inside an operator's autograd kernel.
+    torch.func does not see an autograd.Function inside an operator's autograd kernel.
     """
 
     generate_vmap_rule = True

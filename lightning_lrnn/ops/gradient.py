@@ -1,4 +1,4 @@
-"""The gradient of a recurrence, in all ways in which it is called."""
+"""The gradient of a recurrence: of first order, of higher order, and of a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_lrnn.ops.first_order import first_order_gradients, zeros_of_outpu
 __all__ = ["differentiate"]
 
 LEVELS = 64
-"""Of batches in batches, at most."""
+"""Largest depth of nested batches."""
 
 
 def differentiate(
@@ -34,17 +34,17 @@ def differentiate(
         dy: gradient of the output.
         of_h: gradient of the hidden states, which the gradient of a gradient depends on.
         dh_final: gradient of the final state.
-        again: whether what was kept is needed again.
+        again: whether a later call reads the saved tensors again.
     """
-    given = dy, of_h, dh_final
-    for x in given:
+    incoming = dy, of_h, dh_final
+    for x in incoming:
         if x is not None and is_batched(x):
-            return _batched(ctx, given)
-    recipe, gate, readout, reverse, exclusive, donated = ctx.how
+            return _batched(ctx, incoming)
+    recipe, gate, readout, reverse, exclusive, donated = ctx.options
     *pre, h, h0, lengths, reset = ctx.saved_tensors
     first_order = of_h is None and not torch.is_grad_enabled()
     for i in recipe.unread:
-        pre[i] = (_of_its_shape if first_order else _zeros)(h, recipe.dtypes[i])
+        pre[i] = (_placeholder if first_order else _zeros)(h, recipe.dtypes[i])
     problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
     if first_order:
         gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)
@@ -56,23 +56,23 @@ def differentiate(
     return None if h0 is None else dh0, dpre
 
 
-def _of_its_shape(h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Stands for what was not kept: its shape and dtype are read, its values are not."""
+def _placeholder(h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Replaces a tensor that was not saved: only its shape and dtype are read."""
     return h if h.dtype == dtype else h.new_empty((), dtype=dtype).expand(h.shape)
 
 
 def _zeros(h: Tensor, dtype: torch.dtype) -> Tensor:
-    """Stands for what was not kept, and has no influence."""
+    """Replaces a tensor that was not saved, and does not affect the result."""
     return h.new_zeros((), dtype=dtype).expand(h.shape)
 
 
 def _batched(
-    ctx: Any, given: Sequence[Tensor | None]
+    ctx: Any, incoming: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    """Of a batch of gradients, as `is_grads_batched=True` and `jacobian(vectorize=True)` make it.
+    """Gradients of a batch, of `is_grads_batched=True` or `jacobian(vectorize=True)`.
 
-    PyTorch makes it with its older vmap, which takes no rules for operators of others: each
-    gradient is computed by itself.
+    PyTorch uses its older vmap there, which has no rules for custom operators: each entry of the
+    batch is computed by itself.
     """
 
     def flat(*one: Tensor | None) -> list[Tensor | None]:
@@ -80,14 +80,14 @@ def _batched(
         dh0, dpre = differentiate(ctx, dy, of_h, dh_final, again=True)
         return [dh0, *dpre]
 
-    dh0, *dpre = _one_by_one(flat, given)
+    dh0, *dpre = _map_batch(flat, incoming)
     return dh0, dpre
 
 
-def _one_by_one(
+def _map_batch(
     differentiate: Callable[..., Sequence[Tensor | None]], gradients: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """What a function makes of each of a batch of gradients, as a batch.
+    """Applies a function to each entry of a batch of gradients, and batches the results.
 
     Args:
         differentiate: from gradients, or None for none, to gradients.
@@ -95,17 +95,17 @@ def _one_by_one(
     """
     level, size = next(_innermost(x) for x in gradients if x is not None and is_batched(x))
     each = [_unbatched(x, level, size) for x in gradients]
-    found = [differentiate(*one) for one in zip(*each, strict=True)]
+    results = [differentiate(*one) for one in zip(*each, strict=True)]
     return tuple(
         None if of_one[0] is None else add_batch_dim(torch.stack(of_one), 0, level)
-        for of_one in zip(*found, strict=True)
+        for of_one in zip(*results, strict=True)
     )
 
 
 def _innermost(x: Tensor) -> tuple[int, int]:
-    """The level of a batch, and how many are in it."""
+    """The level and the size of the innermost batch."""
     for level in reversed(range(LEVELS)):
-        # Of a level that it has not, the size is that which is given.
+        # Without a batch at this level, the size is the one passed, 0.
         if size := remove_batch_dim(x, level, 0, 0).shape[0]:
             return level, int(size)
     raise ValueError("a batch of gradients must not be empty")

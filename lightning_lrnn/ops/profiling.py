@@ -1,4 +1,4 @@
-"""Lets one observer stand around every recurrence; while there is none it costs a comparison."""
+"""A profiling hook around every recurrence; without one a recurrence costs a comparison more."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ observer: Observer | None = None
 
 
 def observe(new: Observer | None) -> None:
-    """Sets what is entered before a recurrence is computed, forward or backward, and left after.
+    """Sets the observer, whose context is around each forward and backward of a recurrence.
 
     Args:
-        new: makes a context for each; None for no more of them.
+        new: makes a context for each; None removes the observer.
     """
     global observer
     observer = new

@@ -32,21 +32,21 @@ def split(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """`x.chunk(n, -1)` whose gradients, where they come as chunks, are not copied together.
 
     x is donated: the backward pass of a recurrence may leave gradients in the place of the
-    chunks that went into it. Who reads one of them elsewhere, too, takes `x.chunk`, and so does
-    who is under torch.func.
+    chunks that went into it. Use `x.chunk` if something else reads one of them, and under
+    torch.func.
     """
     return _split(x, n)
 
 
 def gradients_of(pre: Sequence[Tensor], *, in_place: bool) -> list[Tensor | None] | None:
-    """Where the gradients of chunks of a projection go: chunks of one tensor, too.
+    """Outputs for the gradients of a projection's chunks, which are chunks of one tensor, too.
 
     Args:
         pre: sequences and parameters.
-        in_place: into the sequences themselves.
+        in_place: whether gradients overwrite the sequences.
 
     Returns:
-        A tensor for each sequence, None for a parameter; None if the sequences are no such chunks.
+        A tensor per sequence, None per parameter; None if the sequences are no such chunks.
     """
     sequences = [p for p in pre if p.ndim == 3]
     projection = joined(sequences) if len(sequences) > 1 else None

@@ -7,7 +7,8 @@ state goes the other way in the same manner, c -> conj(A) * c + C, with the same
 would make each rank wait for all before it.
 
 A reset is a border that no state passes. A = 0 says that for finite states only, and a border at
-the first step of a stretch stops, in reverse, what leaves it: both are told beside A and B.
+the first step of a stretch stops, in reverse, the state that leaves it. So the ranks exchange both
+kinds of border beside A and B.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ __all__ = ["run"]
 def run(ranks: Ranks, name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     """The output of this rank's stretch, and the final state of the whole sequence.
 
-    What is differentiated is the sum of what the ranks make of it, so that the gradients of the
-    final state are added over them. That of h0 comes on the rank whose stretch is walked first; on
-    the others it is 0.
+    The loss is the sum of the losses of all ranks, so that the gradients of the final state are
+    added over them. The gradient of h0 is on the rank that is scanned first; on the others it is 0.
 
     Args:
         ranks: in order of time.
@@ -45,8 +45,8 @@ def run(ranks: Ranks, name: str, problem: Problem) -> tuple[Tensor, Tensor]:
         problem: this rank's stretch: lengths and resets within it, h0 that of the whole sequence.
     """
     gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
-    given = gate, readout, h0, lengths, reset, reverse, exclusive
-    y, final = _over_ranks(*ranks, name, *given, *pre)
+    options = gate, readout, h0, lengths, reset, reverse, exclusive
+    y, final = _over_ranks(*ranks, name, *options, *pre)
     return y, final
 
 
@@ -69,12 +69,12 @@ class _OverRanks(torch.autograd.Function):
         y, h = _states(name, problem._replace(h0=h_in), given)
 
         needed = _needed(gate, readout, tuple([p.is_complex() for p in pre]))
-        kept = [p if p.ndim < 3 or n else None for p, n in zip(pre, needed, strict=True)]
+        saved = [p if p.ndim < 3 or n else None for p, n in zip(pre, needed, strict=True)]
         ctx.dtypes = [p.dtype for p in pre]
         ctx.ranks, ctx.name, ctx.has_h0 = ranks, name, arguments[2] is not None
         ctx.options = gate, readout, reverse, exclusive
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*kept, h, h_in, lengths, reset, of_ranks[0], borders)
+        ctx.save_for_backward(*saved, h, h_in, lengths, reset, of_ranks[0], borders)
         return y, final
 
     @staticmethod
@@ -84,11 +84,11 @@ class _OverRanks(torch.autograd.Function):
                 "a recurrence over ranks has no second derivative: its gradient is asked for with "
                 "`create_graph=True`; leave `group` out"
             )
-        *kept, h, h_in, lengths, reset, A, borders = ctx.saved_tensors
+        *saved, h, h_in, lengths, reset, A, borders = ctx.saved_tensors
         gate, readout, reverse, exclusive = ctx.options
         pre = [
             h.new_empty((), dtype=dtype).expand(h.shape) if p is None else p
-            for p, dtype in zip(kept, ctx.dtypes, strict=True)
+            for p, dtype in zip(saved, ctx.dtypes, strict=True)
         ]
         problem = Problem(gate, readout, pre, h_in, lengths, reset, reverse, exclusive)
         dy = zeros_of_output(problem, h) if dy is None else dy
@@ -109,7 +109,7 @@ _over_ranks: Callable[..., tuple[Tensor, Tensor]] = _OverRanks.apply
 
 
 class _Stretches(NamedTuple):
-    """What the stretches of all ranks do to a state, (size, B, D).
+    """The affine maps of the state, A h + B, by the stretches of all ranks, (size, B, D).
 
     `borders` (size, B, 2) is None without resets; True where the state starts anew in the stretch,
     and where none leaves it.
@@ -126,7 +126,7 @@ class _Stretches(NamedTuple):
         return after if self.borders is None else torch.where(self.borders[rank, :, :1], B, after)
 
     def stopped(self, rank: int, h: Tensor) -> Tensor:
-        """What passes the border before the first step of a stretch, in reverse."""
+        """In reverse, the state beyond a stretch's first step: 0 where a document starts."""
         return h if self.borders is None else h.masked_fill(self.borders[rank, :, 1:], 0)
 
 

@@ -1,4 +1,4 @@
-"""The operators as PyTorch knows them: names, signatures, and what they count for.
+"""The operators as PyTorch knows them: names, signatures, and their FLOP counts.
 
 In `torch.utils.flop_counter` PyTorch counts matmuls, and not what is pointwise around them.
 Likewise here: h = a * h + b is one multiply-add per step and feature, backward two (the state's
@@ -66,20 +66,20 @@ REAL, COMPLEX = 2, 8
 
 
 def _forward(*_: Any, out_val: tuple[Tensor, Tensor, Tensor]) -> int:
-    """Of `gated_recurrence`."""
+    """FLOPs of `gated_recurrence`."""
     y, _h, h_final = out_val
     return _multiply_adds(1, y, h_final)
 
 
 def _plain_backward(a: Tensor, y: Tensor, *_: Any, out_val: Any) -> int:
-    """Of `recurrence_backward`."""
+    """FLOPs of `recurrence_backward`."""
     return _multiply_adds(2, y, y)
 
 
 def _gated_backward(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, *_: Any, out_val: Any
 ) -> int:
-    """Of `gated_backward`."""
+    """FLOPs of `gated_backward`."""
     return _multiply_adds(2, h, h)
 
 

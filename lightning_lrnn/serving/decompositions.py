@@ -31,7 +31,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
 
 def _decomposed(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """As the operator, but for the hidden states beside a readout, which only a gradient reads."""
+    """The operator by PyTorch's; without hidden states beside a readout, which gradients read."""
     problem = Problem(*arguments[:8])
     y, final = by_scan(problem)
     return y, y.new_empty(0), final

@@ -1,4 +1,4 @@
-"""A model step by step without what a step costs beside its matmuls."""
+"""A model's step, recorded and replayed without the overhead around its matmuls."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RecordedStep:
 
         step = lrnn.RecordedStep(rnn, torch.zeros(1, 1, 64))
         y_1 = step(x_1).clone()
-        y_2 = step(x_2)                              # in the memory of what the call before gave
+        y_2 = step(x_2)                              # in the memory of the output before
 
     The same as `y_t, state = module(x_t, state)` from a state of zeros, without gradients. The
-    layers' equations run once, here; after that a step is the operations that they were made of,
-    each into memory that it had before, and gate, recurrence and readout in one compiled call. With
+    layers' equations run once, here; after that a step runs the recorded operations, each into the
+    same memory as before, and gate, recurrence and readout in one compiled call. With
     the layers of this package a step allocates no tensor.
 
     Parameters that change in place, by an optimizer or `load_state_dict`, count from the next step
@@ -47,8 +47,8 @@ class RecordedStep:
 
     def __init__(self, module: nn.Module, input: Tensor) -> None:
         if not isinstance(module, nn.Module) or not isinstance(input, Tensor):
-            given = f"{type(module).__name__} and {type(input).__name__}"
-            raise TypeError(f"`module` must be a torch.nn.Module and `input` a tensor, got {given}")
+            types = f"{type(module).__name__} and {type(input).__name__}"
+            raise TypeError(f"`module` must be a torch.nn.Module and `input` a tensor, got {types}")
         if input.device.type != "cpu":
             raise TypeError(
                 f"`input` is on {input.device}, steps are recorded on a CPU; "
@@ -82,21 +82,21 @@ class RecordedStep:
 
     @torch.inference_mode()
     def __call__(self, input: Tensor) -> Any:
-        """One step.
+        """Computes one step.
 
         Args:
             input: of the example's shape and dtype.
 
         Returns:
-            The module's output, in the same memory at every step: `clone()` what is to be kept.
+            The module's output, in the same memory at every step: `clone()` it to keep it.
 
         Raises:
             ValueError: for another shape, TypeError: for another dtype or device.
             RuntimeError: if a parameter is no more the tensor that was recorded.
         """
         _check("input", input, self._input)
-        for tensors, name, tensor, place in self._parameters:
-            if tensors.get(name) is not tensor or tensor.data_ptr() != place:
+        for tensors, name, tensor, address in self._parameters:
+            if tensors.get(name) is not tensor or tensor.data_ptr() != address:
                 raise RuntimeError(
                     f"`{name}` is another tensor than the one recorded, or lies elsewhere: "
                     f"make a new RecordedStep"
@@ -108,8 +108,8 @@ class RecordedStep:
     @torch.inference_mode()
     def reset(self) -> None:
         """Back to a state of zeros."""
-        for part in self._state:
-            part.zero_()
+        for state in self._state:
+            state.zero_()
 
     @property
     def state(self) -> Any:
@@ -119,24 +119,24 @@ class RecordedStep:
     @state.setter
     @torch.inference_mode()
     def state(self, state: Any) -> None:
-        parts, form = tree_flatten(state)
+        tensors, form = tree_flatten(state)
         if form != self._form:
             raise ValueError(f"`state` must be as the module returns it, {self._form}, got {form}")
-        for index, (given, part) in enumerate(zip(parts, self._state, strict=True)):
-            _check(f"state[{index}]", given, part)
-        for given, part in zip(parts, self._state, strict=True):
-            part.copy_(given)
+        for index, (new, recorded) in enumerate(zip(tensors, self._state, strict=True)):
+            _check(f"state[{index}]", new, recorded)
+        for new, recorded in zip(tensors, self._state, strict=True):
+            recorded.copy_(new)
 
     def _tree(self) -> Any:
         return tree_unflatten(self._state, self._form)
 
 
-def _check(name: str, given: Any, recorded: Tensor) -> None:
-    if not isinstance(given, Tensor) or given.shape != recorded.shape:
-        form = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+def _check(name: str, x: Any, recorded: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.shape != recorded.shape:
+        form = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"`{name}` was recorded with shape {tuple(recorded.shape)}, got {form}")
-    if given.dtype != recorded.dtype or given.device != recorded.device:
+    if x.dtype != recorded.dtype or x.device != recorded.device:
         raise TypeError(
-            f"`{name}` was recorded in {recorded.dtype} on {recorded.device}, got {given.dtype} "
-            f"on {given.device}"
+            f"`{name}` was recorded in {recorded.dtype} on {recorded.device}, got {x.dtype} "
+            f"on {x.device}"
         )

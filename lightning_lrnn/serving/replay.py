@@ -1,8 +1,8 @@
 """Operations recorded once and replayed in the same memory: what a CUDA graph is, on a CPU.
 
-Every tensor of the recording is kept, and a replay writes the same ones again: an operation by its
-`out` overload, a recurrence by its compiled steps. Views need nothing, their memory is the same. So
-a replay allocates no tensor, and reads whatever stands in its inputs and parameters by then.
+All tensors of the recording are kept, and a replay writes into the same ones: an operation by its
+`out` overload, a recurrence by its compiled steps. Views share memory and need no call. So a replay
+allocates no tensor, and reads the current values of inputs and parameters.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Replay(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._alive: list[Tensor] = []
-        """Compiled steps know addresses only, and no storage may come twice."""
+        """Keeps tensors alive: compiled steps have addresses, and no storage may be reused."""
         self._constant: set[int] = set()
-        """Storages of what was made of nothing, such as an `arange`: they stay as they are."""
+        """Storages of results without inputs, such as an `arange`: not computed again."""
 
     def run(self) -> None:
         """Runs all recorded operations again, in order."""
@@ -50,11 +50,11 @@ class Replay(TorchDispatchMode):
     ) -> Any:
         """Runs an operation and records how to repeat it."""
         kwargs = kwargs or {}
-        if func._can_decompose():  # as they are seen in inference mode
+        if func._can_decompose():  # composite operators arrive whole in inference mode
             with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+                results = func.decompose(*args, **kwargs)
+            if results is not NotImplemented:
+                return results
         _check(func)
         inputs = _tensors((args, kwargs))
         if func._schema.is_mutable:
@@ -74,7 +74,7 @@ class Replay(TorchDispatchMode):
         return result
 
     def _restore(self, tensors: Iterable[Tensor]) -> None:
-        """Constants that something is about to be written into begin every replay as they are."""
+        """Records that a replay first restores constants that an operation writes into."""
         for x in tensors:
             if _storage(x) in self._constant:
                 self._constant.remove(_storage(x))
@@ -121,12 +121,12 @@ def _recurrence(arguments: tuple[Any, ...], outputs: list[Tensor]) -> list[Call]
 
 def _out_overload(func: OpOverload) -> tuple[OpOverload | None, list[str]]:
     """The overload with `out` arguments, if there is one, and the names of these."""
-    wanted = [(a.name, str(a.type)) for a in func._schema.arguments]
+    signature = [(a.name, str(a.type)) for a in func._schema.arguments]
     for name in func.overloadpacket.overloads():
         overload = getattr(func.overloadpacket, name)
         outs = [a.name for a in overload._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in overload._schema.arguments if not a.is_out]
-        if len(outs) == len(func._schema.returns) and rest == wanted:
+        if len(outs) == len(func._schema.returns) and rest == signature:
             return overload, outs
     return None, []
 
@@ -136,7 +136,7 @@ def _copied(out: Tensor, x: Tensor, *_: Any) -> Call:
 
 
 def _padded(out: Tensor, x: Tensor, pad: list[int], *_: Any) -> Call:
-    """The border stays as it is."""
+    """Copies x into the inside; the border has its values already."""
     inner = out
     for i in range(len(pad) // 2):
         dim = out.ndim - 1 - i
@@ -168,9 +168,9 @@ def _check(func: OpOverload) -> None:
 
 
 def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    arguments = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
     mutable = [a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
-    return _tensors([given[name] for name in mutable if name in given])
+    return _tensors([arguments[name] for name in mutable if name in arguments])
 
 
 def _tensors(tree: Any) -> list[Tensor]:

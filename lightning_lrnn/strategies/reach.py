@@ -1,4 +1,4 @@
-"""What a loss is made of: the shared recurrences in its graph, whose backward passes meet."""
+"""Checks which shared recurrences a loss depends on, as their backward passes are collectives."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["Watch", "shared_nodes"]
 
 SHARED = ("_OverRanksBackward", "_GatheredBackward", "CompiledFunctionBackward")
-"""Nodes of autograd that wait for other ranks; what torch.compile has made may have some inside."""
+"""Nodes of autograd that wait for other ranks; compiled functions may contain such nodes."""
 
-WHAT = "The number of shared recurrences and gathers that a loss is made of"
+NAME = "The number of shared recurrences and gathers that a loss is made of"
 ADVICE = "where a stretch has nothing to learn from, take `0 * output.sum()` as the loss"
 
 
 class Watch:
-    """Looks whether the losses of the ranks are made of the same shared recurrences.
+    """Checks that the losses of all ranks depend on the same shared recurrences.
 
-    A rank whose loss leaves one out waits in no backward pass, and the others would wait for it.
-    All compare the loss of the first batch of each form; later on each looks at its own, which
-    costs no exchange.
+    If the loss of a rank leaves one out, the other ranks wait for its backward pass. At the first
+    batch of each form the ranks compare their losses; later each checks its own, without exchange.
 
     Args:
         module: with layers of this package.
@@ -37,10 +36,10 @@ class Watch:
         self._called = False
         self._reached: dict[object, bool] = {}
         layers = [layer for layer in module.modules() if isinstance(layer, Stack)]
-        self._hooks = [layer.register_forward_hook(self._note) for layer in layers]
+        self._hooks = [layer.register_forward_hook(self._record_call) for layer in layers]
 
     def begin(self) -> None:
-        """A training step begins."""
+        """Starts the watch of a training step."""
         self._called = False
 
     def check(self, loss: Tensor, form: object) -> None:
@@ -55,12 +54,12 @@ class Watch:
                 form differ; on this one if a later loss is made of none where layers were called.
         """
         if form not in self._reached:
-            found = shared_nodes(loss)
+            count = shared_nodes(loss)
             try:
-                check_together(self._ranks, None, lambda: {WHAT: found})
+                check_together(self._ranks, None, lambda: {NAME: count})
             except ValueError as error:
                 raise ValueError(f"{error}: {ADVICE}") from None
-            self._reached[form] = found > 0
+            self._reached[form] = count > 0
         elif self._reached[form] and self._called and not shared_nodes(loss, enough=1):
             raise ValueError(
                 f"the loss of rank {self._ranks.rank} of those that share a sequence is made of no "
@@ -68,33 +67,33 @@ class Watch:
             )
 
     def stop(self) -> None:
-        """Takes the hooks away."""
+        """Removes the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
 
-    def _note(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def _record_call(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             leaves = tree_leaves(output)
             self._called |= any(isinstance(y, Tensor) and y.requires_grad for y in leaves)
 
 
 def shared_nodes(loss: Tensor, enough: int = 0) -> int:
-    """How many nodes of its graph wait for other ranks in the backward pass.
+    """The number of nodes of a loss's graph whose backward passes wait for other ranks.
 
     Args:
         loss: of one rank.
         enough: a number at which to stop; 0 for none.
     """
-    found = 0
-    left = [] if loss.grad_fn is None else [loss.grad_fn]
-    # Nodes themselves, not their `id`: of what nobody holds it is given to others.
-    seen = set(left)
-    while left and not 0 < enough <= found:
-        node = left.pop()
-        found += type(node).__name__ in SHARED
-        for before, _ in node.next_functions:
-            if before is not None and before not in seen:
-                seen.add(before)
-                left.append(before)
-    return found
+    count = 0
+    pending = [] if loss.grad_fn is None else [loss.grad_fn]
+    # Nodes, not their `id`, which another object may get when a node is freed.
+    seen = set(pending)
+    while pending and not 0 < enough <= count:
+        node = pending.pop()
+        count += type(node).__name__ in SHARED
+        for input_node, _ in node.next_functions:
+            if input_node is not None and input_node not in seen:
+                seen.add(input_node)
+                pending.append(input_node)
+    return count

@@ -1,4 +1,4 @@
-"""The strategy of processes that share each sequence, a stretch of time each."""
+"""Sequence parallelism: processes share each sequence, a stretch of time each."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ class SequenceParallelStrategy(ShardingStrategy):
     The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
     batches and cut them over time when they are moved to the device (`RecurrentModule.stretch`);
     rows get different ones, by Lightning's samplers, as the processes of DDP do. Losses, states and
-    gradients are those of one process with the whole sequence; of dropout every process draws its
-    own. A checkpoint has nothing of the mesh: any number of processes goes on with it.
+    gradients are those of one process with the whole sequence; every process draws its own dropout.
+    A checkpoint does not depend on the mesh: any number of processes can continue from it.
 
     Args:
-        sequence_size: how many processes share a sequence; "auto" for all that there are.
+        sequence_size: how many processes share a sequence; "auto" for all processes.
         fully_shard: whether each process keeps a part of every parameter, gradient and state of an
             optimizer (FSDP2) in the place of all of them (DDP).
         options: of DDPStrategy.
 
     Attributes:
-        split: which dimensions of a batch are time, for a module that does not say so itself;
+        split: which dimensions of a batch are time, for a module without a `stretch` of its own;
             `SwitchRNN` sets it, see `lightning_lrnn.strategies.split.Cut`.
 
     Raises:
         ValueError: for a `sequence_size` that does not divide the number of processes; for a module
             that cannot share its sequences; where processes of one row get different batches, or
-            the losses of some do not reach the layers that those of others reach; for options that
-            do not go with `fully_shard`.
+            their losses depend on different layers; for options that do not go with `fully_shard`.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Of this row of the mesh among the rows."""
+        """Replicas are the rows of the mesh; the rank is the number of this row."""
         if self._mesh is None:
             return dict(super().distributed_sampler_kwargs)
         data = self._mesh[DATA]
@@ -128,7 +127,7 @@ class SequenceParallelStrategy(ShardingStrategy):
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
-        """Of a batch this process's stretch, on the device."""
+        """This process's stretch of a batch, on the device."""
         ranks, module = self._ranks, self.lightning_module
         if ranks is not None and module is not None:
             leaves, form = tree_flatten(batch)
@@ -149,7 +148,7 @@ class SequenceParallelStrategy(ShardingStrategy):
         return module.stretch(batch, ranks.rank, ranks.size)
 
     def _contents(self, batch: Any) -> dict[str, object]:
-        """What must be the same on all processes that share a batch, which must have stretches."""
+        """The properties of a batch that must be equal on the processes that share it."""
         self._stretch(batch)
         tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
         return {
@@ -158,7 +157,7 @@ class SequenceParallelStrategy(ShardingStrategy):
         }
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """With random numbers of this process's own, as dropout must differ along a sequence."""
+        """Runs a step with this process's random numbers, as dropout must differ over time."""
         if self._ranks is None or self._watch is None:
             return super().training_step(*args, **kwargs)
         self._watch.begin()
@@ -167,7 +166,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Seeded by one draw of those that all processes have alike, which a checkpoint keeps."""
+        """Seeds a generator by a draw of the common one, whose state is in checkpoints."""
         seed = int(torch.randint(1 << 62, ()))
         device = self.root_device
         with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
@@ -177,13 +176,13 @@ class SequenceParallelStrategy(ShardingStrategy):
     def pre_backward(self, closure_loss: Tensor) -> None:
         """Raises where the backward passes of the ranks would not meet, see `Watch`."""
         module = self.lightning_module
-        # By hand a module may have several losses, which are not told apart here.
+        # With manual optimization a module may have several losses, which look alike here.
         if self._watch is not None and module is not None and module.automatic_optimization:
             self._watch.check(closure_loss, self._form)
         super().pre_backward(closure_loss)
 
     def teardown(self) -> None:
-        """Takes the group out of the module's layers again."""
+        """Sets the group of the module's layers to None."""
         module: Any = self.lightning_module
         if self._watch is not None:
             self._watch.stop()
@@ -193,7 +192,7 @@ class SequenceParallelStrategy(ShardingStrategy):
 
 
 def _set_group(module: Any, ranks: Ranks | None) -> None:
-    """In its layers, and in a module that knows of ranks."""
+    """Sets the group of the module's layers, and of a module with a `group`."""
     for layer in module.modules():
         if isinstance(layer, Stack):
             layer.group = ranks

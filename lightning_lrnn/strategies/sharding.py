@@ -21,10 +21,10 @@ __all__ = ["ShardingStrategy"]
 
 NONE_OF_DDP = {"accelerator", "parallel_devices", "cluster_environment", "checkpoint_io"}
 NONE_OF_DDP |= {"precision_plugin", "process_group_backend", "timeout", "start_method"}
-"""Options of DDPStrategy that are as good without DistributedDataParallel."""
+"""Options of DDPStrategy that also work without DistributedDataParallel."""
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-true")
-"""Of a trainer whose parameters are divided."""
+"""Precisions of a trainer whose parameters are divided."""
 
 
 class ShardingStrategy(DDPStrategy):
@@ -81,7 +81,7 @@ class ShardingStrategy(DDPStrategy):
         self.setup_precision_plugin()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """That of one process; with `fully_shard` {} on all ranks but the first."""
+        """The module's state, as of one process; with `fully_shard` {} on other ranks than 0."""
         if not self.fully_shard:
             return dict(super().lightning_module_state_dict())
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -91,7 +91,7 @@ class ShardingStrategy(DDPStrategy):
         return get_model_state_dict(self.lightning_module, options=options)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Divides what is read where the parameters are divided already, by a run before."""
+        """Loads a state; divides it if an earlier run has divided the parameters."""
         if self.fully_shard:
             assert self.lightning_module is not None
             like = self.lightning_module.state_dict()
@@ -101,16 +101,16 @@ class ShardingStrategy(DDPStrategy):
         super().load_model_state_dict(checkpoint, strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """That of one process; with `fully_shard` {} on all ranks but the first."""
+        """The optimizer's state, as of one process; with `fully_shard` {} on other ranks than 0."""
         if not self.fully_shard:
             return super().optimizer_state(optimizer)
-        # Lightning's wrapper has the one that it wraps.
+        # Lightning may have wrapped it.
         own = getattr(optimizer, "optimizer", optimizer)
         state: dict[str, Any] = whole(own.state_dict(), keep=self.is_global_zero)
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Divides what is read as the parameters are."""
+        """Loads the states of optimizers, divided as the parameters are."""
         if self.fully_shard:
             states = zip(checkpoint["optimizer_states"], self.optimizers, strict=False)
             of_parts = [divided_optimizer(state, optimizer) for state, optimizer in states]
@@ -118,15 +118,15 @@ class ShardingStrategy(DDPStrategy):
         super().load_optimizer_state_dict(checkpoint)
 
     def teardown(self) -> None:
-        """Leaves a divided module where it is: what gathers its parameters is bound to a device."""
+        """Leaves a divided module on its device, to which FSDP's collectives are bound."""
         if not self.fully_shard:
             super().teardown()
             return
         self.model = self.lightning_module
         assert self.cluster_environment is not None and self.accelerator is not None
-        parts = (self.cluster_environment, self.precision_plugin)
-        for part in (*parts, self.accelerator, self.checkpoint_io):
-            part.teardown()
+        plugins = (self.cluster_environment, self.precision_plugin)
+        for plugin in (*plugins, self.accelerator, self.checkpoint_io):
+            plugin.teardown()
 
 
 def _of_ddp(options: Mapping[str, Any], init: Callable[..., None]) -> list[str]:
@@ -134,15 +134,15 @@ def _of_ddp(options: Mapping[str, Any], init: Callable[..., None]) -> list[str]:
 
     Args:
         options: as they were given.
-        init: of DDPStrategy, of either package, which has some of its own.
+        init: the constructor of DDPStrategy, of either package, which has further options.
     """
     known = {
         name: parameter.default
-        for kind in (DistributedDataParallel, init)
-        for name, parameter in inspect.signature(kind).parameters.items()
+        for function in (DistributedDataParallel, init)
+        for name, parameter in inspect.signature(function).parameters.items()
     }
-    said = [name for name, value in options.items() if value != known.get(name)]
-    return sorted(set(said) - NONE_OF_DDP)
+    changed = [name for name, value in options.items() if value != known.get(name)]
+    return sorted(set(changed) - NONE_OF_DDP)
 
 
 class Called(nn.Module):
@@ -157,7 +157,7 @@ class Called(nn.Module):
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """A call of the module."""
+        """Calls the module."""
         return self.module(*args, **kwargs)
 
 
@@ -165,8 +165,8 @@ def shard(module: nn.Module, mesh: Any, device: torch.device) -> None:
     """Divides the parameters of each layer of this package, then all others, in place.
 
     A part is gathered when its module is called, forward and backward, and gradients are the mean
-    over the mesh. All processes start with what the first one has. Only one layer at a time is
-    whole on the device. What is divided already stays.
+    over the mesh. All processes start with the parameters of the first one. Only one layer at a
+    time is whole on the device. Modules that are divided already stay so.
 
     Args:
         module: the LightningModule.
@@ -188,10 +188,10 @@ def shard(module: nn.Module, mesh: Any, device: torch.device) -> None:
 
 
 def _take_from_first(x: Tensor) -> None:
-    same = x.contiguous()
+    values = x.contiguous()
     # As bytes: not every backend sends every dtype.
-    torch.distributed.broadcast(same.view(-1).view(torch.uint8), 0)
-    x.copy_(same)
+    torch.distributed.broadcast(values.view(-1).view(torch.uint8), 0)
+    x.copy_(values)
 
 
 def check_divided(optimizers: Iterable[Optimizer]) -> None:

@@ -1,4 +1,4 @@
-"""Batches of any LightningModule, cut over time as the user says, and what cannot be cut."""
+"""Cuts batches of any LightningModule over time, and refuses layers that mix time steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIXING = (
 
 
 def check_split(split: Any) -> None:
-    """Raises unless it says a dimension of time for something in a batch."""
+    """Raises unless it has a dimension of time for at least one part of a batch."""
     if not any(isinstance(dim, int) for dim in _dims(split)):
         raise ValueError(
             f"`split` must say for the parts of a batch, by position or by key, which dimension "
@@ -49,17 +49,17 @@ def chunk_of(module: nn.Module) -> int | None:
     Raises:
         ValueError: where layers have different ones.
     """
-    found = {m.checkpoint_time for m in module.modules() if isinstance(m, Stack)}
-    if len(found) > 1:
+    chunks = {m.checkpoint_time for m in module.modules() if isinstance(m, Stack)}
+    if len(chunks) > 1:
         raise ValueError(
             f"layers that ranks share must have the same `checkpoint_time`, got "
-            f"{', '.join(map(str, found))}"
+            f"{', '.join(map(str, chunks))}"
         )
-    return found.pop() if found else None
+    return chunks.pop() if chunks else None
 
 
 class Cut(NamedTuple):
-    """How one rank's stretch is cut out of a batch.
+    """Cuts one rank's stretch out of a batch.
 
     Attributes:
         rank: of `size`, in order of time.
@@ -120,13 +120,13 @@ class Cut(NamedTuple):
 
 def _differs(split: Any, batch: Any, where: str) -> ValueError:
     if isinstance(batch, Tensor):
-        found = f"a tensor of shape {tuple(batch.shape)}"
+        form = f"a tensor of shape {tuple(batch.shape)}"
     elif isinstance(batch, Mapping):
-        found = f"a {type(batch).__name__} with {', '.join(map(repr, batch)) or 'nothing'}"
+        form = f"a {type(batch).__name__} with {', '.join(map(repr, batch)) or 'nothing'}"
     else:
         entries = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
-        found = f"a {type(batch).__name__}{entries}"
-    return ValueError(f"`split` says {split!r} of {where}, which is {found}")
+        form = f"a {type(batch).__name__}{entries}"
+    return ValueError(f"`split` says {split!r} of {where}, which is {form}")
 
 
 def check_layers(module: nn.Module, *, foreign: bool, synchronised: bool) -> None:

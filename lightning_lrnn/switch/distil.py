@@ -21,15 +21,15 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["Distillation", "carry_weights", "fit_surrogate"]
 
 TEACHER = "_teacher"
-"""Where a layer has the one that it replaced: no submodule, so that no `state_dict` has it."""
+"""Attribute with the replaced layer: in a list, so that it is no submodule of a `state_dict`."""
 LEARNING_RATE = 1e-2
 """At a relative error of 1. It goes down as the error's root: so do distances of parameters."""
 REPEATS = 20
-"""Updates in each step, by the calls of this step and of those before, one after the other."""
-KEPT = 5
+"""Updates in each step, by the calls of this step and of those before in turn."""
+RECENT = 5
 """Steps whose calls are learned from."""
 REMEMBERED = 64
-"""Calls whose final states are known again; a state that is older starts anew."""
+"""Calls whose final states are recognised as inputs; older states start anew."""
 
 
 def carry_weights(old: nn.RNNBase, new: Stack) -> None:
@@ -51,7 +51,7 @@ def carry_weights(old: nn.RNNBase, new: Stack) -> None:
 
 
 class _Call(NamedTuple):
-    """Of a new layer, with what the old one gave."""
+    """A call of a new layer, with the old layer's output as the target."""
 
     layer: Stack
     input: Any
@@ -81,10 +81,9 @@ class Distillation:
 
         sum_t |y_t - y'_t|^2 / sum_t |y'_t|^2              y' the old layer's outputs
 
-    is what it learns by: the mean over the calls of each layer, and over layers, in Adam with a
-    learning rate of its own. Nothing is dropped out meanwhile. The final state of a call is known
-    again, so that windows of a sequence, or an encoder and a decoder, follow each other in both
-    layers.
+    is its loss: the mean over the calls of each layer, and over layers, in Adam with its own
+    learning rate, without dropout. The final state of a call is recognised in a later call: windows
+    of a sequence, or an encoder and a decoder, follow each other in both layers.
 
     Args:
         module: with layers that were replaced with `weights="carried"`.
@@ -93,7 +92,7 @@ class Distillation:
     Attributes:
         layers: those that learn.
         errors: the relative error of each step, before it was learned from.
-        watches: whether calls are learned from; not those of a validation.
+        watches: whether calls are learned from; False during a validation.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:
@@ -102,14 +101,14 @@ class Distillation:
         self.watches = True
         self._updates, self._all_updates = 0, steps * REPEATS
         self._calls: list[_Call] = []
-        self._kept: deque[list[_Call]] = deque(maxlen=KEPT)
+        self._recent: deque[list[_Call]] = deque(maxlen=RECENT)
         self._states: dict[Any, tuple[Any, Any]] = {}
         if not self.layers:
             return
         parameters = {id(p): p for layer in self.layers for p in layer.parameters()}
         self.optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE)
         for layer in self.layers:
-            vars(layer)["forward"] = MethodType(self._both, layer)
+            vars(layer)["forward"] = MethodType(self._run_both, layer)
 
     def step(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learns from the calls since the last step, and again from those before.
@@ -119,48 +118,48 @@ class Distillation:
         """
         if not self._calls:
             return
-        self._kept.append(self._calls)
+        self._recent.append(self._calls)
         self._calls = []
         errors = [
-            self._update(self._kept[-1 - k % len(self._kept)], reduce) for k in range(REPEATS)
+            self._update(self._recent[-1 - k % len(self._recent)], reduce) for k in range(REPEATS)
         ]
         self.errors.append(errors[0])
 
     def _update(self, calls: list[_Call], reduce: Callable[[Tensor], Tensor] | None) -> float:
-        """One of Adam's, by calls; the error before it."""
+        """One update of Adam on calls; returns the error before it."""
         parameters = [p for p in self.optimizer.param_groups[0]["params"] if p.requires_grad]
         with torch.enable_grad():
-            error = _mean_error(calls)
+            mean_error = _mean_error(calls)
         # Not `backward`: hooks of a module around had their gradients before, see `_reached`.
-        gradients = torch.autograd.grad(error, parameters, allow_unused=True)
-        error = error.detach()
+        gradients = torch.autograd.grad(mean_error, parameters, allow_unused=True)
+        mean_error = mean_error.detach()
         if reduce is not None:
-            error = reduce(error)
+            mean_error = reduce(mean_error)
             gradients = tuple(None if g is None else reduce(g) for g in gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, 1.0)
         self._updates += 1
-        falling = (1 + math.cos(math.pi * min(self._updates / self._all_updates, 1))) / 2
-        found = error.item()
-        self.optimizer.param_groups[0]["lr"] = LEARNING_RATE * falling * min(1, math.sqrt(found))
+        schedule = (1 + math.cos(math.pi * min(self._updates / self._all_updates, 1))) / 2
+        loss = mean_error.item()
+        self.optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule * min(1, math.sqrt(loss))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return found
+        return loss
 
     def finish(self) -> None:
-        """From now on the new layers are called, and the old ones are gone."""
+        """Ends the learning: calls run the new layers, and the old ones are deleted."""
         for layer in self.layers:
             vars(layer).pop("forward", None)
             vars(layer).pop(TEACHER, None)
         self._calls.clear()
-        self._kept.clear()
+        self._recent.clear()
         self._states.clear()
 
-    def _both(self, layer: Stack, input: Any, hx: Any = None, **options: Any) -> Any:
+    def _run_both(self, layer: Stack, input: Any, hx: Any = None, **options: Any) -> Any:
         (teacher,) = vars(layer)[TEACHER]
         _like(teacher, layer)
-        # Without the hooks of the old layer, which are those of the new one too.
+        # `forward`, not a call: the old layer's hooks are those of the new one too.
         output, state = teacher.forward(input, hx, **options)
         if not self.watches:
             return output, state
@@ -169,7 +168,7 @@ class Distillation:
         autocast = torch.autocast(
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         )
-        # Copies: the project may write into what it gave and got.
+        # Copies: the project may write into the input and the output.
         call = _Call(layer, _copied(input), ours, options, autocast, _copied(output))
         with torch.no_grad():
             _, after = call.run()
@@ -178,7 +177,7 @@ class Distillation:
         return _reached(output, layer), state
 
     def _remember(self, state: Any, ours: Any) -> None:
-        # The old layer's state is kept too: its memory, which names it, is not given to another.
+        # The old layer's state is kept too, so that no other tensor gets its address, the key.
         self._states[_identity(state)] = (state, ours)
         while len(self._states) > REMEMBERED:
             del self._states[next(iter(self._states))]
@@ -232,15 +231,15 @@ def fit_surrogate(
 
 
 def _mean_error(calls: list[_Call]) -> Tensor:
-    """Over the calls of each layer, and over layers: one may be called at every time step."""
+    """The mean over the calls of each layer, then over layers, however often each is called."""
     errors: dict[int, list[Tensor]] = {}
     for call in calls:
         errors.setdefault(id(call.layer), []).append(call.run()[0])
     return torch.stack([torch.stack(of_layer).mean() for of_layer in errors.values()]).mean()
 
 
-def _relative_error(found: Any, output: Any) -> Tensor:
-    y, target = (v.data if isinstance(v, PackedSequence) else v for v in (found, output))
+def _relative_error(student: Any, output: Any) -> Tensor:
+    y, target = (v.data if isinstance(v, PackedSequence) else v for v in (student, output))
     target = target.detach().float()
     error: Tensor = (y.float() - target).square().sum()
     return error / target.square().sum().clamp(min=1e-12)
@@ -261,7 +260,7 @@ def _reached(output: Any, layer: nn.Module) -> Any:
 
 
 def _like(teacher: nn.Module, layer: nn.Module) -> None:
-    """Moves the old layer to where the new one is; without dropout, whose outputs nobody learns."""
+    """Moves the old layer to the new one's device and dtype, and turns its dropout off."""
     ours, theirs = next(layer.parameters()), next(teacher.parameters())
     if ours.device != theirs.device or ours.dtype != theirs.dtype:
         teacher.to(ours)
@@ -269,8 +268,8 @@ def _like(teacher: nn.Module, layer: nn.Module) -> None:
 
 
 def _identity(state: Any) -> Any:
-    parts = [part for part in tree_leaves(state) if isinstance(part, Tensor)]
-    return tuple(part.untyped_storage().data_ptr() for part in parts)
+    tensors = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
+    return tuple(x.untyped_storage().data_ptr() for x in tensors)
 
 
 def _copied(value: Any) -> Any:

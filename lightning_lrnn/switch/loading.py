@@ -1,8 +1,8 @@
-"""Loading what a switched model has saved into one that is not switched, whoever loads it.
+"""Loads the `state_dict` of a switched model into one that is not switched.
 
-A `state_dict` says at every switched layer what stands there, see `marker`. While it is
-loaded, by whatever calls `nn.Module.load_state_dict`, a `torch.nn.LSTM`, `GRU` or `RNN` at that
-place becomes that layer. Without this such loading fails; nothing that loads otherwise is touched.
+The `state_dict` has a mark for every switched layer, see `marker`. While any caller of
+`nn.Module.load_state_dict` loads it, a `torch.nn.LSTM`, `GRU` or `RNN` at the same path becomes
+that layer. Without this such loading fails; a `state_dict` without marks is loaded as ever.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lightning_lrnn.nn.layer import Layer
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.switch import optimizers
 from lightning_lrnn.switch.marker import marked, read, take
-from lightning_lrnn.switch.replace import KEPT, SwitchError, _make
+from lightning_lrnn.switch.replace import FIXED, SwitchError, _make
 from lightning_lrnn.switch.subclass import DropIn, become, kind_of
 
 __all__: list[str] = []
 
-_load_as_it_is: Any = nn.RNNBase._load_from_state_dict
+_load_unmarked: Any = nn.RNNBase._load_from_state_dict
 
 
 def _load(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -37,21 +37,21 @@ def _load(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> Non
         else:
             DropIn._load_from_state_dict(self, state_dict, prefix, *args)
             return
-    _load_as_it_is(self, state_dict, prefix, *args)
+    _load_unmarked(self, state_dict, prefix, *args)
 
 
 def _become(old: Any, plan: Mapping[str, Any]) -> None:
     """Makes a layer of PyTorch the one that a mark names."""
     if not plan:
         raise SwitchError("this state_dict does not say as what, or has lost most of its keys")
-    if (kind := plan.get("replaces")) != kind_of(old):
-        raise SwitchError(f"in the place of torch.nn.{kind}, here is a torch.nn.{kind_of(old)}")
+    if (replaces := plan.get("replaces")) != kind_of(old):
+        raise SwitchError(f"in the place of torch.nn.{replaces}, here is a torch.nn.{kind_of(old)}")
     if any(type(p) is not nn.Parameter for p in old.parameters()):
         raise SwitchError(
             "here its weights are divided among devices already; switch it before, by "
             "lightning_lrnn.SwitchRNN or replace_rnn"
         )
-    layer = Layer.of({k: v for k, v in plan.items() if k not in ("replaces", "state")}, KEPT)
+    layer = Layer.of({k: v for k, v in plan.items() if k not in ("replaces", "state")}, FIXED)
     if not issubclass(layer.kind, Stack):
         raise SwitchError(f"{layer.path} is no layer of lightning_lrnn.nn")
     before, weight = dict(old.named_parameters()), next(old.parameters())

@@ -1,6 +1,6 @@
 """The mark of a drop-in layer in the `state_dict` of every module that contains it.
 
-It is that layer's own, under its prefix: so it comes along in whatever part or whole is saved.
+It is under the layer's own prefix, so that a `state_dict` of any part or of the whole has it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 __all__ = ["GUARD", "MARKER", "marked", "read", "take", "write"]
 
 MARKER = "made by lightning_lrnn (import lightning_lrnn before loading)"
-"""The key. Where the package is not imported strict loading fails on it, and shows it."""
+"""The key. Without this package, strict loading fails on it, and the error shows it."""
 
 GUARD = "weight_ih_l0"
 """A second key, of an empty tensor: a weight that every recurrent layer of PyTorch has.
 
-Where the package is not imported, loading that is not strict fails too, on the size of this weight;
-and where somebody has sorted keys out by name, what is left still says whose it was.
+Without this package, loading that is not strict fails too, on the size of this weight. And if keys
+were filtered by name, the remaining one still marks the layer.
 """
 
 
@@ -31,7 +31,7 @@ def write(state_dict: dict[str, Any], prefix: str, plan: Mapping[str, Any]) -> N
     Args:
         state_dict: of the layer, or of a module that it is in.
         prefix: of the layer's keys.
-        plan: what `Layer.of` reads, and more of plain data.
+        plan: what `Layer.of` reads, and further plain data.
     """
     text = json.dumps(plan, sort_keys=True).encode()
     state_dict[prefix + MARKER] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -44,9 +44,9 @@ def marked(state_dict: Mapping[str, Any], prefix: str) -> bool:
 
 
 def read(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """What the mark of a layer says; {} if its text is not there or cannot be read.
+    """The plan in the mark of a layer; {} if it is missing or cannot be read.
 
-    Numbers that were averaged or made 16 bits wide meanwhile are the same still.
+    Its bytes survive averaging of checkpoints, and conversion to 16 bits.
     """
     marker = state_dict.get(prefix + MARKER)
     if not isinstance(marker, Tensor) or marker.is_meta:

@@ -1,7 +1,7 @@
-"""Optimizers that were made before a switch hold parameters that are in no model any more.
+"""Optimizers made before a switch, which hold parameters that are in no model any more.
 
-They get the new ones in the same places, or end with an error when they step: a layer that is never
-trained looks like one that learns badly.
+They get the new parameters in the same groups, or raise when they step: a layer that no optimizer
+trains looks like one that learns badly.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["exchange", "exchange_all", "left_behind", "replaced"]
 
 @dataclass(frozen=True)
 class _Weight:
-    """What became of a parameter.
+    """The replacement of a parameter.
 
     Attributes:
-        name: it had in its layer.
-        layer: that is there now.
-        names: of the parameters that it has in the place of the old layer's.
+        name: of the old parameter in its layer.
+        layer: the new layer.
+        names: of the new layer's parameters that replace those of the old one.
     """
 
     name: str
@@ -39,39 +39,38 @@ class _Weight:
 
 
 _weights: Any = WeakIdKeyDictionary()
-"""By parameter of a layer that was replaced, as long as somebody holds it."""
+"""Replacements by old parameter, as long as there is a reference to it."""
 
 
 def replaced(before: Mapping[str, nn.Parameter], layer: nn.Module) -> None:
-    """Notes that a layer has others in the place of parameters.
+    """Records that `layer` has new parameters in the place of old ones.
 
-    Args:
-        before: its parameters by name, or those of the layer that was in its place.
-        layer: with the parameters of now.
+    `before`: the old ones by name, of this layer or of the one that it replaces.
     """
-    now = dict(layer.named_parameters())
-    kept = {id(p) for p in before.values()} & {id(p) for p in now.values()}
-    there, names = weakref.ref(layer), tuple(n for n, p in now.items() if id(p) not in kept)
+    after = dict(layer.named_parameters())
+    unchanged = {id(p) for p in before.values()} & {id(p) for p in after.values()}
+    layer_ref = weakref.ref(layer)
+    names = tuple(n for n, p in after.items() if id(p) not in unchanged)
     for name, parameter in before.items():
-        if id(parameter) not in kept:
-            _weights[parameter] = _Weight(name, there, names)
+        if id(parameter) not in unchanged:
+            _weights[parameter] = _Weight(name, layer_ref, names)
     _watch_steps()
 
 
 def exchange_all() -> None:
     """`exchange` in every optimizer that there is."""
     if len(_weights):
-        # By type, since `isinstance` would ask objects that make themselves up when asked.
+        # By type, since `isinstance` reads `__class__`, which makes lazy proxies load.
         found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
         exchange(found)
 
 
 def exchange(optimizers: Iterable[Any]) -> None:
-    """Puts the new parameters into the places of old ones, and forgets the state of those.
+    """Replaces old parameters by new ones in their groups, and deletes the old ones' state.
 
-    New matrices go where the old layer's matrices were, new vectors where its vectors were. Left as
-    it is where a layer's matrices, or its vectors, were in several groups: which of them a new one
-    belongs to nobody can know.
+    New matrices go where the old layer's matrices were, new vectors where its vectors were. If a
+    layer's matrices, or its vectors, were in several groups, nothing is replaced, as the group of a
+    new one is unknown.
     """
     for optimizer in optimizers:
         groups = optimizer.param_groups
@@ -85,7 +84,7 @@ def left_behind(optimizer: Any) -> list[str]:
     """Names of old parameters that an optimizer still has and that get no gradient."""
     if not len(_weights):
         return []
-    # An old layer that goes on by itself has gradients.
+    # An old layer that is still in use by itself has gradients.
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is None]
     return [w.name for p in params if (w := _of(p))]
 
@@ -101,7 +100,7 @@ def _exchange(optimizer: Any, layer: nn.Module, names: tuple[str, ...]) -> None:
         return weight is not None and weight.layer() is layer
 
     groups = optimizer.param_groups
-    there = {id(p) for group in groups for p in group["params"]}
+    held = {id(p) for group in groups for p in group["params"]}
     homes: dict[bool, set[int]] = {True: set(), False: set()}
     for k, group in enumerate(groups):
         for p in group["params"]:
@@ -109,30 +108,30 @@ def _exchange(optimizer: Any, layer: nn.Module, names: tuple[str, ...]) -> None:
                 homes[p.ndim >= 2].add(k)
     if any(len(home) > 1 for home in homes.values()):
         return
-    found = dict(layer.named_parameters())
-    news: dict[int, list[tuple[str, Tensor]]] = {}
-    for name in (name for name in names if name in found):
-        matrix = found[name].ndim >= 2
+    parameters = dict(layer.named_parameters())
+    additions: dict[int, list[tuple[str, Tensor]]] = {}
+    for name in (name for name in names if name in parameters):
+        matrix = parameters[name].ndim >= 2
         (k,) = homes[matrix] or homes[not matrix]
-        if id(found[name]) not in there:
-            news.setdefault(k, []).append((name, found[name]))
+        if id(parameters[name]) not in held:
+            additions.setdefault(k, []).append((name, parameters[name]))
     for k in set().union(*homes.values()):
-        group, made = groups[k], []
+        group, entries = groups[k], []
         labels = group.get("param_names", [""] * len(group["params"]))
         for label, p in zip(labels, group["params"], strict=True):
             if not old(p):
-                made.append((label, p))
+                entries.append((label, p))
                 continue
             optimizer.state.pop(p, None)
             prefix = label.removesuffix(_of(p).name)  # type: ignore[union-attr]
-            made += [(prefix + name, new) for name, new in news.pop(k, [])]
+            entries += [(prefix + name, new) for name, new in additions.pop(k, [])]
         # In place: others may hold the list.
-        group["params"][:] = [p for _, p in made]
+        group["params"][:] = [p for _, p in entries]
         if "param_names" in group:
-            group["param_names"][:] = [label for label, _ in made]
+            group["param_names"][:] = [label for label, _ in entries]
 
 
-def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _refuse_left_behind(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if names := left_behind(optimizer):
         raise SwitchError(
             f"{type(optimizer).__name__} was made before the switch and has parameters that are in "
@@ -144,5 +143,5 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 @functools.cache
 def _watch_steps() -> None:
-    """Has every optimizer looked at before it steps, from the first switch on."""
-    register_optimizer_step_pre_hook(_look)
+    """Registers the check of every optimizer's steps, at the first switch."""
+    register_optimizer_step_pre_hook(_refuse_left_behind)

@@ -1,4 +1,4 @@
-"""Which layer replaces one of PyTorch where none is named; `benchmarks/switch.py` measures it."""
+"""The default replacements of PyTorch's layers; `benchmarks/switch.py` measures them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning_lrnn.nn.layer import Layer
 __all__ = ["of_the_same_function", "recommended"]
 
 SMALL = 64
-"""Units of an LSTM: forecasters of 25 to 40 learn better below, a character model of 128 above."""
+"""Most units of an LSTM with shared columns: better for forecasters of 25 to 40, not for 128."""
 PASSES = 3
-"""With which a trained layer is reproduced, see `benchmarks/carried.py`."""
+"""Fixed-point passes that reproduce a trained layer, see `benchmarks/carried.py`."""
 
 
 def recommended(old: nn.RNNBase) -> Layer:

@@ -32,26 +32,26 @@ WEIGHTS = ("new", "carried")
 LEARNS = "it learns from the old layer first"
 OWN_FUNCTION = "`state`: carried would start at the old layer's own function"
 SHARE = 0.5
-"""Of the state's columns that a surrogate gets, where it cannot have its own."""
+"""Share of the state's columns for a surrogate that may not add columns of its own."""
 
-KEPT = {
+FIXED = {
     name: (None, "it is that of the layer that is replaced; leave it out")
     for name in ("num_layers", "bias", "dropout", "bidirectional", "proj_size", "device", "dtype")
 } | {"backend": (None, "give it as `backend`, not as an option")}
-"""Options of a layer that a replacement does not choose."""
+"""Options that a replacement takes from the old layer, or from `backend`."""
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """What became of one recurrent layer.
+    """One recurrent layer, and its replacement if there is one.
 
     Attributes:
-        path: where it is in the module.
-        old: the layer that was there, as it prints itself.
-        new: the layer that is there now; "" where the old one was left.
-        before: its number of parameters.
-        after: the number of parameters now.
-        notes: what differs for code that uses it; or why it was left.
+        path: of the layer in the module.
+        old: the old layer's `repr`.
+        new: the new layer's `repr`; "" where the old one was left.
+        before: number of parameters of the old layer.
+        after: number of parameters of the new one.
+        notes: differences for code that uses the layer; or why it was left.
     """
 
     path: str
@@ -104,23 +104,22 @@ def replace_rnn(
 
     Sizes, layers, directions, projection, dropout, `bias`, `batch_first`, device, dtype and hooks
     are kept. **The parameters start anew**, but for `weights`. The new layer is still an instance
-    of the class that it replaces; a subclass keeps the methods and attributes that it has brought.
-    The state keeps its form: (h, c) in the place of an LSTM, where a layer with one state has its
-    last output as h, and a tensor in the place of a GRU or RNN. Layers that are shared stay shared.
-    In a `state_dict` each says what it is, so that it can be loaded, see
-    `lightning_lrnn.switch.loading`.
+    of the class that it replaces; a subclass keeps its own methods and attributes. The state keeps
+    its form: (h, c) in the place of an LSTM, where a layer with one state has its last output as h,
+    and a tensor in the place of a GRU or RNN. Layers that are shared stay shared. In a `state_dict`
+    each has a mark, by which it is loaded, see `lightning_lrnn.switch.loading`.
 
-    Nothing is changed if an error is raised. Optimizers that are there already get the new
-    parameters in the places of the old ones; see `lightning_lrnn.switch.optimizers`.
+    Nothing is changed if an error is raised. Existing optimizers get the new parameters in the
+    places of the old ones; see `lightning_lrnn.switch.optimizers`.
 
     Args:
         module: any module; a LightningModule before its optimizers are made.
         rnn: "auto" takes what `lightning_lrnn.switch.recommended` has for each layer; where `state`
             and `weights` are both carried, fixed-point passes of the old layer's own function. Or
-            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or what else
-            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces what it can, and the rest is
-            reported. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three: what is
-            named must be possible.
+            the new layer: a name of `lightning_lrnn.nn.CELLS`, a class, or another form that
+            `lightning_lrnn.nn.layer.Layer.of` reads; it replaces all layers that it can, and the
+            report has the rest. Or {"LSTM": layer, "GRU": layer, "RNN": layer}, any of the three:
+            each of these must be possible.
         options: of the new layers, such as {"window": 1}.
         backend: of the new layers.
         state: "strict": the state has exactly the shapes and dtypes of `torch.nn`'s. A surrogate
@@ -129,19 +128,18 @@ def replace_rnn(
             float32 in 16-bit modules.
         weights: "new": parameters start anew. "carried": the layer learns from the one that it
             replaces, in `lightning_lrnn.fit_surrogate` or, of a `SwitchRNN`, in the first steps of
-            fit; what both have by name and shape is copied.
+            fit; parameters that both have, by name and shape, are copied.
         where: patterns of paths as in `fnmatch` ("encoder.*"), one of which must match; None for
             all.
         measure: whether the report says how long a training step of each layer takes before and
             after, on some short sequences; it takes some tenths of a second.
 
     Returns:
-        What was replaced by what, and what was left, why.
+        The replacements, and the layers that were left, with reasons.
 
     Raises:
-        SwitchError: if a layer that is named cannot replace one that is there, a layer that
-            replaces all can replace none and none was replaced before, or `module` is itself a
-            recurrent layer.
+        SwitchError: if a layer that is named for a class cannot replace one of it, if no layer can
+            be replaced and none was before, or if `module` is itself a recurrent layer.
         ValueError: for arguments that cannot be. TypeError: if `module` is no module.
     """
     check_backend(backend)
@@ -159,8 +157,8 @@ def replace_rnn(
             f"the module is itself a {type(module).__name__}: make the new layer in its place, or "
             f"give the module that has it"
         )
-    by_kind = _layers(rnn, options)
-    made: dict[int, Stack] = {}
+    by_class = _layers(rnn, options)
+    new_layers: dict[int, Stack] = {}
     report = []
     for path, old in _recurrent(module):
         paths = [name for name, m in module.named_modules(remove_duplicate=False) if m is old]
@@ -169,15 +167,15 @@ def replace_rnn(
         before = sum(p.numel() for p in old.parameters())
         entry = Replacement(path, _line(old), "", before, before)
         try:
-            layer = _choose(old, by_kind, state == weights == "carried")
+            layer = _choose(old, by_class, state == weights == "carried")
             _check_tied(module, old)
             new = _make(old, layer, backend, state)
             notes = _differences(old, new, weights)
-            if weights == "carried" and state == "strict" and by_kind[_kind(old)] is None:
+            if weights == "carried" and state == "strict" and by_class[_base_name(old)] is None:
                 notes.append(OWN_FUNCTION)
-            made[id(old)] = drop_in(old, new)
+            new_layers[id(old)] = drop_in(old, new)
         except SwitchError as error:
-            if isinstance(rnn, Mapping) and "class_path" not in rnn and _kind(old) in by_kind:
+            if isinstance(rnn, Mapping) and "class_path" not in rnn and _base_name(old) in by_class:
                 raise SwitchError(f"{path}: {error}") from error
             report.append(replace(entry, notes=(str(error),)))
             continue
@@ -185,15 +183,15 @@ def replace_rnn(
             notes.append(_speed(old, new))
         after = sum(p.numel() for p in new.parameters())
         report.append(replace(entry, new=_line(new), after=after, notes=tuple(notes)))
-    if report and not made and not any(is_drop_in(m) for m in module.modules()):
+    if report and not new_layers and not any(is_drop_in(m) for m in module.modules()):
         reasons = "; ".join(f"{r.path}: {r.notes[0]}" for r in report)
         raise SwitchError(f"nothing could be replaced: {reasons}")
     if weights == "carried":
         for _, old in _recurrent(module):
-            if id(old) in made:
-                carry_weights(old, made[id(old)])
-    _swap(module, made)
-    # What nobody else holds is gone then, and needs no search.
+            if id(old) in new_layers:
+                carry_weights(old, new_layers[id(old)])
+    _swap(module, new_layers)
+    # Old parameters without another reference are freed first, and need no search.
     old = None
     optimizers.exchange_all()
     return Report(report)
@@ -210,32 +208,32 @@ def _line(layer: nn.Module) -> str:
 
 
 def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | None]:
-    """By the name of what is replaced, the layer that replaces it; None for the recommended one."""
-    chosen = rnn
+    """The new layer by the name of the old class; None for the recommended one."""
+    choices = rnn
     if not isinstance(rnn, Mapping) or "class_path" in rnn:
-        chosen = dict.fromkeys(KINDS, rnn)
+        choices = dict.fromkeys(KINDS, rnn)
     layers: dict[str, Layer | None] = {}
-    for name, value in chosen.items():
-        kind = str(name).removeprefix("torch.nn.").removeprefix("nn.")
-        if kind not in KINDS:
+    for name, value in choices.items():
+        class_name = str(name).removeprefix("torch.nn.").removeprefix("nn.")
+        if class_name not in KINDS:
             raise ValueError(f"`rnn` replaces {', '.join(KINDS)}; there is no {name!r} among them")
         if value == "auto":
             if options:
                 raise ValueError(f"`options` are of a layer that is named, and `rnn` is {value!r}")
-            layers[kind] = None
+            layers[class_name] = None
             continue
         import_named(value)
-        layer = Layer.of(value, KEPT)
-        if kept := KEPT.keys() & (options or {}).keys():
+        layer = Layer.of(value, FIXED)
+        if taken := FIXED.keys() & (options or {}).keys():
             raise ValueError(
-                f"`options` may not have {', '.join(sorted(kept))}: kept, or given apart"
+                f"`options` may not have {', '.join(sorted(taken))}: kept, or given apart"
             )
         if not issubclass(layer.kind, Stack):
             raise ValueError(
                 f"`rnn` must name layers of lightning_lrnn.nn or subclasses of "
                 f"lightning_lrnn.nn.Stack, got {layer.path} for {name}"
             )
-        layers[kind] = replace(layer, options={**layer.options, **(options or {})})
+        layers[class_name] = replace(layer, options={**layer.options, **(options or {})})
     return layers
 
 
@@ -251,17 +249,17 @@ def _recurrent(module: nn.Module) -> Iterable[tuple[str, Any]]:
     ]
 
 
-def _kind(old: nn.Module) -> str:
-    return next((name for name, kind in KINDS.items() if isinstance(old, kind)), "")
+def _base_name(old: nn.Module) -> str:
+    return next((name for name, rnn_class in KINDS.items() if isinstance(old, rnn_class)), "")
 
 
-def _choose(old: nn.RNNBase, by_kind: Mapping[str, Layer | None], carried: bool) -> Layer:
-    kind = _kind(old)
-    if not kind:
+def _choose(old: nn.RNNBase, by_class: Mapping[str, Layer | None], carried: bool) -> Layer:
+    class_name = _base_name(old)
+    if not class_name:
         raise SwitchError("a single cell, which is called step by step, is not replaced")
-    if kind not in by_kind:
-        raise SwitchError(f"`rnn` names nothing for {kind}")
-    return by_kind[kind] or (of_the_same_function if carried else recommended)(old)
+    if class_name not in by_class:
+        raise SwitchError(f"`rnn` names nothing for {class_name}")
+    return by_class[class_name] or (of_the_same_function if carried else recommended)(old)
 
 
 def _check_tied(module: nn.Module, old: nn.Module) -> None:
@@ -279,26 +277,26 @@ def _check_tied(module: nn.Module, old: nn.Module) -> None:
 
 def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
     """A layer with the sizes of the old one, its state in the old one's form."""
-    kind: Any = layer.kind
-    name, pair = kind.__name__, isinstance(old, nn.LSTM)
-    made_anew = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
-    if made_anew or torch.nn.utils.parametrize.is_parametrized(old):
+    layer_class: Any = layer.kind
+    name, pair = layer_class.__name__, isinstance(old, nn.LSTM)
+    derived = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
+    if derived or torch.nn.utils.parametrize.is_parametrized(old):
         raise SwitchError(
-            f"its weights ({', '.join(made_anew) or 'parametrized'}) are made of other parameters "
+            f"its weights ({', '.join(derived) or 'parametrized'}) are made of other parameters "
             f"before each call, by a parametrization, weight_norm, prune, or a module around it, "
             f"which would act on nothing; undo that first"
         )
-    if old.proj_size and not kind.cell_type.projects:
+    if old.proj_size and not layer_class.cell_type.projects:
         raise SwitchError(f"{name} has no projection, and this layer has proj_size={old.proj_size}")
     weight = next(old.parameters())
     make = functools.partial(
-        kind,
+        layer_class,
         old.input_size,
         old.hidden_size,
         old.num_layers,
         old.bias,
         old.batch_first,
-        # Without layers to act between dropout only warns.
+        # With a single layer dropout does nothing but warn.
         old.dropout if old.num_layers > 1 else 0.0,
         old.bidirectional,
         old.proj_size,
@@ -307,7 +305,7 @@ def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
         dtype=weight.dtype,
     )
     options = dict(layer.options)
-    if issubclass(kind, GILRRNN) and isinstance(old, nn.RNN):
+    if issubclass(layer_class, GILRRNN) and isinstance(old, nn.RNN):
         options.setdefault("nonlinearity", old.nonlinearity)
     try:
         new: Stack = _with_pairs(make(**options), pair)
@@ -322,20 +320,20 @@ def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
 
 
 def _with_pairs(new: Stack, pair: bool) -> Stack:
-    """With the state in the form of an LSTM's, or of a GRU's."""
+    """Sets the form of the state: that of an LSTM, or that of a GRU; returns `new`."""
     for cell in new._cells():
         cell.remembers_output = pair
     return new
 
 
 def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
-    """In place of a layer with a wider state, one whose surrogate has a share of the columns."""
+    """Replaces a layer of wider state by one whose surrogate has a share of the columns."""
     cell, name = new._cells()[0], type(new).__name__
     if isinstance(cell, SurrogateRNNCell) and not cell.shares:
         try:
             return sharing()
         except ValueError as error:
-            # Of a size that only this switch has chosen.
+            # The switch has chosen the size that the error names.
             raise SwitchError(
                 f"{name} cannot be made with a state of hidden_size={cell.hidden_size} columns: "
                 f"{error}; or take a wider state, `state`: carried"
@@ -348,7 +346,7 @@ def _strict(new: Stack, sharing: Callable[[], Stack]) -> Stack:
 
 
 def _differences(old: nn.RNNBase, new: Stack, weights: str) -> list[str]:
-    """What code that uses the layer may notice. Raises where that is not allowed."""
+    """Differences that code which uses the layer may notice; raises for a forbidden one."""
     cell = new._cells()[0]
     name = type(new).__name__
     part = "c_n" if cell.remembers_output else "h_n"
@@ -364,8 +362,8 @@ def _differences(old: nn.RNNBase, new: Stack, weights: str) -> list[str]:
         notes.append(f"{part} of {name} is complex")
     if not cell.remembers_output and not cell.output_is_state:
         notes.append(f"h_n of {name} is its state, not its last output")
-    own = isinstance(cell, SurrogateRNNCell) and cell.is_surrogate_of(old)
-    if getattr(old, "nonlinearity", "tanh") != "tanh" and not own:
+    same_function = isinstance(cell, SurrogateRNNCell) and cell.is_surrogate_of(old)
+    if getattr(old, "nonlinearity", "tanh") != "tanh" and not same_function:
         notes.append(f"the old layer's nonlinearity was {old.nonlinearity}")
     if weights == "carried":
         notes.append(LEARNS)
@@ -383,10 +381,10 @@ def _speed(old: nn.RNNBase, new: Stack) -> str:
     )
 
 
-def _swap(module: nn.Module, made: Mapping[int, Stack]) -> None:
+def _swap(module: nn.Module, new_layers: Mapping[int, Stack]) -> None:
     """Puts new layers in the places of old ones, wherever those are."""
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
-            if child is not None and id(child) in made:
-                parent._modules[name] = made[id(child)]
-                optimizers.replaced(dict(child.named_parameters()), made[id(child)])
+            if child is not None and id(child) in new_layers:
+                parent._modules[name] = new_layers[id(child)]
+                optimizers.replaced(dict(child.named_parameters()), new_layers[id(child)])

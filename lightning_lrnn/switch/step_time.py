@@ -1,4 +1,4 @@
-"""How long a training step of a layer takes, beside that of another, on the spot."""
+"""Measures the times of a training step of several layers, for comparison."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def step_times(*layers: Any) -> list[float]:
             _wait(x)
             start = time.perf_counter()
             with torch.enable_grad():
-                wanted = [p for p in parameters if p.requires_grad]
+                trainable = [p for p in parameters if p.requires_grad]
                 loss = layer(x.requires_grad_())[0].sum()
-                torch.autograd.grad(loss, [x, *wanted], allow_unused=True)
+                torch.autograd.grad(loss, [x, *trainable], allow_unused=True)
             _wait(x)
             if turn:  # the first one compiles
                 of_layer.append(1e3 * (time.perf_counter() - start))

@@ -28,7 +28,7 @@ CARRY = (
     "load_from_checkpoint, then fit without ckpt_path, with SwitchRNN(weights='carried'), so that "
     "the new layers learn from the old ones"
 )
-"""How a checkpoint of a model that was not switched gets into a switched one."""
+"""Advice: how to load a checkpoint of an unswitched model into a switched one."""
 
 
 class SwitchError(ValueError):
@@ -52,18 +52,18 @@ class DropIn(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        here, path = _plan(self), prefix.rstrip(".") or "the layer itself"
+        own, path = _plan(self), prefix.rstrip(".") or "the layer itself"
         if not marked(state_dict, prefix):
-            # Not among the errors, which count where loading is not strict too.
+            # Not an error message, which would also raise where loading is not strict.
             missing_keys.append(
-                f"{path}: {_name(here)} in the place of torch.nn.{kind_of(self)}, which was not "
+                f"{path}: {_name(own)} in the place of torch.nn.{kind_of(self)}, which was not "
                 f"switched in the model of this state_dict; load it before the switch, and carry "
                 f"its weights ({CARRY})"
             )
-        elif (there := read(state_dict, prefix)) != here:
+        elif (saved := read(state_dict, prefix)) != own:
             error_msgs.append(
-                f"{path}: the state_dict is of {_name(there)} with {there.get('init_args')}, the "
-                f"layer is {_name(here)} with {here['init_args']}; make the same switch, or load "
+                f"{path}: the state_dict is of {_name(saved)} with {saved.get('init_args')}, the "
+                f"layer is {_name(own)} with {own['init_args']}; make the same switch, or load "
                 f"it into a model that is not switched, which then gets the layers that were saved"
             )
         take(state_dict, prefix)
@@ -84,10 +84,10 @@ setattr(DropIn, GUARD, None)
 
 
 def _plan(module: Any) -> dict[str, Any]:
-    """What `Layer.of` reads, which kind of layer was there before, and the form of the state."""
+    """The plan in a mark: what `Layer.of` reads, the replaced class, the form of the state."""
     plain = Layer(layer_class(module), module.options).plain()
     state = "strict" if module.strict_state else "carried"
-    # As it is read again: a pair of numbers is a list.
+    # As JSON returns it, where a tuple is a list.
     plan: dict[str, Any] = json.loads(json.dumps(plain))
     return plan | {"replaces": kind_of(module), "state": state}
 
@@ -102,10 +102,10 @@ def become(old: nn.RNNBase, new: Stack) -> None:
     Raises:
         SwitchError: as `drop_in`.
     """
-    made = drop_in(old, new)
+    layer = drop_in(old, new)
     vars(old).clear()
-    object.__setattr__(old, "__class__", type(made))
-    vars(old).update(vars(made))
+    object.__setattr__(old, "__class__", type(layer))
+    vars(old).update(vars(layer))
 
 
 def drop_in(old: nn.RNNBase, new: Stack) -> Stack:
@@ -115,23 +115,23 @@ def drop_in(old: nn.RNNBase, new: Stack) -> Stack:
         SwitchError: if the old layer has an attribute of its own by a name that the new one needs.
     """
     base: Any = _base(type(old))
-    of_base = vars(base(1, 1)).keys()
-    own = {k: v for k, v in vars(old).items() if k not in of_base}
+    base_names = vars(base(1, 1)).keys()
+    own = {k: v for k, v in vars(old).items() if k not in base_names}
     if clash := own.keys() & vars(new).keys():
         raise SwitchError(
             f"its class {type(old).__qualname__} has attributes by names that "
             f"{type(new).__name__} uses: {', '.join(sorted(clash))}"
         )
-    kept = {k: v for k, v in vars(old).items() if k not in WEIGHTS}
-    made = _blank(type(old), type(new))
-    # Of hooks the old dictionaries: their handles know in which one they are.
-    vars(made).update(kept | {k: v for k, v in vars(new).items() if "hook" not in k})
-    made._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
+    inherited = {k: v for k, v in vars(old).items() if k not in WEIGHTS}
+    layer = _blank(type(old), type(new))
+    # The old dictionaries of hooks, to which the handles of hooks refer.
+    vars(layer).update(inherited | {k: v for k, v in vars(new).items() if "hook" not in k})
+    layer._non_persistent_buffers_set = set(old._non_persistent_buffers_set)
     own = {k: p for k, p in old._parameters.items() if k not in old._flat_weights_names}
-    made._parameters = {**own, **new._parameters}
-    made._buffers = {**old._buffers, **new._buffers}
-    made._modules = {**old._modules, **new._modules}
-    return made
+    layer._parameters = {**own, **new._parameters}
+    layer._buffers = {**old._buffers, **new._buffers}
+    layer._modules = {**old._modules, **new._modules}
+    return layer
 
 
 def is_drop_in(module: nn.Module) -> TypeGuard[Stack]:
@@ -150,17 +150,17 @@ def layer_class(module: Stack) -> type[Stack]:
     return next(c for c in classes if issubclass(c, Stack) and not issubclass(c, nn.RNNBase))
 
 
-def _base(kind: type[nn.Module]) -> type[nn.RNNBase]:
-    return next(base for base in BASES if issubclass(kind, base))
+def _base(cls: type[nn.Module]) -> type[nn.RNNBase]:
+    return next(base for base in BASES if issubclass(cls, base))
 
 
 _classes: dict[tuple[Any, Any], type[Stack]] = {}
-_making = threading.Lock()
+_lock = threading.Lock()
 
 
 def _class(old: Any, new: Any) -> type[Stack]:
     """The drop-in subclass of two classes, the same one in all threads."""
-    with _making:
+    with _lock:
         if (old, new) not in _classes:
             _classes[old, new] = _new_class(old, new)
         return _classes[old, new]
@@ -168,8 +168,8 @@ def _class(old: Any, new: Any) -> type[Stack]:
 
 def _new_class(old: Any, new: Any) -> type[Stack]:
     base = _base(old)
-    # What torch.nn.RNNBase overrides of torch.nn.Module is about its weights.
-    plain = {
+    # Methods that torch.nn.RNNBase overrides for its flat weights, from torch.nn.Module instead.
+    overrides = {
         name: getattr(nn.Module, name)
         for name in vars(nn.RNNBase)
         if name in vars(nn.Module) and name not in vars(Stack) and name not in vars(DropIn)
@@ -179,17 +179,17 @@ def _new_class(old: Any, new: Any) -> type[Stack]:
         # For pickle, which cannot find a class that is made here by its name.
         return _blank, (old, new), vars(self)
 
-    # A local class: of two with one path, a short name in a config would mean neither.
+    # Named as a local class: two classes with one path would make a short name ambiguous.
     name = f"drop_in.<locals>.{new.__name__}"
-    body = {**plain, "__module__": new.__module__, "__qualname__": name}
+    body = {**overrides, "__module__": new.__module__, "__qualname__": name}
     body |= {"__doc__": new.__doc__, "__reduce_ex__": reduce}
-    made: type[Stack] = type(new.__name__, (DropIn, new, base), body)
+    drop_in_class: type[Stack] = type(new.__name__, (DropIn, new, base), body)
     if old is not base:
         body = {"__module__": old.__module__, "__qualname__": old.__qualname__}
-        made = type(old)(old.__name__, (old, made), body)
-    return made
+        drop_in_class = type(old)(old.__name__, (old, drop_in_class), body)
+    return drop_in_class
 
 
 def _blank(old: Any, new: Any) -> Stack:
-    kind = _class(old, new)
-    return kind.__new__(kind)
+    cls = _class(old, new)
+    return cls.__new__(cls)

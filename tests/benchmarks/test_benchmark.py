@@ -203,7 +203,7 @@ def test_goals_of_a_gpu(benchmark):
         "rival [its layout] forward": [9.0],
         "rival forward + backward": [40.0],
     }
-    found = {g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples, rivals=True)}
+    found = {g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples, baselines=True)}
     prefix = "(8, 4096, 2048)"
     expected = {
         f"{prefix} scan forward, % of a copy, at least 90": (900 / 9.5, True),
@@ -242,7 +242,7 @@ def test_goals_of_a_gpu(benchmark):
 
 def test_every_goal_of_a_gpu_has_a_row(benchmark, capsys):
     """Measured or not; and what is promised most of is measured first."""
-    cases = benchmark.every_case("cuda", rivals=False)
+    cases = benchmark.every_case("cuda", baselines=False)
     assert len(cases) == len(benchmark.SHAPES["cuda"]) * 2 * len(benchmark.WORKLOADS)
     promised = [benchmark.goals.percent_promised(case, "forward") is not None for case in cases]
     assert promised == sorted(promised, reverse=True) and not all(promised)

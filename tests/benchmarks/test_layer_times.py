@@ -36,7 +36,7 @@ def test_quick(layers, capsys):
     layers.main(["--quick"])
     shown = capsys.readouterr().out
     assert "(B, T, input, hidden) = (2, 16, 4, 8)" in shown and "Goals" in shown
-    for name in (*layers.LAYERS, layers.YARD):
+    for name in (*layers.LAYERS, layers.REFERENCE):
         assert f"\n  {name} " in shown
 
 
@@ -55,7 +55,7 @@ def test_a_layer_that_errs_is_not_timed(layers, monkeypatch):
 def found_of(layers, **samples):
     alone = (name + layers.ALONE for name in (layers.LSTM, layers.GRU))
     times = {name: [9.0] * 3 for name in alone}
-    times |= {name: [1.0] * 3 for name in (layers.YARD, *layers.LAYERS)} | samples
+    times |= {name: [1.0] * 3 for name in (layers.REFERENCE, *layers.LAYERS)} | samples
     errors = {name: {"scan": [2.0, 1.0], "unfused": [1.6, 1.0]} for name in layers.OURS}
     peaks = {"GILRLSTM": 5, layers.LSTM: 4}
     return {"samples_in_seconds": times, "errors": errors, "peak_bytes": peaks}
@@ -80,5 +80,5 @@ def test_goals(layers):
 
 
 def test_a_noisy_machine_says_nothing_of_time(layers):
-    noisy = found_of(layers, **{layers.YARD: [1.0, 1.6, 1.6]})
+    noisy = found_of(layers, **{layers.REFERENCE: [1.0, 1.6, 1.6]})
     assert not [g for g in layers.goals_of(layers.SHAPES[0], noisy) if "times" in g.text]

@@ -50,5 +50,5 @@ def test_demo(tmp_path, capsys, monkeypatch, one_thread):
 
 def test_what_is_said_is_what_was_measured():
     slow, fast = {"seconds": 3.0, "f1": 0.9}, {"seconds": 1.5, "f1": 0.95}
-    assert "trained 2.0 times as fast, F1 +0.050" in classify._said(slow, fast)
-    assert "trained 2.0 times as slow, F1 -0.050" in classify._said(fast, slow)
+    assert "trained 2.0 times as fast, F1 +0.050" in classify._conclusion(slow, fast)
+    assert "trained 2.0 times as slow, F1 -0.050" in classify._conclusion(fast, slow)

@@ -16,27 +16,27 @@ from lightning_lrnn.data.errors import DataError, why
 __all__ = ["refuse_several_processes", "write_csv"]
 
 
-def refuse_several_processes(trainer: pl.Trainer, what: str) -> None:
+def refuse_several_processes(trainer: pl.Trainer, outputs: str) -> None:
     """Raises DataError where no process has all predictions.
 
     Args:
         trainer: that predicts.
-        what: is predicted, such as "forecasts".
+        outputs: name of the predictions, such as "forecasts".
     """
     if trainer.world_size > 1:
         raise DataError(
-            f"each of {trainer.world_size} processes has a part of the {what}: predict with "
+            f"each of {trainer.world_size} processes has a part of the {outputs}: predict with "
             "`trainer.devices: 1`"
         )
 
 
-def write_csv(path: str, columns: Mapping[str, Sequence[Any]], what: str) -> Path:
+def write_csv(path: str, columns: Mapping[str, Sequence[Any]], name: str) -> Path:
     """Writes columns of the same length, in the place of an older file when all is written.
 
     Args:
         path: of the file; folders above it are made.
         columns: by their names.
-        what: is in it, for the message.
+        name: of the table, for the message.
 
     Returns:
         The path.
@@ -53,5 +53,5 @@ def write_csv(path: str, columns: Mapping[str, Sequence[Any]], what: str) -> Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text.getvalue())
     except OSError as error:
-        raise DataError(f"the {what} {target} cannot be written ({why(error)})") from error
+        raise DataError(f"the {name} {target} cannot be written ({why(error)})") from error
     return target

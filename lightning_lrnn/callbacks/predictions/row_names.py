@@ -1,4 +1,4 @@
-"""What the rows of a prediction are called, by the data that they are from."""
+"""Names of the rows of a prediction, from the data that is predicted."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class NumberedRows:
     windows = False
 
     def of(self, row: int) -> tuple[Any, ...]:
-        """What a row is called; `row` counts from 0."""
+        """The name of a row, a value for each of `columns`; `row` counts from 0."""
         return (row + 1,)
 
-    def place(self, row: int) -> tuple[int, int]:
+    def position(self, row: int) -> tuple[int, int]:
         """The number of a row's sequence, and where in it the row starts, from 0."""
         return row, 0
 
@@ -58,7 +58,7 @@ class SeriesRows(NumberedRows):
         series = self._series[self._spans[row].series]
         return tuple(series.groups or (series.name,))
 
-    def place(self, row: int) -> tuple[int, int]:
+    def position(self, row: int) -> tuple[int, int]:
         """The number of a window's series, and its first step."""
         series, start, _ = self._spans[row]
         return series, start
@@ -72,7 +72,7 @@ class SeriesRows(NumberedRows):
 
 
 def names_of_rows(trainer: pl.Trainer) -> NumberedRows:
-    """Those of the SequenceTable that a trainer predicts with; numbers for other data."""
+    """Names by the SequenceTable that a trainer predicts with; numbers for other data."""
     data: Any = getattr(trainer, "datamodule", None)
     rows = getattr(trainer.predict_dataloaders, "dataset", None)
     # A trainer keeps the data of a call before, while it predicts with other loaders.

@@ -100,7 +100,7 @@ class WriteClasses(Callback):
         self._rows += 1
         cells = dict(zip(names.columns, ([value] for value in names.of(row)), strict=True))
         if names.windows:
-            _, first = names.place(row)
+            _, first = names.position(row)
             cells[names.step] = list(names.steps(row, first, first + 1))
         cells["class"] = [self._classes[int(p.argmax())]]
         for name, value in zip(self._classes, _rounded(p), strict=True):
@@ -111,17 +111,17 @@ class WriteClasses(Callback):
         """A row for each step that is not there yet, of probabilities (T, C)."""
         names, row = self._names, self._rows
         self._rows += 1
-        sequence, first = names.place(row)
+        sequence, first = names.position(row)
         start, stop = max(first, self._written.get(sequence, 0)), first + len(p)
         self._written[sequence] = max(start, stop)
-        most = p[start - first :].max(-1)
+        best = p[start - first :].max(-1)
         cells = {
-            name: [value] * len(most.values)
+            name: [value] * len(best.values)
             for name, value in zip(names.columns, names.of(row), strict=True)
         }
         cells[names.step] = list(names.steps(row, start, stop))
-        cells["class"] = [self._classes[number] for number in most.indices.tolist()]
-        cells["probability"] = _rounded(most.values)
+        cells["class"] = [self._classes[number] for number in best.indices.tolist()]
+        cells["probability"] = _rounded(best.values)
         self._extend(cells)
 
     def _extend(self, cells: dict[str, list[Any]]) -> None:
@@ -136,5 +136,5 @@ class WriteClasses(Callback):
 
 
 def _rounded(p: Tensor) -> list[float]:
-    """As many digits as float32 has."""
+    """Probabilities with the 6 digits of a float32."""
     return [float(f"{value:.6g}") for value in p.tolist()]

@@ -1,4 +1,4 @@
-"""How long a step of training spends in recurrent layers: hooks that stay for one step."""
+"""The time of a training step in recurrent layers, measured by hooks for that step only."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ RECURRENT = (Stack, Cell, nn.RNNBase, nn.RNNCellBase)
 
 def recurrent_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The recurrent layers of this package and of PyTorch in a module, by path, outermost only."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for path, layer in module.named_modules():
-        inside = any(path.startswith(f"{outer}." if outer else "") for outer in found)
+        inside = any(path.startswith(f"{outer}." if outer else "") for outer in layers)
         if isinstance(layer, RECURRENT) and not inside:
-            found[path] = layer
-    return found
+            layers[path] = layer
+    return layers
 
 
 @dataclass
 class _Call:
-    """Points in time of one call of a layer: the forward's two, and what is known of backward."""
+    """Points in time of one call of a layer: start and end of forward and of backward."""
 
     start: Any
     end: Any = None
@@ -45,7 +45,7 @@ class _Call:
 
 
 class LayerTimes:
-    """Measures from its making until `stop`; what it hooks on is gone then.
+    """Measures from its construction until `stop`, which removes its hooks.
 
     The backward of a layer lasts from the first node of autograd that gets the gradient of an
     output until the gradient of its input is complete, for which the input becomes a view of
@@ -75,12 +75,12 @@ class LayerTimes:
         self._origin = self._mark()
 
     def stop(self) -> dict[str, float]:
-        """Ends the measurement.
+        """Ends the measurement, and removes the hooks.
 
         Returns:
             Shares of the time, from 0 to 1: "layer_share", the recurrent layers with all that is
-            in them, and "share", the recurrences alone, without projections. What was not seen, as
-            in a model that torch.compile has made one piece of, is left out.
+            in them, and "share", the recurrences alone, without projections. A share is left out
+            where no call was seen, as in a model that torch.compile has fused.
         """
         end = self._mark()
         self.remove()
@@ -97,7 +97,7 @@ class LayerTimes:
         return shares
 
     def remove(self) -> None:
-        """Takes the hooks away."""
+        """Removes the hooks."""
         observe(None)
         for handle in self._handles:
             handle.remove()
@@ -146,7 +146,7 @@ class LayerTimes:
         return event
 
     def _since(self, mark: Any) -> float:
-        """From the start, in seconds; of an event in milliseconds, which in shares is the same."""
+        """Time since the start, in seconds, or ms of CUDA events: shares do not depend on it."""
         since: float = self._origin.elapsed_time(mark) if self._cuda else mark - self._origin
         return since
 

@@ -1,4 +1,4 @@
-"""Forecasts of what was one season before: how long a season is, and by how much they are off."""
+"""Seasonal naive forecasts: the length of a season, and the errors of the forecasts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ AT_ONCE = 4096
 
 
 class NaiveErrors(NamedTuple):
-    """What a baseline is off by.
+    """The absolute errors of a baseline.
 
     Attributes:
         total: sum of the absolute errors, in the user's units.
-        targets: how many it is the sum over.
-        left_out: targets that are known, but no value of theirs any season before.
+        targets: number of targets in the sum.
+        left_out: known targets without a known value in any season before.
     """
 
     total: float
@@ -46,21 +46,21 @@ def season_of(series: Sequence[KnownSeries]) -> int:
     Raises:
         DataError: where times do not say it.
     """
-    found: dict[int, str] = {}
-    for one in series:
-        if one.times is None:
+    seasons: dict[int, str] = {}
+    for member in series:
+        if member.times is None:
             raise DataError(
                 "`season: auto` needs the times of the data, which have no column `time`: name it, "
                 "or give the season as a number of steps"
             )
-        if len(one.times) > 1:
-            found.setdefault(_season(one.name, one.times), one.name)
-    if len(found) == 1:
-        return next(iter(found))
-    told = ", ".join(f"{steps} steps for {name}" for steps, name in list(found.items())[:4])
+        if len(member.times) > 1:
+            seasons.setdefault(_season(member.name, member.times), member.name)
+    if len(seasons) == 1:
+        return next(iter(seasons))
+    listed = ", ".join(f"{steps} steps for {name}" for steps, name in list(seasons.items())[:4])
     raise DataError(
-        f"`season: auto` finds {told}: give it as a number of steps"
-        if found
+        f"`season: auto` finds {listed}: give it as a number of steps"
+        if seasons
         else "`season: auto` needs a series of two steps: give the season as a number of steps"
     )
 
@@ -88,15 +88,15 @@ def _season(name: str, times: Column) -> int:
 
 
 def carried(values: Tensor, season: int) -> Tensor:
-    """Values (T, K), where one is NaN the last one known that is whole seasons before."""
+    """Values (T, K), each NaN replaced by the last known value whole seasons before."""
     steps, columns = values.shape
     seasons = -(-steps // season)
-    folded = values.new_full((seasons * season, columns), torch.nan)
-    folded[:steps] = values
-    folded = folded.view(seasons, season, columns)
-    number = torch.arange(seasons)[:, None, None]
-    last = torch.where(folded.isnan(), 0, number).cummax(0).values
-    return folded.gather(0, last).view(-1, columns)[:steps]
+    by_season = values.new_full((seasons * season, columns), torch.nan)
+    by_season[:steps] = values
+    by_season = by_season.view(seasons, season, columns)
+    season_index = torch.arange(seasons)[:, None, None]
+    last = torch.where(by_season.isnan(), 0, season_index).cummax(0).values
+    return by_season.gather(0, last).view(-1, columns)[:steps]
 
 
 def naive_errors(rows: ForecastRows, windows: Iterable[int], season: int) -> NaiveErrors:
@@ -118,8 +118,8 @@ def naive_errors(rows: ForecastRows, windows: Iterable[int], season: int) -> Nai
     for series, of_series in starts.items():
         y = rows.targets[series].double()
         before, scale = carried(y, season), rows.scale[series].double()
-        for some in torch.tensor(of_series).split(AT_ONCE):
-            steps = some[:, None] + rows.window + ahead
+        for block in torch.tensor(of_series).split(AT_ONCE):
+            steps = block[:, None] + rows.window + ahead
             errors = scale * (y[steps] - before[steps - lag]).abs()
             total += float(errors.nansum())
             count += int((~errors.isnan()).sum())

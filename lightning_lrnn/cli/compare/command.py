@@ -1,4 +1,4 @@
-"""`lightning-lrnn compare`: what is compared, for how long, and into which folder.
+"""The command `lightning-lrnn compare`: layers, length and folder of a comparison.
 
 Its parser is argparse's: the options that it does not know are those of `fit`, whose parser checks
 them, and jsonargparse does not parse a part of a command line.
@@ -94,7 +94,7 @@ def _report(results: dict[str, Any], folder: Path) -> None:
 
 
 def _length(steps: int | None, seconds: int | None) -> list[str]:
-    """Options of `fit` that end it after so many steps or, besides the config's, seconds."""
+    """Options of `fit` that limit its steps or, besides the config's steps, its seconds."""
     if steps:
         return [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
     if seconds:

@@ -31,7 +31,7 @@ class LayerRun(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A name for a folder."""
+        """The name of the run's folder."""
         return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, self)))
 
     def __str__(self) -> str:
@@ -59,8 +59,8 @@ def _takes_backend(layer: str) -> bool:
         return True
     import_named(layer)
     module, _, name = layer.rpartition(".")
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and issubclass(kind, Stack)
+    layer_class = getattr(sys.modules.get(module), name, None)
+    return isinstance(layer_class, type) and issubclass(layer_class, Stack)
 
 
 def commands(
@@ -141,7 +141,7 @@ def run(
         try:
             outcome = _run(head, words, folder / layer.label, {"WANDB_RUN_GROUP": folder.name})
         except BaseException:
-            # Tells the next comparison of this name whether there is anything to keep.
+            # The next comparison of this name reads whether any run has a result.
             _write(summary(config, options, outcomes), folder)
             raise
         requested, resolved = layer.backend, outcome.pop("backend", None)
@@ -166,8 +166,8 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
     folder.mkdir(parents=True, exist_ok=True)
     log, start, outcome = folder / "log.txt", time.perf_counter(), {}
     command = [sys.executable, "-m", "lightning_lrnn.cli.compare.run", *words]
-    # With wandb's own process, that of the caller if there is one, a run would end when that ends.
-    ours = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    # A run with the wandb process of the caller would end when that process ends.
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     with (
         log.open("w") as errors,
         subprocess.Popen(
@@ -175,7 +175,7 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=ours | environment,
+            env=inherited | environment,
         ) as process,
     ):
         assert process.stdout is not None

@@ -12,11 +12,11 @@ __all__ = ["draw", "rounded"]
 
 WIDTH = 800
 ROW, FRAME = 36, 130
-"""Pixels of a run, and of all around."""
+"""Height of a run, and of the rest of the figure, in pixels."""
 
 
 def draw(results: dict[str, Any], path: Path) -> Path:
-    """Writes a PNG.
+    """Draws the comparison as a PNG.
 
     Args:
         results: as results.json has them.

@@ -85,7 +85,7 @@ def main(args: list[str]) -> int:
     Returns:
         The exit status.
     """
-    # The descriptor, not `sys.stdout` alone: wandb has kept that, and writes at exit.
+    # The descriptor, not `sys.stdout` alone: wandb holds the old object, and writes at exit.
     out, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
     os.dup2(2, 1)
 

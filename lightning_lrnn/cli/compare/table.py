@@ -18,23 +18,23 @@ MEANING = {
 
 
 def summary(config: str, options: list[str], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the contents of results.json: runs, and what the table says of all of them.
+    """Returns the contents of results.json: the runs, and what the table has in common.
 
     Args:
         config: path of the config.
         options: further options of `fit`.
-        runs: what each measured, or its "error".
+        runs: the result of each run, or its "error".
     """
-    done = [run for run in runs if "error" not in run]
-    monitored = {run["monitor"]: run["mode"] for run in done if run["monitor"]}
-    names = list(monitored) or list(dict.fromkeys(n for run in done for n in run["metrics"]))
+    succeeded = [run for run in runs if "error" not in run]
+    monitored = {run["monitor"]: run["mode"] for run in succeeded if run["monitor"]}
+    names = list(monitored) or list(dict.fromkeys(n for run in succeeded for n in run["metrics"]))
     words = {"min": "lower is better", "max": "higher is better"}
     better = {name: words.get(monitored.get(name) or "", "after training") for name in names}
-    device = done[0]["device"] if done else ""
+    device = succeeded[0]["device"] if succeeded else ""
     memory = OF_PROCESS if device in ("cpu", "") else OF_GPU
     if device == "cpu":
-        device = f"CPU, {done[0]['threads']} threads"
-    title = ", ".join(part for part in (Path(config).stem, _length(done), device) if part)
+        device = f"CPU, {succeeded[0]['threads']} threads"
+    title = ", ".join(item for item in (Path(config).stem, _length(succeeded), device) if item)
     return {
         "config": config,
         "options": options,
@@ -46,14 +46,14 @@ def summary(config: str, options: list[str], runs: list[dict[str, Any]]) -> dict
     }
 
 
-def _length(done: list[dict[str, Any]]) -> str:
-    """How long the runs were."""
-    steps = sorted({run["steps"] for run in done})
+def _length(runs: list[dict[str, Any]]) -> str:
+    """The number of steps of the runs, and where it differs their seconds."""
+    steps = sorted({run["steps"] for run in runs})
     if not steps:
         return ""
     if len(steps) == 1:
         return f"{steps[0]:,} steps each"
-    return f"{steps[0]:,} to {steps[-1]:,} steps in {max(run['seconds'] for run in done):.0f} s"
+    return f"{steps[0]:,} to {steps[-1]:,} steps in {max(run['seconds'] for run in runs):.0f} s"
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -80,12 +80,12 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def metric_of(name: str) -> Any:
-    """From a run to the value of a metric, None where it has none."""
+    """A function from a run to the value of a metric, None if it has none."""
     return lambda run: run["metrics"].get(name)
 
 
 def value_of(name: str) -> Any:
-    """From a run to one of its figures, None where it has none."""
+    """A function from a run to one of its values, None if it has none."""
     return lambda run: run.get(name)
 
 

@@ -35,7 +35,7 @@ BEFORE, AFTER = "torch.nn.LSTM", "SwitchRNN()"
 
 
 class Classifier(pl.LightningModule):
-    """Knows nothing of this package, but for the form of a batch."""
+    """A model that uses of this package only the form of a batch."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Classifier(pl.LightningModule):
         return logits
 
     def training_step(self, batch: SequenceBatch, index: int) -> Tensor:
-        """The cross-entropy."""
+        """The cross entropy of a batch."""
         assert isinstance(batch.inputs, PackedSequence)
         return F.cross_entropy(self(batch.inputs), batch.targets)
 
@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
     test_step = validation_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Returns Adam."""
         return torch.optim.Adam(self.parameters(), 3e-3)
 
 
@@ -88,11 +88,11 @@ class _Clock(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ends it."""
+        """Ends the step."""
         self.steps.append(time.perf_counter() - self._since)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tells how good the model is."""
+        """Prints the F1 of the model."""
         seconds, f1 = sum(self.steps), float(trainer.callback_metrics["f1"])
         self.curve.append((seconds, f1))
         print(f"  epoch {len(self.curve)}   {seconds:5.1f} s   F1 {f1:.3f}", flush=True)
@@ -139,7 +139,7 @@ def main(epochs: int = 4, folder: str = "runs/demo-classify", seed: int = 0) -> 
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(runs, indent=2) + "\n")
     figure = draw_classify(runs, out / "demo.png")
-    print(f"\n{switch.report}\n\n{_table(before, after)}\n\n{_said(before, after)}\n")
+    print(f"\n{switch.report}\n\n{_table(before, after)}\n\n{_conclusion(before, after)}\n")
     print(
         f"Figure    {figure or 'none: pip install matplotlib'}\n"
         "Next      lightning-lrnn configs copy spoken_digits\n"
@@ -184,8 +184,8 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
     return text_table([["", "before", "after"], *cells])
 
 
-def _said(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What came of it, whichever is ahead."""
+def _conclusion(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The ratio of times and the difference of F1, as a sentence."""
     faster, change = before["seconds"] / after["seconds"], after["f1"] - before["f1"]
     time = f"{faster:.1f} times as fast" if faster >= 1 else f"{1 / faster:.1f} times as slow"
     return (

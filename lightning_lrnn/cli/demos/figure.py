@@ -15,7 +15,7 @@ __all__ = ["LAST", "draw", "draw_classify", "draw_long_memory"]
 
 COLORS = ("C0", "C1")
 LAST = 20
-"""Batches over which a share of right answers is a mean."""
+"""Number of batches in a mean share of right answers."""
 
 
 def draw(results: dict[str, Any], path: Path) -> Path | None:

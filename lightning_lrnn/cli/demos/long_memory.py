@@ -105,7 +105,7 @@ def main(
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     figure = draw_long_memory(results, out / "demo.png")
     print(
-        f"\n{_said(results['models'], steps)}\n\n"
+        f"\n{_conclusion(results['models'], steps)}\n\n"
         f"Figure    {figure or 'none: pip install matplotlib'}\n"
         "Next      lightning-lrnn configs copy long_memory_8192\n"
         "          lightning-lrnn fit --config long_memory_8192.yaml"
@@ -113,8 +113,8 @@ def main(
     return results
 
 
-def _said(models: dict[str, Any], steps: int) -> str:
-    """Which of the two solved it, when, and how long an update took."""
+def _conclusion(models: dict[str, Any], steps: int) -> str:
+    """Results of both models: whether and when solved, and the time of an update."""
     lines = []
     for name, model in models.items():
         updates, (seconds, _) = len(model["curve"]), model["curve"][-1]
@@ -142,7 +142,7 @@ def _train(rnn: Any, data: LongMemory, seconds: float, seed: int) -> dict[str, A
         warmup_steps=10,
         total_steps=10**6,
     )
-    # Lets the first use of compiled code not count as training.
+    # Compiles the kernels before training is timed.
     model(torch.zeros(1, 2, dtype=torch.long))[0].sum().backward()
     model.zero_grad()
     budget, solved = _Budget(seconds), StopWhenSolved()

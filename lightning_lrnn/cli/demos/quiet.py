@@ -1,4 +1,4 @@
-"""Lightning without its tips, where a command prints what it does itself."""
+"""Turns off Lightning's messages, where a command prints its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ __all__ = ["quiet_lightning"]
 
 
 def quiet_lightning() -> None:
-    """Silences what Lightning tells about devices, workers and plugins, in this process."""
-    # Whichever was imported last is where both packages log.
+    """Silences Lightning's messages on devices, workers and plugins, in this process."""
+    # Both packages log with the logger of the one that was imported last.
     for package in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(package).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=package)

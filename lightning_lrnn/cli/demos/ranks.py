@@ -63,24 +63,24 @@ class Noted(Callback):
         self._since = 0.0
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        """Before the first one memory is what parameters and the batch take."""
+        """Starts the clock; before the first step also reads the memory in use."""
         if not self.losses:
             self._memory = process_memory()
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        """Notes a step."""
+        """Records a step."""
         self.seconds.append(time.perf_counter() - self._since)
         self.losses.append(trainer.callback_metrics["train/loss"].item())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Writes the file."""
         peak = process_peak()
-        known = peak is not None and self._memory is not None
-        grown = peak - self._memory if known else None  # type: ignore[operator]
-        found = {"losses": self.losses, "seconds": self.seconds, "bytes": grown}
+        measured = peak is not None and self._memory is not None
+        growth = peak - self._memory if measured else None  # type: ignore[operator]
+        record = {"losses": self.losses, "seconds": self.seconds, "bytes": growth}
         file = Path(self.folder, f"rank{trainer.global_rank}.json")
-        file.write_text(json.dumps(found), encoding="utf-8")
+        file.write_text(json.dumps(record), encoding="utf-8")
 
 
 def main(
@@ -100,7 +100,7 @@ def main(
         seed: of weights and data.
 
     Returns:
-        By "one" and "shared" a list with the notes of each process.
+        By "one" and "shared" a list with the record of each process.
 
     Raises:
         UserError: if the window cannot be shared, or a run fails.
@@ -115,14 +115,14 @@ def main(
         flush=True,
     )
     texts = {"one": config, "shared": config + strategy}
-    found = {name: _run(Path(folder, name), text) for name, text in texts.items()}
-    one, shared = found["one"], found["shared"]
+    records = {name: _run(Path(folder, name), text) for name, text in texts.items()}
+    one, shared = records["one"], records["shared"]
     rows = [["update", "loss, one process", f"loss, {ranks} processes"]]
     for k, (a, b) in enumerate(zip(one[0]["losses"], shared[0]["losses"], strict=True), 1):
         rows.append([str(k), f"{a:.6f}", f"{b:.6f}"])
     print(text_table(rows, left=0) + "\n")
     rows = [["", "one process", f"each of {ranks}"]]
-    if all(note["bytes"] is not None for notes in found.values() for note in notes):
+    if all(note["bytes"] is not None for notes in records.values() for note in notes):
         peaks = [max(note["bytes"] for note in notes) / 2**20 for notes in (one, shared)]
         share = f"{peaks[1]:.0f} ({peaks[1] / peaks[0]:.2f} of it)"
         rows.append(["peak memory, MiB", f"{peaks[0]:.0f}", share])
@@ -130,7 +130,7 @@ def main(
     rows.append(["seconds of an update", *(f"{s:.2f}" for s in slowest)])
     print(text_table(rows))
     print("\ndocs/ranks.md has more: several machines, layers without Lightning, what it costs")
-    return found
+    return records
 
 
 def _run(folder: Path, config: str) -> list[dict[str, Any]]:

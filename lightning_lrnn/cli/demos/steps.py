@@ -1,7 +1,7 @@
-"""How many training steps of each model fit into a time, and the schedule over so many.
+"""How many training steps of each model fit into a time, and a schedule over that number.
 
-Two models that train one after the other each for a time meet another machine: what else it does
-comes and goes. So their steps are timed in turn, and each makes as many as fit.
+If two models train one after the other, the load of the machine may differ between them. So their
+steps are timed in turn, and each model makes as many as fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Schedule", "fitting", "in_turn", "stepper"]
 
 WARM_UP, ROUNDS = 3, 15
 PAUSE_S = 0.01
-"""Before a step is timed: threads of OpenMP wait so long for more work, on cores of the other."""
+"""Pause before a timed step: idle OpenMP threads of the other model occupy cores for so long."""
 
 
 class Schedule(pl.Callback):
@@ -62,7 +62,7 @@ class Schedule(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Notes the loss, and tells it."""
+        """Records the loss, and prints it."""
         assert self._start is not None
         seconds = time.perf_counter() - self._start
         bits = float(outputs["loss"]) / math.log(2)
@@ -102,7 +102,7 @@ def stepper(model: LanguageModel, data: ByteText, clip: float) -> Callable[[], N
 def in_turn(
     steps: Mapping[str, Callable[[], None]], rounds: int = ROUNDS, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
-    """Seconds of each, a step of the one, then a step of the other."""
+    """Seconds of the steps of each model, timed in turn."""
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for count in range(warm_up + rounds):
         for name, step in steps.items():
@@ -115,7 +115,7 @@ def in_turn(
 
 
 def fitting(seconds: float, samples: Mapping[str, list[float]]) -> dict[str, int]:
-    """How many steps of each fit into the seconds, by the median; at least 1."""
+    """The number of steps of each model that fit into the seconds, by the median; at least 1."""
     return {
         name: max(1, round(seconds / statistics.median(times))) for name, times in samples.items()
     }

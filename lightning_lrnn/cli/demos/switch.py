@@ -30,7 +30,7 @@ from lightning_lrnn.cli.tables import text_table
 __all__ = ["main"]
 
 LAST = 10
-"""Steps over which the loss at the end is a mean."""
+"""Number of last steps whose mean is the final loss."""
 
 
 class _Progress(Callback):
@@ -73,7 +73,7 @@ def main(
         By "before" and "after": "loss" at the end, "ms" per step, "parameters" of the layer.
 
     Raises:
-        ValueError: if there is no such layer, or it cannot stand in for an LSTM.
+        ValueError: if there is no such layer, or it cannot replace an LSTM.
     """
     switch = SwitchRNN(rnn)
     quiet_lightning()

@@ -50,7 +50,7 @@ PROMPT = b"def "
 
 
 class DemoModel(LanguageModel):
-    """A `Schedule` sets the learning rate."""
+    """A language model whose learning rate a `Schedule` sets."""
 
     def make_schedule(self, optimizer: torch.optim.Optimizer) -> None:
         return None
@@ -81,11 +81,11 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     )
     samples = step_seconds(data)
     steps = fitting(seconds, samples)
-    told = (
+    listed = (
         f"{name} {1e3 * statistics.median(times):.0f} ms, of which {steps[name]:,} fit"
         for name, times in samples.items()
     )
-    print(f"Steps     timed in turn: {'; '.join(told)}")
+    print(f"Steps     timed in turn: {'; '.join(listed)}")
     results: dict[str, Any] = {"seconds": seconds, "seed": seed, "models": {}}
     for name, options in MODELS.items():
         print(f"\n{name}", flush=True)
@@ -199,7 +199,7 @@ def _comparison(results: dict[str, Any]) -> str:
 
 
 def _verdict(results: dict[str, Any]) -> str:
-    """Who is ahead, and why one would take ours whoever is, in a line each."""
+    """The better model, and the advantage of the surrogate RNN in any case, a line each."""
     ours, theirs = (results["models"][name] for name in (OURS, THEIRS))
     fewer = theirs["bits_per_byte"] - ours["bits_per_byte"]
     times = ours["steps"] / theirs["steps"]

@@ -49,7 +49,7 @@ class HGRNCell(Cell):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As every cell, the bias of f by expected memory, all parts of the bounds equal."""
+        """Initialises as `Cell`, b_f by expected memory, and all parts of the bounds equal."""
         super().reset_parameters()
         nn.init.ones_(self.norm)
         nn.init.zeros_(self.bound)
@@ -70,9 +70,9 @@ class HGRNCell(Cell):
 
 
 def _whole(bound: Any) -> Tensor:
-    """A parameter where FSDP has divided it among processes: outside of its cell it is in parts.
+    """All of a parameter that FSDP has divided among processes and gathers in its own cell only.
 
-    Each process has a gradient of its own for it, of which FSDP takes the mean.
+    Each process has its own gradient of it, and FSDP takes the mean of these.
     """
     if not hasattr(bound, "full_tensor"):
         whole: Tensor = bound
@@ -114,7 +114,7 @@ class HGRN(Stack):
     cell_type = HGRNCell
 
     def for_cells(self) -> list[dict[str, Tensor]]:
-        """The lower bound of each."""
+        """The lower bound of each cell's decays."""
         parts = torch.stack([_whole(cell.bound) for cell in self.cells])
         shares = torch.unflatten(parts, 0, (self.num_layers, self.directions)).softmax(0)
         bounds = [total - shares[0] for total in accumulate(shares)]

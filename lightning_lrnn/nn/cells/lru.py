@@ -110,16 +110,16 @@ class LRUStateCell(Cell):
 
     @property
     def sample(self) -> Tensor:
-        """One of the parameters."""
+        """B, for the device and dtype of the parameters."""
         return self.B
 
     @property
     def output_is_state(self) -> bool:
-        """It is."""
+        """True: the cell has no readout."""
         return True
 
     def reset_parameters(self) -> None:
-        """As an `LRU`."""
+        """Initialises a and its scale as an `LRU` does, and B from a normal distribution."""
         nn.init.normal_(self.B, std=math.sqrt(0.5 / self.input_size))
         draw_(self.nu, self.theta, self.gamma, self.ring, self.max_phase, self.memory)
 
@@ -157,7 +157,7 @@ def _transition(nu: Tensor, theta: Tensor, gamma: Tensor, B: Tensor) -> tuple[Te
 
 
 def _of_rows(units: Tensor, B: Tensor) -> Tensor:
-    """The number of each unit for its rows of B."""
+    """One number per unit, repeated for its two rows of B, as a column."""
     return units.repeat_interleave(2)[: len(B), None]
 
 
@@ -188,7 +188,7 @@ class _Transition(torch.autograd.Function):
 
 
 def check_ring(ring: Any, max_phase: float) -> None:
-    """Raises for radii and phases that cannot be."""
+    """Raises for radii or a phase out of range."""
     if not is_pair(ring) or not 0 <= ring[0] < ring[1] <= 1:
         raise ValueError(f"`ring` must be radii, 0 <= inner < outer <= 1, got {ring}")
     check_numbers(0, max_phase=max_phase)
@@ -226,9 +226,9 @@ def draw_(
 
 
 def _evenly_(draw: Tensor, low: float, high: float) -> Tensor:
-    """Fills a vector: of its n numbers one is in each n-th of the range, in any order."""
-    part = torch.rand_like(draw).argsort()
-    return draw.uniform_().add_(part).mul_((high - low) / max(1, draw.numel())).add_(low)
+    """Fills a vector by stratified sampling: one of its n numbers in each n-th of the range."""
+    stratum = torch.rand_like(draw).argsort()
+    return draw.uniform_().add_(stratum).mul_((high - low) / max(1, draw.numel())).add_(low)
 
 
 class LRU(Stack):
@@ -238,8 +238,8 @@ class LRU(Stack):
         h_t = a * h_{t-1} + exp(gamma) * B x_t
         y_t = Re(C h_t) + D x_t
 
-    with a constant a, in the unit circle whatever nu and theta are. What is non-linear goes between
-    the layers of a model, and is not part of this one. Source: Orvieto et al., "Resurrecting
+    with a constant a, in the unit circle for all nu and theta. Non-linear functions go between the
+    layers of a model, and are not part of this one. Source: Orvieto et al., "Resurrecting
     Recurrent Neural Networks for Long Sequences", ICML 2023 (arXiv 2303.06349), sections 3.3 and
     3.4. At first a is uniform on a ring of the complex plane.
 
@@ -249,7 +249,7 @@ class LRU(Stack):
     Args:
         bias: without effect, as there are no biases.
         proj_size: must be 0.
-        ring: inner and outer radius, in which |a| lies at first where no `memory` is asked for.
+        ring: inner and outer radius, the range of the initial |a| without a `memory`.
         max_phase: the largest phase of a at first.
     """
 

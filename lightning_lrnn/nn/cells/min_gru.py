@@ -25,7 +25,7 @@ class MinGRUCell(GatedCell):
     sizes = (2, 2)
 
     def reset_parameters(self) -> None:
-        """As every cell; where sigmoid(z) is the update gate, sigmoid(-z) is the forget gate."""
+        """Initialises as `GatedCell`, with -b_z by expected memory, as sigmoid(-z) forgets."""
         super().reset_parameters()
         if self.bias is not None:
             self.bias.detach()[: self.hidden_size].neg_()

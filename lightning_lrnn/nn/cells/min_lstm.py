@@ -15,7 +15,7 @@ __all__ = ["MinLSTM", "MinLSTMCell", "min_lstm"]
 
 @gate
 def min_lstm(f: Tensor, i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The shares f / (f + i) and i / (f + i) of two sigmoids, times what keeps f + i above 0."""
+    """Shares f / (f + i) and i / (f + i) of two sigmoids, both scaled so that f + i is not 0."""
     shift = torch.clamp(torch.minimum(f, i), max=0).detach()  # it cancels
     one = torch.exp(shift)
     of_i, of_f = one + torch.exp(shift - f), one + torch.exp(shift - i)
@@ -30,7 +30,7 @@ class MinLSTMCell(GatedCell):
     sizes = (3, 3)
 
     def reset_parameters(self) -> None:
-        """As every cell, and the biases of both gates by expected memory.
+        """Initialises as `GatedCell`, and the biases of both gates by expected memory.
 
         A memory of u steps needs f / i = u. Either gate is at most 1, so the other one makes the
         ratio: with b_f = 0, b_i = -log(2 u - 1) for u >= 1, and the reverse below.

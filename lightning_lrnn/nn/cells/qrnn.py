@@ -24,13 +24,13 @@ def f_pooling(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate
 def fo_pooling(f: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """As `f_pooling`; o is for the readout."""
+    """Decay and impulse of `f_pooling`; o is for the readout."""
     return torch.sigmoid(f), torch.sigmoid(-f) * torch.tanh(z)
 
 
 @gate
 def output_gate(c: Tensor, f: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """o * c."""
+    """The readout o * c."""
     return torch.sigmoid(o) * c
 
 
@@ -42,7 +42,7 @@ def ifo_pooling(f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> tuple[Tensor, Ten
 
 @gate
 def ifo_output(c: Tensor, f: Tensor, i: Tensor, o: Tensor, z: Tensor) -> Tensor:
-    """o * c."""
+    """The readout o * c."""
     return torch.sigmoid(o) * c
 
 
@@ -82,17 +82,17 @@ class QRNNCell(GatedCell):
     def pre_activations(
         self, projection: Tensor, x: Tensor, context: ScanContext
     ) -> tuple[Tensor, ...]:
-        """Where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
+        """The projections; where a unit is zoned out, f is 1 and i is 0: it keeps its state."""
         pre = super().pre_activations(projection, x, context)
         if not self.zoneout or not self.training or not context.dropout:
             return pre
         # In float32: a 16-bit draw is not fine enough.
-        kept = torch.rand(pre[0].shape, device=x.device) < self.zoneout
+        zoned_out = torch.rand(pre[0].shape, device=x.device) < self.zoneout
         if self.pooling != "ifo":
             f, *others = pre
-            return f.masked_fill(kept, KEEP), *others
+            return f.masked_fill(zoned_out, KEEP), *others
         f, i, *others = pre
-        return f.masked_fill(kept, KEEP), i.masked_fill(kept, -KEEP), *others
+        return f.masked_fill(zoned_out, KEEP), i.masked_fill(zoned_out, -KEEP), *others
 
     def extra_repr(self) -> str:
         """Sizes, window and pooling."""
@@ -113,9 +113,9 @@ class QRNN(Stack):
     1611.01576), section 2.1. (The authors' code names 1 - f of the paper f.)
 
     `output, c_n = rnn(input, c_0)`, see `Stack.forward`. c_n (num_layers * directions, B,
-    hidden_size * (1 + (window - 1) * projections)) is the state and, side by side, what the last
-    window - 1 inputs have put into the projections of the steps to come: all that the next window
-    of the sequence needs. c_0 is that, or hidden_size wide, with no inputs before the first.
+    hidden_size * (1 + (window - 1) * projections)) is the state and, side by side, the part of the
+    last window - 1 inputs in the projections of the next steps: all that the next window of the
+    sequence needs. c_0 is that, or hidden_size wide, with no inputs before the first.
 
     The paper says nothing of initial biases: that of f is by expected memory.
 

@@ -20,12 +20,12 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["RGLRU", "RGLRUCell", "rg_lru"]
 
 SHARPNESS = 8.0
-"""c of the paper."""
+"""The constant c of the paper."""
 STEEPEST = 1000.0
-"""Bound of the root's derivative, and with `LEAST` where it is reached."""
+"""Bound of the root's derivative, which it reaches at `LEAST`."""
 LEAST = 1 / (2 * STEEPEST) ** 2
 RING = (0.9, 0.999)
-"""In which a lies at first, where the recurrence gate is open."""
+"""Range of the initial a where the recurrence gate is open."""
 
 
 @gate
@@ -85,8 +85,8 @@ class RGLRUCell(Cell):
     def reset_parameters(self) -> None:
         """`rate` as in the paper, or by expected memory; blocks normal, by their own width.
 
-        In the paper a^2 is uniform in the squares of `RING` where r = 1. With `memory` it is the
-        decay at r = 1/2, where the gate starts, that remembers for so many steps.
+        In the paper a^2 is uniform in the squares of `RING` where r = 1. With `memory` the decay at
+        r = 1/2, where the gate starts, has that expected memory.
         """
         super().reset_parameters()
         nn.init.normal_(self.weight, std=1 / math.sqrt(self.weight.shape[-1]))
@@ -138,7 +138,7 @@ class RGLRU(Stack):
 
     Args:
         proj_size: must be 0.
-        blocks: W_a and W_x are block-diagonal, of so many blocks.
+        blocks: number of blocks of W_a and W_x, which are block-diagonal.
     """
 
     cell_type = RGLRUCell

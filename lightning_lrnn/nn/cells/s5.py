@@ -18,9 +18,9 @@ from lightning_lrnn.nn.stack import Stack
 __all__ = ["S5", "S5Cell"]
 
 STEPS = (1e-3, 1e-1)
-"""Between which the time of a step lies at first."""
+"""Range of the initial time of a step."""
 LARGEST_RATE = -1e-4
-"""Of the real part of an eigenvalue: it may not grow."""
+"""Upper bound of the real part of an eigenvalue: negative, so that no state grows."""
 
 
 class S5Cell(DiagonalCell):
@@ -78,7 +78,7 @@ def hippo_frequencies(n: int) -> np.ndarray:
     """The positive imaginary parts of the eigenvalues of the 2n x 2n HiPPO-N matrix, (n).
 
     It is -1/2 on the diagonal, and else skew-symmetric with the entries sqrt((i + 1/2)(j + 1/2)).
-    In NumPy, which no mode of PyTorch changes: the result is kept.
+    In NumPy, since the result is cached and no mode of PyTorch may change it.
     """
     root = np.sqrt(np.arange(0.5, 2 * n))
     skew = np.triu(np.outer(root, root), 1)
@@ -93,9 +93,9 @@ class S5(Stack):
         h_t = a * h_{t-1} + (a - 1) / eigenvalue * B x_t             zero-order hold
         y_t = Re(C h_t) + D x_t
 
-    with one constant eigenvalue and step per unit of the state; of conjugate pairs one is kept,
-    and C stands for twice the paper's. What is non-linear goes between the layers of a model, and
-    is not part of this one. Source: Smith, Warrington & Linderman, "Simplified State Space Layers
+    with one constant eigenvalue and step per unit of the state, one for each conjugate pair, so C
+    is twice the paper's. Non-linear functions go between the layers of a model, and are not part of
+    this one. Source: Smith, Warrington & Linderman, "Simplified State Space Layers
     for Sequence Modeling", ICLR 2023 (arXiv 2208.04933), sections 3 and 4, with D a matrix. At
     first the eigenvalues are those of the HiPPO-N matrix, and B and C are drawn in its basis, where
     they are complex normal too; log step is uniform.

@@ -23,7 +23,7 @@ def sru(f: Tensor, r: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate
 def highway(c: Tensor, f: Tensor, r: Tensor, v: Tensor, x: Tensor) -> Tensor:
-    """Between the state and the input, by the reset gate r."""
+    """r * tanh(c) + (1 - r) * x: the reset gate r weighs state against input."""
     return torch.sigmoid(r) * torch.tanh(c) + torch.sigmoid(-r) * x
 
 
@@ -42,7 +42,7 @@ class SRUCell(GatedCell):
     def pre_activations(
         self, projection: Tensor, x: Tensor, context: ScanContext
     ) -> tuple[Tensor, ...]:
-        """The input itself is one of them, where it has the size of the state."""
+        """The projections, and the input itself where it has the size of the state."""
         pre = super().pre_activations(projection, x, context)
         return pre if len(pre) == 4 else (*pre, x.to(projection.dtype))
 

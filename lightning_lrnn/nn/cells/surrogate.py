@@ -53,7 +53,7 @@ def output_identity(c: Tensor, i: Tensor, f: Tensor, g: Tensor, o: Tensor) -> Te
 
 @gate
 def gru(r: Tensor, z: Tensor, n: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay z and impulse (1 - z) * tanh(n + r * u), u what the surrogate puts into n."""
+    """Decay z and impulse (1 - z) * tanh(n + r * u), u the surrogate's part of n."""
     return torch.sigmoid(z), torch.sigmoid(-z) * torch.tanh(n + torch.sigmoid(r) * u)
 
 
@@ -88,11 +88,11 @@ class Function(NamedTuple):
     Attributes:
         gate: from the pre-activations to decay and impulse.
         readout: from the state and the pre-activations to the output; None for the state.
-        matrices: W has, and U.
-        apart: how many of them, the last ones, give the gate W x + b and U s~ + b' one by one.
-        forget: the matrix of the forget gate, whose bias is by expected memory; None without.
-        input: that of an input gate of its own; None without.
-        closed: that of a gate that starts a third open, its bias lowered by log 2; None without.
+        matrices: number of matrices in W, and in U.
+        apart: number of matrices, the last ones, whose W x + b and U s~ + b' the gate takes apart.
+        forget: index of the forget gate's matrix, whose bias is by expected memory, or None.
+        input: index of the matrix of a separate input gate, or None.
+        closed: index of a gate that starts a third open, its bias lowered by log 2, or None.
         pair: whether the state is (h, c), as that of `torch.nn.LSTM`.
     """
 
@@ -118,16 +118,16 @@ FUNCTIONS = {
 """The recurrent layers of PyTorch, with their matrices in its order, and three variants."""
 
 SURROGATES: dict[str, type[Cell]] = {
-    kind.__name__.removesuffix("Cell"): kind
-    for kind in (
+    cell.__name__.removesuffix("Cell"): cell
+    for cell in (
         *(GILRCell, HGRNCell, MinGRUCell, MinLSTMCell, QRNNCell, RGLRUCell, S5Cell, SRUCell),
         *(TGRUCell, TLSTMCell, TRNNCell),
     )
 } | {"LRU": LRUStateCell}
-"""What may be a surrogate, by the name of the layer; of an LRU the state, which U reads out."""
+"""Cells of the surrogates, by name of the layer; that of "LRU" returns its state, for U to read."""
 
 HALF_OPEN = (1.0, 1.0)
-"""Memory of a surrogate's gates where none is asked for: biases of 0, as nearly in `torch.nn`."""
+"""Default memory of a surrogate's gates: biases of 0, nearly as in `torch.nn`."""
 
 
 class SurrogateRNNCell(Cell):
@@ -180,11 +180,11 @@ class SurrogateRNNCell(Cell):
         projected = self.output_size != hidden_size
         self.weight_hr = self.parameter(self.output_size, hidden_size) if projected else None
         self.reset_parameters()
-        kind, self.surrogate = _surrogate(surrogate), nn.ModuleList()
-        memory = self.memory or (HALF_OPEN if bias and kind.memory_in_bias else None)
+        surrogate_class, self.surrogate = _surrogate(surrogate), nn.ModuleList()
+        memory = self.memory or (HALF_OPEN if bias and surrogate_class.memory_in_bias else None)
         settings = {**self._factory, "memory": memory, **(surrogate_options or {})}
         for layer in range(surrogate_layers):
-            self.surrogate.append(kind(S if layer else input_size, S, bias, **settings))
+            self.surrogate.append(surrogate_class(S if layer else input_size, S, bias, **settings))
         if self.shares and not self._surrogates()[0].output_is_state:
             raise ValueError(
                 f"the state of {surrogate} is not its output, and cannot be among the "
@@ -204,7 +204,7 @@ class SurrogateRNNCell(Cell):
 
     @property
     def state_size(self) -> int:
-        """All that is carried, side by side."""
+        """Columns of the carried state: the sum of `parts`."""
         return sum(self.parts)
 
     @property
@@ -213,7 +213,7 @@ class SurrogateRNNCell(Cell):
         return self.function.readout is None and self.weight_hr is None
 
     def is_surrogate_of(self, old: nn.RNNBase) -> bool:
-        """Whether it has the function of a layer of `torch.nn`."""
+        """Whether f is the function of `old`, a layer of `torch.nn`."""
         return FUNCTIONS.get(old.mode) is self.function
 
     @property
@@ -223,12 +223,12 @@ class SurrogateRNNCell(Cell):
 
     @property
     def packed_size(self) -> int:
-        """Without the cells, where the last output is their state."""
+        """`state_size`, less the cells if the last output is their state."""
         return self.state_size - (self.cells if self.splits else 0)
 
     @property
     def output_is_state(self) -> bool:
-        """Where the surrogate's units are among the output's, and nothing is read out."""
+        """True if the output has the surrogate's units, and there is no readout."""
         return self.shares and self.reads_state
 
     def carry(self, h: Tensor | None, c: Tensor) -> Tensor:
@@ -254,16 +254,15 @@ class SurrogateRNNCell(Cell):
         return torch.cat([c, surrogate, *earlier * (self.passes - 1)], -1)
 
     def pack(self, carry: Tensor) -> Tensor:
-        """Without the cells, where the last output is their state."""
+        """The carried state, without the cells if the last output is their state."""
         return carry[..., self.cells :] if self.splits else carry
 
     def reset_parameters(self) -> None:
-        """All uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate fills its own.
+        """Uniform in ±1/sqrt(hidden_size), as in `torch.nn`; a surrogate initialises its own.
 
-        Where a memory of m steps is asked for, the biases of the forget gates are by it, and
-        b_i = -b_f / 2: an input gate near 1 / sqrt(m), with which a sum of independent impulses
-        keeps its variance however long the memory. Chrono initialisation has b_i = -b_f, for
-        impulses that add up.
+        With a `memory` of m steps the biases of the forget gates are by it, and b_i = -b_f / 2: an
+        input gate near 1 / sqrt(m), with which the variance of a sum of independent impulses does
+        not depend on m. Chrono initialisation has b_i = -b_f, for impulses that add up.
         """
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters(recurse=False):
@@ -308,7 +307,7 @@ class SurrogateRNNCell(Cell):
     def once(
         self, name: str, x: Tensor, s: Tensor, c: Any, outputs: list[Tensor], context: ScanContext
     ) -> tuple[Tensor, Tensor]:
-        """f at every t, whose gates see s: its output and the state of the cells."""
+        """One pass of f over time, with gates that see s: its output and the cells' state."""
         pre, readout = self.pre_activations(x, s), self.function.readout
         y, c_n = context.scan(name, self.function.gate, *pre, h0=c, readout=readout)
         if self.shares:
@@ -324,8 +323,8 @@ class SurrogateRNNCell(Cell):
         for k, (layer, state) in enumerate(zip(self._surrogates(), states, strict=True)):
             scan_name = f"surrogate{k}" if len(states) > 1 else "surrogate"
             last = k == len(states) - 1
-            there = replace(context, scan_name=scan_name, exclusive=last and not self.shares)
-            s, s_n = layer.layer(s, _of_columns(layer, state), there)
+            inner = replace(context, scan_name=scan_name, exclusive=last and not self.shares)
+            s, s_n = layer.layer(s, _of_columns(layer, state), inner)
             outputs.append(s)
             after.append(_to_columns(s_n))
         if self.shares:
@@ -333,7 +332,7 @@ class SurrogateRNNCell(Cell):
         return s, outputs, after
 
     def pre_activations(self, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-        """W x + b + U s + b', and one by one where the function asks for it."""
+        """W x + b + U s + b'; of the last `apart` matrices both terms separately."""
         n, apart = self.function.matrices, self.function.apart
         W, U, b_x, b_s = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
         if not apart:
@@ -459,7 +458,7 @@ def _surrogate(name: Any) -> type[Cell]:
 
 
 def _units(size: Any, hidden_size: int, output_size: int, layers: Any) -> int:
-    """How many units each layer of the surrogate has."""
+    """The number of units of each layer of the surrogate."""
     if not _is_count(layers):
         raise ValueError(f"`surrogate_layers` must be a whole number of at least 1, got {layers!r}")
     if size is None:

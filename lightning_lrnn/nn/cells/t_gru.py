@@ -38,8 +38,8 @@ class TGRU(Stack):
     Recurrent Neural Networks", ICML 2016 (arXiv 1602.02218), section 3.
 
     `output, h_n = rnn(input, h_0)`, see `Stack.forward`. h_n (num_layers * directions, B, 4 *
-    hidden_size) is the state and, side by side, what the last input has put into the f, z and o of
-    the step to come. h_0 is that, or hidden_size wide, with no input before the first.
+    hidden_size) is the state and, side by side, the last input's part of the f, z and o of the next
+    step. h_0 is that, or hidden_size wide, with no input before the first.
 
     The paper says nothing of initial biases: that of f is by expected memory.
 

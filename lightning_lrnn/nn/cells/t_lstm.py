@@ -20,7 +20,7 @@ def t_lstm(f: Tensor, z: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate
 def output(c: Tensor, f: Tensor, z: Tensor, o: Tensor) -> Tensor:
-    """c * o."""
+    """The readout c * o."""
     return c * torch.tanh(o)
 
 
@@ -46,8 +46,8 @@ class TLSTM(Stack):
     Recurrent Neural Networks", ICML 2016 (arXiv 1602.02218), section 3.
 
     `output, c_n = rnn(input, c_0)`, see `Stack.forward`. c_n (num_layers * directions, B, 4 *
-    hidden_size) is the state and, side by side, what the last input has put into the f, z and o of
-    the step to come. c_0 is that, or hidden_size wide, with no input before the first.
+    hidden_size) is the state and, side by side, the last input's part of the f, z and o of the next
+    step. c_0 is that, or hidden_size wide, with no input before the first.
 
     The paper says nothing of initial biases: that of f is by expected memory.
 
