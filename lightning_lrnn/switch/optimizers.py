@@ -61,8 +61,8 @@ def exchange_all() -> None:
     """`exchange` in every optimizer that there is."""
     if len(_weights):
         # By type, since `isinstance` reads `__class__`, which makes lazy proxies load.
-        found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
-        exchange(found)
+        alive = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
+        exchange(alive)
 
 
 def exchange(optimizers: Iterable[Any]) -> None:
