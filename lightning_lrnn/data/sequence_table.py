@@ -17,7 +17,7 @@ from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.paths import check_path
-from lightning_lrnn.data.samplers import part_of_data
+from lightning_lrnn.data.samplers import Order, part_of_data
 from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
@@ -392,7 +392,7 @@ class SequenceTable(SequenceData):
         if self.package is not None:
             path = package_file(self.package, self.path)
         if self.checkpoint is not None and self.given is None:
-            self.load_state_dict(state_of(self.checkpoint))
+            self._take_fitted(state_of(self.checkpoint))
         if self.refit:
             self.given = None
         table = None if self.in_memory else RowGroups(path)
@@ -632,12 +632,18 @@ class SequenceTable(SequenceData):
             if part not in self._lacking
         }
 
-    def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+    def _order(self, rows: SequenceRows) -> Order:
         if isinstance(rows, StreamedForecasts):
-            seed = self.seed if "sampler" in options else None
+            return PoolOrder(rows, self.seed, *part_of_data(self.trainer))
+        return super()._order(rows)
+
+    def _loader(
+        self, rows: SequenceRows, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Any]:
+        if isinstance(rows, StreamedForecasts) and "sampler" not in options:
             repeat = not getattr(self.trainer, "predicting", False)
-            options["sampler"] = PoolOrder(rows, seed, *part_of_data(self.trainer), repeat)
-        return super()._loader(rows, **options)
+            options["sampler"] = PoolOrder(rows, None, *part_of_data(self.trainer), repeat)
+        return super()._loader(rows, kind, **options)
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:
         column = self.target_names[0] if self.target_names else None
