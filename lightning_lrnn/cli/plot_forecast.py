@@ -18,6 +18,7 @@ from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.tables.columns import numbers
 from lightning_lrnn.data.tables.csv_files import CsvFormat
 from lightning_lrnn.data.tables.files import Series, listed, read_series
+from lightning_lrnn.data.tables.forecasts import STEPS_AHEAD
 from lightning_lrnn.data.tables.times import TimeError, to_times
 
 __all__ = ["Forecast", "actual_values", "draw_forecast", "read_forecast"]
@@ -87,7 +88,8 @@ def read_forecast(path: Path) -> list[Forecast]:
         (table,) = read_series(path)
         header = list(table.columns)
         levels = {name: float(name) for name in header[header.index("target") + 1 :]}
-        *names, time = header[: header.index("target")]
+        # Those of before this column was there are read too.
+        *names, time = [name for name in header[: header.index("target")] if name != STEPS_AHEAD]
         found = read_series(path, [*names, "target"])
         ordered = sorted(levels, key=lambda name: levels[name])
         return [

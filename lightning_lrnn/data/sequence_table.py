@@ -369,11 +369,13 @@ class SequenceTable(SequenceData):
 
         Returns:
             The columns of `group` ("series" for several files), that of `time` ("step" without
-            one), "target", and one for each level, such as "0.5". Rows are sorted as the
-            predictions are: window, step ahead, target. Times beyond the table go on as in it.
+            one), "steps_ahead" (1 to `horizon`), "target", and one for each level, such as "0.5".
+            Rows are sorted as the predictions are: window, step ahead, target. Times beyond the
+            table go on as in it.
 
         Raises:
-            DataError: if they are not the predictions for these data.
+            DataError: if they are not the predictions for these data, or two columns would have
+                one name.
         """
         if not self.in_memory:
             raise DataError("a table of forecasts needs one in memory: leave `in_memory` out")

@@ -42,12 +42,13 @@ def _tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(file: str, names: list[str], series: list[list[str]], starts: tuple[int, ...]) -> None:
     """Windows of two days from each start; a quantile is its level times 10 above the day."""
-    rows = [",".join([*names, "day", "target", LEVELS])]
+    rows = [",".join([*names, "day", "steps_ahead", "target", LEVELS])]
     for of in series:
         for start in starts:
-            for day in (start, start + 1):
-                cells = [str(day + 10 * float(level)) for level in LEVELS.split(",")]
-                rows.append(",".join([*of, f"2024-01-{day + 1:02}", "sold", *cells]))
+            for ahead in (1, 2):
+                day = start + ahead
+                cells = [str(day - 1 + 10 * float(level)) for level in LEVELS.split(",")]
+                rows.append(",".join([*of, f"2024-01-{day:02}", str(ahead), "sold", *cells]))
     Path(file).write_text("\n".join(rows))
 
 
