@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import yaml  # type: ignore[import-untyped]
@@ -18,7 +19,8 @@ from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.tables.columns import numbers
 from lightning_lrnn.data.tables.csv_files import CsvFormat
 from lightning_lrnn.data.tables.files import Series, listed, read_series
-from lightning_lrnn.data.tables.times import TimeError, to_times
+from lightning_lrnn.data.tables.forecasts import STEPS_AHEAD
+from lightning_lrnn.data.tables.times import TimeError, check_zone, has_offset, to_times
 
 __all__ = ["Forecast", "actual_values", "draw_forecast", "read_forecast"]
 
@@ -30,9 +32,6 @@ FEW = 20
 PAST = 3
 """What is shown of the past, times the steps ahead; and at least FEW steps."""
 WIDE, NARROW, MEDIAN = "#c6dbef", "#8fbfe0", "#08519c"
-
-OFFSET = re.compile(r":\d\d(\.\d+)?\s*([+-]\d\d(:?\d\d)?|Z|UTC|GMT)$")
-"""The end of a time of a zone."""
 
 Values = tuple[NDArray[Any], NDArray[np.float64]]
 """Times (T,) and values (T,)."""
@@ -46,10 +45,10 @@ class Forecast:
         names: column of group -> its value.
         target: its column.
         time: the column of times.
-        times: (N,) numbers or dates; of UTC, if they are `zoned`.
+        times: (N,) numbers or dates; of UTC, if they have a `zone`.
         levels: of the quantiles, rising, 0.5 among them.
         quantiles: (N, levels).
-        zoned: whether dates are written with their offset.
+        zone: whose clocks dates are shown by; None if they are written without offset.
     """
 
     names: dict[str, str]
@@ -58,7 +57,7 @@ class Forecast:
     times: NDArray[Any]
     levels: tuple[float, ...]
     quantiles: NDArray[np.float64]
-    zoned: bool = False
+    zone: tzinfo | None = None
 
     def last(self) -> Forecast:
         """The last window where windows overlap; where they follow each other, all of them."""
@@ -87,7 +86,8 @@ def read_forecast(path: Path) -> list[Forecast]:
         (table,) = read_series(path)
         header = list(table.columns)
         levels = {name: float(name) for name in header[header.index("target") + 1 :]}
-        *names, time = header[: header.index("target")]
+        # Those of before this column was there are read too.
+        *names, time = [name for name in header[: header.index("target")] if name != STEPS_AHEAD]
         found = read_series(path, [*names, "target"])
         ordered = sorted(levels, key=lambda name: levels[name])
         return [
@@ -98,7 +98,7 @@ def read_forecast(path: Path) -> list[Forecast]:
                 to_times(one.cells(time)),
                 tuple(levels[name] for name in ordered),
                 numbers(one, ordered),
-                _zoned(one, time),
+                _zone_of(one, time),
             )
             for one in found
         ]
@@ -122,6 +122,7 @@ def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | No
     names, time = list(forecasts[0].names), forecasts[0].time
     try:
         path, form, written, zone = _source(path)
+        check_zone(zone)
         columns = read_series(path, form=form)[0].columns
         # As `forecast_table` calls the files of a folder, and steps without times.
         group = [] if names == ["series"] and "series" not in columns else names
@@ -148,7 +149,7 @@ def _values(one: Series | None, of: Forecast, path: Path) -> Values | None:
             f"the times of {path} are {here}, those of the forecast {there}: give the table that "
             "the forecast was made from"
         )
-    if of.zoned and one.zone is None and not _zoned(one, of.time):
+    if of.zone and one.zone is None and not _zoned(one, of.time):
         raise PlotError(
             f"the times of the forecast have an offset, those of {path} have none: give --actual "
             "the config whose data have the `time_zone`"
@@ -181,11 +182,22 @@ def _source(path: Path) -> tuple[Path, CsvFormat, str | None, str | None]:
         ) from error
 
 
+def _zone_of(series: Series, time: str) -> tzinfo | None:
+    """The clocks by which a forecast is written, as far as its offsets tell; of several, UTC."""
+    cells = {c.decode() if isinstance(c, bytes) else str(c) for c in series.columns[time]}
+    if not all(map(has_offset, cells)):
+        return None
+    try:
+        zones = {datetime.fromisoformat(cell.strip()).tzinfo for cell in cells}
+    except ValueError:
+        zones = set()
+    return zones.pop() if len(zones) == 1 else timezone.utc
+
+
 def _zoned(series: Series, time: str) -> bool:
     """Whether text has times with an offset; what is no text says so itself."""
     first = series.columns[time][0] if time in series.columns else ""
-    text = first.decode("utf-8", "replace") if isinstance(first, bytes) else first
-    return not isinstance(text, str) or OFFSET.search(text.strip()) is not None
+    return not isinstance(first, bytes | str) or has_offset(first)
 
 
 def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = None) -> Path:
@@ -205,7 +217,14 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
     """
     found = read_forecast(path)
     shown = [one.last() for one in found[:MOST]]
-    values = actual_values(actual, shown) if actual else [None] * len(shown)
+    values: list[Values | None] = [None] * len(shown)
+    if actual:
+        values = actual_values(actual, shown)
+        if zone := _source(actual)[-1]:
+            # Offsets in a file do not say what clocks show at other times.
+            shown = [
+                one if one.zone is None else replace(one, zone=ZoneInfo(zone)) for one in shown
+            ]
     across = 1 if len(shown) == 1 else 2
     rows = -(-len(shown) // across)
     figure = new_figure(WIDTH, ROW * rows + LEGEND)
@@ -263,17 +282,21 @@ def _name_axes(panel: Any, one: Forecast, times: NDArray[Any]) -> None:
         from matplotlib import dates
 
         # Evenly spaced: a tick at the first of a month lay on the one before.
-        locator: Any = dates.AutoDateLocator(None, 3, 6, False)  # type: ignore[no-untyped-call]
+        clocks = one.zone or timezone.utc
+        locator: Any = dates.AutoDateLocator(clocks, 3, 6, False)  # type: ignore[no-untyped-call]
         formatter: Any = dates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
             locator,
+            clocks,
             formats=["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S.%f"],
             zero_formats=["", "%b %Y", "%d %b", "%d %b", "%H:%M", "%H:%M"],
             show_offset=False,
         )
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(formatter)
-        days = [np.datetime_as_string(day, unit="D") for day in (times.min(), times.max())]
-        label += f"{' (UTC)' * one.zoned}, {' to '.join(dict.fromkeys(map(str, days)))}"
+        ends = (t.astype("datetime64[s]").item() for t in (times.min(), times.max()))
+        here = (end.replace(tzinfo=timezone.utc).astimezone(clocks) for end in ends)
+        days = dict.fromkeys(f"{end:%Y-%m-%d}" for end in here)
+        label += f"{f' ({clocks})' if one.zone else ''}, {' to '.join(days)}"
     panel.set_xlabel(plain_text(label))
     panel.set_ylabel(plain_text(one.target))
     names = ", ".join(f"{column} {value}" for column, value in one.names.items())

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
+from lightning_lrnn.data.resume import place_of, take_up
 from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.splits import check_fractions
 from lightning_lrnn.data.text.passages import Passage, Starts, Text, TextFile
@@ -109,8 +110,7 @@ class ByteText(pl.LightningDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.max_bytes, self.seed = max_bytes, seed
         self._splits: dict[str, list[Passage]] = {}
-        self._training: Windows | None = None
-        self._resume: dict[str, Any] = {}
+        self._place: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Finds and splits the text, once."""
@@ -118,15 +118,8 @@ class ByteText(pl.LightningDataModule):
             self._splits = self._split(self._read())
 
     def train_dataloader(self) -> Windows:
-        """Windows over the training files, from the position of the checkpoint if there is one."""
-        self._training = self._windows("train")
-        limit = self.trainer.limit_train_batches if self.trainer else 1.0
-        count = len(self._training)
-        self._training.end = int(limit * count) if isinstance(limit, float) else min(limit, count)
-        if self._resume:
-            self._training.load_state_dict(self._resume)
-            self._resume = {}
-        return self._training
+        """Windows over the training files."""
+        return take_up(self._windows("train"), self.trainer, self._place)
 
     def val_dataloader(self) -> Windows:
         """Windows over the validation files, every byte once."""
@@ -142,15 +135,15 @@ class ByteText(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training text."""
-        return self._training.state_dict() if self._training else {}
+        return place_of(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the position for the next `train_dataloader`.
+        """Keeps the position for `train_dataloader`.
 
         Lightning gives a loader its state back as well, but not to one that was already asked for
         when the optimizer was configured, as `Trainer.estimated_stepping_batches` does.
         """
-        self._resume = state_dict
+        self._place = state_dict
 
     def files(self, split: str = "train") -> list[str]:
         """Names of the files of "train", "val" or "test", in the order of the text."""

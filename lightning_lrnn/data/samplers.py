@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from torch.utils.data import BatchSampler, RandomSampler, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
-__all__ = ["Buckets", "SeededOrder", "part_of_data"]
+__all__ = ["Buckets", "Order", "SeededOrder", "part_of_data"]
 
 
 def part_of_data(trainer: Any) -> tuple[int, int]:
@@ -24,65 +24,95 @@ def part_of_data(trainer: Any) -> tuple[int, int]:
     return of_sampler.get("rank", 0), of_sampler.get("num_replicas", 1)
 
 
-class SeededOrder(RandomSampler):
-    """All rows in an order that depends on nothing but the seed and the epoch.
+class Order(DistributedSampler[Any]):
+    """The rows that a process sees in an epoch; made to be subclassed.
 
-    Lightning says which epoch it is, also to a run that was resumed.
+    They depend on nothing but the seed and the epoch, so that a process that goes on sees the same.
+    Lightning says which epoch it is, also to a run that was resumed, and leaves a sampler that
+    deals out rows itself in its place.
 
     Args:
         rows: what has the length.
         seed: at least 0.
+        rank: number of this process.
+        world_size: how many processes there are.
+
+    Attributes:
+        skip: rows that are left out at the beginning, since they were seen.
     """
 
-    def __init__(self, rows: Sized, seed: int) -> None:
-        super().__init__(rows)
-        self.seed, self.epoch = seed, 0
+    def __init__(self, rows: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(cast(Dataset[Any], rows), world_size, rank, seed=seed)
+        self.rows, self.skip = rows, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Says which epoch comes next."""
-        self.epoch = epoch
+    def order(self) -> Iterable[int]:
+        """The numbers of the rows of the epoch."""
+        raise NotImplementedError
+
+    def form(self) -> dict[str, int]:
+        """What the order depends on, beside the epoch."""
+        return {"rows": len(self.rows), "seed": self.seed, "processes": self.num_replicas}
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the rows."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
-        return iter([int(row) for row in order])
+        """The numbers of the rows, from the first one that was not seen."""
+        return islice(self.order(), self.skip, None)
 
 
-class Buckets(BatchSampler):
-    """Batches of rows of like length, so that there is less padding to compute.
+class SeededOrder(Order):
+    """All rows, shuffled. Of several processes each has as many: the first ones come again."""
 
-    As many rows as `pool` batches take are taken in the order of the sampler, sorted by length, cut
-    into batches, and these are dealt out in an order in which long ones do not come last.
+    def order(self) -> Iterable[int]:
+        """The numbers of the rows of the epoch."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))
+        dealt: list[int] = np.resize(order, self.total_size)[
+            self.rank :: self.num_replicas
+        ].tolist()
+        return dealt
+
+
+class Buckets(SeededOrder):
+    """The same in an order in which rows of a batch are of like length: less padding to compute.
+
+    As many rows as `pool` batches take are taken in the order before, sorted by length, cut into
+    batches, and these are dealt out in an order in which long ones do not come last. A batch that
+    is not full has the shortest rows and comes last.
 
     Args:
-        sampler: the order before; under several processes Lightning puts that of a process here.
+        rows: what has the length.
+        seed: at least 0.
+        part: number of this process, and how many there are.
         lengths: of every row.
         batch_size: rows of a batch.
-        drop_last: leave out a last batch that is not full.
         pool: batches to sort over; 1 changes nothing.
     """
 
     def __init__(
         self,
-        sampler: Sampler[int] | Iterable[int],
+        rows: Sized,
+        seed: int,
+        part: tuple[int, int],
         lengths: Sequence[int],
         batch_size: int,
-        drop_last: bool,
         pool: int,
     ) -> None:
-        super().__init__(sampler, batch_size, drop_last)
-        self.lengths, self.pool = lengths, pool
+        super().__init__(rows, seed, *part)
+        self.lengths, self.batch_size, self.pool = lengths, batch_size, pool
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """The numbers of the rows, batch by batch."""
-        rows = iter(self.sampler)
+    def form(self) -> dict[str, int]:
+        """What the order depends on, beside the epoch."""
+        return {**super().form(), "bucket": self.pool}
+
+    def order(self) -> Iterator[int]:
+        """The numbers of the rows, batch after batch."""
+        rows = iter(super().order())
         while pooled := list(islice(rows, self.pool * self.batch_size)):
             # A batch is known by the row that the sampler dealt first, which lies anywhere.
             place = {row: i for i, row in enumerate(pooled)}
             pooled.sort(key=lambda row: self.lengths[row])
+            short = len(pooled) % self.batch_size
             batches = [
-                pooled[i : i + self.batch_size] for i in range(0, len(pooled), self.batch_size)
+                pooled[i : i + self.batch_size] for i in range(short, len(pooled), self.batch_size)
             ]
-            if len(batches[-1]) < self.batch_size and self.drop_last:
-                batches.pop()
-            yield from sorted(batches, key=lambda batch: min(place[row] for row in batch))
+            for batch in sorted(batches, key=lambda batch: min(place[row] for row in batch)):
+                yield from batch
+            yield from pooled[:short]

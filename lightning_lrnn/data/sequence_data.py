@@ -15,7 +15,8 @@ from lightning_lrnn.core.checks import check_counts, check_flags
 from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
-from lightning_lrnn.data.samplers import Buckets, SeededOrder
+from lightning_lrnn.data.resume import TrainingLoader, place_of, take_up
+from lightning_lrnn.data.samplers import Buckets, Order, SeededOrder, part_of_data
 from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
 from lightning_lrnn.data.text.windows import IGNORE
@@ -25,6 +26,7 @@ __all__ = ["SequenceData", "state_of"]
 FITTED = "fitted_data"
 """Key of a data module's state; by it the modules find that in a checkpoint."""
 KIND = "kind"
+PLACE = "place"
 
 
 class SequenceData(pl.LightningDataModule):
@@ -32,7 +34,8 @@ class SequenceData(pl.LightningDataModule):
 
     Batches are `SequenceBatch`, padded or packed. Training sees the rows in an order that depends
     on `seed` and the epoch alone; validation, test and prediction (of the test part) see all of
-    them in their own order. Under several processes Lightning deals the rows out.
+    them in their own order. Rows are dealt out to several processes. An epoch that a checkpoint
+    interrupts goes on at its next batch.
 
     Args:
         batch_size: rows of a batch, of each process.
@@ -89,6 +92,7 @@ class SequenceData(pl.LightningDataModule):
         self.fitted, self.given = {}, None
         self._parts: dict[str, SequenceRows] = {}
         self._class_weights: Tensor | None = None
+        self._place: dict[str, Any] = {}
 
     def make_parts(self) -> dict[str, SequenceRows]:
         """The rows of "train", "val" and "test"; sets `classes` if there are some. Called once."""
@@ -105,15 +109,25 @@ class SequenceData(pl.LightningDataModule):
         self._make()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was fitted on the training part, for the checkpoint; Lightning asks for it."""
-        return {FITTED: {KIND: type(self).__qualname__, **self.fitted}} if self.fitted else {}
+        """What was fitted on the training part and where training is, for the checkpoint."""
+        place = place_of(self.trainer)
+        return {**self._state_of_fitted(), **({PLACE: place} if place else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what was fitted from a checkpoint; what was made with another is made anew.
 
+        Training goes on where it was, if the trainer does.
+
         Args:
-            state_dict: what `state_dict` returned. That of another class counts for nothing.
+            state_dict: what `state_dict` returned. What another class fitted counts for nothing.
         """
+        self._place = state_dict.get(PLACE, {})
+        self._take_fitted(state_dict)
+
+    def _state_of_fitted(self) -> dict[str, Any]:
+        return {FITTED: {KIND: type(self).__qualname__, **self.fitted}} if self.fitted else {}
+
+    def _take_fitted(self, state_dict: dict[str, Any]) -> None:
         state = state_dict.get(FITTED)
         if not isinstance(state, dict) or state.get(KIND) != type(self).__qualname__:
             return
@@ -126,7 +140,7 @@ class SequenceData(pl.LightningDataModule):
             return
         model = getattr(self.trainer, "lightning_module", None)
         if self.given is None and (state := getattr(model, "data_state", None)):
-            self.load_state_dict(state)
+            self._take_fitted(state)
         self._parts = self.make_parts()
 
     def part(self, name: str) -> SequenceRows:
@@ -169,18 +183,21 @@ class SequenceData(pl.LightningDataModule):
         rows = self.part("train")
         # A model of this package keeps it, also where it is used without a checkpoint.
         if hasattr(model := getattr(self.trainer, "lightning_module", None), "data_state"):
-            cast(Any, model).data_state = self.state_dict()
-        order = SeededOrder(rows, self.seed)
-        # To take the same batches again and again Lightning changes the sampler of a loader, not
-        # that of buckets.
-        overfit = getattr(self.trainer, "overfit_batches", 0)
-        if self.bucket > 1 and not overfit:
+            cast(Any, model).data_state = self._state_of_fitted()
+        how: dict[str, Any] = {"batch_size": self.batch_size, "drop_last": self.drop_last}
+        if getattr(self.trainer, "overfit_batches", 0):
+            # In order, as Lightning would have it, so that the same batches come again.
+            return self._loader(rows, **how)
+        loader = self._loader(rows, TrainingLoader, sampler=self._order(rows), **how)
+        return take_up(cast(TrainingLoader, loader), self.trainer, self._place)
+
+    def _order(self, rows: SequenceRows) -> Order:
+        """In which order training sees rows."""
+        part = part_of_data(self.trainer)
+        if self.bucket > 1:
             lengths = [len(rows[i].inputs) for i in range(len(rows))]
-            buckets = Buckets(order, lengths, self.batch_size, self.drop_last, self.bucket)
-            return self._loader(rows, batch_sampler=buckets)
-        return self._loader(
-            rows, sampler=order, batch_size=self.batch_size, drop_last=self.drop_last
-        )
+            return Buckets(rows, self.seed, part, lengths, self.batch_size, self.bucket)
+        return SeededOrder(rows, self.seed, *part)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches of the validation part, in order."""
@@ -207,10 +224,12 @@ class SequenceData(pl.LightningDataModule):
             told.append(f"{name} {len(rows):,} sequences of {span} steps")
         return ", ".join(told)
 
-    def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, rows: SequenceRows, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Any]:
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
         single = getattr(device, "type", "cpu") == "mps"
-        return DataLoader(
+        return kind(
             cast(Dataset[Any], rows),
             collate_fn=cast(Any, partial(collate, packed=self.packed, single=single)),
             num_workers=self.num_workers,

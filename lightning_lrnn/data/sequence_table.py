@@ -17,7 +17,7 @@ from lightning_lrnn.core.checks import check_choice, check_counts, check_flags
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.packages import package_file
 from lightning_lrnn.data.paths import check_path
-from lightning_lrnn.data.samplers import part_of_data
+from lightning_lrnn.data.samplers import Order, part_of_data
 from lightning_lrnn.data.sequence_data import SequenceData, state_of
 from lightning_lrnn.data.sequences import SequenceRows
 from lightning_lrnn.data.splits import PARTS, split
@@ -68,7 +68,7 @@ from lightning_lrnn.data.tables.streamed import (
     scaling_by,
     train_moments,
 )
-from lightning_lrnn.data.tables.times import check_format
+from lightning_lrnn.data.tables.times import check_format, check_zone
 from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceTable"]
@@ -268,6 +268,7 @@ class SequenceTable(SequenceData):
         check_flags(DataError, refit=refit, in_memory=in_memory)
         self.form.check()
         check_format(time_format)
+        check_zone(time_zone)
         if problem := self._problem():
             raise DataError(problem)
 
@@ -369,11 +370,13 @@ class SequenceTable(SequenceData):
 
         Returns:
             The columns of `group` ("series" for several files), that of `time` ("step" without
-            one), "target", and one for each level, such as "0.5". Rows are sorted as the
-            predictions are: window, step ahead, target. Times beyond the table go on as in it.
+            one), "steps_ahead" (1 to `horizon`), "target", and one for each level, such as "0.5".
+            Rows are sorted as the predictions are: window, step ahead, target. Times beyond the
+            table go on as in it.
 
         Raises:
-            DataError: if they are not the predictions for these data.
+            DataError: if they are not the predictions for these data, or two columns would have
+                one name.
         """
         if not self.in_memory:
             raise DataError("a table of forecasts needs one in memory: leave `in_memory` out")
@@ -392,7 +395,7 @@ class SequenceTable(SequenceData):
         if self.package is not None:
             path = package_file(self.package, self.path)
         if self.checkpoint is not None and self.given is None:
-            self.load_state_dict(state_of(self.checkpoint))
+            self._take_fitted(state_of(self.checkpoint))
         if self.refit:
             self.given = None
         table = None if self.in_memory else RowGroups(path)
@@ -511,35 +514,38 @@ class SequenceTable(SequenceData):
         self._known = [known_series(one, value) for one, value in zip(series, values, strict=True)]
         steps = [known.steps for known in self._known]
         spans = self._spans([one.name for one in series], steps)
-        outputs = self._fitted("outputs", series, values, spans["train"], self.target_names)
-        # What lies behind the last window is no input.
-        behind = 0 if self.predict == "future" else horizon
-        used = [max(0, known - behind) for known in steps]
-        known_ahead = self._known_ahead(series, features, steps)
-        inputs = self._inputs(series, features, spans["train"], used)
-        beyond = torch.full((horizon, len(self.target_names)), torch.nan)
-        targets = [
-            torch.cat([outputs.scaled(one.name, value[:known]), beyond])
-            for one, value, known in zip(series, values, steps, strict=True)
-        ]
-        scalings = [outputs.of(one.name) for one in series]
-        # Of the user's values in float32 the last digits would be lost.
-        offset = [torch.from_numpy(scaling.mean[None]) for scaling in scalings]
-        scale = [torch.from_numpy(scaling.std[None]) for scaling in scalings]
         starts = {
             part: [(i, start) for i, of_series in of_part for start in of_series]
             for part, of_part in self._starts(spans).items()
         }
-        if self.predict == "future":
+        future = self.predict == "future"
+        if future:
             starts["future"] = [(i, n - window) for i, n in enumerate(steps) if n >= window]
             if not starts["future"]:
                 self._lacking["future"] = (
                     f"no series has the {window} steps of a window: make it shorter"
                 )
+        with_windows = {i for part in starts.values() for i, _ in part}
         known = {one.name: one.steps for one in self._known}
-        warn_of_short(known, (i for part in starts.values() for i, _ in part), window, horizon)
-        if self.predict == "future":
+        warn_of_short(known, with_windows, window, horizon)
+        if future:
             tell_early([self._known[i] for i, _ in starts["future"]])
+        outputs = self._fitted("outputs", series, values, spans["train"], self.target_names)
+        # What lies behind the last window is no input, nor is what no window has.
+        behind = 0 if future else horizon
+        needed = [n if i in with_windows else 0 for i, n in enumerate(steps)]
+        known_ahead = self._known_ahead(series, features, needed)
+        used = [max(0, n - behind) for n in needed]
+        inputs = self._inputs(series, features, spans["train"], used)
+        beyond = torch.full((horizon, len(self.target_names)), torch.nan)
+        targets = [
+            torch.cat([outputs.scaled(one.name, value[:n]), beyond])
+            for one, value, n in zip(series, values, steps, strict=True)
+        ]
+        scalings = [outputs.of(one.name) for one in series]
+        # Of the user's values in float32 the last digits would be lost.
+        offset = [torch.from_numpy(scaling.mean[None]) for scaling in scalings]
+        scale = [torch.from_numpy(scaling.std[None]) for scaling in scalings]
         how = window, horizon, offset, scale, known_ahead
         return {
             part: ForecastRows(inputs, targets, of_part, *how)
@@ -550,7 +556,10 @@ class SequenceTable(SequenceData):
     def _known_ahead(
         self, series: Sequence[Series], features: list[Array], steps: Sequence[int]
     ) -> Tensor | None:
-        """Which features are known of the steps ahead, bool (F,); None if none is used."""
+        """Which features are known of the steps ahead, bool (F,); None if none is used.
+
+        `steps` are those that windows have, 0 of a series without any.
+        """
         ahead = getattr(getattr(self.trainer, "lightning_module", None), "ahead", None)
         if ahead is not None and ahead is not (self.known is not None):
             raise DataError(
@@ -562,7 +571,8 @@ class SequenceTable(SequenceData):
         names = self._known_names(series[0])
         known = np.array([name in names for name in self.feature_names])
         names = [name for name in self.feature_names if name in names]
-        until = [n + (self.horizon if self.predict == "future" else 0) for n in steps]
+        beyond = self.horizon if self.predict == "future" else 0
+        until = [n + beyond if n else 0 for n in steps]
         refuse_unknown(series, features, self.feature_names, known, until)
         if self.missing == "error":
             refuse_gaps(series, [x[:, known] for x in features], names, until)
@@ -632,12 +642,18 @@ class SequenceTable(SequenceData):
             if part not in self._lacking
         }
 
-    def _loader(self, rows: SequenceRows, **options: Any) -> DataLoader[Any]:
+    def _order(self, rows: SequenceRows) -> Order:
         if isinstance(rows, StreamedForecasts):
-            seed = self.seed if "sampler" in options else None
+            return PoolOrder(rows, self.seed, *part_of_data(self.trainer))
+        return super()._order(rows)
+
+    def _loader(
+        self, rows: SequenceRows, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+    ) -> DataLoader[Any]:
+        if isinstance(rows, StreamedForecasts) and "sampler" not in options:
             repeat = not getattr(self.trainer, "predicting", False)
-            options["sampler"] = PoolOrder(rows, seed, *part_of_data(self.trainer), repeat)
-        return super()._loader(rows, **options)
+            options["sampler"] = PoolOrder(rows, None, *part_of_data(self.trainer), repeat)
+        return super()._loader(rows, kind, **options)
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:
         column = self.target_names[0] if self.target_names else None

@@ -7,6 +7,7 @@ or on constants.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +38,13 @@ class Operation(NamedTuple):
     of_complex: bool = True
     compares: bool = False
     cost: int = 1
+
+    @property
+    def arguments(self) -> int:
+        """How many it takes."""
+        if self.rule is None:
+            return 2 if self.compares else 1
+        return len(inspect.signature(self.rule).parameters) - 2
 
 
 def _complex(real: Any, imag: Any) -> Any:

@@ -93,6 +93,8 @@ def parse(program: str) -> Program:
             if match is None or int(match[1]) != index or match[2] not in OPERATIONS:
                 raise ValueError(f"step {text!r}")
             arguments = tuple(_argument(word, known) for word in match[3].split(","))
+            if len(arguments) != OPERATIONS[match[2]].arguments:
+                raise ValueError(f"step {text!r} has {len(arguments)} arguments")
             parsed.append(Step(match[2], arguments))
             known.add(f"t{index}")
         returned = tuple(_argument(word, known) for word in outputs.split())

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
@@ -41,22 +42,46 @@ _NAMES: dict[Any, str] = {
     torch.complex: "complex",
 }
 
+_INSTEAD = {
+    "softplus": ": with `beta=b` it is F.softplus(b * x) / b",
+    "ones_like": ": write 1.0",
+    "zeros_like": ": write 0.0",
+    "full_like": ": write the number",
+}
 # Options that PyTorch's own wrappers pass on, at values that change nothing.
 _DEFAULTS = {"inplace": False, "approximate": "none", "beta": 1, "threshold": 20, "alpha": 1}
 
 
 class _Tracer(fx.Tracer):
-    """Keeps the line of every operation, for error messages."""
+    """Keeps the line of every operation, for error messages; takes no tensor but the arguments."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
+        self._function = function
         self._file = inspect.unwrap(function).__code__.co_filename
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        lines = [f.lineno for f in traceback.extract_stack() if f.filename == self._file]
-        node.meta["line"] = f" ({self._file}, line {lines[-1]})" if lines else ""
+        node.meta["line"] = self._line()
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, np.generic):
+            a = a.item()
+        if isinstance(a, Tensor | np.ndarray):
+            x = torch.as_tensor(a).detach()
+            alike = x.numel() > 0 and bool((x == x.flatten()[0]).all())
+            number = f"write {x.flatten()[0].item()!r}, or " if alike else ""
+            raise GateError(
+                f"{_name(self._function)} has a tensor of shape {tuple(x.shape)} that is none of "
+                f"its arguments{self._line()}, and numbers alone are compiled in: {number}make it "
+                f"one more argument, (D,) if it has a value for each feature"
+            )
+        return super().create_arg(a)
+
+    def _line(self) -> str:
+        lines = [f.lineno for f in traceback.extract_stack() if f.filename == self._file]
+        return f" ({self._file}, line {lines[-1]})" if lines else ""
 
 
 def trace(function: Callable[..., Any]) -> str:
@@ -75,12 +100,20 @@ def trace(function: Callable[..., Any]) -> str:
         return function.program
     if not hasattr(inspect.unwrap(function), "__code__"):
         raise GateError(f"a gate is a Python function of tensors, got {function!r}")
-    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    parameters = inspect.signature(function).parameters.values()
+    kinds = {p.kind for p in parameters}
     if not kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
         raise GateError(f"{_name(function)}: a gate takes its tensors by position")
+    if given := [p for p in parameters if p.default is not p.empty]:
+        raise GateError(
+            f"{_name(function)}: every argument of a gate is a tensor, and {given[0]} would be one "
+            "too: write the number inside the function, or take it from around it"
+        )
     try:
         graph = _Tracer(function).trace(function)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except GateError:
+        raise
+    except (fx.proxy.TraceError, TypeError, ValueError, NotImplementedError) as error:
         raise GateError(
             f"{_name(function)} cannot be traced: {error}. A gate may not branch on values; "
             "use torch.where"
@@ -136,12 +169,20 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
         arguments = (arguments[0], options.pop("min", None), options.pop("max", None))
     else:
         options = {k: v for k, v in node.kwargs.items() if _DEFAULTS.get(k) != v}
-    if operation not in OPERATIONS or options:
+    line = node.meta.get("line", "")
+    if operation not in OPERATIONS:
         what = getattr(node.target, "__name__", node.target)
-        detail = f" with {options}" if operation in OPERATIONS else ""
         raise GateError(
-            f"{function} uses {what}{detail}, which is not an operation of a gate"
-            f"{node.meta.get('line', '')}. A gate may use: {', '.join(OPERATIONS)}"
+            f"{function} uses {what}, which is not an operation of a gate{line}"
+            f"{_INSTEAD.get(operation or str(what), '')}. A gate may use: {', '.join(OPERATIONS)}"
+        )
+    count = OPERATIONS[operation].arguments
+    if options or len(arguments) != count:
+        given = [*(repr(a) for a in arguments[count:]), *(f"{k}={v!r}" for k, v in options.items())]
+        told = ", ".join(given) or f"{len(arguments)} arguments"
+        raise GateError(
+            f"{function} calls {operation} with {told}{line}; in a gate it takes {count} argument"
+            f"{'s' * (count > 1)} and no options{_INSTEAD.get(operation, '')}"
         )
     for argument in arguments:
         if not isinstance(argument, fx.Node | int | float | None):
@@ -160,7 +201,9 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
             f"{function}: clamp takes numbers as its bounds; there are torch.minimum and "
             f"torch.maximum{node.meta.get('line', '')}"
         )
-    return Step(operation, tuple(names[a] if isinstance(a, fx.Node) else a for a in arguments))
+    # A truth value is written in another way.
+    plain = (int(a) if isinstance(a, bool) else a for a in arguments)
+    return Step(operation, tuple(names[a] if isinstance(a, fx.Node) else a for a in plain))
 
 
 def _is_power_of_none(number: Constant, arguments: Sequence[Any]) -> bool:

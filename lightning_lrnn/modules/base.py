@@ -23,6 +23,7 @@ from lightning_lrnn.core.ranks import Ranks, all_gather, ranks_of
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.sequence_data import FITTED
+from lightning_lrnn.modules.checkpoint import settle
 from lightning_lrnn.nn.checks import check_backend
 from lightning_lrnn.nn.stack import Stack
 
@@ -361,11 +362,7 @@ class RecurrentModule(pl.LightningModule):
         return recorded
 
     def on_train_epoch_start(self) -> None:
-        """Starts from zeros, unless this continues an epoch that `max_steps` had ended."""
-        if self._trainer:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress
-            if progress.current.ready and not progress.is_last_batch:
-                return
+        """Resets the carried state of this stage to zeros."""
         self._start("train")
 
     def on_train_epoch_end(self) -> None:
@@ -403,7 +400,11 @@ class RecurrentModule(pl.LightningModule):
         checkpoint[RANDOM] = self._of_all(_random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the carried state, the random numbers and the data's state."""
+        """Restores the carried state, the random numbers and the data's state.
+
+        An epoch that was left half way goes on.
+        """
+        settle(checkpoint)
         rank, _ = part_of_data(self._trainer)
 
         def own_entry(name: str) -> Any:

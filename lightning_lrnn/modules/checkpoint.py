@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_lrnn.core.checks import UserError
 
-__all__ = ["CheckpointError", "CheckpointFiles", "check", "read"]
+__all__ = ["CheckpointError", "CheckpointFiles", "check", "read", "settle"]
 
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|[a-z0-9]+::", re.IGNORECASE)
 FOREIGN = re.compile(r"GLOBAL (\S+)")
@@ -111,6 +111,35 @@ def _contents(path: str, weights_only: bool, map_location: Any) -> Any:
     # For a damaged file torch.load may raise any exception.
     except Exception as error:
         raise CheckpointError(_sentence(path, error)) from error
+
+
+def settle(contents: dict[str, Any]) -> None:
+    """Has Lightning go on where a run was: inside an epoch, or with the next one.
+
+    Lightning counts an epoch that `max_steps`, a Timer or an early stop ended half way as over; and
+    with `max_steps` it goes on after an epoch with another one, of no batches.
+
+    Args:
+        contents: of a checkpoint, whose counts are changed.
+    """
+    loop = (contents.get("loops") or {}).get("fit_loop") or {}
+    epochs, batches = loop.get("epoch_progress"), loop.get("epoch_loop.batch_progress")
+    if not epochs or not batches or not batches["current"]["ready"]:
+        return
+    if epochs["current"]["started"] < epochs["current"]["ready"]:
+        return  # the next epoch has begun, and none of its batches
+    now = batches["current"]
+    # The last batch may have been begun, and have failed.
+    over = batches["is_last_batch"] and now["processed"] == now["ready"]
+    batches["is_last_batch"] = False
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] = counts["completed"] = counts["ready"] - (not over)
+    if over:
+        if now["completed"] < now["ready"]:
+            # Saved before loggers were told that the batch was over.
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+        batches["total"] = dict.fromkeys(now, batches["total"]["ready"])
+        batches["current"] = dict.fromkeys(now, 0)
 
 
 def check(contents: Any, path: str, resumes: bool = False) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_lrnn.backends import check_name as check_backend
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
-from lightning_lrnn.gates import Gate, parse
+from lightning_lrnn.gates import WANTED, Gate, parse
 from lightning_lrnn.nn.memory import Memory, check_memory
 
 __all__ = [
@@ -48,23 +48,38 @@ def check_gated(cell: Any, *, own: bool) -> None:
     for name in ("gate", "sizes"):
         if getattr(cell, name, None) is None:
             raise TypeError(f"{cell_name} must have a `{name}`, as docs/extending.md shows it")
-    if isinstance(getattr_static(type(cell), "gate", None), FunctionType):
-        raise TypeError(
-            f"{cell_name}.gate is a function of the class, which would get the cell as its first "
-            f"argument: decorate it with `@lightning_lrnn.gate`, or with `@staticmethod` to have "
-            f"PyTorch evaluate it"
-        )
     projections, biases = cell.sizes
     if not 0 <= biases <= projections or projections < 1:
         raise ValueError(
             f"{cell_name}.sizes must be a number of projections, and how many of them have a bias, "
             f"got {cell.sizes}"
         )
-    inputs = parse(cell.gate.program).inputs if isinstance(cell.gate, Gate) else projections
-    if inputs != projections and not own:
+    _check_function(cell, "gate", None if own else projections, 2)
+    _check_function(cell, "readout", None if own else 1 + projections, 1)
+
+
+def _check_function(cell: Any, name: str, gets: int | None, returns: int) -> None:
+    """Raises for a gate or readout of another number of arguments or of what it returns."""
+    attribute, function = f"{type(cell).__name__}.{name}", getattr(cell, name)
+    if isinstance(getattr_static(type(cell), name, None), FunctionType):
+        raise TypeError(
+            f"{attribute} is a function of the class, which would get the cell as its first "
+            f"argument: decorate it with `@lightning_lrnn.gate`, or with `@staticmethod` to have "
+            f"PyTorch evaluate it"
+        )
+    if not isinstance(function, Gate):
+        return
+    takes, _, returned = parse(function.program)
+    if gets is not None and takes != gets:
+        state = "the state and " if name == "readout" else ""
         raise ValueError(
-            f"{cell_name}.gate takes {inputs} arguments, and gets {projections}, the projections "
-            f"of `sizes` {cell.sizes}"
+            f"{attribute} takes {takes} arguments, and gets {gets}, {state}the projections of `sizes` "
+            f"{cell.sizes}"
+        )
+    if len(returned) != returns:
+        raise ValueError(
+            f"{attribute} must return {WANTED[name]}, returns {len(returned)} "
+            f"value{'s' * (len(returned) > 1)}: {function!r}"
         )
 
 

@@ -47,7 +47,9 @@ def test_what_comes_next_is_a_table() -> None:
     assert main(words) == 0
     with Path("new/forecast.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["shop", "day", "target", *(f"0.{k}" for k in range(1, 10))]
+    levels_of_file = [f"0.{k}" for k in range(1, 10)]
+    assert list(rows[0]) == ["shop", "day", "steps_ahead", "target", *levels_of_file]
+    assert [row["steps_ahead"] for row in rows] == ["1", "2", "3"] * 3
     assert [row["shop"] for row in rows] == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
     assert [row["day"] for row in rows] == ["2024-03-01", "2024-03-02", "2024-03-03"] * 3
     for row in rows:

@@ -42,12 +42,13 @@ def _tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(file: str, names: list[str], series: list[list[str]], starts: tuple[int, ...]) -> None:
     """Windows of two days from each start; a quantile is its level times 10 above the day."""
-    rows = [",".join([*names, "day", "target", LEVELS])]
+    rows = [",".join([*names, "day", "steps_ahead", "target", LEVELS])]
     for of in series:
         for start in starts:
-            for day in (start, start + 1):
-                cells = [str(day + 10 * float(level)) for level in LEVELS.split(",")]
-                rows.append(",".join([*of, f"2024-01-{day + 1:02}", "sold", *cells]))
+            for ahead in (1, 2):
+                day = start + ahead
+                cells = [str(day - 1 + 10 * float(level)) for level in LEVELS.split(",")]
+                rows.append(",".join([*of, f"2024-01-{day:02}", str(ahead), "sold", *cells]))
     Path(file).write_text("\n".join(rows))
 
 
@@ -129,14 +130,36 @@ def test_a_config_says_how_its_table_is_written(figures: list[Any]) -> None:
     assert actual.get_ydata().tolist() == [0.5, 1.5, 3.5, 4.5]
     assert set(np.diff(actual.get_xdata())) == {np.timedelta64(1, "h")}
     assert median.get_xdata()[0] == actual.get_xdata()[3]
-    assert panel.get_xlabel() == "Zeit (UTC), 2024-03-30 to 2024-03-31"
+    assert panel.get_xlabel() == "Zeit (Europe/Berlin), 2024-03-31"
+    assert ticks(panel)[-1] == "05:00"
+    # By itself a file says by how much its clocks differ from UTC.
+    draw_forecast(Path("zone.csv"))
+    (panel,) = figures[1].axes
+    assert panel.get_xlabel() == "Zeit (UTC+02:00), 2024-03-31"
+    assert {tick[:3] for tick in ticks(panel)} == {"04:"}
+    rows[0] = rows[0].replace("04:00:00+02:00", "01:00:00+01:00")
+    Path("spring.csv").write_text("\n".join(["Ort,Zeit,target,0.5", *rows]))
+    draw_forecast(Path("spring.csv"))
+    assert figures[2].axes[0].get_xlabel() == "Zeit (UTC), 2024-03-31"
     table = "Ort,Zeit,kW\n" + "\n".join(hours).replace(",", ".").replace(";", ",")
     Path("plain.csv").write_text(table, encoding="utf-8")
     with pytest.raises(PlotError, match=r"plain\.csv have none: give --actual the config whose"):
         draw_forecast(Path("zone.csv"), Path("plain.csv"))
     Path("load.yaml").write_text("model: X")
+    bad = "time_zone: Mars, path: load.csv, separator: ';', decimal: ',', encoding: cp1252"
+    Path("mars.yaml").write_text(f"data: {{{bad}}}")
+    with pytest.raises(PlotError, match="cannot be read: `time_zone` must be such as 'Europe/Ber"):
+        draw_forecast(Path("zone.csv"), Path("mars.yaml"))
     with pytest.raises(PlotError, match=r"load\.yaml is no config whose `data` have a `path`"):
         draw_forecast(Path("zone.csv"), Path("load.yaml"))
+
+
+def ticks(panel: Any) -> list[str]:
+    """The texts at the axis of times, within it."""
+    low, high = panel.get_xlim()
+    panel.figure.canvas.draw()
+    pairs = zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)
+    return [label.get_text() for place, label in pairs if low <= place <= high]
 
 
 def test_what_is_drawn(figures: list[Any]) -> None:

@@ -108,13 +108,13 @@ def test_a_share_of_less_than_a_byte_is_none(tmp_path: Path) -> None:
 
 
 def test_a_position_is_resumed_in_files(folder: Path, in_files) -> None:
-    data = make(folder)
-    loader = iter(data.train_dataloader())
+    windows = make(folder).train_dataloader()
+    rest = iter(windows)
     for _ in range(5):
-        next(loader)
+        next(rest)
     again = pickle.loads(pickle.dumps(make(folder)))
-    again.load_state_dict(data.state_dict())
-    assert same(list(again.train_dataloader()), list(loader))
+    again.load_state_dict(windows.state_dict())
+    assert same(list(again.train_dataloader()), list(rest))
 
 
 def test_a_process_reads_its_own_streams(tmp_path: Path, in_files) -> None:

@@ -15,7 +15,8 @@ import importlib.util
 import warnings
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +25,6 @@ import torch
 from dealt_out import everything
 from pytorch_lightning.utilities import move_data_to_device
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.utils.data import DistributedSampler
 
 from lightning_lrnn.data import (
     IGNORE,
@@ -189,25 +189,28 @@ def test_buckets_save_padding() -> None:
 
 def test_long_batches_are_not_the_last_of_a_bucket() -> None:
     lengths = list(range(100))
-    batches = list(Buckets(SeededOrder(lengths, 0), lengths, 10, False, 10))
-    assert sorted(chain(*batches)) == lengths
-    longest = [max(batch) for batch in batches]
+    order = list(Buckets(lengths, 0, (0, 1), lengths, 10, 10))
+    assert sorted(order) == lengths
+    longest = [max(order[i : i + 10]) for i in range(0, 100, 10)]
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
 
 
+@pytest.mark.parametrize("bucket", [0, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_buckets_of_several_processes(drop_last: bool) -> None:
-    """Lightning puts a sampler of the process's share in the place of ours."""
-    lengths = [i % 7 for i in range(46)]
+def test_rows_are_dealt_out_to_processes(drop_last: bool, bucket: int) -> None:
+    """By this package, so that the order does not depend on what Lightning is seeded with."""
     shares = []
-    for rank in range(2):
-        sampler = DistributedSampler(lengths, num_replicas=2, rank=rank)  # type: ignore[arg-type]
-        buckets = Buckets(sampler, lengths, 5, drop_last, 2)
-        batches = list(buckets)
-        assert len(buckets) == len(batches) == (4 if drop_last else 5)
-        shares.append(list(chain(*batches)))
-    assert not set(shares[0]) & set(shares[1])
-    assert len(set(shares[0] + shares[1])) == (40 if drop_last else 46)
+    for rank in range(3):
+        data = Counted(batch_size=4, bucket=bucket, drop_last=drop_last)
+        kwargs = {"rank": rank, "num_replicas": 3}
+        data.trainer = cast(Any, SimpleNamespace(distributed_sampler_kwargs=kwargs))
+        loader = data.train_dataloader()
+        batches = [batch.inputs for batch in loader]
+        assert len(loader) == len(batches) == (4 if drop_last else 5)
+        shares.append([int(x[0, 0]) for batch in batches for x in batch])
+    # Fifty rows to three, of which one comes again.
+    assert [len(share) for share in shares] == [16 if drop_last else 17] * 3
+    assert len(set(chain(*shares))) == sum(map(len, shares)) - (not drop_last)
 
 
 class Noting(pl.LightningModule):
@@ -259,12 +262,10 @@ def test_a_resumed_run_goes_on_with_the_epochs_order(bucket: int, tmp_path: Path
 
 
 def test_overfitting_takes_the_same_batches_again() -> None:
-    """What Lightning asks of a shuffled loader: it puts another sampler in."""
     model = Noting()
-    with pytest.warns(UserWarning, match="overfit"):
-        trainer(2, overfit_batches=2, limit_val_batches=0).fit(
-            model, datamodule=Counted(batch_size=4, bucket=3)
-        )
+    trainer(2, overfit_batches=2, limit_val_batches=0).fit(
+        model, datamodule=Counted(batch_size=4, bucket=3)
+    )
     assert model.seen[0] == model.seen[1]
 
 

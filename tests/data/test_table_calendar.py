@@ -188,7 +188,10 @@ def test_a_model_reads_the_steps_ahead_and_brings_its_categories(tmp_path):
             "times of .*'Fürth' are dates: `freq` must be such as '1h' for them, got '1'",
         ),
         ({"freq": "7h"}, r"has the time 2024-10-01T01:00:00\+02:00 \(step 2 of"),
-        ({"time_zone": "Mars"}, "`time_zone` must be such as 'Europe/Berlin', got 'Mars'"),
+        *(
+            ({"time_zone": zone}, f"`time_zone` must be such as 'Europe/Berlin', got {zone!r}")
+            for zone in ("Mars", "", "../x", "Europe", 1)
+        ),
         ({"time_features": ["minute"]}, "`time_features` must be one of hour, weekday, month"),
         ({"known": ["Last"]}, "`known` has the target 'Last'"),
         ({"known": ["Wind"]}, "`known`: .* has no column 'Wind'"),
@@ -278,3 +281,65 @@ def test_numbers_are_times_too(tmp_path):
     )
     assert len(data.part("train").targets[0]) == 60 + 2
     assert data.part("train").targets[0][7].isnan().all()
+
+
+def even(path: Path, times: list[str], left_out: tuple[int, ...] = ()) -> SequenceTable:
+    """A value for each time, on a grid of tenths."""
+    kept = [f"{when},{k}" for k, when in enumerate(times) if k not in left_out]
+    path.write_text("t,y\n" + "\n".join(kept) + "\n")
+    options = {"time": "t", "window": 4, "horizon": 2, "predict": "future"}
+    return SequenceTable(str(path), "forecast", "y", freq=0.1, missing="last", **options)
+
+
+@pytest.mark.parametrize("first", [0.0, 17.3, 1.7e9])
+@pytest.mark.parametrize("written", ["rounded", "added"])
+def test_tenths_of_a_second_are_even(tmp_path, first, written):
+    """Seen to fail: 0.1 + 0.2 beside the grid; 0.30000000000000004 as a time that is forecast."""
+    if written == "rounded":
+        times = [str(round(first + k / 10, 1)) for k in range(60)]
+    else:
+        times = list(np.cumsum([first, *[0.1] * 59]).astype(str))
+    data = even(tmp_path / "t.csv", times, left_out=(7, 8))
+    assert len(data.part("train").targets[0]) == 60 + 2
+    assert torch.argwhere(data.part("train").targets[0][:60].isnan())[:, 0].tolist() == [7, 8]
+    (series,) = data.series
+    if written == "rounded":
+        wanted = [round(first + k / 10, 1) for k in range(62)]
+        assert series.until(62).tolist() == wanted
+    with pytest.raises(DataError, match=r"not on the grid `freq: 0\.1` that starts at"):
+        even(tmp_path / "t.csv", [*times[:20], str(first + 2.03), *times[21:]]).setup()
+    with pytest.raises(DataError, match=r"not on the grid"):
+        even(tmp_path / "t.csv", [*times[:20], str(first + 1.90001), *times[20:]]).setup()
+
+
+def test_times_of_tenths_without_a_grid(tmp_path):
+    """What is missing is told, and what is forecast goes on by tenths."""
+    path = tmp_path / "t.csv"
+    rows = [f"{1000 + k / 10},{k}" for k in range(40) if k not in (7, 8)]
+    path.write_text("t,y\n" + "\n".join(rows) + "\n")
+    data = SequenceTable(
+        str(path), "forecast", "y", time="t", window=4, horizon=2, predict="future"
+    )
+    with pytest.warns(UserWarning, match="2 rows seem to be missing"):
+        data.setup()
+    (series,) = data.series
+    assert series.until(138).tolist()[37:] == [round(1003.9 + k / 10, 1) for k in range(101)]
+
+
+@pytest.mark.parametrize("freq", [None, "1h"])
+@pytest.mark.parametrize("predict", ["test", "future"])
+def test_sites_that_are_not_forecast_need_not_be_known(tmp_path, freq, predict):
+    """Seen to fail: a site without loads, or with few, was refused for its weather."""
+    hours = pd.date_range("2024-01-01", periods=60, freq="h").strftime("%Y-%m-%dT%H:%M")
+    rows = [f"a,{hour},{k if k < 50 else ''},{k % 7}" for k, hour in enumerate(hours)]
+    rows += [f"none,{hour},,{k if k < 3 else ''}" for k, hour in enumerate(hours[:20])]
+    rows += [f"short,{hour},{k},{k if k < 3 else ''}" for k, hour in enumerate(hours[:7])]
+    path = tmp_path / "t.csv"
+    path.write_text("site,t,y,warm\n" + "\n".join(rows) + "\n")
+    data = SequenceTable(
+        str(path), "forecast", "y", group="site", time="t", window=8, horizon=3, known=["warm"],
+        freq=freq, predict=predict,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="2 series have fewer steps .*'none' with 0, 'short' with"):
+        data.setup()
+    assert {series for series, _ in data.part(predict).starts} == {0}

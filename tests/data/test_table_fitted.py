@@ -187,8 +187,10 @@ def test_a_forecast_is_a_table_with_its_times(tmp_path: Path, predict: Any) -> N
     data = sales(tmp_path, 2, predict=predict, scaling="group", batch_size=4)
     model = Forecaster(1, 3, hidden_size=4, num_layers=1, rnn="MinGRU")
     table = data.forecast_table(trainer(tmp_path).predict(model, data), model.quantiles)
-    assert list(table) == ["shop", "day", "target", *(f"{q:g}" for q in model.quantiles)]
+    levels = [f"{q:g}" for q in model.quantiles]
+    assert list(table) == ["shop", "day", "steps_ahead", "target", *levels]
     windows = {"future": 1, "test": 7}[predict]
+    assert table["steps_ahead"] == [1, 2, 3] * 2 * windows
     assert table["shop"] == ["a"] * 3 * windows + ["b"] * 3 * windows
     assert set(table["target"]) == {"sold"}
     if predict == "future":
@@ -198,6 +200,17 @@ def test_a_forecast_is_a_table_with_its_times(tmp_path: Path, predict: Any) -> N
     assert min(table["0.5"][3 * windows :]) > 900 > max(table["0.5"][: 3 * windows])
     with pytest.raises(DataError, match=r"predictions \(\d+, 3, 1, 9\) are wanted, got \(0,\)"):
         data.forecast_table([], model.quantiles)
+
+
+def test_a_column_that_the_table_of_forecasts_has_itself(tmp_path: Path) -> None:
+    """Seen to fail: two columns of one name were one of double length."""
+    path = tmp_path / "t.csv"
+    path.write_text("steps_ahead,y\n" + "\n".join(f"{k},{k % 5}" for k in range(60)))
+    data = SequenceTable(
+        str(path), "forecast", "y", time="steps_ahead", window=4, horizon=2, predict="future"
+    )
+    with pytest.raises(DataError, match="has a column 'steps_ahead' of its own"):
+        data.forecast_table([torch.zeros(1, 2, 1, 1)], [0.5])
 
 
 def test_a_short_new_table_is_forecast(tmp_path: Path) -> None:

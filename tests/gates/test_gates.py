@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gate_functions import REAL
 
 import lightning_lrnn as lrnn
@@ -92,10 +94,47 @@ def test_what_a_gate_may_not_do_is_named_with_its_line():
 
     with pytest.raises(lrnn.GateError, match="branches"):
         lrnn.gate(branches)
-    with pytest.raises(lrnn.GateError, match=r"softplus with {'beta': 2}"):
-        lrnn.gate(lambda f, z: (torch.nn.functional.softplus(f, beta=2), z))
     with pytest.raises(lrnn.GateError, match="by position"):
         lrnn.gate(lambda *x: (x[0], x[1]))
+
+
+TWO, VALUES = torch.tensor(2.0), torch.arange(3.0)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda f, z: (f * torch.tensor(2.0), z), r"shape \(\) .* line \d+\),.* write 2.0, or"),
+        (lambda f, z: (TWO * f, z), r"none of its arguments .*: write 2.0, or make it one more"),
+        (lambda f, z: (torch.clamp(f, min=TWO), z), r"shape \(\) .*write 2.0"),
+        (lambda f, z: (f + torch.ones(4), z), r"shape \(4,\) .*write 1.0, or"),
+        (lambda f, z: (f, torch.zeros(3)), r"shape \(3,\) .*write 0.0, or"),
+        (lambda f, z: (f + VALUES, z), r"shape \(3,\) .* compiled in: make it one more argument"),
+        (lambda f, z: (f * torch.nn.Parameter(VALUES), z), r"shape \(3,\) .* one more argument"),
+        (lambda f, z: (f * VALUES.numpy(), z), r"shape \(3,\) .* one more argument"),
+        (lambda f, z: (torch.ones_like(f), z), r"uses ones_like.*line \d+\): write 1.0. A gate"),
+        (
+            lambda f, z: (F.softplus(f, beta=2), z),
+            r"softplus with beta=2 .*F.softplus\(b \* x\) / b",
+        ),
+        (lambda f, z: (F.softplus(f, 2), z), r"softplus with 2 \(.*: with `beta=b` it is F.soft"),
+        (lambda f, z: (F.gelu(f, approximate="tanh"), z), r"gelu with approximate='tanh' \("),
+        (lambda f, z: (torch.add(f, z, alpha=2), z), r"add with alpha=2 .* takes 2 arguments"),
+        (lambda f, z: (torch.where(f > z), z), r"where with 1 arguments .* takes 3 arguments"),
+        (lambda f, z, k=2.0: (f * k, z), r"argument of a gate is a tensor, and k=2.0 would be one"),
+        (lambda f, z, k=None: (f, z), r"and k=None would be one too: write the number inside"),
+    ],
+)
+def test_what_is_no_tensor_of_the_gate_and_no_option_of_an_operation(function, told):
+    """Seen to fail: `_tensor_constant0`, a second argument that the compiled code left out."""
+    with pytest.raises(lrnn.GateError, match=told):
+        lrnn.gate(function)
+
+
+def test_numbers_of_numpy_and_truth_values_are_numbers():
+    program = gates.trace(lambda f, z: (torch.where(f > np.float32(0.5), True, f), z * np.int64(2)))
+    assert program == gates.trace(lambda f, z: (torch.where(f > 0.5, 1, f), z * 2))
+    assert str(gates.parse(program)) == program
 
 
 def test_a_tensor_that_is_changed_in_place_is_refused():
@@ -123,6 +162,7 @@ def test_a_tensor_that_is_changed_in_place_is_refused():
         "x0 -> t1=exp(x0) -> t1",
         "x0 -> t0=exp(__import__) -> t0",
         "x0 ->  -> x1",
+        "x0 -> t0=exp(x0,x0) -> t0",
     ],
 )
 def test_text_that_is_no_program_is_refused(text):

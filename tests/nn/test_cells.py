@@ -27,6 +27,11 @@ def plain(f, z):
     return f.sigmoid(), z
 
 
+one = lrnn.gate(lambda f, z: f.sigmoid())
+three = lrnn.gate(lambda f, z: (f.sigmoid(), z, f))
+pair = lrnn.gate(lambda h, f, z: (h, f))
+
+
 @pytest.mark.parametrize(
     ("attributes", "error", "told"),
     [
@@ -36,16 +41,33 @@ def plain(f, z):
         ({"sizes": None}, TypeError, "Cell must have a `sizes`"),
         ({"gate": None}, TypeError, "Cell must have a `gate`"),
         (
+            {"gate": one},
+            ValueError,
+            r"Cell.gate must return .*\(a, b\), returns 1 value:.*<lambda>",
+        ),
+        ({"gate": three}, ValueError, r"Cell.gate must return .*\(a, b\), returns 3 values"),
+        ({"readout": pair}, ValueError, "Cell.readout must return one tensor.*returns 2 values"),
+        ({"readout": leaky}, ValueError, "Cell.readout takes 2 arguments, and gets 3, the state"),
+        (
             {"gate": plain},
             TypeError,
             "Cell.gate is a function of the class.*`@lightning_lrnn.gate`",
         ),
+        ({"readout": plain}, TypeError, "Cell.readout is a function of the class"),
     ],
 )
 def test_what_a_class_cannot_have(attributes, error, told):
     kind = type("Cell", (Own,), attributes)
     with pytest.raises(error, match=told):
         kind(3, 4)
+
+
+def test_a_layer_of_such_a_cell_is_refused_when_it_is_made():
+    class Layer(lrnn.nn.Stack):
+        cell_type = type("OwnCell", (Own,), {"gate": three})
+
+    with pytest.raises(ValueError, match=r"OwnCell.gate must return .*returns 3 values"):
+        Layer(3, 4)
 
 
 def test_what_it_can_have():

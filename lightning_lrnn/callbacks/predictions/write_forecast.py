@@ -22,9 +22,10 @@ __all__ = ["WriteForecast"]
 class WriteForecast(Callback):
     """Writes the forecasts of `Trainer.predict`, or of the command `predict`, as a CSV table.
 
-    Its columns are those of `lightning_lrnn.data.SequenceTable.forecast_table`: group, time, target
-    and a column for each quantile. With `predict: future` of the data it is what comes after the
-    end of their table. The file is there when all of it is written, in the place of an older one.
+    Its columns are those of `lightning_lrnn.data.SequenceTable.forecast_table`: group, time, steps
+    ahead, target and a column for each quantile. With `predict: future` of the data it is what
+    comes after the end of their table. The file is there when all of it is written, in the place of
+    an older one.
 
     Args:
         path: of the CSV.

@@ -10,13 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 
+from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.tables.cells import Column
 from lightning_lrnn.data.tables.files import Series
 from lightning_lrnn.data.tables.rows import ForecastRows
 from lightning_lrnn.data.tables.times import following, shown
 
-__all__ = ["KnownSeries", "forecast_table", "known_series", "tell_early", "warn_of_short"]
+__all__ = [
+    "STEPS_AHEAD",
+    "KnownSeries",
+    "forecast_table",
+    "known_series",
+    "tell_early",
+    "warn_of_short",
+]
 
+STEPS_AHEAD = "steps_ahead"
+"""Column of a table of forecasts: how far ahead a row is, from 1 on."""
 MOST = 5
 """Series that are named in a message."""
 
@@ -108,16 +118,23 @@ def forecast_table(
     """See `SequenceTable.forecast_table`; predictions are (rows, horizon, targets, levels)."""
     names = list(group) or (["series"] if len(known) > 1 else [])
 
+    header = [*names, time or "step", STEPS_AHEAD, "target"]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise DataError(
+            f"a table of forecasts has a column {twice[0]!r} of its own: `group` and `time` need "
+            "columns of other names"
+        )
     times = [_shown(one.until(one.steps + rows.horizon), one.zone) for one in known]
-    columns: dict[str, list[Any]] = {name: [] for name in (*names, time or "step", "target")}
+    columns: dict[str, list[Any]] = {name: [] for name in header}
     for series, start in rows.starts:
         of = known[series].groups or (known[series].name,)
         middle = start + rows.window
-        for when in times[series][middle : middle + rows.horizon]:
+        for ahead, when in enumerate(times[series][middle : middle + rows.horizon], 1):
             for target in targets:
                 for name, value in zip(names, of, strict=False):
                     columns[name].append(value)
                 columns[time or "step"].append(when)
+                columns[STEPS_AHEAD].append(ahead)
                 columns["target"].append(target)
     for i, level in enumerate(quantiles):
         columns[f"{level:g}"] = predictions[..., i].reshape(-1).tolist()

@@ -14,12 +14,21 @@ from pytorch_lightning.utilities import rank_zero_info
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.tables.cells import Column
 from lightning_lrnn.data.tables.files import Series
-from lightning_lrnn.data.tables.times import following, local, pandas, shown
+from lightning_lrnn.data.tables.times import (
+    even,
+    following,
+    local,
+    pandas,
+    shown,
+    usual_step,
+)
 
 __all__ = ["Grid", "closed_up", "continued", "on_grid", "warn_of_jumps"]
 
 OFTEN = 0.5
 """Share of the steps from which on the most frequent spacing is that of the table."""
+ROUNDING = 1e-3
+"""Part of a step by which a time may lie beside it."""
 
 
 class Grid:
@@ -65,8 +74,7 @@ class Grid:
         times = series.times
         assert times is not None
         grid = self._steps(series, times, beyond)
-        at = np.searchsorted(grid, times)
-        off = grid[np.minimum(at, len(grid) - 1)] != times
+        at, off = self._places(grid, times)
         if off.any():
             step = int(np.argmax(off))
             raise DataError(
@@ -81,6 +89,15 @@ class Grid:
             series = replace(_with_gaps(series, rows, steady), times=grid)
         return series, missing
 
+    def _places(self, grid: Column, times: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Which step of the grid each time is, and whether it lies beside it."""
+        if self._number is None:
+            at = np.searchsorted(grid, times)
+            return at, grid[np.minimum(at, len(grid) - 1)] != times
+        at = np.rint((times - times[0]) / self._number).astype(np.int64)
+        beside = abs(times - grid[at]) > ROUNDING * self._number
+        return at, beside | (np.diff(at, prepend=-1) < 1)
+
     def _steps(self, series: Series, times: Column, beyond: int) -> Column:
         dates = times.dtype.kind == "M"
         if dates is (self._number is not None):
@@ -91,8 +108,9 @@ class Grid:
             )
         if self._number is not None:
             count = round(float(times[-1] - times[0]) / self._number) + 1 + beyond
-            grid: Column = times[0] + self._number * np.arange(count)
-            return grid.astype(times.dtype) if times.dtype.kind in "iu" else grid
+            grid = even(times[0], self._number, count)
+            whole = times.dtype.kind in "iu" and self._number.is_integer()
+            return grid.astype(times.dtype) if whole else grid
         index = local(times, self.zone)
         inside = pandas().date_range(index[0], index[-1], freq=self.freq)
         if len(inside) and beyond:
@@ -143,14 +161,14 @@ def closed_up(times: Column) -> int:
     """How many rows are missing between others, where most rows are spaced alike; else 0."""
     if len(times) < 3:
         return 0
-    apart = np.diff(times)
-    if times.dtype.kind in "Mm":
-        apart = apart.astype(np.int64)
-    values, counts = np.unique(apart, return_counts=True)
-    step = values[np.argmax(counts)]
-    if step <= 0 or counts.max() <= OFTEN * len(apart) or (values % step != 0).any():
+    step = usual_step(times)
+    if step <= np.zeros_like(step):
         return 0
-    return int((apart // step - 1).sum())
+    apart = np.diff(times) / step
+    steps = np.rint(apart)
+    if (abs(apart - steps) > ROUNDING).any() or (steps == 1).mean() <= OFTEN:
+        return 0
+    return int((steps - 1).sum())
 
 
 def _is_offset(freq: str) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed
-from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.samplers import Order
 from lightning_lrnn.data.scaling import Moments
 from lightning_lrnn.data.sequences import SequenceRow
 from lightning_lrnn.data.tables.columns import numbers
@@ -301,7 +301,7 @@ class StreamedForecasts:
         )
 
 
-class PoolOrder(DistributedSampler[Any]):
+class PoolOrder(Order):
     """The windows of one process, which lie side by side, so that it reads no others.
 
     In training row groups come in an order that depends on nothing but the seed and the epoch, and
@@ -316,13 +316,18 @@ class PoolOrder(DistributedSampler[Any]):
             a seed the last one comes again.
     """
 
+    rows: StreamedForecasts
+
     def __init__(
-        self, rows: StreamedForecasts, seed: int | None, rank: int, world_size: int, repeat: bool
+        self,
+        rows: StreamedForecasts,
+        seed: int | None,
+        rank: int,
+        world_size: int,
+        repeat: bool = True,
     ) -> None:
-        super().__init__(
-            cast(Dataset[Any], rows), world_size, rank, shuffle=seed is not None, seed=seed or 0
-        )
-        self.rows = rows
+        super().__init__(rows, seed or 0, rank, world_size)
+        self.shuffle = seed is not None
         count = len(rows)
         share = -(-count // world_size) if seed is None else count // world_size
         if not share:
@@ -334,7 +339,11 @@ class PoolOrder(DistributedSampler[Any]):
         """Windows of an epoch."""
         return len(self.own)
 
-    def __iter__(self) -> Iterator[int]:
+    def form(self) -> dict[str, int]:
+        """What the order depends on, beside the epoch."""
+        return {**super().form(), "row_groups": len(self.rows.blocks)}
+
+    def order(self) -> Iterator[int]:
         """The numbers of the windows."""
         last = len(self.rows) - 1
         if not self.shuffle:

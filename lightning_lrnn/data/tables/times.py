@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ from lightning_lrnn.data.tables.cells import Column, Unlike, label, to_numbers
 __all__ = [
     "TimeError",
     "check_format",
+    "check_zone",
+    "even",
     "following",
     "has_offset",
     "local",
@@ -24,6 +28,7 @@ __all__ = [
     "shown",
     "to_times",
     "to_utc",
+    "usual_step",
 ]
 
 MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
@@ -44,6 +49,8 @@ PATTERNS = {form: re.compile(pattern + CLOCK, re.ASCII) for form, pattern in FOR
 AMBIGUOUS = "day or month first"
 DAY = 86_400
 PER_SECOND = 1_000_000_000
+DIGITS = 6
+"""Of a spacing of floats, behind the first one, that are not their rounding."""
 OFFSET = re.compile(r":\d\d(?:[.,]\d+)?\s*(?:Z|z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$", re.ASCII)
 EXTRA = "lightning-lrnn[table]"
 WANTED = (
@@ -267,14 +274,33 @@ def following(times: Column, steps: int) -> NDArray[Any]:
         if of_months and (within == within[0]).all() and within[0] < np.timedelta64(28, "D"):
             until = (months[-1] + apart[0] * ahead).astype("datetime64[D]") + within[0]
             return np.asarray((until + clock[0]).astype(times.dtype))
+    step: Any = np.timedelta64(1, "D") if times.dtype.kind in "Mm" else times.dtype.type(1)
     if len(times) > 1:
-        between, counts = np.unique(np.diff(times), return_counts=True)
-        step: Any = between[np.argmax(counts)]
-    else:
-        step = np.timedelta64(1, "D") if times.dtype.kind in "Mm" else times.dtype.type(1)
-    if times.dtype.kind in "Mm":
-        return np.asarray((last + step * ahead).astype(times.dtype))
-    return np.asarray(last + step * ahead.astype(times.dtype))
+        step = usual_step(times)
+    if times.dtype.kind == "f":
+        return even(last, step, steps + 1)[1:]
+    if times.dtype.kind in "iu":
+        return np.asarray(int(last) + int(step) * ahead)
+    return np.asarray((last + step * ahead).astype(times.dtype))
+
+
+def usual_step(times: Column) -> Any:
+    """The spacing that most of the times, at least two, have; of floats, but for their rounding."""
+    apart = np.diff(times)
+    if times.dtype.kind == "f" and (middle := float(np.median(apart))) > 0:
+        apart = np.round(apart, DIGITS - math.floor(math.log10(middle)))
+    values, counts = np.unique(apart, return_counts=True)
+    return values[np.argmax(counts)]
+
+
+def even(first: Any, step: float, count: int) -> NDArray[Any]:
+    """Times that are a step apart, with as many decimals as the first one and the step have.
+
+    So 0.1 and 0.2 are followed by 0.3 and not by 0.30000000000000004.
+    """
+    exponents = (Decimal(repr(float(x))).as_tuple().exponent for x in (first, step))
+    decimals = max(0, *(-int(exponent) for exponent in exponents))
+    return np.asarray(np.round(first + step * np.arange(count), decimals))
 
 
 def has_offset(cell: Any) -> bool:
@@ -300,19 +326,28 @@ def local(times: Column, zone: str | None) -> Any:
     return pandas().DatetimeIndex(times).tz_localize("UTC").tz_convert(zone or "UTC")
 
 
+def check_zone(zone: Any) -> None:
+    """Raises DataError for a zone that there is not; None is none."""
+    if zone is None:
+        return
+    try:
+        known = isinstance(zone, str) and bool(zone and local(np.empty(0, "M8[ns]"), zone).tz)
+    except (KeyError, ValueError, ModuleNotFoundError, OSError):  # by what is installed
+        known = False
+    if not known:
+        raise DataError(f"`time_zone` must be such as 'Europe/Berlin', got {zone!r}")
+
+
 def to_utc(times: Column, zone: str) -> Column:
     """Dates that the clocks of a zone show, in the order of time, as those of UTC.
 
     Of an hour that clocks repeat in autumn the first time that a date comes is that of summer.
 
     Raises:
-        ValueError: for a zone that there is not, and for dates that clocks leave out in spring.
+        ValueError: for dates that clocks leave out in spring.
     """
     index = pandas().DatetimeIndex(times)
-    try:
-        zoned = index.tz_localize(zone, ambiguous=~index.duplicated(), nonexistent="raise")
-    except (KeyError, ModuleNotFoundError, OSError):  # zoneinfo's, by what is installed
-        raise ValueError(f"`time_zone` must be such as 'Europe/Berlin', got {zone!r}") from None
+    zoned = index.tz_localize(zone, ambiguous=~index.duplicated(), nonexistent="raise")
     found: Column = zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype(times.dtype)
     return found
 

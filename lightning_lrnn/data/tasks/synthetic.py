@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
 
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.samplers import Order, part_of_data
 from lightning_lrnn.data.sequence_data import SequenceData
 from lightning_lrnn.data.sequences import SequenceRow, SequenceRows
 from lightning_lrnn.data.splits import PARTS
@@ -67,10 +66,8 @@ class SyntheticData(SequenceData):
             **{part: _HeldOut(self, number) for number, part in enumerate(PARTS) if number},
         }
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of rows that were never seen before."""
-        rows = self.part("train")
-        return self._loader(rows, sampler=_NeverTwice(rows), batch_size=self.batch_size)
+    def _order(self, rows: SequenceRows) -> Order:
+        return _NeverTwice(rows, self.seed, *part_of_data(self.trainer))
 
     def describe(self) -> str:
         """One line: how many sequences and steps there are."""
@@ -106,19 +103,15 @@ class _HeldOut:
         return self.data.row(np.random.default_rng([self.part, k]), None)
 
 
-class _NeverTwice(Sampler[int]):
-    """Rows 0 to N - 1 in the first epoch, N to 2 N - 1 in the second, and so on."""
+class _NeverTwice(Order):
+    """Rows 0 to N - 1 in the first epoch, N to 2 N - 1 in the second, and so on.
 
-    def __init__(self, rows: Sized) -> None:
-        self.rows, self.epoch = rows, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Says which epoch comes next; Lightning does, also in a run that was resumed."""
-        self.epoch = epoch
+    Of several processes each has as many: those that are over are left out.
+    """
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) // self.num_replicas
 
-    def __iter__(self) -> Iterator[int]:
-        start = self.epoch * len(self)
-        return iter(range(start, start + len(self)))
+    def order(self) -> Iterable[int]:
+        start, own = self.epoch * len(self.rows), len(self) * self.num_replicas
+        return range(start + self.rank, start + own, self.num_replicas)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lightning_lrnn.data.errors import DataError
+from lightning_lrnn.data.resume import Resumable
 
 __all__ = ["IGNORE", "Sliced", "TextBatch", "Windows"]
 
@@ -43,7 +46,7 @@ class TextBatch(NamedTuple):
     reset: Tensor
 
 
-class Windows:
+class Windows(Resumable):
     """Windows of `batch_size` parallel streams; window k + 1 of a stream continues window k.
 
     Stream b is the b-th of `batch_size` consecutive parts of the text, so that a recurrent state
@@ -53,8 +56,7 @@ class Windows:
     Not a `torch.utils.data.DataLoader`: a batch is a slice of memory, for which workers would only
     cost, and a distributed sampler must not deal windows out in another order. With several
     processes each has its own streams, `batch_size` of them, and reads nothing else but the byte
-    before each. Lightning asks for the position when it saves a checkpoint (`state_dict`), also in
-    the middle of an epoch, and gives it back.
+    before each.
 
     Args:
         text: (N,) uint8, documents one after the other.
@@ -66,9 +68,6 @@ class Windows:
             stream.
         rank: number of this process.
         world_size: how many processes there are.
-
-    Attributes:
-        end: windows after which an epoch is over; fewer than `windows` if the trainer limits them.
 
     Raises:
         ValueError: if the text is shorter than one window of every stream, unless `complete`.
@@ -100,23 +99,16 @@ class Windows:
                 "make one of them smaller or give more text"
             )
         self._text, self._starts = text, starts
-        self.end = self.windows
         self._first = rank * batch_size * self.stream_length
-        self._position = self._resume = 0
         self._ahead: dict[int, tuple[int, Tensor]] = {}
 
     def __len__(self) -> int:
         """Number of windows in an epoch."""
         return self.windows
 
-    def __iter__(self) -> Iterator[TextBatch]:
-        """The windows from the first one, or from the position that was loaded."""
-        # A position at the end of an epoch is the start of the next.
-        first = self._resume if self._resume < self.end else 0
-        self._resume = self._position = 0
-        for k in range(first, self.windows):
-            self._position = k + 1
-            yield self[k]
+    def batches(self, first: int) -> Iterator[TextBatch]:
+        """The windows from one on."""
+        return map(self.__getitem__, range(first, self.windows))
 
     def __getitem__(self, k: int) -> TextBatch:
         """Window k of every stream."""
@@ -151,27 +143,19 @@ class Windows:
             self._ahead[b] = first, text
         return text[start - first : stop - first]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what it refers to."""
-        return {"position": self._position, **self._shape()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a position; the beginning is one in all streams.
+    def misfit(self, message: str) -> None:
+        """Refuses a position in other streams.
 
         Raises:
-            ValueError: if it is one in other streams.
+            DataError: always.
         """
-        here = self._shape()
-        differ = [f"{k} was {state.get(k)}, is {v}" for k, v in here.items() if state.get(k) != v]
-        if differ and state.get("position") != 0:
-            raise ValueError(
-                f"the checkpoint's position in the text does not fit these data "
-                f"({'; '.join(differ)}): resume with the same data arguments, or start a new run "
-                "from the checkpoint's weights with `load_from_checkpoint`"
-            )
-        self._resume = self._position = int(state["position"])
+        raise DataError(
+            f"{message}: resume with the same data arguments, or start a new run from the "
+            "checkpoint's weights with `load_from_checkpoint`"
+        )
 
-    def _shape(self) -> dict[str, int]:
+    def form(self) -> dict[str, int]:
+        """The streams."""
         return {
             "batch_size": self.batch_size,
             "window": self.window,
