@@ -73,8 +73,8 @@ def _check_function(cell: Any, name: str, gets: int | None, returns: int) -> Non
     if gets is not None and takes != gets:
         state = "the state and " if name == "readout" else ""
         raise ValueError(
-            f"{attribute} takes {takes} arguments, and gets {gets}, {state}the projections of `sizes` "
-            f"{cell.sizes}"
+            f"{attribute} takes {takes} arguments, and gets {gets}, {state}the projections of "
+            f"`sizes` {cell.sizes}"
         )
     if len(returned) != returns:
         raise ValueError(
