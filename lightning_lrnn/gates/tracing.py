@@ -174,7 +174,7 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
         what = getattr(node.target, "__name__", node.target)
         raise GateError(
             f"{function} uses {what}, which is not an operation of a gate{line}"
-            f"{_INSTEAD.get(operation or what, '')}. A gate may use: {', '.join(OPERATIONS)}"
+            f"{_INSTEAD.get(operation or str(what), '')}. A gate may use: {', '.join(OPERATIONS)}"
         )
     count = OPERATIONS[operation].arguments
     if options or len(arguments) != count:
