@@ -2,10 +2,10 @@
 
 Bit by bit.
 
-Seen to fail: without the place, with batches from the first one again; with a place that is kept
-for the next epoch; without `settle`, where Lightning takes the epoch for over, or has one of no
-batches; with the next epoch's order for the rest; with the order of the first epoch, where workers
-load ahead of what Lightning says; with Lightning's own sampler, which another seed changes.
+Seen to fail: without the place; without `settle`, where Lightning takes an epoch for over or has
+one of no batches; with a place that counts whatever Lightning does; with the next epoch's order for
+the rest; with an iterator that begins before Lightning says which epoch it is, or has loaded where
+it was; with Lightning's own sampler; without a look at what the place was one of.
 """
 
 from __future__ import annotations

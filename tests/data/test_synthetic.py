@@ -181,7 +181,6 @@ def test_a_resumed_run_goes_on_in_the_stream(tmp_path: Path) -> None:
     assert len(set(whole)) == 9
 
 
-@pytest.mark.filterwarnings("ignore:You requested to overfit")
 def test_overfitting_takes_the_same_batches_again() -> None:
     batches = seen(TASKS["adding"](batch_size=4, epoch_rows=12), epochs=2, overfit_batches=2)
     assert [torch.equal(batches[0], batch) for batch in batches] == [True, False, True, False]
