@@ -12,7 +12,8 @@ search over the same learning rates (a seed of its own), then train once more wi
 scales as its package does for series of different size; else they are what their packages make them
 by default. Both are scored by the same nine quantiles, those of DeepAR from samples of its paths,
 over the same hours. Writes benchmarks/results/forecast.json, and keeps runs that are not asked for;
-without --search the rates are chosen by those in it. --show prints what is there.
+without --search the rates are chosen by those in it. --show prints what is there. Needs
+`pip install --group forecast`.
 """
 
 from __future__ import annotations
