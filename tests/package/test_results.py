@@ -14,7 +14,7 @@ import sys
 import pytest
 from paths import ROOT
 
-NAMES = "results.md", "performance.md", "ranks.md"
+NAMES = "results.md", "performance.md", "ranks.md", "forecasting.md"
 TEXTS = {name: (ROOT / "docs" / name).read_text() for name in NAMES}
 BLOCKS = {
     name: re.findall(r"^```\n\$ python (.*)\n([\s\S]*?)^```$", text, re.M)
@@ -22,6 +22,7 @@ BLOCKS = {
 }
 PRINTED = {
     "ranks.md": {"ranks"},
+    "forecasting.md": {"forecast"},
     "results.md": {"long_memory", "memory", "paper", "long_context", "tasks"},
     "performance.md": {
         "layer_times",
@@ -92,3 +93,14 @@ def test_the_gpus_table_is_of_the_committed_samples() -> None:
         names = f"scan {step}", f"copy for {step}"
         ours, copy = (1e6 * statistics.median(case[name]) for name in names)
         assert [f"{x:.0f}" for x in (ours, copy, 100 * copy / ours)] == shown
+
+
+def test_what_is_said_of_the_tuning_part_of_forecasts_is_of_the_record() -> None:
+    path = ROOT / "benchmarks" / "results" / "forecast.json"
+    tuned = [run for run in json.loads(path.read_text())["runs"] if run["part"] == "val"]
+    ours, theirs = (
+        min(run["crps"] for run in tuned if run["model"] == name)
+        for name in ("Forecaster", "DeepAR")
+    )
+    said = f"DeepAR's CRPS was {theirs:.1f} and the `Forecaster`'s {ours:.1f}"
+    assert said in TEXTS["forecasting.md"]
