@@ -17,11 +17,12 @@ import pytest
 import torch
 from gate_functions import FUNCTIONS, REAL
 from host_kernel import SOURCES, as_cuda, needs_compiler
-from kernel_variants import KINDS, PASSES
+from kernel_variants import KINDS, PACKED_KINDS, PASSES
 from torch.utils._pytree import tree_map_only
 
 from lightning_lrnn.backends.cuda import launch, plan, warmup
 from lightning_lrnn.backends.cuda.codegen import fused
+from lightning_lrnn.backends.cuda.plan import steps
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY, trace
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -58,9 +59,11 @@ PROGRAMS = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Few threads, so that few steps make many tiles: of 16 steps, or 8, and of four columns."""
-    cached = launch._planned, plan.steps, plan.macros
-    changed = {"THREADS": 32, "SEGMENT": 8, "SHORT": 0, "MAX_COLUMNS": 4, "PACKED": True}
+    """Few threads, so that few steps make many tiles, of 16 steps and of four columns."""
+    cached = launch._planned, plan.macros
+    changed = {"THREADS": 32, "SHORT": 0, "MAX_COLUMNS": 4, "PACKED": True}
+    monkeypatch.setattr(plan, "steps", lambda *_: 2)
+    monkeypatch.setattr(plan, "_is_crowded", lambda *_: False)
     for name, value in changed.items():
         monkeypatch.setattr(plan, name, value)
     for function in cached:
@@ -223,6 +226,19 @@ def test_what_does_not_lie_in_pairs_is_not_packed():
     assert layout(x.float(), D=1) == "apart"
 
 
+@needs_compiler
+def test_complex_numbers_are_not_packed():
+    """Neither states nor what comes on the way, of sequences that could be."""
+    rotated = trace(lambda x, size, angle: (torch.polar(torch.sigmoid(size), angle), x + 0 * x))
+    passing = trace(lambda x, size, angle: (torch.abs(torch.polar(size, angle)) / 8, x))
+    for gate, dtype in ((rotated, torch.complex64), (passing, torch.bfloat16)):
+        pre = torch.randn(2, 9, 8).bfloat16(), torch.rand(8), torch.rand(8)
+        problem = Problem(gate, "", pre, None, None, None, False, False)
+        with as_cuda(emulated.compiler()) as seen:
+            assert launch.backend(problem, parallel=True).forward(problem).h.dtype is dtype
+        assert [macros["LRNN_PACKED"] for macros, _ in seen] == ["0"]
+
+
 def test_nothing_is_packed_unless_asked_for(monkeypatch):
     monkeypatch.undo()
     x = torch.zeros(2, 20, 128, dtype=torch.bfloat16)
@@ -252,6 +268,32 @@ def test_plan_counts_words(monkeypatch):
                 assert (packed.words - 1) * chains[0] == 2 * (single.words - 1) * chains[1]
             else:
                 assert packed.grid == -(-single.grid // 2)
+
+
+def test_a_fold_backward_is_packed_where_all_tiles_are_whole(monkeypatch):
+    monkeypatch.undo()
+    operands = KINDS["bf16"].operands
+    for step, T, packed in (
+        ("backward", 4_096, "1"), ("backward", 4_097, "0"), ("forward", 4_097, "1")
+    ):  # fmt: skip
+        code = fused(*KINDS["bf16"], step)
+        kind = plan.Pass(step, True, layout="packed")
+        macros = dict(plan.plan(code, operands, kind, (1, T, 64)).macros)
+        assert (macros["LRNN_CARRY"], macros["LRNN_PACKED"]) == ("folded", packed)
+        assert macros["LRNN_TILES"] == ("whole" if T == 4_096 else "any")
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"),
+    [("bf16", 16, 16), ("gilr bf16", 16, 8), ("lstm with readout bf16", 8, 4)],
+)
+def test_steps_of_a_segment(name, forward, backward):
+    """Those of single features, if not for a backward pass of many operations."""
+    for step, expected in zip(PASSES, (forward, backward), strict=True):
+        kind = PACKED_KINDS[name]
+        assert steps(fused(*kind, step), kind.operands, plan.Pass(step, True, layout="packed")) == (
+            expected
+        )
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -45,6 +45,8 @@ class Fused(NamedTuple):
     """Whether there is a readout."""
     operations: int
     """Of gate and readout, for a step."""
+    real: bool
+    """Whether no number in them is complex."""
 
 
 @cache
@@ -96,7 +98,12 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     ]
     # One line: it becomes the value of a macro.
     operations = len(parse(gate).steps) + len(parse(read_out).steps)
-    return Fused(" ".join(parts), used, state, output, bool(readout), operations)
+    of_values = (
+        complex_values(parse(gate), kinds),
+        complex_values(parse(read_out), (h_is_complex, *kinds)),
+    )
+    real = not any(is_complex for values in of_values for is_complex in values.values())
+    return Fused(" ".join(parts), used, state, output, bool(readout), operations, real)
 
 
 def _access(operands: Sequence[Operand], used: Sequence[bool]) -> Iterator[str]:

@@ -87,9 +87,13 @@ def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
     size = STATE[DTYPE[gate.state]].itemsize
     registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
-    if kind.layout == "packed":  # where what is computed, not what is loaded, takes twice as many
-        registers = ROOM if gate.operations or kind.resets else FEWER_REGISTERS
-    most = min(SEGMENT // size, registers // _registers(gate, operands, kind))
+    most = SEGMENT // size
+    if kind.layout == "packed" and gate.operations == 0:
+        registers = FEWER_REGISTERS // (1 + kind.resets)
+    elif kind.layout == "packed":  # what is loaded takes as many, what is computed twice as many
+        crowded = kind.resets or gate.operations >= OPERATIONS["backward"]
+        most, registers = most // (1 + crowded) // (1 + (kind.step == "backward")), ROOM
+    most = min(most, registers // _registers(gate, operands, kind))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
@@ -153,6 +157,8 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
+    if kind.layout == "packed" and not gate.real:
+        kind = kind._replace(layout="apart")
     width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
     features = 2 if kind.layout == "packed" else 1  # which are at least MAX_COLUMNS pairs
     apart = steps(gate, operands, kind._replace(layout="apart"))
@@ -162,8 +168,12 @@ def plan(
         carry = "folded" if pair or (chains < CHAINS and tiles > 2) else "chained"
         chains = B * -(-D // (features * width))
         # A kernel without the path of other tiles, where that gives another block room.
-        whole = not (rest or D % (features * MAX_COLUMNS) or kind.lengths) and (
-            _blocks(gate, operands, kind, width, carry, "whole")
+        whole = not (rest or D % (features * MAX_COLUMNS) or kind.lengths)
+        if features == 2 and not whole and _is_crowded(kind, carry):
+            return plan(gate, operands, kind._replace(layout="apart"), shape)
+        whole = whole and (
+            features == 2
+            or _blocks(gate, operands, kind, width, carry, "whole")
             > _blocks(gate, operands, kind, width, carry, "any")
         )
         variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
@@ -205,6 +215,11 @@ def _blocks(
     if carry == "folded":
         return BLOCKS + (small and not gate.state.startswith("c"))
     return BLOCKS + small + (small and few)
+
+
+def _is_crowded(kind: Pass, carry: str) -> bool:
+    """Whether two features to a thread, and the path of tiles that are not whole, would spill."""
+    return carry == "folded" and kind.step == "backward" and kind.result == "outputs"
 
 
 def layout_of(
