@@ -223,6 +223,7 @@ def test_what_does_not_lie_in_pairs_is_not_packed():
         assert layout(*tensors) == "apart"
     for D in (7, 9, 6):  # odd, or fewer than fill the columns of a block
         assert layout(torch.zeros(2, 20, D, dtype=torch.bfloat16), D=D) == "apart"
+    assert layout(torch.zeros(2, 20, 10, dtype=torch.bfloat16)[..., :9], D=9) == "apart"
     assert layout(x.float(), D=1) == "apart"
 
 

@@ -250,7 +250,7 @@ def can_be_packed(D: int, tensors: Sequence[Tensor]) -> bool:
     if D % 2 or D < 2 * MAX_COLUMNS:
         return False
     for x in tensors:
-        if x.is_complex() or x.itemsize > (2 if x.ndim == 3 else 4) or x.stride(-1) != 1:
+        if x.itemsize > (2 if x.ndim == 3 else 4) or x.stride(-1) != 1:
             return False
         places = (x.data_ptr(), *[x.itemsize * stride for stride in x.stride()[:-1]])
         if x.itemsize == 2 and any(place % 4 for place in places):
