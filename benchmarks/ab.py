@@ -4,8 +4,8 @@ A variant is macros in place of those that the plan chose; grid and workspace fo
 kernels are compiled first, by several processes. Then, for one case after the other, every variant
 is compared on the timed shape with the walked kernel in float64, run three times for the same bits,
 and all that are right are timed in turn beside a copy of equal bytes. Variants that change no sum
-must have the bits of the plan's own kernel. `given` is the second phase of ranks, after a pair that
-is timed by itself.
+must have the bits of the plan's own kernel, where they have as many steps to a segment. `given` is
+the second phase of ranks, after a pair that is timed by itself.
 
     python benchmarks/ab.py [--json PATH] [--resume PATH] [--budget SECONDS] [--rounds N]
 
@@ -46,17 +46,22 @@ from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY
 
 STEPS = "forward", "backward"
+TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
 PLANNED = "as planned"
 AS_MEASURED = {"LRNN_BLOCKS": "2", "LRNN_GLANCE": "none", "LRNN_TILES": "any"}
 OTHER = {"chained": "folded", "folded": "chained"}
 
 
 class Variant(NamedTuple):
-    """What it changes; and whether its bits must be those of the plan's kernel."""
+    """What it changes; whether its bits must be the plan's, by equal segments; for what it is."""
 
     macros: dict[str, str]
     same_bits: bool = False
     passes: tuple[str, ...] = STEPS
+    dtypes: tuple[str, ...] = tuple(TOLERANCE)
+
+    def is_for(self, case: Case, step: str) -> bool:
+        return step in self.passes and case.dtype in self.dtypes
 
 
 VARIANTS = {
@@ -74,6 +79,10 @@ VARIANTS = {
     "one barrier": Variant({"LRNN_COMBINE": "row"}),
     "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
     "one fold": Variant({"LRNN_FOLD": "together"}),
+    "packed": Variant({"LRNN_PACKED": "1"}, True, dtypes=("bfloat16",)),
+    "packed, emission known": Variant(
+        {"LRNN_PACKED": "1", "LRNN_EMIT": "state_after"}, True, dtypes=("bfloat16",)
+    ),
     "8 steps, 4 blocks": Variant({"LRNN_STEPS": "8", "LRNN_BLOCKS": "4"}),
     "512 threads": Variant(
         {"LRNN_THREADS": "512", "LRNN_BLOCKS": "2", "LRNN_TILES": "any"}, passes=("forward",)
@@ -97,7 +106,6 @@ CASES = [
       for dtype in ("float32", "bfloat16")),
 ]  # fmt: skip
 """The most telling first: a budget may end the list early."""
-TOLERANCE = {"float32": 2e-4, "bfloat16": 2e-2}
 
 
 def replanned(how: Plan, shape: tuple[int, ...], macros: dict[str, str]) -> Plan:
@@ -105,17 +113,22 @@ def replanned(how: Plan, shape: tuple[int, ...], macros: dict[str, str]) -> Plan
     changed = {**dict(how.macros), **macros}
     if changed["LRNN_CARRY"] == "other":
         changed["LRNN_CARRY"] = OTHER[dict(how.macros)["LRNN_CARRY"]]
-    variant, (B, T, D) = tuple(changed.items()), shape
+    variant, (B, T, D), features = tuple(changed.items()), shape, how.features
+    D //= features
     if changed["LRNN_SCHEDULE"] == "serial":
-        return Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
+        return Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1, features)
     width, threads, steps = (
         int(changed[f"LRNN_{name}"]) for name in ("COLUMNS", "THREADS", "STEPS")
     )
     segments, chains = threads // width, B * -(-D // width)
     tiles, carry = -(-T // (steps * segments)), changed["LRNN_CARRY"]
     kept = slots("chained" if carry == "none" else carry, tiles, segments)
-    words = 1 + chains * kept * width if tiles > 1 else 0
-    return Plan(variant, chains * tiles, threads, words, tiles)
+    words = 1 + chains * kept * width * features if tiles > 1 else 0
+    return Plan(variant, chains * tiles, threads, words, tiles, features)
+
+
+def is_packed(macros: dict[str, str]) -> bool:
+    return bool(int(macros.get("LRNN_PACKED", cuda_plan.PACKED)))
 
 
 @contextlib.contextmanager
@@ -129,7 +142,10 @@ def planned_with(macros: dict[str, str], seen: list[Plan]) -> Iterator[None]:
         seen.append(how)
         return code, how
 
-    with mock.patch.object(launch, "_planned", plan):
+    with (
+        mock.patch.object(launch, "_planned", plan),
+        mock.patch.object(cuda_plan, "PACKED", is_packed(macros)),
+    ):
         yield
 
 
@@ -209,19 +225,22 @@ def error(found: list[Tensor], wanted: list[Tensor]) -> float:
 
 def examine(case: Case, step: str, device: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """What is right, by variant: its error, and whether it has the bits that it must have."""
-    one, rows, planned = Pass(case, step, device), {}, None
+    one, rows, planned, segment = Pass(case, step, device), {}, None, None
     wanted = one.exact()
     for name in names:
         variant = VARIANTS[name]
-        if step not in variant.passes:
+        if not variant.is_for(case, step):
             continue
+        seen: list[Plan] = []
         with poisoned():
-            first, *others = (one.run(variant.macros) for _ in range(3))
-        planned = first if name == PLANNED else planned
+            first, *others = (one.run(variant.macros, seen) for _ in range(3))
+        steps = dict(seen[0].macros)["LRNN_STEPS"]
+        if name == PLANNED:
+            planned, segment = first, steps
         again = all(all(map(torch.equal, first, other)) for other in others)
         bits = planned is not None and all(map(torch.equal, first, planned))
         far = error(first, wanted)
-        right = again and (bits or not variant.same_bits)
+        right = again and (bits or not variant.same_bits or steps != segment)
         right = right and (far < TOLERANCE[case.dtype] or name == "no carry")
         rows[name] = {"error": far, "same_bits_again": again, "bits_of_plan": bits, "right": right}
     return rows
@@ -262,10 +281,13 @@ def kernels_of(case: Case, step: str) -> set[nvrtc.Macros]:
     """Every variant that a case launches, but for the float64 one."""
     programs, dtype = programs_of(case), getattr(torch, case.dtype)
     operands = (Operand(STORAGE[dtype], True),) * WORKLOADS[case.gate].inputs
-    code, asked = fused(*programs, operands, step), cuda_plan.Pass(step, True)
-    how = plan(code, operands, asked, case.shape)
-    used = [v.macros for name, v in VARIANTS.items() if step in v.passes and name != "given"]
-    found = {replanned(how, case.shape, macros).macros for macros in used}
+    code = fused(*programs, operands, step)
+    asked, found = cuda_plan.Pass(step, True), set()
+    for name, variant in VARIANTS.items():
+        if name != "given" and variant.is_for(case, step):
+            layout = "packed" if is_packed(variant.macros) else "apart"
+            how = plan(code, operands, asked._replace(layout=layout), case.shape)
+            found.add(replanned(how, case.shape, variant.macros).macros)
     # Both phases.
     given = plan(code, operands, asked._replace(given=True), case.shape)
     segment = cuda_plan.steps(code, operands, asked) if given.tiles > 1 else 0

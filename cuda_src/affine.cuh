@@ -1,6 +1,8 @@
 // The pair (A, B): what any stretch of a walk does to the state before it, h -> A * h + B.
 #pragma once
 
+#include "device.cuh"
+
 // Whether a walk starts anew somewhere. In a kernel for walks that do not, a type that is always
 // false, so that no step tests it.
 #if LRNN_RESETS
@@ -15,8 +17,8 @@ struct Restarts {
 
 template <typename Value>
 struct Affine {
-  Value A;
-  Value B;
+  alignas(sizeof(Value)) Value A;
+  alignas(sizeof(Value)) Value B;
   Restarts restarts;  // the stretch forgets the state before it: h -> B, even if h is not finite
 
   static __device__ Affine identity() { return {Value(1), Value(0), false}; }
@@ -26,6 +28,10 @@ struct Affine {
 template <typename Value>
 __device__ Value affine(Value A, Value x, Value B) {
   return x == Value(0) ? B : A * x + B;
+}
+
+__device__ inline Two affine(Two A, Two x, Two B) {
+  return {affine(A.x, x.x, B.x), affine(A.y, x.y, B.y)};
 }
 
 template <typename Value>

@@ -49,6 +49,40 @@ __device__ Complex<Real> conj(Complex<Real> x) {
   return {x.re, -x.im};
 }
 
+// Two neighbouring features side by side: where features are packed, what is a number elsewhere.
+
+struct Two {
+  float x, y;
+
+  Two() = default;
+  __device__ Two(float both) : x(both), y(both) {}
+  __device__ Two(float x, float y) : x(x), y(y) {}
+};
+
+struct Truths {
+  bool x, y;
+
+  __device__ operator Two() const { return {float(x), float(y)}; }
+};
+
+__device__ inline Two operator-(Two v) { return {-v.x, -v.y}; }
+
+#define LRNN_OF_BOTH(Result, sign) \
+  __device__ inline Result operator sign(Two v, Two w) { return {v.x sign w.x, v.y sign w.y}; }
+
+LRNN_OF_BOTH(Two, +)
+LRNN_OF_BOTH(Two, -)
+LRNN_OF_BOTH(Two, *)
+LRNN_OF_BOTH(Two, /)
+LRNN_OF_BOTH(Truths, <)
+LRNN_OF_BOTH(Truths, <=)
+LRNN_OF_BOTH(Truths, >)
+LRNN_OF_BOTH(Truths, >=)
+LRNN_OF_BOTH(Truths, ==)
+LRNN_OF_BOTH(Truths, !=)
+
+#undef LRNN_OF_BOTH
+
 // Storage: `Element` in memory, `Value` in registers and in the state; 16 bits compute in float.
 
 namespace storage {
@@ -76,12 +110,18 @@ struct bf16 {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(element) : "f"(x));
     return element;
   }
+  static __device__ unsigned encode(Two v) {
+    unsigned elements;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(elements) : "f"(v.y), "f"(v.x));
+    return elements;
+  }
 #else
   static __device__ Element encode(Value x) {
     const unsigned bits = bits_of<unsigned>(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;  // rounding could turn NaN into inf
     return Element((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);  // to nearest, ties to even
   }
+  static __device__ unsigned encode(Two v) { return encode(v.x) | unsigned(encode(v.y)) << 16; }
 #endif
 };
 
@@ -103,9 +143,51 @@ struct f16 {
   static Value decode(Element x) { return host::float_from_half(x); }
   static Element encode(Value x) { return host::half_from_float(x); }
 #endif
+#if !defined(LRNN_HOST) && __CUDA_ARCH__ >= 800
+  static __device__ unsigned encode(Two v) {
+    unsigned elements;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(elements) : "f"(v.y), "f"(v.x));
+    return elements;
+  }
+#else
+  static __device__ unsigned encode(Two v) { return encode(v.x) | unsigned(encode(v.y)) << 16; }
+#endif
+};
+
+// Two neighbouring features of 16 bits as one element, the first in its lower half.
+template <typename One>
+struct Packed {
+  using Element = unsigned;
+  using Value = Two;
+  static __device__ Value decode(Element both) {
+    using Half = typename One::Element;
+    return {One::decode(Half(both)), One::decode(Half(both >> 16))};
+  }
+  static __device__ Element encode(Value v) { return One::encode(v); }
 };
 
 }  // namespace storage
+
+// What a gate finds under these names where features are packed.
+namespace packed::storage {
+
+using f32 = ::storage::Plain<Two>;
+using bf16 = ::storage::Packed<::storage::bf16>;
+using f16 = ::storage::Packed<::storage::f16>;
+
+}  // namespace packed::storage
+
+// The same bits, of which the compiler knows nothing: it computes from them again what it would
+// otherwise hold.
+template <typename T>
+__device__ void forget(T& value) {
+  struct Words {
+    unsigned word[sizeof(T) / sizeof(unsigned)];
+  };
+  auto words = bits_of<Words>(value);
+  for (unsigned& word : words.word) asm("" : "+r"(word));
+  value = bits_of<T>(words);
+}
 
 // The machine's own functions, each within two units of the last place.
 
@@ -160,8 +242,13 @@ __device__ char* aligned(char* at) {
 // A value as a storage type keeps it.
 
 template <typename Storage>
+__device__ typename Storage::Element load_element(const char* at) {
+  return load(reinterpret_cast<const typename Storage::Element*>(at));
+}
+
+template <typename Storage>
 __device__ typename Storage::Value load_as(const char* at) {
-  return Storage::decode(load(reinterpret_cast<const typename Storage::Element*>(at)));
+  return Storage::decode(load_element<Storage>(at));
 }
 
 template <typename Storage>

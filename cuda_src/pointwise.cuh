@@ -98,6 +98,46 @@ __device__ Real at_most(Real x, Real high) {
   return x > high ? high : x;
 }
 
+template <typename Number>
+__device__ Number where(bool condition, Number x, Number y) {
+  return condition ? x : y;
+}
+
+// Two features: each by itself.
+
+__device__ inline Two where(Truths conditions, Two v, Two w) {
+  return {where(conditions.x, v.x, w.x), where(conditions.y, v.y, w.y)};
+}
+
+#define LRNN_OF_TWO(name) \
+  __device__ inline Two name(Two v) { return {name(v.x), name(v.y)}; }
+#define LRNN_OF_TWICE_TWO(name) \
+  __device__ inline Two name(Two v, Two w) { return {name(v.x, w.x), name(v.y, w.y)}; }
+
+LRNN_OF_TWO(sigmoid)
+LRNN_OF_TWO(tanh)
+LRNN_OF_TWO(exp)
+LRNN_OF_TWO(log)
+LRNN_OF_TWO(sin)
+LRNN_OF_TWO(cos)
+LRNN_OF_TWO(sqrt)
+LRNN_OF_TWO(erf)
+LRNN_OF_TWO(rsqrt)
+LRNN_OF_TWO(abs)
+LRNN_OF_TWO(sgn)
+LRNN_OF_TWO(relu)
+LRNN_OF_TWO(softplus)
+LRNN_OF_TWO(silu)
+LRNN_OF_TWO(gelu)
+LRNN_OF_TWICE_TWO(pow)
+LRNN_OF_TWICE_TWO(minimum)
+LRNN_OF_TWICE_TWO(maximum)
+LRNN_OF_TWICE_TWO(at_least)
+LRNN_OF_TWICE_TWO(at_most)
+
+#undef LRNN_OF_TWO
+#undef LRNN_OF_TWICE_TWO
+
 // Complex numbers.
 
 template <typename Real>

@@ -21,6 +21,10 @@
 //                  by `exclusive`
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
+//   LRNN_PACKED    0 | 1: whether two neighbouring features of 16 bits, one 32-bit word, are what is
+//                  one feature elsewhere: D, distances and grid count them, `Value` is a Two
+//   LRNN_ANEW      0 | 1: whether a segment is evaluated again when it is walked again, for what is
+//                  computed takes more registers than what was loaded (scan)
 //   LRNN_TILES     any | whole: `whole` leaves out the path of tiles that are not (to count
 //                  instructions)
 //   LRNN_THREADS   threads of a block (scan)
@@ -92,6 +96,12 @@
 #ifndef LRNN_LAYOUT
 #define LRNN_LAYOUT apart
 #endif
+#ifndef LRNN_PACKED
+#define LRNN_PACKED 0
+#endif
+#ifndef LRNN_ANEW
+#define LRNN_ANEW 0
+#endif
 #ifndef LRNN_TILES
 #define LRNN_TILES any
 #endif
@@ -127,7 +137,7 @@ struct Run {
   __device__ void load(Record* records, Field Record::*field, Count count) const {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
-      if (s < count) records[s].*field = Field(load_as<Storage>(at(s)));
+      if (s < count) records[s].*field = load_element<Storage>(at(s));
   }
 
   template <typename Record, typename Field, typename Count>
@@ -149,7 +159,14 @@ struct Run {
   }
 };
 
+#if LRNN_PACKED
+namespace packed {
 LRNN_GATE
+}  // namespace packed
+using packed::Gate;
+#else
+LRNN_GATE
+#endif
 
 enum class Pass { forward, backward };
 enum class Result { outputs, pair };
@@ -314,8 +331,9 @@ struct Segment {
   const Column* column;
   Index begin = 0;  // first step
   Count<kWhole> count;
-  Pre pre[kSteps];
-  OutputValue dy[kPass == Pass::backward ? kSteps : 1];
+  Pre parameters;
+  Gate::Elements elements[kSteps];  // of sequences; as they lie in memory, like dy
+  Gate::Output::Element dy[kPass == Pass::backward ? kSteps : 1];
   Value e[kPass == Pass::backward ? kSteps + 1 : 1];  // one more: the state before the last step
   Value a[kSteps], x[kSteps];  // what a step does to the state: advance()
   unsigned restarts = 0;       // bit s: step `begin + s` starts anew
@@ -329,7 +347,8 @@ struct Segment {
     restarts = 0;
     load_pre();
     if constexpr (kPass == Pass::backward) {
-      load_into<Gate::Output>(dy, p.dy, kSteps, 0, count, OutputValue(0));
+      using Element = Gate::Output::Element;
+      load_into<storage::Plain<Element>>(dy, p.dy, kSteps, 0, count, Element{});
       if constexpr (Gate::kHasReadout) load_emitted();
     }
     if (LRNN_RESETS && p.reset) fetch_restarts();
@@ -354,12 +373,14 @@ struct Segment {
       first[i] = p.pre[i].at(column->b, column->time(begin), column->d);
       stride[i] = column->stride(p.pre[i].sT);
     }
-    Pre parameters{};
+    parameters = Pre{};
     if (count > 0) Gate::load_parameters(parameters, first);
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) pre[s] = parameters;
-    Gate::template load_steps<kWhole>(pre, first, stride, count);
+    for (int s = 0; s < kSteps; ++s) elements[s] = {};
+    Gate::template load_steps<kWhole>(elements, first, stride, count);
   }
+
+  __device__ Pre pre(int s) const { return Gate::decoded(elements[s], parameters); }
 
   // The values of steps `first` to `last` - 1, counted from the segment's; others are `otherwise`.
   template <typename Storage, typename Number>
@@ -401,13 +422,23 @@ struct Segment {
   __device__ void evaluate() {
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      Gate::gate(pre[s], a[s], x[s]);
+      Gate::gate(pre(s), a[s], x[s]);
       if constexpr (kPass == Pass::backward) {
         Pre unused;
         a[s] = conj(a[s]);
         x[s] = of_emitted(s, unused);
       }
     }
+  }
+
+  // The same from what was loaded, rather than holding it.
+  __device__ void evaluate_anew() {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      forget(elements[s]);
+      if constexpr (kPass == Pass::backward) forget(dy[s]);
+    }
+    evaluate();
   }
 
   __device__ Pair pair() const {
@@ -425,7 +456,7 @@ struct Segment {
 
   // The gradient of what step s emitted, and of its pre-activations by way of the readout.
   __device__ Value of_emitted(int s, Pre& dx) const {
-    return Gate::readout_pullback(e[s], pre[s], dy[s], dx);
+    return Gate::readout_pullback(e[s], pre(s), Gate::Output::decode(dy[s]), dx);
   }
 
   // From the state before the segment to the state after it, storing every output. Gradients of
@@ -442,12 +473,12 @@ struct Segment {
       const Restarts restart = restarts_at(s);
       emitted[s] = advance(state, a[s], x[s], restart, p.emit());
       if constexpr (kPass == Pass::forward) {
-        y[s] = Gate::readout(emitted[s], pre[s]);
+        y[s] = Gate::readout(emitted[s], pre(s));
       } else {
         dx[s] = Pre{};
         of_emitted(s, dx[s]);
         const Value g = emitted[s], h_prev = p.emit() == Emit::state_after ? e[s + 1] : e[s];
-        Gate::gate_pullback(pre[s], restart ? Value(0) : g * conj(h_prev), g, dx[s]);
+        Gate::gate_pullback(pre(s), restart ? Value(0) : g * conj(h_prev), g, dx[s]);
         Gate::add_parameters(sums, dx[s]);
       }
     }
@@ -692,6 +723,7 @@ __device__ void walk_tile(Shared& shared, const Column& column, Chain chain, int
   }
   if (kCarry != Carry::given) __syncthreads();  // the scan's barriers were behind it
   Pre sums{};
+  if constexpr (LRNN_ANEW) own.evaluate_anew();
   own.finish(own.replay(apply(prefix.before, shared.state_in[lane]), sums));
   if constexpr (kPass == Pass::backward)
     Gate::each_parameter(sums, StoreTileSum{column, tile, segment, lane});

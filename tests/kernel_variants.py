@@ -75,6 +75,29 @@ def of_layers() -> Iterator[tuple[str, Kind]]:
 KINDS |= of_layers()
 
 
+def of_16_bits(kind: Kind) -> Kind:
+    """The same gate of sequences in bfloat16."""
+    operands = [o._replace(storage="bf16") if o.varies else o for o in kind.operands]
+    return kind._replace(operands=tuple(operands))
+
+
+PACKED_KINDS = {
+    "f16": KINDS["f16"],
+    **{
+        f"{name.removesuffix(' f32').removesuffix('f32')} bf16".strip(): of_16_bits(kind)
+        for name, kind in KINDS.items()
+        if all(o.storage == "f32" for o in kind.operands)
+    },
+}
+
+
+def packed_variant(
+    kind: Kind, step: str, parallel: bool, carry: str = "chained", resets: bool = False, **how: str
+) -> nvrtc.Macros:
+    """Of two features to a thread."""
+    return variant(kind, step, parallel, 32, carry, resets, "packed", **how)
+
+
 def variant(
     kind: Kind,
     step: str,

@@ -3,11 +3,11 @@
 A step's instructions are the difference between a kernel of S and one of S / 2 steps per thread,
 over S / 2. "all" is the whole kernel over S: an upper bound of what a thread of a full tile
 executes per step, as every instruction stands there once and some are for other threads or other
-tiles. Both without the path of tiles that are not full. LIGHTNING_LRNN_RECORD_INSTRUCTIONS=1
-writes benchmarks/results/instructions.json.
+tiles. Both without the path of tiles that are not full, and of one column: halved where a thread
+has two features. LIGHTNING_LRNN_RECORD_INSTRUCTIONS=1 writes benchmarks/results/instructions.json.
 
 Seen to fail: gates evaluated twice; a test of the padding at every step; 4-byte accesses in rows of
-one feature.
+one feature; a product of two features not fused with the sum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from kernel_variants import KINDS, PASSES, variant
+from kernel_variants import KINDS, PACKED_KINDS, PASSES, variant
 from paths import BENCHMARKS
 
 from lightning_lrnn.backends.cuda import launch, nvrtc
@@ -31,8 +31,10 @@ from lightning_lrnn.backends.cuda import launch, nvrtc
 ARCHITECTURE = "sm_90"
 NAMES = (
     "f32", "bf16", "gilr f32", "minGRU f32", "minLSTM f32", "sru f32", "RGLRU f32",
-    "lstm with readout f32", "lstm with readout bf16",
+    "lstm with readout f32", "lstm with readout bf16", "gilr bf16", "minGRU bf16",
 )  # fmt: skip
+BOTH = "bf16", "gilr bf16", "minGRU bf16", "lstm with readout bf16"
+"""With one feature to a thread and with two."""
 RESULTS = BENCHMARKS / "results" / "instructions.json"
 
 
@@ -62,20 +64,31 @@ def instructions(macros: nvrtc.Macros) -> Counter:
     return found
 
 
+def of_lengths(
+    name: str, step: str, layout: str = "apart", steps: int = 0
+) -> tuple[Counter, Counter, int]:
+    """Instructions of a kernel of so many steps, or the plan's; of half as many; how many."""
+    macros = dict(variant((PACKED_KINDS | KINDS)[name], step, True, 32, "chained", False, layout))
+    steps = steps or int(macros["LRNN_STEPS"])
+    more, fewer = (
+        instructions(tuple({**macros, "LRNN_STEPS": str(n)}.items())) for n in (steps, steps // 2)
+    )
+    return more, fewer, steps
+
+
 def per_step(name: str, step: str) -> tuple[float, float]:
     """Instructions of a step, and all."""
-    macros = dict(variant(KINDS[name], step, True, 32))
-    steps = int(macros["LRNN_STEPS"])
-    more, fewer = (
-        instructions(tuple({**macros, "LRNN_STEPS": str(n)}.items())).total()
-        for n in (steps, steps // 2)
-    )
-    return (more - fewer) / (steps - steps // 2), more / steps
+    packed = name.startswith("packed ")
+    layout = "packed" if packed else "apart"
+    more, fewer, steps = of_lengths(name.removeprefix("packed "), step, layout)
+    per_column = (more.total() - fewer.total()) / (steps - steps // 2), more.total() / steps
+    return per_column[0] / (1 + packed), per_column[1] / (1 + packed)
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, tuple[float, float]]]:
-    found = {name: {step: per_step(name, step) for step in PASSES} for name in NAMES}
+    names = [*NAMES, *(f"packed {name}" for name in BOTH)]
+    found = {name: {step: per_step(name, step) for step in PASSES} for name in names}
     if os.environ.get("LIGHTNING_LRNN_RECORD_INSTRUCTIONS"):
         lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
         version = ".".join(map(str, nvrtc.version()))
@@ -91,7 +104,7 @@ def table() -> dict[str, dict[str, tuple[float, float]]]:
 def test_as_recorded(table):
     """Within a tenth: another NVRTC may place an instruction differently."""
     recorded = json.loads(RESULTS.read_text())["variants"]
-    assert set(recorded) == set(NAMES)
+    assert set(recorded) == set(table)
     for name, passes in table.items():
         for step, figures in passes.items():
             assert figures == pytest.approx(recorded[name][step], rel=0.1), (name, step)
@@ -102,6 +115,25 @@ def test_lstm_gate_with_readout(table, storage):
     own, _ = table[f"lstm with readout {storage}"]["forward"]
     # Four loads, two stores, and ten operations of the unit for special functions at least.
     assert 16 < own <= 70
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTH)
+def test_two_features_to_a_thread_take_fewer_instructions(table, name):
+    for step in PASSES:
+        (own, whole), (packed, packed_whole) = (table[n][step] for n in (name, f"packed {name}"))
+        assert packed < 0.95 * own and packed_whole < 0.95 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOTH)
+def test_two_features_are_computed_as_one_is(name):
+    """As many products are fused with a sum for each: so the bits are the same on a GPU too."""
+    for step in PASSES:
+        more, fewer, steps = of_lengths(name, step, "packed")
+        one, half, _ = of_lengths(name, step, steps=steps)
+        assert more["FFMA"] - fewer["FFMA"] == 2 * (one["FFMA"] - half["FFMA"]) > 0
+        assert more["LDG.E.U16"] == more["STG.E.U16"] == 0 < one["LDG.E.U16"]
 
 
 @pytest.mark.parametrize("step, layout", [("forward", "ahead"), ("backward", "behind")])

@@ -24,7 +24,14 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from kernel_variants import KINDS, PASSES, pair_variant, variant
+from kernel_variants import (
+    KINDS,
+    PACKED_KINDS,
+    PASSES,
+    packed_variant,
+    pair_variant,
+    variant,
+)
 from other_python import other_python, run_elsewhere
 from paths import BENCHMARKS
 from plain_calls import PlainCalls
@@ -47,6 +54,8 @@ FOR_EACH = [
         ("scan", "bf16 pair x32"),
         ("scan", "f32 given x32"),
         ("serial", "gilr of complex c64"),
+        ("packed scan", "bf16"),
+        ("packed scan", "lstm with readout bf16 folded"),
     )
 ]
 
@@ -111,6 +120,26 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
             yield f"scan {step} {name} pair x1", pair_variant(KINDS[name], step, 1)
         how = pair_variant(KINDS["f32"], step, 1, False, layout)
         yield f"scan {step} f32 pair {layout} x1", how
+        yield from packed(step)
+
+
+def packed(step: str) -> Iterator[tuple[str, nvrtc.Macros]]:
+    """Two features of 16 bits to a thread: every gate by either carry, some by all else."""
+    tiles = "any" if step == "forward" else "whole"  # of a fold
+    for name, kind in PACKED_KINDS.items():
+        yield f"packed scan {step} {name}", packed_variant(kind, step, True)
+        how = packed_variant(kind, step, True, "folded", tiles=tiles)
+        yield f"packed scan {step} {name} folded", how
+    for name in ("bf16", "f16", "gilr bf16", "lstm with readout bf16"):
+        kind = PACKED_KINDS[name]
+        yield f"packed serial {step} {name}", packed_variant(kind, step, False)
+        how = packed_variant(kind, step, True, "folded", True, tiles=tiles)
+        yield f"packed scan {step} {name} folded resets", how
+        yield f"packed scan {step} {name} whole", packed_variant(kind, step, True, tiles="whole")
+        how = packed_variant(kind, step, True)
+        yield f"packed scan {step} {name} known", (*how, OTHERS["known"])
+        how = pair_variant(kind, step, 32, False, "packed")
+        yield f"packed scan {step} {name} pair", how
 
 
 VARIANTS = dict(listed())
@@ -154,11 +183,11 @@ def report(name: str, arch: str) -> Report:
 def table(whole: bool) -> list[tuple[str, str]]:
     """Variants and their architectures."""
     scans = [name for name in VARIANTS if name.startswith("scan")]
-    serial = [name for name in FOR_EACH if name.startswith("serial")]
+    others = [name for name in FOR_EACH if name not in scans]
     return [
         (name, arch)
         for arch in ARCHITECTURES
-        for name in (VARIANTS if whole else [*scans, *serial] if arch == WITH_ALL else FOR_EACH)
+        for name in (VARIANTS if whole else [*scans, *others] if arch == WITH_ALL else FOR_EACH)
     ]
 
 

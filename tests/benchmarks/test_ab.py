@@ -50,6 +50,24 @@ def test_variants_are_examined(ab, step, shape):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gate", "step", "same"),
+    [("plain", "forward", True), ("plain", "backward", True), ("lstm", "backward", False)],
+)
+def test_packed_features_are_examined(ab, gate, step, same):
+    """They have the bits of the plan where they have its steps; an LSTM has fewer, backward."""
+    names, case = ["packed", "packed, emission known"], ab.Case((1, 256, 64), "bfloat16", gate)
+    with as_cuda(emulated.compiler()) as seen:
+        rows = ab.examine(case, step, "cpu", [ab.PLANNED, *names])
+    assert all(row["right"] and row["same_bits_again"] for row in rows.values())
+    assert [rows[name]["bits_of_plan"] for name in names] == [same, same]
+    launched = {tuple(macros.items()) for macros, _ in seen}
+    wide = {macros for macros in launched if "f64" in dict(macros)["LRNN_GATE"]}
+    assert launched - ab.kernels_of(case, step) == wide
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_what_is_wrong_is_seen(ab, monkeypatch):
     """One that should have the plan's bits and lacks the carry."""
     monkeypatch.setitem(ab.VARIANTS, "wrong", ab.Variant({"LRNN_CARRY": "none"}, True))
@@ -65,3 +83,5 @@ def test_every_variant_can_be_planned(ab):
             macros = ab.kernels_of(case, step)
             assert len(macros) >= 8
             assert {dict(m)["LRNN_PASS"] for m in macros} == {step}
+            packed = {dict(m)["LRNN_PACKED"] for m in macros}
+            assert packed == ({"0", "1"} if case.dtype == "bfloat16" else {"0"})

@@ -45,6 +45,8 @@ class Fused(NamedTuple):
     """Whether there is a readout."""
     operations: int
     """Of gate and readout, for a step."""
+    real: bool
+    """Whether no number in them is complex."""
 
 
 @cache
@@ -66,7 +68,6 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     for operand in operands:
         if (operand.storage in DOUBLE) != double and (operand.varies or operand.storage[0] == "c"):
             raise GateError(f"one gate cannot take both single and double precision: {operands}")
-    real = "double" if double else "float"
     read_out = readout_or_state(readout, n)
     h_is_complex = state_is_complex(gate, kinds)
     y_is_complex = _result_is_complex(read_out, (h_is_complex, *kinds))
@@ -88,20 +89,26 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         f"using State = storage::{state};",
         f"using Output = storage::{output};",
         "using Value = State::Value;",
+        f"using Real = storage::{'f64' if double else 'f32'}::Value;",
         f"static constexpr int kInputs = {n};",
         f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
-        *_access(operands, used, real),
-        *_mathematics(gate, read_out, kinds, (h_is_complex, y_is_complex), real),
+        *_access(operands, used),
+        *_mathematics(gate, read_out, kinds, (h_is_complex, y_is_complex)),
         "};",
     ]
     # One line: it becomes the value of a macro.
     operations = len(parse(gate).steps) + len(parse(read_out).steps)
-    return Fused(" ".join(parts), used, state, output, bool(readout), operations)
+    of_values = (
+        complex_values(parse(gate), kinds),
+        complex_values(parse(read_out), (h_is_complex, *kinds)),
+    )
+    real = not any(is_complex for values in of_values for is_complex in values.values())
+    return Fused(" ".join(parts), used, state, output, bool(readout), operations, real)
 
 
-def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Iterator[str]:
+def _access(operands: Sequence[Operand], used: Sequence[bool]) -> Iterator[str]:
     """`Pre`, the values of one step, and what moves them between memory and registers."""
-    types = [_type(real, is_complex=o.storage.startswith("c")) for o in operands]
+    types = [_type(is_complex=o.storage.startswith("c")) for o in operands]
 
     def each(statement: str, chosen: Sequence[bool], *, varies: bool) -> str:
         lines = (
@@ -113,16 +120,21 @@ def _access(operands: Sequence[Operand], used: Sequence[bool], real: str) -> Ite
 
     every = [True] * len(operands)
     run = "Run<storage::{storage}, kWhole>"
-    load = f"{run}{{{{first[{{i}}], stride[{{i}}]}}}}.load(pre, &Pre::x{{i}}, count);"
+    load = f"{run}{{{{first[{{i}}], stride[{{i}}]}}}}.load(to, &Elements::x{{i}}, count);"
+    decode = "pre.x{i} = {type}(storage::{storage}::decode(of.x{i}));"
     store = f"{run}::of(to[{{i}}], at, stride).store(dx, &Pre::x{{i}}, count);"
     zeros = "Run<storage::{storage}, false>::of(to[{i}], at, stride).store_zeros(count);"
     parameter = "pre.x{i} = {type}(load_as<storage::{storage}>(first[{i}]));"
     add = "sums.x{i} = sums.x{i} + dx.x{i};"
     steps = "template <bool kWhole, typename Count> static __device__ void"
     yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
-    named = ("Pre* pre", "char* const* first", "const Index* stride", "Count count")
+    fields = each("storage::{storage}::Element x{i};", every, varies=True)
+    yield f"struct Elements {fields};"
+    named = ("Elements* to", "char* const* first", "const Index* stride", "Count count")
     arguments = f"({', '.join(f'{UNUSED} {name}' for name in named)})"
     yield f"{steps} load_steps{arguments} {each(load, used, varies=True)}"
+    yield f"static __device__ Pre decoded({UNUSED} const Elements& of, Pre pre) {{"
+    yield f"{each(decode, used, varies=True)} return pre; }}"
     arguments = f"({UNUSED} Pre& pre, {UNUSED} char* const* first)"
     yield f"static __device__ void load_parameters{arguments} {each(parameter, used, varies=False)}"
     arguments = "(const Pre* dx, char* const* to, Index at, Index stride, Count count)"
@@ -143,26 +155,25 @@ def _mathematics(
     readout: str,
     kinds: tuple[bool, ...],
     of_results: tuple[bool, bool],
-    real: str,
 ) -> Iterator[str]:
     """Gate, readout and their derivatives; `of_results`: whether h and y are complex."""
     h_is_complex, y_is_complex = of_results
-    types = [_type(real, is_complex=kind) for kind in kinds]
+    types = [_type(is_complex=kind) for kind in kinds]
     pre = [f"pre.x{i}" for i in range(len(kinds))]
     of_readout = (h_is_complex, *kinds)
 
-    lines, (a, b) = _body(parse(gate), pre, kinds, real)
+    lines, (a, b) = _body(parse(gate), pre, kinds)
     yield f"static __device__ void gate({UNUSED} const Pre& pre, Value& a, Value& b) {{"
     yield from [*lines, f"a = Value({a}); b = Value({b}); }}"]
 
-    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout, real)
+    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout)
     yield f"static __device__ Output::Value readout(Value h, {UNUSED} const Pre& pre) {{"
     yield from [*lines, f"return Output::Value({y}); }}"]
 
     # The readout's share of a gradient comes first, the gate's is added to it.
     back = parse(pullback(readout, of_readout))
     begun = {i for i, gradient in enumerate(back.outputs[1:]) if gradient != 0}
-    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex), real)
+    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex))
     yield (
         f"static __device__ Value readout_pullback({UNUSED} Value h, {UNUSED} const Pre& pre, "
         f"Output::Value dy, {UNUSED} Pre& dx) {{"
@@ -171,7 +182,7 @@ def _mathematics(
     yield f"return Value({dh}); }}"
 
     back = parse(pullback(gate, kinds))
-    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), real)
+    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex))
     yield (
         f"static __device__ void gate_pullback({UNUSED} const Pre& pre, {UNUSED} Value da, "
         f"{UNUSED} Value db, Pre& dx) {{"
@@ -183,8 +194,8 @@ def _mathematics(
     yield "}"
 
 
-def _type(real: str, *, is_complex: bool) -> str:
-    return f"Complex<{real}>" if is_complex else real
+def _type(*, is_complex: bool) -> str:
+    return "Complex<Real>" if is_complex else "Real"
 
 
 def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
@@ -194,7 +205,7 @@ def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
 
 
 def _body(
-    program: Program, names: Sequence[str], kinds: Sequence[bool], real: str
+    program: Program, names: Sequence[str], kinds: Sequence[bool]
 ) -> tuple[list[str], list[str]]:
     """C++ that computes a program: statements, and an expression for each output.
 
@@ -202,7 +213,6 @@ def _body(
         program: what to compute.
         names: of its inputs in C++.
         kinds: whether each input is complex.
-        real: "float" or "double".
     """
     program = pruned(program)
     is_complex = complex_values(program, kinds)
@@ -214,14 +224,14 @@ def _body(
             return f"{as_type}({name})" if as_type else name
         if argument is None or argument != argument or abs(argument) == float("inf"):
             raise GateError(f"{argument} is not a number that a kernel can hold: {program}")
-        return f"{as_type or real}({argument!r})"
+        return f"{as_type or 'Real'}({argument!r})"
 
     statements = []
     for index, (operation, arguments) in enumerate(program.steps):
         takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
         if takes_complex and not OPERATIONS[operation].of_complex:
             raise GateError(f"{operation} is not defined for complex numbers: {program}")
-        kind = _type(real, is_complex=takes_complex)
+        kind = _type(is_complex=takes_complex)
         first, *others = arguments
         if infix := OPERATIONS[operation].infix:
             mixed = kind if takes_complex else None
@@ -232,8 +242,9 @@ def _body(
         elif operation == "detach":
             written = expression(first)
         elif operation == "where":
-            chosen = _type(real, is_complex=is_complex[f"t{index}"])
-            written = f"{expression(first)} ? " + " : ".join(expression(a, chosen) for a in others)
+            chosen = _type(is_complex=is_complex[f"t{index}"])
+            written = ", ".join([expression(first), *(expression(a, chosen) for a in others)])
+            written = f"pointwise::where({written})"
         elif operation == "clamp":
             low, high = others
             written = expression(first)

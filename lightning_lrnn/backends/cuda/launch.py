@@ -239,7 +239,7 @@ class _Launch:
         self._words = array("q", bytes(8 * len(at)))
         B, T, D = problem.x.shape
         flags = {"reverse": int(problem.reverse), "exclusive": int(problem.exclusive)}
-        self._tell(B=B, T=T, D=D, **flags)
+        self._tell(B=B, T=T, D=D // how.features, **flags)
 
     def _tell(self, **numbers: int) -> None:
         for name, number in numbers.items():
@@ -259,12 +259,13 @@ class _Launch:
             step: and between its steps.
         """
         names = [f"pre[{i}]" for i in range(self._inputs)] + ["e", "dy"]
+        features = self._how.features
         for name, x in zip(names, tensors, strict=False):
             at, size, strides = self._at[f"{name}.data"], x.itemsize, x.stride()
             self._words[at + 1] = size * strides[0] if x.ndim > 1 else 0
             self._words[at + 2] = size * strides[1] if x.ndim > 2 else 0
-            self._words[at + 3] = size * strides[-1]
-        self._tell(row=row, step=step)
+            self._words[at + 3] = size * strides[-1] * features
+        self._tell(row=row // features, step=step // features)
 
     def __call__(
         self, tensors: Sequence[Tensor | None], given: Tensor | None = None

@@ -36,6 +36,9 @@ CHAINS = 48
 """From which on a tile waits for the state of the one before it; with fewer the hops would take
 longer than the traffic, and pairs are folded (`cuda_src/README.md`, Predictions). So a row's last
 bits may depend on how many rows there are."""
+PACKED = False
+"""Whether two neighbouring features of 16 bits are computed by one thread, as one word of 32 bits,
+where they lie so: fewer instructions, by their count. Not until a GPU has run it."""
 BLOCKS = 2
 """That a multiprocessor shall hold at least; more where no shipped gate then spills, `_blocks`."""
 ROOM, OPERATIONS = 32, {"forward": 9, "backward": 5}
@@ -52,6 +55,8 @@ class Plan(NamedTuple):
     """Of the workspace, 64 bits each; 0 = the kernel needs none."""
     tiles: int
     """Of time: each leaves its own sums of a parameter's gradient."""
+    features: int = 1
+    """Of a thread, side by side: what the kernel takes for one."""
 
 
 class Pass(NamedTuple):
@@ -64,7 +69,8 @@ class Pass(NamedTuple):
     resets: bool = False
     """Whether a document may start on the way."""
     layout: str = "apart"
-    """"apart", "ahead" or "behind": where in memory the next step lies."""
+    """"apart", "ahead" or "behind": where in memory the next step lies. Or "packed": apart, and two
+    neighbouring features of 16 bits are one word of 32."""
     lengths: bool = False
     """Whether a row may end before the last step."""
     result: str = "outputs"
@@ -87,13 +93,22 @@ def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
         return kind.segment
     size = STATE[DTYPE[gate.state]].itemsize
     registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
-    most = min(SEGMENT // size, registers // _registers(gate, operands, kind))
+    most = SEGMENT // size
+    if kind.layout == "packed" and gate.operations == 0:
+        registers = FEWER_REGISTERS // (1 + kind.resets)
+    elif kind.layout == "packed":  # what is loaded takes as many, what is computed twice as many
+        crowded = kind.resets or gate.operations >= OPERATIONS["backward"]
+        most, registers = most // (1 + crowded) // (1 + (kind.step == "backward")), ROOM
+    most = min(most, registers // _registers(gate, operands, kind))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
 def _registers(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
     """Of 32 bits, for one step of every sequence that a thread holds."""
-    held = sum(o.varies and needed for o, needed in zip(operands, gate.needed, strict=True))
+    constant = kind.layout == "packed"  # parameters count too
+    held = sum(
+        (o.varies or constant) and needed for o, needed in zip(operands, gate.needed, strict=True)
+    )
     if kind.step == "backward" and kind.result == "pair":  # gradients; states for a readout alone
         held += 1 + gate.reads_out
     elif kind.step == "backward":  # what was emitted, its gradient, what the readout makes of it
@@ -127,7 +142,9 @@ def macros(
         ("LRNN_SCHEDULE", "scan" if parallel else "serial"),
         ("LRNN_CARRY", carry if parallel else "chained"),
         ("LRNN_RESETS", str(int(resets))),
-        ("LRNN_LAYOUT", layout),
+        ("LRNN_LAYOUT", "apart" if layout == "packed" else layout),
+        ("LRNN_PACKED", str(int(layout == "packed"))),
+        ("LRNN_ANEW", str(int(layout == "packed" and not gate.operations))),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
         ("LRNN_STEPS", str(steps(gate, operands, kind))),
@@ -146,23 +163,34 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
+    # What a pair leaves for its pass is of one feature to a thread, as `kept` counts it.
+    if kind.layout == "packed" and (not gate.real or kind.segment or kind.given):
+        kind = kind._replace(layout="apart")
     width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
-    if pair or _in_tiles(kind, segment, shape):
+    features = 2 if kind.layout == "packed" else 1  # which are at least MAX_COLUMNS pairs
+    apart = steps(gate, operands, kind._replace(layout="apart"))
+    if pair or _in_tiles(kind, apart, shape):
         segments, chains = THREADS // width, B * -(-D // width)
         tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
         carry = "folded" if pair or (chains < CHAINS and tiles > 2) else "chained"
         carry = "given" if kind.given and tiles > 1 else carry
+        chains = B * -(-D // (features * width))
         # A kernel without the path of other tiles, where that gives another block room.
-        whole = not (rest or D % MAX_COLUMNS or kind.lengths) and (
-            _blocks(gate, operands, kind, width, carry, "whole")
+        whole = not (rest or D % (features * MAX_COLUMNS) or kind.lengths)
+        if features == 2 and not whole and _is_crowded(kind, carry):
+            return plan(gate, operands, kind._replace(layout="apart"), shape)
+        whole = whole and (
+            features == 2
+            or _blocks(gate, operands, kind, width, carry, "whole")
             > _blocks(gate, operands, kind, width, carry, "any")
         )
         variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
-        words = _words(gate, carry, shape, segment) if tiles > 1 else 0
-        found = Plan(variant, chains * tiles, THREADS, words, tiles)
+        words = _words(gate, carry, shape, segment, features) if tiles > 1 else 0
+        found = Plan(variant, chains * tiles, THREADS, words, tiles, features)
     else:
         variant = macros(gate, operands, kind._replace(parallel=False), width)
-        found = Plan(variant, -(-B * D // SERIAL_THREADS), SERIAL_THREADS, 0, 1)
+        blocks = -(-B * D // (features * SERIAL_THREADS))
+        found = Plan(variant, blocks, SERIAL_THREADS, 0, 1, features)
     if found.grid > MAX_BLOCKS:
         raise ValueError(
             f"(B, T, D) = ({B}, {T}, {D}) needs {found.grid} blocks, a CUDA grid has at most "
@@ -195,13 +223,15 @@ def _in_tiles(kind: Pass, segment: int, shape: tuple[int, int, int]) -> bool:
     return kind.parallel and B * D < WALK and T > SHORT * segment
 
 
-def _words(gate: Fused, carry: str, shape: tuple[int, int, int], segment: int) -> int:
+def _words(
+    gate: Fused, carry: str, shape: tuple[int, int, int], segment: int, features: int = 1
+) -> int:
     """Of a workspace: word 0 counts the blocks that have started; the rest is what tiles tell."""
     B, T, D = shape
-    width, pieces = columns(D), STATE[DTYPE[gate.state]].itemsize // 4
+    width, pieces = columns(D), features * STATE[DTYPE[gate.state]].itemsize // 4
     segments = THREADS // width
-    tiles = -(-T // (segment * segments))
-    return 1 + B * -(-D // width) * slots(carry, tiles, segments) * width * pieces
+    chains, tiles = B * -(-D // (features * width)), -(-T // (segment * segments))
+    return 1 + chains * slots(carry, tiles, segments) * width * pieces
 
 
 def _blocks(
@@ -210,6 +240,9 @@ def _blocks(
     """How many blocks a multiprocessor shall hold at least, which bounds the registers."""
     if not kind.parallel or kind.resets or width < MAX_COLUMNS:
         return BLOCKS
+    if kind.layout == "packed":
+        plain = gate.operations == 0 and kind.step == "forward" and kind.result == "outputs"
+        return BLOCKS + (tiles == "whole" and plain)
     segment = steps(gate, operands, kind)
     small = segment * _registers(gate, operands, kind) <= ROOM
     few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
@@ -225,11 +258,18 @@ def _blocks(
     return BLOCKS + small + (small and few)
 
 
+def _is_crowded(kind: Pass, carry: str) -> bool:
+    """Whether two features to a thread, and the path of tiles that are not whole, would spill."""
+    return carry == "folded" and kind.step == "backward" and kind.result == "outputs"
+
+
 def layout_of(
     shape: tuple[int, int, int], lengths: Tensor | None, tensors: Sequence[Tensor], *, reverse: bool
 ) -> str:
     """Where a walk's next step lies: side by side only in whole rows of one feature."""
     _, T, D = shape
+    if PACKED and can_be_packed(D, tensors):
+        return "packed"
     if D > 1 or lengths is not None:
         return "apart"
     for x in tensors:
@@ -239,6 +279,24 @@ def layout_of(
             if sT != 1 or any(place % 16 for place in places):
                 return "apart"
     return "behind" if reverse else "ahead"
+
+
+def can_be_packed(D: int, tensors: Sequence[Tensor]) -> bool:
+    """Whether two features side by side are 32 bits in every sequence, and fill a block's columns.
+
+    Args:
+        D: features.
+        tensors: all that are read, and those written that are not contiguous.
+    """
+    if D % 2 or D < 2 * MAX_COLUMNS:
+        return False
+    for x in tensors:
+        if x.itemsize > (2 if x.ndim == 3 else 4) or x.stride(-1) != 1:
+            return False
+        places = (x.data_ptr(), *[x.itemsize * stride for stride in x.stride()[:-1]])
+        if x.itemsize == 2 and any(place % 4 for place in places):
+            return False
+    return True
 
 
 def slots(carry: str, tiles: int, segments: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lightning_lrnn.backends.cuda import plan
 from lightning_lrnn.backends.cuda.availability import missing
 from lightning_lrnn.backends.cuda.launch import backend
 from lightning_lrnn.backends.cuda.plan import MAX_COLUMNS, SEGMENT, THREADS, columns
@@ -43,6 +44,8 @@ def warmup(
         widths = [features]
     else:
         widths = [1 << power for power in range(MAX_COLUMNS.bit_length())] if parallel else [1]
+        if plan.PACKED:
+            widths.append(2 * MAX_COLUMNS)
     segment = SEGMENT // state_dtype(dtype).itemsize
     for width in widths:
         tile = segment * THREADS // columns(width)
