@@ -39,16 +39,16 @@ docs: $(VENV)/.ready
 
 # What docs/performance.md shows; on two cores some 35 minutes.
 bench: $(VENV)/.ready
-	$(RUN) benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
-	$(RUN) benchmarks/layer_times.py
+	$(BIN)/python benchmarks/recurrence.py --plot benchmarks/results/cpu-recurrence.png
+	$(BIN)/python benchmarks/layer_times.py
 	$(BIN)/python benchmarks/stand_in_times.py
 	$(BIN)/python benchmarks/equal_time.py
-	$(RUN) benchmarks/threads.py
-	$(RUN) benchmarks/step.py
+	$(BIN)/python benchmarks/threads.py
+	$(BIN)/python benchmarks/step.py
 
 # The paper's tables, ours beside the published; on two cores some 12 minutes.
 paper: $(VENV)/.ready
-	$(RUN) benchmarks/paper.py
+	$(BIN)/python benchmarks/paper.py
 
 # Everything a GPU is needed for, with the interpreter and packages that are there.
 # `make gpu STAGE=ab`, or test, sanitize, bench, rivals, paper.

@@ -16,10 +16,6 @@ benchmarks/results/layer_times.json; --draw prints what is there.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in recurrence.py
-
 import argparse
 import json
 import statistics

@@ -18,10 +18,6 @@ asked for is kept as it is there. --draw prints and draws what is there.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in recurrence.py
-
 import argparse
 import contextlib
 import json

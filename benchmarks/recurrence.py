@@ -18,12 +18,6 @@ there.
 
 from __future__ import annotations
 
-import os
-
-# Before PyTorch starts its threads, for all implementations: a thread that spins while it waits
-# takes the core from the next one.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import argparse
 import ast
 import csv

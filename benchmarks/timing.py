@@ -172,6 +172,7 @@ def environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numba": version("numba"),
@@ -180,7 +181,10 @@ def environment(device: str) -> dict[str, Any]:
 
 def about(record: dict[str, Any]) -> str:
     """The first line of what is shown of a record."""
+    policy = record.get("omp_wait_policy", "unset")
+    threads = f"{record['threads']} thread{'s' * (record['threads'] != 1)}"
     return (
-        f"{record['device']}, {record['threads']} threads, PyTorch {record['torch']}, "
+        f"{record['device']}, {threads}, PyTorch {record['torch']}, "
         f"{record['commit']}, {record['date']}"
+        + ("" if policy == "unset" else f", OMP_WAIT_POLICY={policy}")
     )
