@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -82,12 +83,15 @@ class Clock:
 def in_turn(
     clock: Clock, runs: dict[str, Run], rounds: int, title: str, seconds: float = math.inf
 ) -> dict[str, list[float]]:
-    """Samples of each; fewer, yet at least `FEWEST`, of what has taken so many seconds in all."""
+    """Samples of each; fewer, yet at least `FEWEST`, of what has taken so many seconds in all.
+
+    Each round has another order: who comes after another finds in the caches what that has left.
+    """
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for count in range(rounds):
         if sys.stderr.isatty():
             print(f"\r  {title}: round {count + 1} of {rounds} ", end="", file=sys.stderr)
-        for name, run in runs.items():
+        for name, run in Random(count).sample([*runs.items()], len(runs)):
             if count < FEWEST or sum(samples[name]) < seconds:
                 samples[name].append(clock.seconds(run))
     if sys.stderr.isatty():
