@@ -125,18 +125,20 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
 
 def packed(step: str) -> Iterator[tuple[str, nvrtc.Macros]]:
     """Two features of 16 bits to a thread: every gate by either carry, some by all else."""
-    tiles = "any" if step == "forward" else "whole"  # of a fold
+    tiles = "any" if step == "forward" else "whole"
     for name, kind in PACKED_KINDS.items():
-        yield f"packed scan {step} {name}", packed_variant(kind, step, True)
-        how = packed_variant(kind, step, True, "folded", tiles=tiles)
+        yield f"packed scan {step} {name}", packed_variant(kind, step, True, tiles=tiles)
+        how = packed_variant(kind, step, True, "folded", tiles="whole")
         yield f"packed scan {step} {name} folded", how
     for name in ("bf16", "f16", "gilr bf16", "lstm with readout bf16"):
         kind = PACKED_KINDS[name]
         yield f"packed serial {step} {name}", packed_variant(kind, step, False)
-        how = packed_variant(kind, step, True, "folded", True, tiles=tiles)
+        how = packed_variant(kind, step, True, "folded", True, tiles="whole")
         yield f"packed scan {step} {name} folded resets", how
-        yield f"packed scan {step} {name} whole", packed_variant(kind, step, True, tiles="whole")
-        how = packed_variant(kind, step, True)
+        if step == "forward":
+            how = packed_variant(kind, step, True, tiles="whole")
+            yield f"packed scan {step} {name} whole", how
+        how = packed_variant(kind, step, True, tiles=tiles)
         yield f"packed scan {step} {name} known", (*how, OTHERS["known"])
         how = pair_variant(kind, step, 32, False, "packed")
         yield f"packed scan {step} {name} pair", how

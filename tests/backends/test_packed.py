@@ -48,6 +48,8 @@ def biased_output(h, x, f, bias, scale):
     return torch.tanh(h + bias) * torch.sigmoid(f) + x * scale
 
 
+TILE = 16
+"""Steps of the small tiles."""
 PROGRAMS = {
     "plain": (IDENTITY, "", 2),
     "gilr": (trace(FUNCTIONS["gilr"][0]), "", 2),
@@ -101,6 +103,7 @@ def poisoned():
 def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
     """All that both passes give, or also the pair of a stretch; every kernel is packed, or none."""
     torch.manual_seed(1)
+    kept = None
     with (
         pytest.MonkeyPatch.context() as patch,
         as_cuda(compiler or emulated.compiler()) as seen,
@@ -113,8 +116,13 @@ def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
         gradients, dh0 = kernels.backward(problem, states.h, Gradients(dy, dh_final))
         found = [*states, *gradients, dh0]
         if pair:
-            found += [*kernels.pair(problem), kernels.adjoint_impulse(problem, states.h, dy)]
-    assert {macros["LRNN_PACKED"] for macros, _ in seen} == {str(int(packed))}
+            A, B, kept = kernels.pair(problem)
+            C, _ = kernels.adjoint_impulse(problem, states.h, dy)
+            found += [A, B, C]
+            # What it leaves for its pass is of one feature to a thread.
+            assert (kept is None) == (problem.x.shape[1] <= TILE)
+    possible = [m for m, _ in seen if m["LRNN_RESULT"] == "outputs" or kept is None]
+    assert {macros["LRNN_PACKED"] for macros in possible} == {str(int(packed))}
     return found, [macros for macros, _ in seen]
 
 
@@ -127,6 +135,7 @@ CASES = [
     # make a tile that is not whole.
     ("plain", torch.bfloat16, (1, 5_000, 8), True, "scan"),
     ("plain", torch.float16, (24, 48, 16), False, "pair"),
+    ("lstm", torch.bfloat16, (24, 15, 16), False, "pair"),
     ("plain", torch.float16, (3, 50, 12), True, "serial"),
     ("gilr", torch.bfloat16, (24, 64, 8), False, "pair"),
     ("lstm", torch.bfloat16, (3, 200, 10), True, "scan"),
@@ -271,17 +280,17 @@ def test_plan_counts_words(monkeypatch):
                 assert packed.grid == -(-single.grid // 2)
 
 
-def test_a_fold_backward_is_packed_where_all_tiles_are_whole(monkeypatch):
+@pytest.mark.parametrize("B, carry", [(1, "folded"), (32, "chained")])
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_backward_and_folded_only_whole_tiles_are_packed(monkeypatch, step, B, carry):
     monkeypatch.undo()
-    operands = KINDS["bf16"].operands
-    for step, T, packed in (
-        ("backward", 4_096, "1"), ("backward", 4_097, "0"), ("forward", 4_097, "1")
-    ):  # fmt: skip
-        code = fused(*KINDS["bf16"], step)
+    code, operands = fused(*KINDS["bf16"], step), KINDS["bf16"].operands
+    for T, whole in ((4_096, True), (4_097, False)):
         kind = plan.Pass(step, True, layout="packed")
-        macros = dict(plan.plan(code, operands, kind, (1, T, 64)).macros)
-        assert (macros["LRNN_CARRY"], macros["LRNN_PACKED"]) == ("folded", packed)
-        assert macros["LRNN_TILES"] == ("whole" if T == 4_096 else "any")
+        macros = dict(plan.plan(code, operands, kind, (B, T, 64)).macros)
+        packed = whole or (step, carry) == ("forward", "chained")
+        assert (macros["LRNN_CARRY"], macros["LRNN_PACKED"]) == (carry, str(int(packed)))
+        assert macros["LRNN_TILES"] == "whole" or not whole
 
 
 @pytest.mark.parametrize(

@@ -187,10 +187,12 @@ class Kernels:
         gate, readout = self._programs
         B, T, D = problem.x.shape
         if result == "pair":
-            of_pass = kind._replace(result="outputs")
+            # What a pair leaves for its pass is of one feature to a thread, as `kept` counts it.
+            apart = kind._replace(layout="apart") if layout == "packed" else kind
+            of_pass = apart._replace(result="outputs")
             code, how = _planned(gate, readout, self._operands, of_pass, (B, T, D))
             if how.tiles > 1:
-                kind = kind._replace(segment=steps(code, self._operands, of_pass))
+                kind = apart._replace(segment=steps(code, self._operands, of_pass))
             readout = readout if step == "backward" else ""
         code, how = _planned(gate, readout, self._operands, kind, (B, T, D))
         return _Launch(step, code, how, problem, keeps=kind.segment > 0)

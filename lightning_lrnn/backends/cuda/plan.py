@@ -163,8 +163,7 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
-    # What a pair leaves for its pass is of one feature to a thread, as `kept` counts it.
-    if kind.layout == "packed" and (not gate.real or kind.segment or kind.given):
+    if kind.layout == "packed" and (not gate.real or kind.given):
         kind = kind._replace(layout="apart")
     width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
     features = 2 if kind.layout == "packed" else 1  # which are at least MAX_COLUMNS pairs
@@ -260,7 +259,7 @@ def _blocks(
 
 def _is_crowded(kind: Pass, carry: str) -> bool:
     """Whether two features to a thread, and the path of tiles that are not whole, would spill."""
-    return carry == "folded" and kind.step == "backward" and kind.result == "outputs"
+    return kind.result == "outputs" and (carry == "folded" or kind.step == "backward")
 
 
 def layout_of(
