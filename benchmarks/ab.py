@@ -234,7 +234,7 @@ def examine(case: Case, step: str, device: str, names: list[str]) -> dict[str, d
         seen: list[Plan] = []
         with poisoned():
             first, *others = (one.run(variant.macros, seen) for _ in range(3))
-        steps = dict(seen[0].macros)["LRNN_STEPS"]
+        steps = dict(seen[0].macros)["LRNN_STEPS"] if seen else None  # `given` plans for itself
         if name == PLANNED:
             planned, segment = first, steps
         again = all(all(map(torch.equal, first, other)) for other in others)
