@@ -56,6 +56,8 @@ FOR_EACH = [
         ("serial", "gilr of complex c64"),
         ("packed scan", "bf16"),
         ("packed scan", "lstm with readout bf16 folded"),
+        ("packed scan", "lstm with readout bf16 quick"),
+        ("scan", "lstm with readout bf16 quick x32"),
     )
 ]
 
@@ -72,6 +74,7 @@ OTHERS = {
     "row": ("LRNN_COMBINE", "row"),
     "together": ("LRNN_FOLD", "together"),
 }
+QUICK = "LRNN_TANH", "approx"
 """What `benchmarks/ab.py` compares with the plan."""
 
 
@@ -140,6 +143,9 @@ def packed(step: str) -> Iterator[tuple[str, nvrtc.Macros]]:
             yield f"packed scan {step} {name} whole", how
         how = packed_variant(kind, step, True, tiles=tiles)
         yield f"packed scan {step} {name} known", (*how, OTHERS["known"])
+        if name in ("gilr bf16", "lstm with readout bf16"):
+            yield f"packed scan {step} {name} quick", (*how, QUICK)
+            yield f"scan {step} {name} quick x32", (*variant(kind, step, True, 32), QUICK)
         how = pair_variant(kind, step, 32, False, "packed")
         yield f"packed scan {step} {name} pair", how
 

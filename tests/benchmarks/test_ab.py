@@ -68,6 +68,20 @@ def test_packed_features_are_examined(ab, gate, step, same):
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("step", ["forward", "backward"])
+def test_a_quick_tanh_is_examined(ab, step):
+    names, case = ["quick tanh", "packed, quick tanh"], ab.Case((1, 256, 64), "bfloat16", "lstm")
+    with as_cuda(emulated.compiler()) as seen:
+        rows = ab.examine(case, step, "cpu", [ab.PLANNED, *names])
+    assert all(row["right"] and row["same_bits_again"] for row in rows.values())
+    assert not any(rows[name]["bits_of_plan"] for name in names)
+    launched = {tuple(macros.items()) for macros, _ in seen}
+    wide = {macros for macros in launched if "f64" in dict(macros)["LRNN_GATE"]}
+    assert launched - ab.kernels_of(case, step) == wide
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_what_is_wrong_is_seen(ab, monkeypatch):
     """One that should have the plan's bits and lacks the carry."""
     monkeypatch.setitem(ab.VARIANTS, "wrong", ab.Variant({"LRNN_CARRY": "none"}, True))
@@ -85,3 +99,5 @@ def test_every_variant_can_be_planned(ab):
             assert {dict(m)["LRNN_PASS"] for m in macros} == {step}
             packed = {dict(m)["LRNN_PACKED"] for m in macros}
             assert packed == ({"0", "1"} if case.dtype == "bfloat16" else {"0"})
+            quick = {dict(m).get("LRNN_TANH") for m in macros} == {None, "approx"}
+            assert quick == (case.dtype == "bfloat16" and case.gate in ("gilr", "lstm"))

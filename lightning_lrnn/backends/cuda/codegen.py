@@ -6,7 +6,7 @@ operations. The plain recurrence is the gate `lambda a, b: (a, b)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from functools import cache
 from typing import NamedTuple
 
@@ -27,6 +27,12 @@ from lightning_lrnn.gates.derivative import needed, pullback, readout_or_state
 __all__ = ["Fused", "fused"]
 
 DOUBLE = frozenset({"f64", "c128"})
+HALF = frozenset({"f16", "bf16"})
+QUICK_IMPULSE, QUICK_READOUT = frozenset({"tanh"}), frozenset({"tanh", "sigmoid"})
+"""What may be quick (`LRNN_TANH` in `pointwise.cuh`). In an impulse tanh alone, whose relative
+error is small: a sigmoid is often 1 - a there, and must be so however small that is."""
+VALUES: dict[tuple[object, ...], object] = {}
+"""One for each operation of the same inputs, constants and other values, in whatever program."""
 UNUSED = "[[maybe_unused]]"
 
 
@@ -81,7 +87,7 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     def storage(*, is_complex: bool) -> str:
         if is_complex:
             return "c128" if double else "c64"
-        return next((s for s in sequences if s in ("f16", "bf16")), "f64" if double else "f32")
+        return next((s for s in sequences if s in HALF), "f64" if double else "f32")
 
     state, output = storage(is_complex=h_is_complex), storage(is_complex=y_is_complex)
     parts = [
@@ -93,7 +99,9 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         f"static constexpr int kInputs = {n};",
         f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
         *_access(operands, used),
-        *_mathematics(gate, read_out, kinds, (h_is_complex, y_is_complex)),
+        *_mathematics(
+            gate, read_out, kinds, (h_is_complex, y_is_complex), half={state, output} <= HALF
+        ),
         "};",
     ]
     # One line: it becomes the value of a macro.
@@ -155,25 +163,38 @@ def _mathematics(
     readout: str,
     kinds: tuple[bool, ...],
     of_results: tuple[bool, bool],
+    *,
+    half: bool,
 ) -> Iterator[str]:
-    """Gate, readout and their derivatives; `of_results`: whether h and y are complex."""
+    """Gate, readout and their derivatives.
+
+    Args:
+        gate: its program.
+        readout: its program.
+        kinds: whether each operand is complex.
+        of_results: whether h and y are complex.
+        half: whether they have 16 bits, so that what no decay depends on may be quick.
+    """
     h_is_complex, y_is_complex = of_results
     types = [_type(is_complex=kind) for kind in kinds]
     pre = [f"pre.x{i}" for i in range(len(kinds))]
     of_readout = (h_is_complex, *kinds)
 
-    lines, (a, b) = _body(parse(gate), pre, kinds)
+    decay = parse(gate)._replace(outputs=parse(gate).outputs[:1])
+    quick = _values_of(parse(gate), QUICK_IMPULSE) - _values_of(decay) if half else set()
+    lines, (a, b) = _body(parse(gate), pre, kinds, quick)
     yield f"static __device__ void gate({UNUSED} const Pre& pre, Value& a, Value& b) {{"
     yield from [*lines, f"a = Value({a}); b = Value({b}); }}"]
 
-    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout)
+    quick_read = _values_of(parse(readout), QUICK_READOUT) if half else set()
+    lines, (y,) = _body(parse(readout), ["h", *pre], of_readout, quick_read)
     yield f"static __device__ Output::Value readout(Value h, {UNUSED} const Pre& pre) {{"
     yield from [*lines, f"return Output::Value({y}); }}"]
 
     # The readout's share of a gradient comes first, the gate's is added to it.
     back = parse(pullback(readout, of_readout))
     begun = {i for i, gradient in enumerate(back.outputs[1:]) if gradient != 0}
-    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex))
+    lines, (dh, *dx) = _body(back, ["h", *pre, "dy"], (*of_readout, y_is_complex), quick_read)
     yield (
         f"static __device__ Value readout_pullback({UNUSED} Value h, {UNUSED} const Pre& pre, "
         f"Output::Value dy, {UNUSED} Pre& dx) {{"
@@ -182,7 +203,7 @@ def _mathematics(
     yield f"return Value({dh}); }}"
 
     back = parse(pullback(gate, kinds))
-    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex))
+    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), quick)
     yield (
         f"static __device__ void gate_pullback({UNUSED} const Pre& pre, {UNUSED} Value da, "
         f"{UNUSED} Value db, Pre& dx) {{"
@@ -204,8 +225,24 @@ def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
     return isinstance(y, str) and complex_values(program, kinds)[y]
 
 
+def _values(program: Program) -> list[object]:
+    """One of `VALUES` for each step: those of a gate are found again in its pullback."""
+    found: dict[object, object] = {}
+    for index, (operation, arguments) in enumerate(program.steps):
+        written_out = operation, *(found.get(a, a) for a in arguments)
+        found[f"t{index}"] = VALUES.setdefault(written_out, object())
+    return list(found.values())
+
+
+def _values_of(program: Program, operations: Set[str] = OPERATIONS.keys()) -> set[object]:
+    """The values by these operations that an output depends on."""
+    program = pruned(program)
+    steps = zip(program.steps, _values(program), strict=True)
+    return {value for step, value in steps if step.operation in operations}
+
+
 def _body(
-    program: Program, names: Sequence[str], kinds: Sequence[bool]
+    program: Program, names: Sequence[str], kinds: Sequence[bool], quick: Set[object]
 ) -> tuple[list[str], list[str]]:
     """C++ that computes a program: statements, and an expression for each output.
 
@@ -213,6 +250,7 @@ def _body(
         program: what to compute.
         names: of its inputs in C++.
         kinds: whether each input is complex.
+        quick: which of its `_values` may be so.
     """
     program = pruned(program)
     is_complex = complex_values(program, kinds)
@@ -226,7 +264,7 @@ def _body(
             raise GateError(f"{argument} is not a number that a kernel can hold: {program}")
         return f"{as_type or 'Real'}({argument!r})"
 
-    statements = []
+    statements, computed = [], _values(program)
     for index, (operation, arguments) in enumerate(program.steps):
         takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
         if takes_complex and not OPERATIONS[operation].of_complex:
@@ -260,7 +298,9 @@ def _body(
         elif operation == "conj":
             written = f"conj({expression(first)})"
         else:
-            written = f"pointwise::{operation}({', '.join(map(expression, arguments))})"
+            quickly = "quick_" * (computed[index] in quick and not takes_complex)
+            arguments_written = ", ".join(map(expression, arguments))
+            written = f"pointwise::{quickly}{operation}({arguments_written})"
         statements.append(f"const auto t{index} = {written};")
     return statements, [expression(output) for output in program.outputs]
 
