@@ -76,6 +76,7 @@ VARIANTS = {
     ),
     "3 blocks, any tiles": Variant({"LRNN_BLOCKS": "3", "LRNN_TILES": "any"}, True, ("backward",)),
     "emission known": Variant({"LRNN_EMIT": "state_after"}, True),
+    "reused workspace": Variant({"LRNN_WORKSPACE": "reused"}, True),
     "one barrier": Variant({"LRNN_COMBINE": "row"}),
     "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
     "one fold": Variant({"LRNN_FOLD": "together"}),
