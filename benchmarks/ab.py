@@ -78,6 +78,7 @@ VARIANTS = {
     ),
     "3 blocks, any tiles": Variant({"LRNN_BLOCKS": "3", "LRNN_TILES": "any"}, True, ("backward",)),
     "emission known": Variant({"LRNN_EMIT": "state_after"}, True),
+    "reused workspace": Variant({"LRNN_WORKSPACE": "reused"}, True),
     "one barrier": Variant({"LRNN_COMBINE": "row"}),
     "one barrier, emission known": Variant({"LRNN_COMBINE": "row", "LRNN_EMIT": "state_after"}),
     "one fold": Variant({"LRNN_FOLD": "together"}),
@@ -172,11 +173,13 @@ class Pass:
         self.h, self.dy = (torch.randn(case.shape, device=device).to(dtype) for _ in range(2))
 
     def run(self, macros: dict[str, str], seen: list[Plan] | None = None) -> list[Tensor]:
+        seen = [] if seen is None else seen
         if macros.get("LRNN_CARRY") == "given":
             kernels = launch.backend(self.problem, parallel=True)
             kernels = kernels if self.given is None else kernels.after(self.given)
-            return self._of(kernels, self.problem, self.h, self.dy)
-        with planned_with(macros, [] if seen is None else seen):
+            with planned_with({}, seen):  # of the plan
+                return self._of(kernels, self.problem, self.h, self.dy)
+        with planned_with(macros, seen):
             return self._run(self.problem, self.h, self.dy, parallel=True)
 
     def pair(self) -> Tensor | None:

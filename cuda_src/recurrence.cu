@@ -19,6 +19,8 @@
 //                  up to eight, one after the other by every thread, with one barrier (scan)
 //   LRNN_EMIT      told | state_after | state_before: what a step emits; known when compiled, or told
 //                  by `exclusive`
+//   LRNN_WORKSPACE zeroed | reused: before every launch; or once, and used by one launch after the
+//                  other, of kernels that are all `reused` (scan)
 //   LRNN_COLUMNS   1 | 2 | 4 | 8 | 16 | 32: features of a block (scan)
 //   LRNN_RESETS    0 | 1: whether a walk may start anew on its way
 //   LRNN_PACKED    0 | 1: whether two neighbouring features of 16 bits, one 32-bit word, are what is
@@ -50,6 +52,9 @@
 
 #ifndef LRNN_RESETS
 #define LRNN_RESETS 1
+#endif
+#ifndef LRNN_WORKSPACE
+#define LRNN_WORKSPACE zeroed
 #endif
 
 #include "affine.cuh"
@@ -507,7 +512,7 @@ struct Segment {
 
 // What the threads of a block share.
 struct Shared {
-  unsigned ticket;
+  Ticket ticket;
   Value state_in[kColumns];                // of the tile, by column
   Pair stretches[2][kSegments][kColumns];  // alternating, so that one barrier a round suffices
 };
@@ -591,30 +596,30 @@ struct StoreTileSum {
 
 // One column's words in a chain's part of the workspace.
 struct Chain {
-  Word* words;
+  Slot words;
   Index tiles, groups;
 
   static constexpr bool kPairs = kCarry == Carry::folded || kCarry == Carry::given;
   // Of all columns of a block; a state leaves the second half of its slot free.
   static constexpr int kWords = (kPairs ? 2 : 1) * Pieces<Value>::kCount;
 
-  __device__ Chain(Word* workspace, Index chain, Index tiles, int lane)
+  __device__ Chain(Slot workspace, Index chain, Index tiles, int lane)
       : tiles(tiles), groups((tiles + kFold - 1) / kFold) {
     const Index reaches = (groups + kFold - 1) / kFold;
     const Index slots = kPairs ? tiles + groups + reaches : tiles;
     words = workspace + 1 + (chain * slots * kColumns + lane) * kWords;
   }
 
-  __device__ Word* slot(Index index) const { return words + index * kColumns * kWords; }
-  __device__ Word* tile(Index tile) const { return slot(tile); }
-  __device__ Word* group(Index group) const { return slot(tiles + group); }
-  __device__ Word* reach(Index reach) const { return slot(tiles + groups + reach); }
+  __device__ Slot slot(Index index) const { return words + index * kColumns * kWords; }
+  __device__ Slot tile(Index tile) const { return slot(tile); }
+  __device__ Slot group(Index group) const { return slot(tiles + group); }
+  __device__ Slot reach(Index reach) const { return slot(tiles + groups + reach); }
 };
 
 // The first `count` < kFold pairs from a slot on, in order, as one; all threads of a block help.
 // Where nothing but the pair is asked for, nobody else reads these: each gives way to what the ones
 // before it are together.
-__device__ Pair fold(Shared& shared, int segment, int lane, Word* pairs, int count) {
+__device__ Pair fold(Shared& shared, int segment, int lane, Slot pairs, int count) {
   if (count == 0) return Pair::identity();
   constexpr int kEach = kFold / kSegments, kSlot = kColumns * Chain::kWords;
   const int first = segment * kEach, end = count < first + kEach ? count : first + kEach;
@@ -641,7 +646,7 @@ __device__ Pair fold_together(Shared& shared, const Chain& chain, int segment, i
   constexpr int kHalf = kSegments / 2 > 0 ? kSegments / 2 : 1, kEach = kFold / kHalf;
   constexpr int kSlot = kColumns * Chain::kWords;
   const bool of_groups = segment < kHalf;
-  const Word* pairs = of_groups ? chain.group(group - in_reach) : chain.tile(tile - in_group);
+  const Slot pairs = of_groups ? chain.group(group - in_reach) : chain.tile(tile - in_group);
   const int first = segment % kHalf * kEach, left = (of_groups ? in_reach : in_group) - first;
   Glance<Coefficients<Value>> seen[kEach];
 #pragma unroll
@@ -783,7 +788,7 @@ __device__ void scan(const Problem& p) {
   const Index tiles = (p.T + kTile - 1) / kTile;
   const unsigned groups = unsigned((p.D + kColumns - 1) / kColumns);
 
-  unsigned ticket = blockIdx.x;
+  Ticket ticket{{}, blockIdx.x};
   if (kCarry != Carry::given && tiles > 1) {
     if (threadIdx.x == 0) shared.ticket = take_ticket(p.workspace);
     __syncthreads();
@@ -791,10 +796,10 @@ __device__ void scan(const Problem& p) {
   }
   // Tiles of one chain are as far apart as can be, which leaves time for the state to arrive. A grid
   // has fewer than 2^31 blocks, so 32 bits do, whose division is short.
-  const unsigned chains = unsigned(p.B) * groups, tile = ticket / chains;
-  const unsigned chain = ticket - tile * chains, b = chain / groups, group = chain - b * groups;
+  const unsigned chains = unsigned(p.B) * groups, tile = ticket.number / chains;
+  const unsigned chain = ticket.number - tile * chains, b = chain / groups, group = chain - b * groups;
   const Column column(p, b, Index(group) * kColumns + lane);
-  const Chain words(p.workspace, chain, tiles, lane);
+  const Chain words({p.workspace, ticket}, chain, tiles, lane);
   // The same for the whole block, as are the branches.
   const Index left = column.length - Index(tile) * kTile;
   if (kTiles == Tiles::whole || (left >= kTile && Index(group + 1) * kColumns <= p.D))

@@ -21,6 +21,7 @@ from lightning_lrnn import gates
 from lightning_lrnn.backends.cuda import nvrtc
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.operands import STORAGE, Operand
+from lightning_lrnn.core import pytorch
 
 HOST = TESTS / "host"
 SOURCES = ROOT / "cuda_src"
@@ -116,6 +117,8 @@ def as_cuda(compiler: Compiler):
         patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
         patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patch.setattr(pytorch, "current_device", lambda: None)
+        patch.setattr(pytorch, "current_stream", lambda _: 0)
         patch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)
         patch.setattr(nvrtc, "launch", on_host)
         yield seen

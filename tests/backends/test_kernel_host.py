@@ -483,7 +483,7 @@ def test_the_final_state_is_the_last_output(library: Library, schedule: str) -> 
 
 # name: (file, what stands there, what is put in its place)
 MUTANTS = {
-    "no wait": ("carry.cuh", "while (!glance.complete())", "while (false)"),
+    "no wait": ("carry.cuh", "while (!glance.complete(slot.tag))", "while (false)"),
     "a glance at the tile before that one": (
         "recurrence.cu",
         "glance.look(chain.tile(tile - 1))",
@@ -496,14 +496,14 @@ MUTANTS = {
     ),
     "tag before payload": (
         "carry.cuh",
-        "store_shared_by_blocks(words + i, tag | pieces.piece[i]);",
-        "{ store_shared_by_blocks(words + i, tag);"
-        " store_shared_by_blocks(words + i, tag | pieces.piece[i]); }",
+        "store_shared_by_blocks(slot.words + i, tag | pieces.piece[i]);",
+        "{ store_shared_by_blocks(slot.words + i, tag);"
+        " store_shared_by_blocks(slot.words + i, tag | pieces.piece[i]); }",
     ),
     "block index for the ticket": (
         "recurrence.cu",
         "shared.ticket = take_ticket(p.workspace)",
-        "shared.ticket = blockIdx.x",
+        "shared.ticket = {{}, blockIdx.x}",
     ),
     "combine with its arguments swapped": (
         "recurrence.cu",
@@ -541,7 +541,11 @@ FOLDED_MUTANTS = {
         "- in_group), in_group)",
         "- in_group), in_group / 2 * 2)",
     ),
-    "no wait for a pair": ("carry.cuh", "complete && found[i] >= kPublished", "complete"),
+    "no wait for a pair": (
+        "carry.cuh",
+        "complete && tag.is_on(found[i])",
+        "complete && (tag.is_on(found[i]) || true)",
+    ),
     "a restart lost": ("carry.cuh", "(tag & kRestarts) != 0", "false"),
     "a reach that ends early": (
         "recurrence.cu",

@@ -37,6 +37,7 @@ from paths import BENCHMARKS
 from plain_calls import PlainCalls
 
 from lightning_lrnn.backends.cuda import launch, nvrtc
+from lightning_lrnn.backends.cuda.workspace import REUSED
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -53,6 +54,8 @@ FOR_EACH = [
         ("scan", "lstm with readout f32 x32"),
         ("scan", "bf16 pair x32"),
         ("scan", "f32 given x32"),
+        ("scan", "f32 folded reused x32"),
+        *([("scan", "f32 whole reused x32")] * (step == "backward")),
         ("serial", "gilr of complex c64"),
         ("packed scan", "bf16"),
         ("packed scan", "lstm with readout bf16 folded"),
@@ -113,6 +116,18 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
             for carry in ("chained", "folded"):
                 how = variant(KINDS[name], step, True, 32, carry)
                 yield f"scan {step} {name} {carry} {' '.join(OTHERS)} x32", (*how, *OTHERS.values())
+        for name, carry in (
+            ("f32", "chained"),
+            ("f32", "folded"),
+            ("lstm with readout bf16", "chained"),
+            ("c128", "folded"),
+        ):
+            how = variant(KINDS[name], step, True, 32, carry)
+            yield f"scan {step} {name} {carry} reused x32", (*how, REUSED)
+        how = variant(KINDS["c128"], step, True, 32, "chained", True)
+        yield f"scan {step} c128 resets reused x32", (*how, REUSED)
+        for how in of_whole_tiles(KINDS["f32"], step):
+            yield f"scan {step} f32 whole reused x32", (*how, REUSED)
         for name, kind in KINDS.items():
             alone, kept = (pair_variant(kind, step, 32, kept=kept) for kept in (False, True))
             yield f"scan {step} {name} pair x32", alone

@@ -541,7 +541,7 @@ MUTANTS = {
         "(tile + 1) * kTile >= column.length",
         "(tile + 1) * kTile >= column.problem.T",
     ),
-    "no wait": ("carry.cuh", "while (!glance.complete())", "while (false)"),
+    "no wait": ("carry.cuh", "while (!glance.complete(slot.tag))", "while (false)"),
 }
 
 

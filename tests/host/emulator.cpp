@@ -17,7 +17,7 @@
 namespace host {
 
 Traffic traffic;
-Dim thread_index, block_index;
+Dim thread_index, block_index, blocks;
 char* block_memory;
 
 namespace {
@@ -138,6 +138,7 @@ unsigned short half_from_float(float value) {
 const char* run(const Launch& launch, ThreadBody thread_body, const void* kernel_parameter) {
   body = thread_body;
   parameter = kernel_parameter;
+  blocks = {launch.grid};
   traffic = {};
   broken = nullptr;
   std::mt19937 random(launch.seed);

@@ -34,6 +34,7 @@ constexpr std::size_t kSharedMemory = 48 * 1024;
 
 extern Traffic traffic;
 extern Dim thread_index, block_index;  // of the running fiber
+extern Dim blocks;                     // of the launch
 extern char* block_memory;             // of its block
 
 void barrier();
@@ -73,5 +74,6 @@ const char* run(const Launch& launch, ThreadBody body, const void* parameter);
 }  // namespace host
 
 #define blockIdx host::block_index
+#define gridDim host::blocks
 #define threadIdx host::thread_index
 #define __syncthreads() host::barrier()

@@ -1,8 +1,8 @@
 """The recurrence on CUDA devices: allocates, fills `struct Problem`, launches the kernel.
 
 PyTorch allocates every output and the workspace, in stream order, and the kernel only fills them:
-no synchronisation, no host read, nothing shared between launches. After `warmup` a call can be
-captured in a CUDA graph.
+no synchronisation, no host read, nothing shared between launches in flight. After `warmup` a call
+can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from lightning_lrnn.backends.cuda import nvrtc
+from lightning_lrnn.backends.cuda import nvrtc, workspace
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
 from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, kept, layout_of, plan, steps
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
@@ -231,6 +231,9 @@ class _Launch:
     ) -> None:
         self.state, self.output, self.tiles = DTYPE[code.state], DTYPE[code.output], how.tiles
         self._how, self._device, self._keeps = how, problem.x.device, keeps
+        # What is kept for the pass must outlive other launches.
+        reused = workspace.REUSED in how.macros and not keeps
+        self._new_workspace = workspace.reused if reused else workspace.zeroed
         self._kernel = _kernel(how.macros, self._device)
         self._inputs = len(problem.pre)
         self._at = at = fields(self._inputs)
@@ -283,14 +286,13 @@ class _Launch:
         for i, x in enumerate(tensors):
             if x is not None:
                 words[self._addresses[i]] = x.data_ptr()
-        workspace = given
+        shared = given
         if given is None and self._how.words:
-            # Zeroed in stream order, and the launch's own: one in flight may read an older one.
-            workspace = torch.zeros(self._how.words, dtype=torch.int64, device=self._device)
-        if workspace is not None:
-            words[self._at["workspace"]] = workspace.data_ptr()
+            shared = self._new_workspace(self._how.words, self._device)
+        if shared is not None:
+            words[self._at["workspace"]] = shared.data_ptr()
         nvrtc.launch(self._kernel, self._how.grid, self._how.block, words, self._device)
-        return workspace if self._keeps else None
+        return shared if self._keeps else None
 
 
 def _kernel(variant: nvrtc.Macros, device: torch.device) -> object:
