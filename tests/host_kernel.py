@@ -32,6 +32,18 @@ KEPT = ROOT / "build" / "host_kernels"
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler on this machine")
 
 
+def mutated(mutant: tuple[str, str, str] | None, folder: Path) -> Path:
+    """The kernel's sources in a folder, with other words in a file; as they are for None."""
+    sources = folder / "cuda_src"
+    shutil.copytree(SOURCES, sources)
+    if mutant is not None:
+        file, old, new = mutant
+        text = (sources / file).read_text()
+        assert old in text, "the mutant no longer applies"
+        (sources / file).write_text(text.replace(old, new))
+    return sources
+
+
 @cache
 def version() -> str:
     return subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout

@@ -8,14 +8,13 @@ read one step off.
 from __future__ import annotations
 
 import ctypes
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from host_kernel import SOURCES, Compiler, Traffic, launch, needs_compiler, plain
+from host_kernel import SOURCES, Compiler, Traffic, launch, mutated, needs_compiler, plain
 from sweeps import TOLERANCE
 from torch import Tensor
 
@@ -608,13 +607,8 @@ TOGETHER_MUTANTS = {
 
 @pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS, *ROW_MUTANTS, *TOGETHER_MUTANTS])
 def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path: Path) -> None:
-    sources = tmp_path / f"mutant-{name}".replace(" ", "-")
-    shutil.copytree(SOURCES, sources)
-    if name is not None:
-        file, old, new = (MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS | TOGETHER_MUTANTS)[name]
-        text = (sources / file).read_text()
-        assert old in text, "the mutant no longer applies"
-        (sources / file).write_text(text.replace(old, new))
+    every = MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS | TOGETHER_MUTANTS
+    sources = mutated(name and every[name], tmp_path)
     if name in FOLDED_MUTANTS or name in TOGETHER_MUTANTS:
         variant = AT_A_TIME[0] if name in TOGETHER_MUTANTS else FOLDED[0]
         variant = replace(variant, columns=2)  # 16 segments: the rounds of a scan are even

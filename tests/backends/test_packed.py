@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 from types import SimpleNamespace
 
 import emulated
 import pytest
 import torch
 from gate_functions import FUNCTIONS, REAL
-from host_kernel import SOURCES, as_cuda, needs_compiler
+from host_kernel import as_cuda, mutated, needs_compiler
 from kernel_variants import KINDS, PACKED_KINDS, PASSES
 from torch.utils._pytree import tree_map_only
 
@@ -379,13 +378,7 @@ MUTANTS = {
 @needs_compiler
 @pytest.mark.parametrize("name", [None, *MUTANTS])
 def test_a_broken_kernel_is_noticed(name, tmp_path):
-    sources = tmp_path / "cuda_src"
-    shutil.copytree(SOURCES, sources)
-    if name is not None:
-        file, old, new = MUTANTS[name]
-        text = (sources / file).read_text()
-        assert old in text, "the mutant no longer applies"
-        (sources / file).write_text(text.replace(old, new))
+    sources = mutated(name and MUTANTS[name], tmp_path)
     compiler = SimpleNamespace(kernel=lambda macros: emulated.compiler().kernel(macros, sources))
     problems = [
         made("plain", torch.bfloat16, (2, 320, 16), False),

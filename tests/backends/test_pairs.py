@@ -11,7 +11,6 @@ kernel's MUTANTS, which stay part of the tests; A and B in the dtype of the sequ
 from __future__ import annotations
 
 import itertools
-import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ import emulated
 import host_kernel
 import pytest
 import torch
-from host_kernel import SOURCES, as_cuda, needs_compiler
+from host_kernel import as_cuda, mutated, needs_compiler
 from torch.utils._pytree import tree_map_only
 
 from lightning_lrnn import backends
@@ -219,14 +218,8 @@ def test_serial_has_no_pair():
 
 
 def broken(mutant, folder):
-    """Compiles sources in which something else stands in a place; as they are for None."""
-    sources = folder / "cuda_src"
-    shutil.copytree(SOURCES, sources)
-    if mutant is not None:
-        file, old, new = mutant
-        text = (sources / file).read_text()
-        assert old in text, "the mutant no longer applies"
-        (sources / file).write_text(text.replace(old, new))
+    """Compiles the sources of a mutant; as they are for None."""
+    sources = mutated(mutant, folder)
     return SimpleNamespace(kernel=lambda macros: emulated.compiler().kernel(macros, sources))
 
 

@@ -8,14 +8,13 @@ numbers; and the MUTANTS, which stay part of the tests.
 from __future__ import annotations
 
 import re
-import shutil
 from types import SimpleNamespace
 
 import emulated
 import pytest
 import torch
 import torch.nn.functional as F
-from host_kernel import SOURCES, as_cuda, needs_compiler
+from host_kernel import SOURCES, as_cuda, mutated, needs_compiler
 from kernel_variants import of
 from torch.utils._pytree import tree_map_only
 
@@ -180,13 +179,7 @@ MUTANTS = {
 @needs_compiler
 @pytest.mark.parametrize("name", [None, *MUTANTS])
 def test_a_broken_kernel_is_noticed(name, tmp_path):
-    sources = tmp_path / "cuda_src"
-    shutil.copytree(SOURCES, sources)
-    if name is not None:
-        old, new = MUTANTS[name]
-        text = (sources / "pointwise.cuh").read_text()
-        assert old in text, "the mutant no longer applies"
-        (sources / "pointwise.cuh").write_text(text.replace(old, new))
+    sources = mutated(name and ("pointwise.cuh", *MUTANTS[name]), tmp_path)
     near = all(is_quick(kind, sources=sources) for kind in ("gilr", "lstm"))
     assert (near and keeps_decays(sources)) == (name is None)
 

@@ -8,7 +8,6 @@ condition of `workspace.reused` left out.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ import emulated
 import host_kernel
 import pytest
 import torch
-from host_kernel import SOURCES, as_cuda, needs_compiler
+from host_kernel import SOURCES, as_cuda, mutated, needs_compiler
 
 from lightning_lrnn.backends.cuda import launch, plan, workspace
 from lightning_lrnn.core import pytorch
@@ -171,12 +170,9 @@ def stale(epoch):
 def test_a_broken_kernel_is_noticed(name, small_tiles, kept, monkeypatch, tmp_path):
     """From the first launch on, and up to the last one before the host must start anew."""
     monkeypatch.setattr(workspace, "WORDS", 2**12)
-    sources, compiler = tmp_path / "cuda_src", emulated.compiler()
-    shutil.copytree(SOURCES, sources)
-    if name is not None:
-        text, (old, new) = (sources / "carry.cuh").read_text(), MUTANTS[name]
-        assert text.count(old) == 1, "the mutant no longer applies"
-        (sources / "carry.cuh").write_text(text.replace(old, new))
+    mutant = name and ("carry.cuh", *MUTANTS[name])
+    assert name is None or (SOURCES / mutant[0]).read_text().count(mutant[1]) == 1
+    sources, compiler = mutated(mutant, tmp_path), emulated.compiler()
     of_sources = SimpleNamespace(kernel=lambda macros: compiler.kernel(macros, sources))
     torch.manual_seed(0)
 
