@@ -8,7 +8,7 @@ can be captured in a CUDA graph.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache, lru_cache
 
@@ -17,10 +17,20 @@ from torch import Tensor
 
 from lightning_lrnn.backends.cuda import nvrtc, workspace
 from lightning_lrnn.backends.cuda.codegen import Fused, fused
-from lightning_lrnn.backends.cuda.plan import STATE, Pass, Plan, kept, layout_of, plan, steps
+from lightning_lrnn.backends.cuda.plan import (
+    STATE,
+    Pass,
+    Plan,
+    is_always_apart,
+    kept,
+    layout_of,
+    plan,
+    steps,
+)
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, States, contiguous
+from lightning_lrnn.core.pytorch import guard_of
 
 __all__ = ["FIELDS", "Kernels", "backend", "fields", "kept_words"]
 
@@ -72,6 +82,10 @@ class Kernels:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
+        B, T, D = problem.x.shape
+        self._shape = B, T, int(D)
+        self._last: tuple[Callable[..., bool], _Launch] | None = None
+        """Of the backward passes, and a guard of the tensors that it takes wherever they lie."""
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._parameters = any([p.ndim < 3 for p in problem.pre])
         self._passes: dict[tuple[object, ...], _Launch] = {}
@@ -84,7 +98,7 @@ class Kernels:
             given: of the same steps, by `pair` for forward, by `adjoint_impulse` for backward.
         """
         other = copy(self)
-        other._given, other._passes = given, self._given_passes
+        other._given, other._passes, other._last = given, self._given_passes, None
         return other
 
     def forward(self, problem: Problem) -> States:
@@ -93,15 +107,15 @@ class Kernels:
         if self._lazy:
             pre = _plain(pre)
         x = pre[self._first]
-        B, T, D = x.shape
-        layout = layout_of((B, T, D), lengths, pre, reverse=reverse)
+        layout = layout_of(self._shape, lengths, pre, reverse=reverse)
         launch = self._passes.get((layout,))
         if launch is None:
             launch = self._passes[layout,] = self._planned("forward", problem, layout)
+            _, T, D = self._shape
             launch.tell_strides(pre, row=T * D, step=D)
         hidden = contiguous(x, launch.state)
         y = contiguous(x, launch.output) if readout else hidden
-        final = x.new_empty_strided((B, D), (D, 1), dtype=STATE[launch.state])
+        final = launch.new_state(x)
         written = hidden, final, y if readout else None
         launch((*pre, h0, lengths, reset, *written), self._given)
         return States(y, hidden, final)
@@ -110,23 +124,19 @@ class Kernels:
         self, problem: Problem, h: Tensor, gradients: Gradients
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0: the adjoint, in one kernel the other way."""
-        _, _, pre, h0, lengths, reset, reverse, _ = problem
+        _, _, pre, h0, lengths, reset, _, _ = problem
         dy, dh_final, out = gradients
-        *pre, h, dy = _plain((*pre, h, dy))
-        B, T, D = h.shape
         given = [] if out is None else [g for g in out if g is not None]
-        tensors = [*pre, h, dy, *given]
-        layout = layout_of((B, T, D), lengths, tensors, reverse=not reverse)
-        # Hooks of autograd may hand out other strides than they were given.
-        form = layout, *map(Tensor.stride, tensors)
-        launch = self._passes.get(form)
-        if launch is None:
-            launch = self._passes[form] = self._planned("backward", problem, layout)
-            row, step = given[0].stride()[:2] if given else (T * D, D)
-            launch.tell_strides((*pre, h, dy), row=row, step=step)
-        dh0 = h.new_empty_strided((B, D), (D, 1), dtype=STATE[h.dtype])
+        last = self._last
+        if last is not None and not given and last[0](*pre, h, dy):
+            launch = last[1]
+        else:
+            *pre, h, dy = tensors = _plain((*pre, h, dy))
+            launch = self._adjoint(problem, tensors, given)
+        dh0 = launch.new_state(h)
         dpre = given or [contiguous(p, p.dtype) for p in pre if p.ndim == 3]
         if self._parameters:
+            B, _, D = self._shape
             of_sequences = iter(dpre)
             # A tile that is all padding leaves its sums as they are.
             dpre = [
@@ -139,6 +149,32 @@ class Kernels:
         if self._parameters:
             dpre = [_reduced(g, p) for g, p in zip(dpre, pre, strict=True)]
         return dpre, dh0
+
+    def _adjoint(
+        self, problem: Problem, tensors: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> _Launch:
+        """The backward pass.
+
+        Args:
+            problem: of the forward pass.
+            tensors: that are read: the pre-activations, the hidden states, the gradient of y.
+            given: where the gradients go, if not into new tensors.
+        """
+        layout = layout_of(
+            self._shape, problem.lengths, [*tensors, *given], reverse=not problem.reverse
+        )
+        # Hooks of autograd may hand out other strides than they were given.
+        form = layout, *[x.stride() for x in (*tensors, *given)]
+        launch = self._passes.get(form)
+        if launch is None:
+            launch = self._passes[form] = self._planned("backward", problem, layout)
+            _, T, D = self._shape
+            row, step = given[0].stride()[:2] if given else (T * D, D)
+            launch.tell_strides(tensors, row=row, step=step)
+        if not given and is_always_apart(self._shape):
+            guard = guard_of(*tensors)
+            self._last = None if guard is None else (guard, launch)
+        return launch
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """A and B of the steps, in one kernel that reads the inputs once; None of `serial`.
@@ -245,15 +281,15 @@ class _Launch:
         B, T, D = problem.x.shape
         flags = {"reverse": int(problem.reverse), "exclusive": int(problem.exclusive)}
         self._tell(B=B, T=T, D=D // how.features, **flags)
+        self._size, self._strides = (B, D), (D, 1)
 
     def _tell(self, **numbers: int) -> None:
         for name, number in numbers.items():
             self._words[self._at[name]] = number
 
     def new_state(self, x: Tensor) -> Tensor:
-        """(B, D) without values, of sequences (B, T, D)."""
-        B, _, D = x.shape
-        return x.new_empty_strided((B, D), (D, 1), dtype=STATE[self.state])
+        """(B, D) without values, on the device of `x`."""
+        return x.new_empty_strided(self._size, self._strides, dtype=STATE[self.state])
 
     def tell_strides(self, tensors: Sequence[Tensor], *, row: int, step: int) -> None:
         """Of tensors: in bytes, 0 along which one is the same.

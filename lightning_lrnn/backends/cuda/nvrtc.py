@@ -14,7 +14,6 @@ capability.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import sys
@@ -54,7 +53,7 @@ STANDARD = "c++17"
 _lock = threading.RLock()
 """Reentrant: a signal handler may need a kernel while its own thread compiles one."""
 _kernels: dict[tuple[str, Macros, tuple[int, int]], Any] = {}
-_CURRENT = contextlib.nullcontext()
+_POINTER = array("q", [0])
 _alive: list[Any] = []
 """What owns the loaded code, of which others have the driver's handles."""
 
@@ -237,23 +236,28 @@ def launch(
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
-    driver, pytorch, index = _driver(), _pytorch(), device.index
-    # The driver copies what the pointer points to before it returns.
-    pointer = array("q", [parameter.buffer_info()[0]])
-    with _CURRENT if pytorch.current_device() == index else _on(device):
-        stream = driver.CUstream(pytorch.current_stream(index))
-        given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
-        (status,) = driver.cuLaunchKernel(*given)
-        if status != driver.CUresult.CUDA_SUCCESS and _without_context(index):
-            (status,) = driver.cuLaunchKernel(*given)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if _pytorch().current_device() == device.index:
+        return _launch(function, grid, block, parameter, device.index)
     import torch
 
-    return torch.cuda.device(device)
+    with torch.cuda.device(device):
+        return _launch(function, grid, block, parameter, device.index)
+
+
+def _launch(function: Any, grid: int, block: int, parameter: array[int], index: int) -> None:
+    """Launches a kernel on the current device, whose index is given."""
+    driver = _driver()
+    pointer = _POINTER[:]  # copied in less time than made
+    pointer[0] = parameter.buffer_info()[0]
+    stream = driver.CUstream(_pytorch().current_stream(index))
+    # The driver copies what the pointer points to before it returns.
+    given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
+    success = driver.CUresult.CUDA_SUCCESS
+    (status,) = driver.cuLaunchKernel(*given)
+    if status != success and _without_context(index):
+        (status,) = driver.cuLaunchKernel(*given)
+    if status != success:
+        raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
 
 
 def _without_context(index: int) -> bool:

@@ -280,6 +280,11 @@ def layout_of(
     return "behind" if reverse else "ahead"
 
 
+def is_always_apart(shape: tuple[int, int, int]) -> bool:
+    """Whether `layout_of` answers "apart" wherever tensors of this shape lie."""
+    return shape[2] > 1 and not PACKED
+
+
 def can_be_packed(D: int, tensors: Sequence[Tensor]) -> bool:
     """Whether two features side by side are 32 bits in every sequence, and fill a block's columns.
 
