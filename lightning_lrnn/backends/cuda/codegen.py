@@ -6,6 +6,7 @@ operations. The plain recurrence is the gate `lambda a, b: (a, b)`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence, Set
 from functools import cache
 from typing import NamedTuple
@@ -31,8 +32,6 @@ HALF = frozenset({"f16", "bf16"})
 QUICK_IMPULSE, QUICK_READOUT = frozenset({"tanh"}), frozenset({"tanh", "sigmoid"})
 """What may be quick (`LRNN_TANH` in `pointwise.cuh`). In an impulse tanh alone, whose relative
 error is small: a sigmoid is often 1 - a there, and must be so however small that is."""
-VALUES: dict[tuple[object, ...], object] = {}
-"""One for each operation of the same inputs, constants and other values, in whatever program."""
 UNUSED = "[[maybe_unused]]"
 
 
@@ -225,16 +224,19 @@ def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
     return isinstance(y, str) and complex_values(program, kinds)[y]
 
 
-def _values(program: Program) -> list[object]:
-    """One of `VALUES` for each step: those of a gate are found again in its pullback."""
-    found: dict[object, object] = {}
+def _values(program: Program) -> list[str]:
+    """A digest for each step of all that it is computed from, the same in every program.
+
+    So the values of a gate are recognised in its pullback.
+    """
+    digests: dict[object, str] = {}
     for index, (operation, arguments) in enumerate(program.steps):
-        written_out = operation, *(found.get(a, a) for a in arguments)
-        found[f"t{index}"] = VALUES.setdefault(written_out, object())
-    return list(found.values())
+        written_out = operation, *(digests.get(a, a) for a in arguments)
+        digests[f"t{index}"] = hashlib.sha256(repr(written_out).encode()).hexdigest()
+    return list(digests.values())
 
 
-def _values_of(program: Program, operations: Set[str] = OPERATIONS.keys()) -> set[object]:
+def _values_of(program: Program, operations: Set[str] = OPERATIONS.keys()) -> set[str]:
     """The values by these operations that an output depends on."""
     program = pruned(program)
     steps = zip(program.steps, _values(program), strict=True)
@@ -242,7 +244,7 @@ def _values_of(program: Program, operations: Set[str] = OPERATIONS.keys()) -> se
 
 
 def _body(
-    program: Program, names: Sequence[str], kinds: Sequence[bool], quick: Set[object]
+    program: Program, names: Sequence[str], kinds: Sequence[bool], quick: Set[str]
 ) -> tuple[list[str], list[str]]:
     """C++ that computes a program: statements, and an expression for each output.
 
