@@ -35,12 +35,12 @@ class Schedule(pl.Callback):
         steps: of training.
 
     Attributes:
-        curve: (seconds, bits per byte) of the training text, smoothed.
+        curve: bits per byte of the training text after each step, smoothed.
     """
 
     def __init__(self, lr: float, steps: int) -> None:
         self.lr, self.steps = lr, steps
-        self.curve: list[tuple[float, float]] = []
+        self.curve: list[float] = []
         self._start: float | None = None
         self._next_line = 0.0
 
@@ -67,8 +67,8 @@ class Schedule(pl.Callback):
         seconds = time.perf_counter() - self._start
         bits = float(outputs["loss"]) / math.log(2)
         if self.curve:
-            bits = 0.95 * self.curve[-1][1] + 0.05 * bits
-        self.curve.append((seconds, bits))
+            bits = 0.95 * self.curve[-1] + 0.05 * bits
+        self.curve.append(bits)
         done = len(self.curve)
         if seconds >= self._next_line or done == self.steps:
             # One line that is rewritten in a terminal, a line now and then in a file.
