@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,10 @@ from sweeps import devices
 
 from lightning_lrnn import backends
 from lightning_lrnn.backends import Request
+
+# So that threads share recurrences as small as those of tests, also in processes that they start
+# (`have_cores` in `cpu/threads.py`).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (

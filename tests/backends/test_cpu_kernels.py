@@ -339,6 +339,27 @@ def test_time_is_divided_for_more_than_twice_as_many_threads_as_rows_and_strips(
         assert (division.chunk < x.shape[1]) == (threads > 2 * strips)
 
 
+@pytest.mark.parametrize(
+    ("policy", "cores", "expected"), [("", 2, 1), ("", 3, 2), ("active", 2, 1), ("PASSIVE", 2, 2)]
+)
+def test_work_of_some_100_us_is_shared_where_openmp_leaves_cores(
+    policy, cores, expected, monkeypatch
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    torch.set_num_threads(2)
+    x = torch.zeros(1)
+    for steps, workers in ((1 << 10, 1), (1 << 13, expected), (1 << 14, 2)):
+        assert plan.divided(x.expand(2, steps, 64), 8, parallel=True).workers == workers
+
+
+@pytest.mark.parametrize(("threads", "strips"), [(2, 1), (3, 1), (4, 4), (8, 4)])
+def test_a_row_is_read_in_strips_by_four_threads_or_more(threads, strips):
+    torch.set_num_threads(threads)
+    division = plan.divided(torch.zeros(1).expand(1, 1 << 16, 128), 40, parallel=True)
+    assert (division.blocks, division.workers) == (strips, strips)
+
+
 def test_sixteen_bits_keep_a_state_of_thirty_two():
     T = 3000
     a = torch.ones(1, T, 40, dtype=torch.bfloat16)

@@ -29,16 +29,16 @@ COLUMNS_OF_A_BLOCK = 1 << 13
 """Columns of a block at most: their states stay in the first-level cache."""
 OPERATIONS_OF_A_THREAD = 1 << 20
 """Operations for each thread, some 50 us, below which waking it costs more than it saves."""
+OPERATIONS_ON_A_TAKEN_CORE = 1 << 23
+"""The same, where the thread has no core to itself: see `threads.have_cores`."""
 THREADS_OF_A_ROW = 4
-"""Threads for each row from which the plain recurrence is divided into strips of columns: what is
-read in strips takes up to three times as long. Of gates, which compute more, it is 2."""
+"""Threads for each row from which it is divided into strips of columns: what is read in strips
+takes up to three times as long."""
 OPERATIONS_TO_DIVIDE = 1 << 23
 """Operations below which time is not divided."""
 THREADS_OF_A_PART = 2
 """Threads for each row and `LINE` of features above which time is divided: pairs take as long as
 the walk that follows, so fewer threads gain nothing."""
-PLAIN = 8
-"""Operations on an element of the plain recurrence, backward."""
 COLUMNS_OF_AN_OPERATION = 4
 """Columns (rows times features) for each operation on an element up to which time is divided. The
 pairs are two operations more: with more columns they take as long as what another thread saves."""
@@ -140,7 +140,8 @@ def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
     if not parallel:
         return Division(T, *_blocks(D, 1), 1)
     work = x.numel() * operations
-    workers = min(threads.count(), work // OPERATIONS_OF_A_THREAD)
+    least = OPERATIONS_OF_A_THREAD if threads.have_cores() else OPERATIONS_ON_A_TAKEN_CORE
+    workers = min(threads.count(), work // least)
     enough = threads.count() > THREADS_OF_A_PART * B * -(-D // LINE)
     few = B * D <= COLUMNS_OF_AN_OPERATION * operations
     if work >= OPERATIONS_TO_DIVIDE and few and enough:
@@ -148,8 +149,7 @@ def divided(x: Tensor, operations: int, *, parallel: bool) -> Division:
         chunk = max(BYTES_OF_A_PART // (D * x.itemsize) // LINE, 1) * LINE
         if T > 3 * chunk:  # with fewer parts a thread waits too long for its last
             return Division(chunk, 1, D, max(1, min(B * -(-T // chunk), workers)))
-    strips = THREADS_OF_A_ROW if operations <= PLAIN else 2
-    blocks, width = _blocks(D, workers // B if workers >= strips * B else 1)
+    blocks, width = _blocks(D, workers // B if workers >= THREADS_OF_A_ROW * B else 1)
     return Division(T, blocks, width, max(1, min(B * blocks, workers)))
 
 

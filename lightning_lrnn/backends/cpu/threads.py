@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["FIELDS", "count", "run"]
+__all__ = ["FIELDS", "count", "have_cores", "run"]
 
 FIELDS = "lock", "acquire", "release"
 """The first words of every task: a lock that is held, and the addresses of the interpreter's
@@ -35,6 +35,20 @@ Work = tuple[Callable[[int, int], None], int, int, Any]
 def count() -> int:
     """Threads to use: as many as PyTorch's own operators."""
     return torch.get_num_threads()
+
+
+def have_cores() -> bool:
+    """Whether there are cores for these threads beside PyTorch's own.
+
+    After each of PyTorch's operators the threads of OpenMP hold their cores for milliseconds and
+    look for more work, unless `OMP_WAIT_POLICY` is passive.
+    """
+    if os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive":
+        return True
+    # macOS has no affinity of processes.
+    of_process = getattr(os, "sched_getaffinity", None)
+    cores = len(of_process(0)) if of_process else os.cpu_count() or 1
+    return cores >= 2 * count() - 1  # the calling thread is one of both
 
 
 def run(
