@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A value for a message."""
+    """A value as text for a message, cut if it is long."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     words = str(value.get("class_path", value)) if isinstance(value, Mapping) else repr(value)
