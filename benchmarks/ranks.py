@@ -116,7 +116,7 @@ def one(rank: int, size: int, steps: int, folder: str) -> None:
     def batch(steps: int) -> SequenceBatch:
         symbols = torch.randint(0, 129, (1, steps), generator=torch.Generator().manual_seed(steps))
         whole = SequenceBatch(symbols, torch.tensor([1]))
-        return model.stretch(whole, rank, size) if size > 1 else whole
+        return model.segment(whole, rank, size) if size > 1 else whole
 
     step(model, batch(64))  # compiles
     local = batch(steps)

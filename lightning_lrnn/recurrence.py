@@ -30,7 +30,7 @@ from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
 from lightning_lrnn.ops import ranks as over_ranks
 from lightning_lrnn.ops.call import call
-from lightning_lrnn.ops.eager import computed_by, last_backend
+from lightning_lrnn.ops.eager import last_backend, record_backend
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 
@@ -76,12 +76,12 @@ def linear_recurrence(
             raises; see `lightning_lrnn.backends.resolve`.
         group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks hold one sequence in
             order of time, T steps each; None if all of it is here. a, b and `reset` are this
-            rank's stretch, h0 and `lengths` those of the whole sequence, the same on all ranks.
+            rank's segment, h0 and `lengths` those of the whole sequence, the same on all ranks.
 
     Returns:
         y (B, T, D), contiguous, in the dtype of `b`, and the final state (B, D) in the dtype of
         the state. For T = 0: an empty y and h0. Both are differentiable in a, b and h0, twice in
-        eager mode. With a `group`: y of this rank's stretch, and on every rank the final state of
+        eager mode. With a `group`: y of this rank's segment, and on every rank the final state of
         the whole sequence; differentiable once, see `lightning_lrnn.ops.ranks.run`.
 
     Raises:
@@ -132,7 +132,7 @@ def gated_recurrence(
         reset: bool (B, T), True where a new document starts.
         backend: "auto" or a name.
         group: whose ranks hold one sequence in order of time, see `linear_recurrence`; parameters
-            are the same on all ranks, and each has the gradient of its stretch.
+            are the same on all ranks, and each has the gradient of its segment.
 
     Returns:
         y (B, T, D) and the final state (B, D).
@@ -227,7 +227,7 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     x, dense = problem.x, problem.dense()
     name = backends.resolve(backend, Request(x.device, x.dtype, problem.gate, problem.readout))
     if backends.uses_autograd(name):
-        computed_by(name)
+        record_backend(name)
         y, _, final = backends.loaded[name].prepared(dense).forward(dense)
         return y, final
     if not plain_eager(*problem.pre, *problem.optional):
@@ -241,7 +241,7 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
 def _over_ranks(
     ranks: Ranks, problem: Problem, backend: str, check: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
-    """A stretch of a sequence that the ranks of a group hold; `check` is of its arguments."""
+    """A segment of a sequence that the ranks of a group hold; `check` is of its arguments."""
     if functorch() or forward_mode():
         raise RuntimeError(
             "a recurrence over ranks is not for torch.func and forward-mode derivatives; leave "
@@ -271,12 +271,12 @@ def _check_with_others(
         if backends.uses_autograd(name):
             raise BackendError(
                 f"backend {name!r} leaves gradients to PyTorch, and cannot be given the state of "
-                f"the stretch before; name another one"
+                f"the segment before; name another one"
             )
         if torch.compiler.is_compiling():
             return {}
         return {
-            "The shape of stretches": tuple(x.shape),
+            "The shape of segments": tuple(x.shape),
             "Their dtype": x.dtype,
             "Their backend": name,
             "The gate": (problem.gate, problem.readout),

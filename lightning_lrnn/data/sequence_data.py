@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lrnn.core.checks import check_counts, check_flags
-from lightning_lrnn.core.docstrings import inherit_arguments
+from lightning_lrnn.core.subclasses import inherit_arguments
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.resume import TrainingLoader, position_of, resumed

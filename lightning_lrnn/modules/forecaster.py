@@ -56,8 +56,8 @@ class Forecaster(SequenceModule):
         ValueError: if there is no such layer, or for options of it or of this class that cannot be.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **SequenceModule.decided,
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
+        **SequenceModule.fixed_options,
         "bidirectional": (False, "only the last step is read; leave it out"),
     }
 
@@ -132,14 +132,14 @@ class Forecaster(SequenceModule):
         output: Tensor = self.head(x[rows, steps.clamp(min=0)].flatten(0, 1))
         return output.view(len(x), self.horizon, *output.shape[2:])
 
-    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
-        """See `SequenceModule.stretch`; not with `ahead`."""
+    def segment(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+        """See `SequenceModule.segment`; not with `ahead`."""
         if self.ahead:
             raise ValueError(
                 "a forecast with `ahead` reads the last steps of its inputs, which one rank alone "
                 "would have: take the strategy `ddp`"
             )
-        return super().stretch(batch, rank, size)
+        return super().segment(batch, rank, size)
 
     def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""

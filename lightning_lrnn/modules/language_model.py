@@ -51,8 +51,8 @@ class LanguageModel(ResidualModule):
         ValueError: if there is no such layer, or for options of it that cannot be.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **ResidualModule.decided,
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
+        **ResidualModule.fixed_options,
         "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
     }
 
@@ -141,7 +141,7 @@ class LanguageModel(ResidualModule):
         """Bytes that are not padding."""
         return int((batch.targets != IGNORE).sum())
 
-    def stretch(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
+    def segment(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
         """Consecutive bytes of every stream; with the layers' `checkpoint_time`, of each chunk."""
         steps = batch.inputs.shape[1]
         if steps % size:

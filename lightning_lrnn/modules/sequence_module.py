@@ -119,7 +119,7 @@ class SequenceModule(ResidualModule):
 
     # Where ranks share each sequence.
 
-    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+    def segment(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
         """Consecutive steps of every row, of as many as `size` divides; lengths stay of whole rows.
 
         With `checkpoint_time`, the module's or its layers', it is the rank's part of each chunk of
@@ -135,7 +135,7 @@ class SequenceModule(ResidualModule):
         return batch._replace(inputs=inputs, lengths=lengths, reset=reset)
 
     def part(self, x: Tensor, rank: int, size: int, fill: Any = 0) -> Tensor:
-        """This rank's part of (B, T, ·), see `stretch`; padded with `fill` at the end."""
+        """This rank's part of (B, T, ·), see `segment`; padded with `fill` at the end."""
         if more := -x.shape[1] % size:
             x = torch.cat([x, x.new_full((len(x), more, *x.shape[2:]), fill)], 1)
         return part_of(x, rank, size, self.chunk)

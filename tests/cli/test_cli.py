@@ -1,12 +1,12 @@
 """The command: its subcommands, its answers to mistakes, other backends for a checkpoint.
 
-Seen to fail: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
-tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
-`except Exception` in `main`, `add_arguments_to_parser` without the default model, or
-with it whatever is named, or no default beside a config; jsonargparse's
-own words for a layer that is not found, no list of options, no value of a wrong one, no
-`decided`; a config written in place, no limit of size in the loader, no `Monitors`, nothing taken
-out of what is logged, Lightning's order of int and float for limits, configs taken for typed words.
+Seen to fail: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both tests
+of another backend), `resolve` left out of `generate`, `--force` ignored, a bare `except Exception`
+in `main`, `add_arguments_to_parser` without the default model, or with it whatever is named, or no
+default beside a config; jsonargparse's own words for a layer that is not found, no list of options,
+no value of a wrong one, no `fixed_options`; a config written in place, no limit of size in the
+loader, no `Monitors`, nothing taken out of what is logged, Lightning's order of int and float for
+limits, configs taken for typed words.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`lightning-lrnn demo ranks`: what it prints is what the processes found.
 
-Seen to fail: losses of a rank's own stretch; the notes of an earlier run read again.
+Seen to fail: losses of a rank's own segment; the notes of an earlier run read again.
 """
 
 from __future__ import annotations

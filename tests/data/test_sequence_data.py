@@ -294,7 +294,7 @@ def test_a_split_depends_on_names_and_seed_only() -> None:
         return {part: {names[i] for i in members} for part, members in parts.items()}
 
     assert named(names, 0) == named(turned, 0) != named(names, 1)
-    # No stretch of the list.
+    # Not consecutive items of the list.
     assert max(split(names, 0.2, 0.2, 0)["val"]) > 20
 
 

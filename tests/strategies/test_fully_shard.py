@@ -177,7 +177,7 @@ def modules(rank: int, folder: Path) -> None:
         whole, divided = models
         shard(divided, mesh, torch.device("cpu"))
         divided.group = mesh
-        found = gradients(divided, divided.stretch(batch, rank, 2))
+        found = gradients(divided, divided.segment(batch, rank, 2))
         for theirs, ours in zip(gradients(whole, batch), found, strict=True):
             ours = ours.full_tensor()
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=str(options))

@@ -1,6 +1,6 @@
 """A project's own module shares its sequences, where SwitchRNN says what is time in its batches.
 
-Seen to fail: layers without the group; a batch that every rank gets the same stretch of.
+Seen to fail: layers without the group; a batch that every rank gets the same segment of.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def test_layers_of_torch_in_a_module_of_this_package() -> None:
             ValueError, match=r"rnns\.0, TorchRNN, .* name a layer of lightning_lrnn"
         ):
             check_layers(model, foreign=False, synchronised=False)
-        # It cuts at the resets of a stretch, which are others on another rank.
+        # It cuts at the resets of a segment, which are others on another rank.
         replace_rnn(model)
 
 
