@@ -14,9 +14,9 @@ import re
 import emulated
 import pytest
 import torch
+from fusing_backends import FUSING_BACKENDS
 from host_kernel import needs_compiler
 from paths import BENCHMARKS
-from places import PLACES
 
 import lightning_lrnn as lrnn
 
@@ -147,10 +147,10 @@ def test_least_traffic(benchmark, gate, forward, backward):
 
 
 @needs_compiler
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_the_reference_has_no_carry(benchmark, place):
+@pytest.mark.parametrize("fusing_backend", FUSING_BACKENDS[:1], indirect=True)
+def test_the_reference_has_no_carry(benchmark, fusing_backend):
     def plain(a, b):
-        return lrnn.linear_recurrence(a, b, backend=place[0])[0]
+        return lrnn.linear_recurrence(a, b, backend=fusing_backend[0])[0]
 
     without = benchmark.implementations.changed(plain, LRNN_CARRY="none")
     a, b = (torch.rand(1, 9000, 1, requires_grad=True) for _ in range(2))
