@@ -34,9 +34,9 @@ def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     problem = problem._replace(h0=None)
     backend = prepared(name, problem)
-    found = backend.pair(problem) if isinstance(backend, Pairs) else None
-    if found is not None:
-        return found
+    own = backend.pair(problem) if isinstance(backend, Pairs) else None
+    if own is not None:
+        return own
     alone = problem._replace(readout="", exclusive=False)
     B = prepared(name, alone).forward(alone).final
     decays = _decays(alone)
@@ -60,9 +60,9 @@ def adjoint_impulse(
         dy: gradient of its output.
     """
     backend = prepared(name, problem)
-    found = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
-    if found is not None:
-        return found
+    own = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
+    if own is not None:
+        return own
     return backend.backward(problem, h, Gradients(dy, None))[1], None
 
 

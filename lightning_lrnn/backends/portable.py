@@ -45,7 +45,7 @@ def _pairs(z: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, h: Tensor) -> Tensor:
-    """Of complex numbers as pairs."""
+    """Returns the product of complex numbers, each a pair of real ones."""
     (re, im), (x, y) = a.unbind(-1), h.unbind(-1)
     return torch.stack([re * x - im * y, re * y + im * x], -1)
 

@@ -100,6 +100,6 @@ def remember(kept: dict[Key, Any], key: Key, value: Any) -> None:
 
 
 def clear() -> None:
-    """Forgets all."""
+    """Removes all recipes."""
     by_form.clear()
     by_guard.clear()

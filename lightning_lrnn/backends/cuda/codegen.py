@@ -36,20 +36,20 @@ UNUSED = "[[maybe_unused]]"
 
 
 class Fused(NamedTuple):
-    """What a kernel with a gate in it is made of."""
+    """A gate and a readout, compiled to C++ for one pass."""
 
     source: str
-    """`struct Gate`, for one pass."""
+    """The C++ of `struct Gate`."""
     needed: tuple[bool, ...]
-    """Which operands it reads."""
+    """Whether it reads each operand."""
     state: str
-    """Storage of the emitted states."""
+    """Storage of the hidden states."""
     output: str
     """Storage of what the readout puts out; `state` if there is none."""
     reads_out: bool
     """Whether there is a readout."""
     operations: int
-    """Of gate and readout, for a step."""
+    """Number of operations of gate and readout in a step."""
     real: bool
     """Whether no number in them is complex."""
 

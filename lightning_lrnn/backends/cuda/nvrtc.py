@@ -105,7 +105,7 @@ def architecture(capability: tuple[int, int]) -> str:
     fitting = [n for n in _architectures() if n // 10 == major and n % 10 <= minor]
     if fitting:
         return f"sm_{max(fitting)}"
-    found = ".".join(map(str, version()))
+    own = ".".join(map(str, version()))
     oldest, newest = min(_architectures()), max(_architectures())
     remedy = (
         'pip install "lightning-lrnn[cuda12]" brings one that knows devices back to sm_50'
@@ -113,7 +113,7 @@ def architecture(capability: tuple[int, int]) -> str:
         else "pip install --upgrade nvidia-cuda-nvrtc may bring one that does"
     )
     raise CompileError(
-        f"NVRTC {found} compiles for sm_{oldest} to sm_{newest}, the device is sm_{major}{minor}: "
+        f"NVRTC {own} compiles for sm_{oldest} to sm_{newest}, the device is sm_{major}{minor}: "
         f"{remedy}"
     )
 
@@ -196,14 +196,14 @@ def kernel(source: str, macros: Macros, capability: tuple[int, int]) -> Any:
         CompileError: if it cannot be compiled for the device.
     """
     variant = (source, macros, capability)
-    found = _kernels.get(variant)
-    if found is None:
+    kernel = _kernels.get(variant)
+    if kernel is None:
         with _lock:
-            found = _kernels.get(variant)
-            if found is None:
+            kernel = _kernels.get(variant)
+            if kernel is None:
                 code = cubin(source, macros, architecture(capability))
-                found = _kernels[variant] = load(code, Path(source).stem)
-    return found
+                kernel = _kernels[variant] = load(code, Path(source).stem)
+    return kernel
 
 
 def loaded(source: str, macros: Macros, capability: tuple[int, int]) -> Any | None:
