@@ -192,28 +192,28 @@ def _known(problem: Problem, backend: str) -> Recipe | None:
     if not plain_mode():
         return None
     name = backends.default() if backend == "auto" else backend
-    given, which = pre, (True, True, True)
+    tensors, which = pre, (True, True, True)
     if h0 is not None or lengths is not None or reset is not None:
-        given = [x for x in (*pre, h0, lengths, reset) if x is not None]
+        tensors = [x for x in (*pre, h0, lengths, reset) if x is not None]
         which = h0 is None, lengths is None, reset is None
-    key = name, gate, readout, reverse, exclusive, which, len(given), torch.get_num_threads()
+    key = name, gate, readout, reverse, exclusive, which, len(tensors), torch.get_num_threads()
     recipe = None
     for check, known in recipes.by_guard.get(key, ()):
-        if check(*given):
+        if check(*tensors):
             recipe = known
             break
     if recipe is None:
-        recipe = _by_form(problem, name, given)
+        recipe = _by_form(problem, name, tensors)
         if recipe is None:
             return None
-        recipes.guard(key, given, recipe)
+        recipes.guard(key, tensors, recipe)
     if lengths is not None and lengths.device.type == "cpu":
         arguments.check_length_values(lengths, problem.x.shape[1])
     return recipe
 
 
-def _by_form(problem: Problem, name: str, given: Sequence[Tensor]) -> Recipe | None:
-    if not plain_eager(*given):
+def _by_form(problem: Problem, name: str, tensors: Sequence[Tensor]) -> Recipe | None:
+    if not plain_eager(*tensors):
         return None
     try:
         return recipes.by_form.get((name, problem.form()))
@@ -315,8 +315,8 @@ def _uses_autograd(problem: Problem, backend: str) -> bool:
 
 
 @constant
-def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
-    gates.check_program(kind, program, inputs, outputs)
+def _check_program(role: str, program: str, inputs: int, outputs: int) -> None:
+    gates.check_program(role, program, inputs, outputs)
 
 
 def _run_gate_in_pytorch(
@@ -332,16 +332,16 @@ def _run_gate_in_pytorch(
     if lengths is not None:
         if ranks is None:
             arguments.check_lengths(lengths, x)
-        here = lengths if ranks is None else ranks.within(lengths, x.shape[1])
-        padding = padding_mask(here, x)
+        local_lengths = lengths if ranks is None else ranks.within(lengths, x.shape[1])
+        padding = padding_mask(local_lengths, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     inputs = operands(pre)
-    found = gate(*inputs)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        returned = arguments.description(found)
+    results = gate(*inputs)
+    if not isinstance(results, tuple | list) or len(results) != 2:
+        returned = arguments.description(results)
         raise GateError(f"the gate must return {WANTED['gate']}, returns {returned}")
-    a, b = (arguments.pointwise("gate", value, x) for value in found)
+    a, b = (arguments.pointwise("gate", value, x) for value in results)
     # Whatever autocast made of it.
     dtype = state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)

@@ -152,15 +152,15 @@ def pruned(program: Program) -> Program:
     for index in reversed(range(len(program.steps))):
         if f"t{index}" in needed:
             needed.update(a for a in program.steps[index].arguments if isinstance(a, str))
-    kept = [index for index in range(len(program.steps)) if f"t{index}" in needed]
-    renamed = {f"t{old}": f"t{new}" for new, old in enumerate(kept)}
+    live = [index for index in range(len(program.steps)) if f"t{index}" in needed]
+    renamed = {f"t{old}": f"t{new}" for new, old in enumerate(live)}
 
     def rename(argument: str | Constant) -> str | Constant:
         return renamed.get(argument, argument) if isinstance(argument, str) else argument
 
     steps = tuple(
         Step(program.steps[i].operation, tuple(map(rename, program.steps[i].arguments)))
-        for i in kept
+        for i in live
     )
     return Program(program.inputs, steps, tuple(map(rename, program.outputs)))
 
@@ -181,13 +181,13 @@ def inputs_of(program: Program) -> set[int]:
 
 
 @functools.cache
-def check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
+def check_program(role: str, program: str, inputs: int, outputs: int) -> None:
     """Raises GateError for the program of a `kind` with another number of inputs or outputs."""
     parsed = parse(program)
     if parsed.inputs != inputs:
-        raise GateError(f"the {kind} takes {parsed.inputs} inputs, got {inputs}: {program}")
+        raise GateError(f"the {role} takes {parsed.inputs} inputs, got {inputs}: {program}")
     if len(parsed.outputs) != outputs:
         raise GateError(
-            f"the {kind} must return {WANTED[kind]}, returns {len(parsed.outputs)} values: "
+            f"the {role} must return {WANTED[role]}, returns {len(parsed.outputs)} values: "
             f"{program}"
         )

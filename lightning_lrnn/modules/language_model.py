@@ -138,7 +138,7 @@ class LanguageModel(ResidualModule):
         metrics.update(loss, (batch.targets != IGNORE).sum())
 
     def weight(self, batch: TextBatch) -> int:
-        """Bytes that are not padding."""
+        """Returns the number of bytes that are not padding."""
         return int((batch.targets != IGNORE).sum())
 
     def segment(self, batch: TextBatch, rank: int, size: int) -> TextBatch:

@@ -171,13 +171,13 @@ class SequenceModule(ResidualModule):
         if lengths is None:
             lengths = torch.full((len(x),), steps * ranks.size)
         lengths = lengths.to(x.device)
-        here = (lengths > 0) & (ranks.of_last(lengths, steps, self.chunk) == ranks.rank)
-        return from_rank(x, here, ranks)
+        is_here = (lengths > 0) & (ranks.of_last(lengths, steps, self.chunk) == ranks.rank)
+        return from_rank(x, is_here, ranks)
 
 
-def from_rank(x: Tensor, here: Tensor, ranks: Ranks) -> Tensor:
+def from_rank(x: Tensor, is_here: Tensor, ranks: Ranks) -> Tensor:
     """The rows of x (B, ·) from the rank on which `here` (B,) is True; 0 if on none."""
-    return gathered(x.masked_fill(~here[:, None], 0), ranks).sum(0)
+    return gathered(x.masked_fill(~is_here[:, None], 0), ranks).sum(0)
 
 
 def are_indices(inputs: Tensor) -> bool:

@@ -146,7 +146,7 @@ class SequenceTagger(SequenceModule):
         )
 
     def weight(self, batch: SequenceBatch) -> int:
-        """Steps that have a class."""
+        """Returns the number of steps that have a class."""
         return int((batch.targets != IGNORE).sum())
 
     def make_metrics(self) -> MetricCollection:

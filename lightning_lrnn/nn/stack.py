@@ -375,9 +375,9 @@ class Stack(nn.Module):
         )
         if lengths is not None:
             chunk, steps = self.checkpoint_time, x.shape[1]
-            here = lengths if ranks is None else ranks.within(lengths, steps, chunk)
+            local_lengths = lengths if ranks is None else ranks.within(lengths, steps, chunk)
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
-            x = x.masked_fill(padding_mask(here, x), 0)
+            x = x.masked_fill(padding_mask(local_lengths, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state

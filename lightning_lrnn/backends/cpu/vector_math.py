@@ -73,9 +73,9 @@ class Lanes:
 
     def all_lanes(self, condition: Any) -> Any:
         """Returns a vector with the condition in all lanes."""
-        kind = ir.VectorType(condition.type, self.lanes)
+        mask_type = ir.VectorType(condition.type, self.lanes)
         one = self.builder.insert_element(
-            ir.Constant(kind, ir.Undefined), condition, ir.Constant(INT, 0)
+            ir.Constant(mask_type, ir.Undefined), condition, ir.Constant(INT, 0)
         )
         return self.shuffled(one, one, [0] * self.lanes)
 
@@ -151,11 +151,11 @@ class Lanes:
         name += f".v{self.lanes}f{self.bits}"
         return self.builder.call(self._declared(name, self.type, len(operands)), operands)
 
-    def _declared(self, name: str, kind: ir.Type, operands: int) -> Any:
+    def _declared(self, name: str, value_type: ir.Type, operands: int) -> Any:
         module = self.builder.module
         if name in module.globals:
             return module.globals[name]
-        return ir.Function(module, ir.FunctionType(kind, [kind] * operands), name)
+        return ir.Function(module, ir.FunctionType(value_type, [value_type] * operands), name)
 
     def polynomial(self, x: Any, coefficients: list[float]) -> Any:
         """Evaluates a polynomial; `coefficients` begin with the constant term."""

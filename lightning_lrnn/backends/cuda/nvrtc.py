@@ -161,8 +161,8 @@ def compile_program(
             program.close()
     # cuda.core has no public name for NVRTC's error; nothing is swallowed here.
     except Exception as error:
-        given = " ".join(flag.decode() for flag in options.as_bytes("nvrtc"))
-        raise CompileError(f"NVRTC could not compile {path}\noptions: {given}\n{error}") from error
+        flags = " ".join(flag.decode() for flag in options.as_bytes("nvrtc"))
+        raise CompileError(f"NVRTC could not compile {path}\noptions: {flags}\n{error}") from error
 
 
 def cubin(source: str, macros: Macros, arch: str) -> bytes:
@@ -251,11 +251,11 @@ def _launch(function: Any, grid: int, block: int, parameter: array[int], index: 
     pointer[0] = parameter.buffer_info()[0]
     stream = driver.CUstream(_pytorch().current_stream(index))
     # The driver copies what the pointer points to before it returns.
-    given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
+    arguments = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
     success = driver.CUresult.CUDA_SUCCESS
-    (status,) = driver.cuLaunchKernel(*given)
+    (status,) = driver.cuLaunchKernel(*arguments)
     if status != success and _without_context(index):
-        (status,) = driver.cuLaunchKernel(*given)
+        (status,) = driver.cuLaunchKernel(*arguments)
     if status != success:
         raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
 
