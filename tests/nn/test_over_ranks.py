@@ -15,7 +15,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
-from layers import ALONE
+from layers import SINGLE_LAYERS
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -31,7 +31,7 @@ B, T, SIZE = 3, 16, 5
 """Rows, steps of a segment, features."""
 
 LAYERS: list[tuple[str, dict[str, Any]]] = [
-    *ALONE,
+    *SINGLE_LAYERS,
     ("GILRLSTM", {"num_layers": 2, "bidirectional": True}),
     ("QRNN", {"window": 4, "num_layers": 2, "bidirectional": True}),
     ("SurrogateRNN", {"cell": "LSTM", "surrogate_size": 3, "bidirectional": True}),
