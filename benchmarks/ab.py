@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from contenders import WORKLOADS
 from goals import Case, medians
+from implementations import WORKLOADS
 from timing import Clock, Run, about, environment, in_turn
 from torch import Tensor
 
@@ -127,8 +127,8 @@ def replanned(how: Plan, shape: tuple[int, ...], macros: dict[str, str]) -> Plan
     )
     segments, chains = threads // width, B * -(-D // width)
     tiles, carry = -(-T // (steps * segments)), changed["LRNN_CARRY"]
-    kept = slots("chained" if carry == "none" else carry, tiles, segments)
-    words = 1 + chains * kept * width * features if tiles > 1 else 0
+    per_chain = slots("chained" if carry == "none" else carry, tiles, segments)
+    words = 1 + chains * per_chain * width * features if tiles > 1 else 0
     return Plan(variant, chains * tiles, threads, words, tiles, features)
 
 
@@ -155,7 +155,7 @@ def planned_with(macros: dict[str, str], seen: list[Plan]) -> Iterator[None]:
 
 
 def programs_of(case: Case) -> tuple[str, str]:
-    """Of gate and readout."""
+    """The programs of gate and readout; "" without a readout."""
     workload = WORKLOADS[case.gate]
     gate = workload.gate.program if workload.gate else IDENTITY
     return gate, workload.readout.program if workload.readout else ""
@@ -186,10 +186,10 @@ class Pass:
         """What a pair leaves for `given`, None if the plan has one tile or walks."""
         kernels = launch.backend(self.problem, parallel=True)
         if self.step == "forward":
-            found = kernels.pair(self.problem)
+            result = kernels.pair(self.problem)
         else:
-            found = kernels.adjoint_impulse(self.problem, self.h, self.dy)
-        return found[-1]
+            result = kernels.adjoint_impulse(self.problem, self.h, self.dy)
+        return result[-1]
 
     @cached_property
     def given(self) -> Tensor | None:
@@ -221,10 +221,10 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def error(found: list[Tensor], wanted: list[Tensor]) -> float:
+def error(values: list[Tensor], wanted: list[Tensor]) -> float:
     """The largest, relative to 1 + |x|; NaN is infinite."""
     worst = 0.0
-    for x, exact in zip(found, wanted, strict=True):
+    for x, exact in zip(values, wanted, strict=True):
         off = ((x.double() - exact).abs() / (1 + exact.abs())).max().item()
         worst = max(worst, math.inf if math.isnan(off) else off)
     return worst
@@ -289,18 +289,18 @@ def kernels_of(case: Case, step: str) -> set[nvrtc.Macros]:
     programs, dtype = programs_of(case), getattr(torch, case.dtype)
     operands = (Operand(STORAGE[dtype], True),) * WORKLOADS[case.gate].inputs
     code = fused(*programs, operands, step)
-    asked, found = cuda_plan.Pass(step, True), set()
+    asked, kernels = cuda_plan.Pass(step, True), set()
     for name, variant in VARIANTS.items():
         if name != "given" and variant.is_for(case, step):
             layout = "packed" if is_packed(variant.macros) else "apart"
             how = plan(code, operands, asked._replace(layout=layout), case.shape)
-            found.add(replanned(how, case.shape, variant.macros).macros)
+            kernels.add(replanned(how, case.shape, variant.macros).macros)
     # Both phases.
-    given = plan(code, operands, asked._replace(given=True), case.shape)
-    segment = cuda_plan.steps(code, operands, asked) if given.tiles > 1 else 0
+    with_pair = plan(code, operands, asked._replace(given=True), case.shape)
+    segment = cuda_plan.steps(code, operands, asked) if with_pair.tiles > 1 else 0
     code = fused(programs[0], programs[1] if step == "backward" else "", operands, step)
     pair = asked._replace(result="pair", segment=segment)
-    return found | {given.macros, plan(code, operands, pair, case.shape).macros}
+    return kernels | {with_pair.macros, plan(code, operands, pair, case.shape).macros}
 
 
 def compile_one(macros: nvrtc.Macros, capability: tuple[int, int]) -> None:
@@ -309,11 +309,11 @@ def compile_one(macros: nvrtc.Macros, capability: tuple[int, int]) -> None:
 
 def compile_all(cases: list[Case]) -> int:
     """To the disk, by as many processes as there are cores; how many there are."""
-    found = set().union(*(kernels_of(case, step) for case in cases for step in STEPS))
+    kernels = set().union(*(kernels_of(case, step) for case in cases for step in STEPS))
     capability = torch.cuda.get_device_capability()
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(compile_one, sorted(found), itertools.repeat(capability)))
-    return len(found)
+        list(pool.map(compile_one, sorted(kernels), itertools.repeat(capability)))
+    return len(kernels)
 
 
 def main(argv: list[str] | None = None) -> int:

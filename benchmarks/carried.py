@@ -64,9 +64,9 @@ LOOKS = {
 AS_IT_IS = "as it is"
 ARMS = (AS_IT_IS, "new", "carried")
 OWN_LOOKS = 10
-"""At what was not replaced."""
+"""How often a run without a switch is validated."""
 CARRY_STEPS = 5
-"""The default of `SwitchRNN`."""
+"""Steps of distillation, the default of `SwitchRNN`."""
 
 
 class Bytes(Project):
@@ -188,15 +188,15 @@ class Counted(Watch):
                 self.distillation.finish()
         if done >= self.carry_steps and (done - self.carry_steps) % self.every == 0:
             training, trainer = self.model.training, getattr(self.model, "_trainer", None)
-            found = self.project.validation()
+            unseen = self.project.validation()
             self.model.train(training)
             if trainer is not None:  # that of a validation is another one
                 self.model.trainer = trainer
-            self.validation.append((done, round(found, 5)))
+            self.validation.append((done, round(unseen, 5)))
             if self.options is None:
                 ends = len(self.validation) == OWN_LOOKS
             else:
-                ends = ratio([self.before], [found]) <= GOAL
+                ends = ratio([self.before], [unseen]) <= GOAL
             if ends:
                 raise Reached
 
@@ -212,11 +212,11 @@ class Made(Callback):
             self.watch.switch(pl_module)
 
 
-def run(kind: type[Project], watch: Counted, steps: int, seed: int = 0) -> Project:
+def run(project_class: type[Project], watch: Counted, steps: int, seed: int = 0) -> Project:
     """The project in an empty folder, with the same data as in every other run of the seed."""
     watch.seed = seed
     with alone(seed) as folder:
-        watch.project = project = kind(watch, steps, seed, folder)
+        watch.project = project = project_class(watch, steps, seed, folder)
         try:
             project.fit()
         except Reached:
@@ -227,29 +227,33 @@ def run(kind: type[Project], watch: Counted, steps: int, seed: int = 0) -> Proje
 
 
 def measure(name: str, arms: list[str], old: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    kind = Bytes if name == "bytes" else find(name)
+    project_class = Bytes if name == "bytes" else find(name)
     steps, every = STEPS[name], LOOKS[name]
     stock = Counted()
-    run(kind, stock, steps, seed)
+    run(project_class, stock, steps, seed)
     trained = {key: value.detach().clone() for key, value in stock.model.state_dict().items()}
     before = stock.validation[-1][1]
     print(f"{name}: {before:.4f} after {steps} steps", file=sys.stderr, flush=True)
-    found = {"package": kind.package, "cell": kind.cell, "validates": kind.validates}
-    found |= {"steps": steps, "every": every, "loss": before}
+    record = {
+        "package": project_class.package,
+        "cell": project_class.cell,
+        "validates": project_class.validates,
+    }
+    record |= {"steps": steps, "every": every, "loss": before}
     # Those of another trained model count no more.
-    kept = old["arms"] if old.get("loss") == before else {}
-    if AS_IT_IS not in kept and AS_IT_IS not in arms:
+    by_arm = old["arms"] if old.get("loss") == before else {}
+    if AS_IT_IS not in by_arm and AS_IT_IS not in arms:
         arms = [AS_IT_IS, *arms]  # which the others are compared with
     for arm in arms:
         options = {AS_IT_IS: None, "new": {}}.get(arm, {"weights": "carried", "state": "carried"})
-        mean = math.nan if options is None else statistics.fmean(own(kept))
+        mean = math.nan if options is None else statistics.fmean(own(by_arm))
         watch = Counted(trained, options, mean, every, CARRY_STEPS if arm == "carried" else 0)
-        run(kind, watch, steps, seed)
-        kept[arm] = {"report": watch.report, "validation": watch.validation}
+        run(project_class, watch, steps, seed)
+        by_arm[arm] = {"report": watch.report, "validation": watch.validation}
         if arm == "carried":
-            kept[arm]["errors"] = watch.distillation.errors
+            by_arm[arm]["errors"] = watch.distillation.errors
         print(f"{name}, {arm}: {watch.validation}", file=sys.stderr, flush=True)
-    return found | {"arms": kept}
+    return record | {"arms": by_arm}
 
 
 def own(arms: dict[str, Any]) -> list[float]:

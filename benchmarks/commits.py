@@ -44,18 +44,22 @@ TOKENS = "GILRLSTM", "MinGRU", "QRNN", "SRU"
 
 
 def recurrences() -> dict[str, Callable[[], Any]]:
-    import contenders
     import torch
 
-    found: dict[str, Callable[[], Any]] = {}
+    try:
+        import implementations
+    except ImportError:  # of a commit that has it by its former name
+        import contenders as implementations
+
+    calls: dict[str, Callable[[], Any]] = {}
     for shape in [SMALL, *SHAPES]:
         for gate in ("plain", "gilr", "lstm"):
-            workload = contenders.WORKLOADS[gate]
+            workload = implementations.WORKLOADS[gate]
             torch.manual_seed(0)
             pre = workload.pre(shape, torch.float32, "cpu")
             leaves = [p.detach().requires_grad_() for p in pre]
             dy = torch.randn(shape)
-            for name, run in contenders.ours(workload, "cpu").items():
+            for name, run in implementations.ours(workload, "cpu").items():
                 if name not in ("scan", "serial"):
                     continue
 
@@ -67,9 +71,9 @@ def recurrences() -> dict[str, Callable[[], Any]]:
                     return torch.autograd.grad(run(*leaves), leaves, dy)
 
                 part = "host" if shape == SMALL else "recurrence"
-                found[f"{part} {shape} {gate} {name} forward"] = forward
-                found[f"{part} {shape} {gate} {name} forward + backward"] = both
-    return found
+                calls[f"{part} {shape} {gate} {name} forward"] = forward
+                calls[f"{part} {shape} {gate} {name} forward + backward"] = both
+    return calls
 
 
 def layers() -> dict[str, Callable[[], Any]]:
@@ -77,7 +81,7 @@ def layers() -> dict[str, Callable[[], Any]]:
 
     import lightning_lrnn as lrnn
 
-    found: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for shape in LAYER_SHAPES:
         batch, steps, inputs, units = shape
         torch.manual_seed(1)
@@ -90,15 +94,15 @@ def layers() -> dict[str, Callable[[], Any]]:
                 y = layer(x)[0]
                 return [y.detach(), *torch.autograd.grad(y, list(layer.parameters()), dy)]
 
-            found[f"layer {shape} {name} forward + backward"] = both
-    return found
+            calls[f"layer {shape} {name} forward + backward"] = both
+    return calls
 
 
 def tokens() -> dict[str, Callable[[], Any]]:
     import step
     import torch
 
-    found: dict[str, Callable[[], Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for name in TOKENS:
         module = step.layers(name, step.SIZE)
         x = torch.randn(1, 1, step.SIZE)
@@ -108,8 +112,8 @@ def tokens() -> dict[str, Callable[[], Any]]:
                 with torch.inference_mode():
                     return [function(x)]
 
-            found[f"step {name} {way}"] = one
-    return found
+            calls[f"step {name} {way}"] = one
+    return calls
 
 
 def warmed_up(call: Callable[[], Any]) -> float:
@@ -178,15 +182,15 @@ class Checkout:
         self.process.communicate()
 
 
-def measure(found: dict[str, Any], then: Checkout, now: Checkout, rounds: int, only: str) -> None:
-    """Adds samples of one process of each to what was found."""
+def measure(calls: dict[str, Any], then: Checkout, now: Checkout, rounds: int, only: str) -> None:
+    """Adds to `calls` the samples of one process of each checkout."""
     for name in now.names:
         if name not in then.names or only not in name:
             continue
         if sys.stderr.isatty():
             print(f"\r\033[K  {name} ", end="", file=sys.stderr, flush=True)
         same = then.ask(name) == now.ask(name)
-        of_call = found.setdefault(name, {"same_bits": True, "then_and_now_in_seconds": []})
+        of_call = calls.setdefault(name, {"same_bits": True, "then_and_now_in_seconds": []})
         of_call["same_bits"] &= same
         for count in range(rounds):
             order = (then, now) if count % 2 else (now, then)
@@ -204,12 +208,12 @@ def show(report: dict[str, Any]) -> None:
     print(f"{about(report)}; then: {report['then']}")
     rows = [["", "then, us", "now, us", "now / then", "quartiles", "bits"]]
     ratios: dict[str, list[float]] = {}
-    for name, found in report["calls"].items():
-        then, now = zip(*found["then_and_now_in_seconds"], strict=True)
+    for name, of_call in report["calls"].items():
+        then, now = zip(*of_call["then_and_now_in_seconds"], strict=True)
         low, middle, high = statistics.quantiles(b / a for a, b in zip(then, now, strict=True))
         ratios.setdefault(name.split()[0], []).append(middle)
         times = (f"{1e6 * statistics.median(each):.1f}" for each in (then, now))
-        bits = "same" if found["same_bits"] else "other"
+        bits = "same" if of_call["same_bits"] else "other"
         rows.append([name, *times, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", bits])
     print(text_table(rows))
     for part, of_part in ratios.items():
@@ -238,17 +242,17 @@ def main() -> None:
 
     calls: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        there = Path(folder) / "then"
+        earlier = Path(folder) / "then"
         git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", "-q", str(there), options.commit], check=True)
+        subprocess.run([*git, "add", "--detach", "-q", str(earlier), options.commit], check=True)
         try:
             for _ in range(options.processes):
-                then, now = Checkout(there), Checkout(ROOT)
+                then, now = Checkout(earlier), Checkout(ROOT)
                 measure(calls, then, now, options.rounds, options.only)
                 then.close()
                 now.close()
         finally:
-            subprocess.run([*git, "remove", "--force", str(there)], check=True)
+            subprocess.run([*git, "remove", "--force", str(earlier)], check=True)
     report = {**environment("cpu"), "then": options.commit, "calls": calls}
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     show(report)

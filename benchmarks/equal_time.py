@@ -67,9 +67,9 @@ def trained(name: str, seed: int, steps: int, options: dict[str, Any]) -> dict[s
     quiet_lightning()
     print(f"{name}, seed {seed}, {steps} steps at {options['lr']:g}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        found = demo.train(options, text(seed), steps, Path(folder), seed)
-    del found["horizons"]
-    return {"model": name, "seed": seed, "lr": options["lr"], **found}
+        result = demo.train(options, text(seed), steps, Path(folder), seed)
+    del result["horizons"]
+    return {"model": name, "seed": seed, "lr": options["lr"], **result}
 
 
 def measure(seeds: list[int], seconds: float, path: Path, jobs: int = 1) -> None:
@@ -95,10 +95,10 @@ def search(rates: list[float], seconds: float, path: Path, jobs: int = 1) -> Non
     note(report, (run | {"curve": []} for run in all_trained(tasks, jobs)), path)
 
 
-def note(report: dict[str, Any], found: Iterable[dict[str, Any]], path: Path) -> None:
+def note(report: dict[str, Any], results: Iterable[dict[str, Any]], path: Path) -> None:
     """Writes the report after every run."""
     runs: list[dict[str, Any]] = []
-    for run in found:
+    for run in results:
         runs.append(run)
         path.write_text(json.dumps(report | {"runs": runs}) + "\n")
 
@@ -121,10 +121,10 @@ def show(report: dict[str, Any]) -> None:
     if "step_seconds" in report:
         of_step = (f"{name} {median_ms(x):.1f} ms" for name, x in report["step_seconds"].items())
         print(f"A step, in turn: {', '.join(of_step)}")
-    for name, told in ((OURS, "time"), (EQUAL, "steps")):
+    for name, budget in ((OURS, "time"), (EQUAL, "steps")):
         if name in by_model:
             less = fewer(by_model[name], by_model[THEIRS])
-            print(f"Fewer bits than {THEIRS} after equal {told}: {less}")
+            print(f"Fewer bits than {THEIRS} after equal {budget}: {less}")
 
 
 def fewer(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:

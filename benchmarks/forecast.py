@@ -128,8 +128,10 @@ class Ours:
         """(places, origins, HORIZON, 9)."""
         self.scored.setup()
         loader = {"val": self.scored.val_dataloader, "test": self.scored.test_dataloader}[part]()
-        found = torch.cat(self.trainer.predict(self.model, loader))
-        return found.reshape(len(self.scored.part(part).inputs), -1, HORIZON, len(LEVELS)).numpy()
+        predicted = torch.cat(self.trainer.predict(self.model, loader))
+        return predicted.reshape(
+            len(self.scored.part(part).inputs), -1, HORIZON, len(LEVELS)
+        ).numpy()
 
 
 class Theirs:
@@ -171,12 +173,14 @@ class Theirs:
         scored = self.training.from_dataset(
             self.training, self.frame, min_prediction_idx=first[0], stop_randomization=True
         ).filter(lambda index: index["time_idx_first_prediction"].isin(first))
-        found = self.model.predict(
+        predicted = self.model.predict(
             scored.to_dataloader(train=False, batch_size=BATCH_SIZE),
             mode="samples", n_samples=SAMPLES, return_index=True, trainer_kwargs={"logger": False},
         )  # fmt: skip
-        order = found.index.reset_index().sort_values(["place", "step"])["index"].to_numpy()
-        samples = found.output.numpy()[order].reshape(self.table.shape[1], len(first), HORIZON, -1)
+        order = predicted.index.reset_index().sort_values(["place", "step"])["index"].to_numpy()
+        samples = predicted.output.numpy()[order].reshape(
+            self.table.shape[1], len(first), HORIZON, -1
+        )
         return np.moveaxis(np.quantile(samples, LEVELS, axis=-1), 0, -1)
 
 
@@ -206,8 +210,8 @@ def trained(name: str, rate: float, seed: int, part: str) -> dict[str, Any]:
         run.fit()
         seconds = time.process_time() - start
         quantiles = run.quantiles(part)
-    found = scores(quantiles, ahead(table, part))
-    print(f"{name}, {rate:g}, seed {seed}, {part}: CRPS {found['crps']:.2f}", flush=True)
+    result = scores(quantiles, ahead(table, part))
+    print(f"{name}, {rate:g}, seed {seed}, {part}: CRPS {result['crps']:.2f}", flush=True)
     return {
         "model": name,
         "rate": rate,
@@ -215,7 +219,7 @@ def trained(name: str, rate: float, seed: int, part: str) -> dict[str, Any]:
         "part": part,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "cpu_seconds_of_training": round(seconds, 1),
-        **found,
+        **result,
     }
 
 
@@ -247,8 +251,8 @@ def measure(tasks: list[tuple[str, float, int, str]], jobs: int, path: Path) -> 
         "naive": {name: naive(table, back) for name, back in NAIVE.items()},
     }
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for found in pool.map(trained, *zip(*tasks, strict=True)):
-            runs = [run for run in kept(path) if key(run) != key(found)] + [found]
+        for new in pool.map(trained, *zip(*tasks, strict=True)):
+            runs = [run for run in kept(path) if key(run) != key(new)] + [new]
             path.write_text(json.dumps(report | {"runs": sorted(runs, key=key)}) + "\n")
 
 
@@ -270,8 +274,8 @@ def show(report: dict[str, Any]) -> None:
         cells = [f"{runs[0]['parameters']:,}", f"{runs[0]['rate']:g}", f"{fmean(mae):.1f}"]
         cells += [f"{fmean(crps):.1f}", " ".join(f"{x:.1f}" for x in crps)]
         rows.append([name, *cells, f"{fmean(inside):.0%}"])
-    for name, found in report["naive"].items():
-        rows.append([name, "", "", f"{found['mae']:.1f}", f"{found['crps']:.1f}", "", ""])
+    for name, values in report["naive"].items():
+        rows.append([name, "", "", f"{values['mae']:.1f}", f"{values['crps']:.1f}", "", ""])
     print(text_table(rows))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import NamedTuple
 
-from contenders import NO_CARRY, STEPS
+from implementations import NO_CARRY, STEPS
 
 NOISY = 1.5
 PASSES = ("forward", "backward", "forward + backward")
@@ -18,7 +18,7 @@ Samples = dict[str, list[float]]
 
 
 class Case(NamedTuple):
-    """What is measured together."""
+    """A shape, dtype and gate, of which all implementations are measured in turn."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 class Goal(NamedTuple):
     text: str
     figure: float | None
-    """None: not measured."""
+    """None if it was not measured."""
     reached: bool
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ def on_cpu(case: Case, samples: Samples) -> list[Goal]:
         return []
     median, (at_addcmul, at_baseline) = medians(samples), ON_CPU[case.shape]
     forward = median["scan forward"] / median["addcmul"]
-    found = [at_most(f"{case} scan forward / addcmul", forward, at_addcmul)]
+    goals = [at_most(f"{case} scan forward / addcmul", forward, at_addcmul)]
     both = "forward + backward"
     baselines = {
         name: time
@@ -107,8 +107,8 @@ def on_cpu(case: Case, samples: Samples) -> list[Goal]:
     if baselines:
         name = min(baselines, key=baselines.__getitem__)
         ratio = baselines[name] / median[f"scan {both}"]
-        found.append(at_least(f"{case} best rival ({name}) / scan", ratio, at_baseline))
-    return found
+        goals.append(at_least(f"{case} best baseline ({name}) / scan", ratio, at_baseline))
+    return goals
 
 
 def percent_promised(case: Case, step: str) -> float | None:
@@ -128,22 +128,22 @@ def percent_promised(case: Case, step: str) -> float | None:
 
 def on_cuda(case: Case, samples: Samples, *, baselines: bool = False) -> list[Goal]:
     """Every goal of a case, of what was not measured too; `baselines`: also those against them."""
-    median, found = medians(samples), []
+    median, goals = medians(samples), []
     for step in ("forward", "backward"):
         promised = percent_promised(case, step)
         if promised is not None:
             percent = of_a_copy(median, "scan", step) if f"scan {step}" in median else None
-            found.append(at_least(f"{case} scan {step}, % of a copy", percent, promised))
+            goals.append(at_least(f"{case} scan {step}, % of a copy", percent, promised))
     if case.gate != "plain":
         both = "forward + backward"
         for name, limit in (("eager gates + scan", 3.0), ("compiled gates + scan", 1.5)):
             times = ratio(median.get(f"{name} {both}"), median.get(f"scan {both}"))
-            found.append(at_least(f"{case} {name} / scan fused, both passes", times, limit))
+            goals.append(at_least(f"{case} {name} / scan fused, both passes", times, limit))
     elif baselines:
         for step in ("forward", "forward + backward"):
             for in_its_layout, limit in ((False, 1.5), (True, 0.97)):
-                found.append(against_baselines(case, median, step, in_its_layout, limit))
-    return found
+                goals.append(against_baselines(case, median, step, in_its_layout, limit))
+    return goals
 
 
 def against_baselines(
@@ -157,11 +157,11 @@ def against_baselines(
         and ("[" in name) is in_its_layout
     }
     if not chosen:
-        which = "best rival in its own form" if in_its_layout else "best rival"
+        which = "best baseline in its own form" if in_its_layout else "best baseline"
         return at_least(f"{case} {which} / scan {step}", None, limit)
     name = min(chosen, key=chosen.__getitem__)
     times = ratio(chosen[name], median.get(f"scan {step}"))
-    return at_least(f"{case} best rival ({name}) / scan", times, limit)
+    return at_least(f"{case} best baseline ({name}) / scan", times, limit)
 
 
 def of_small(replayed: Samples) -> list[Goal]:
@@ -173,7 +173,7 @@ def of_small(replayed: Samples) -> list[Goal]:
         "(1, 65536, 4) scan forward": 14.0,
     }
     microseconds = {name: 1e6 * time for name, time in medians(replayed).items()}
-    found = [
+    goals = [
         at_most(f"{name}, graph replay, us", microseconds.get(name), limit)
         for name, limit in limits.items()
     ]
@@ -183,15 +183,15 @@ def of_small(replayed: Samples) -> list[Goal]:
             serial = min((microseconds[n] for n in names if n in microseconds), default=None)
             times = ratio(microseconds.get(f"{shape} scan {step}"), serial)
             text = f"{shape} scan {step} / the faster serial kernel"
-            found.append(at_most(text, times, 1.05))
-    return found
+            goals.append(at_most(text, times, 1.05))
+    return goals
 
 
 def of_host(host: dict[str, float]) -> list[Goal]:
     limits = {"without gradient": 25.0, "differentiable": 45.0}
-    found = []
+    goals = []
     for name, limit in limits.items():
         seconds = host.get(name)
         microseconds = None if seconds is None else 1e6 * seconds
-        found.append(at_most(f"host, {name}, us", microseconds, limit))
-    return found
+        goals.append(at_most(f"host, {name}, us", microseconds, limit))
+    return goals

@@ -98,7 +98,7 @@ def digest() -> str:
     return parts.hexdigest()[:16]
 
 
-def said(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """What a command prints; None if it is missing or fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -123,11 +123,13 @@ def machine() -> dict[str, Any]:
         "compute_capability": [gpu.major, gpu.minor],
         "multiprocessors": gpu.multi_processor_count,
         "memory_bytes": gpu.total_memory,
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i0"),
+        "driver": output_of(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i0"
+        ),
         "torch_cuda": torch.version.cuda,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := installed(name))},
+        "packages": {name: number for name in PACKAGES if (number := installed(name))},
     }
 
 
@@ -185,7 +187,7 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
     start = time.perf_counter()
     expired = threading.Event()
     with (
-        log.open("wb") as kept,
+        log.open("wb") as log_file,
         subprocess.Popen(
             command,
             cwd=site,
@@ -205,7 +207,7 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
         timer.start()
         try:
             for line in child.stdout or ():
-                kept.write(line)
+                log_file.write(line)
                 sys.stdout.write(f"{log.stem}  {line.decode(errors='replace')}")
                 sys.stdout.flush()
             status = child.wait()
@@ -226,9 +228,9 @@ def run(command: list[str], log: Path, site: Path, limit_s: float, **variables: 
 
 def confirm(result: dict, log: Path, pattern: str) -> dict:
     """An exit status of 0 passes only together with the words that say something was checked."""
-    found = re.search(pattern, log.read_text(errors="replace"))
-    result["said"] = found and found.group()
-    if result["status"] == "passed" and not found:
+    match = re.search(pattern, log.read_text(errors="replace"))
+    result["said"] = match and match.group()
+    if result["status"] == "passed" and not match:
         result["status"] = "failed"
     return result
 
@@ -421,13 +423,13 @@ def exercise_gates(device: str = "cuda", names: tuple[str, ...] = ("scan", "seri
         lengths, reset = torch.tensor([T - 5, T]), torch.rand(2, T) < 0.01
         dy = torch.randn(2, T, D).to(dtype)
         results = []
-        for place, wide, backend in (("cpu", torch.float64, "serial"), (device, dtype, name)):
-            leaves = [p.to(place, wide).requires_grad_() for p in pre]
+        for on, wide, backend in (("cpu", torch.float64, "serial"), (device, dtype, name)):
+            leaves = [p.to(on, wide).requires_grad_() for p in pre]
             y, _ = lrnn.gated_recurrence(
                 gate, *leaves, readout=readout, reverse=flag, exclusive=not flag,
-                lengths=lengths.to(place), reset=reset.to(place), backend=backend,
+                lengths=lengths.to(on), reset=reset.to(on), backend=backend,
             )  # fmt: skip
-            gradients = torch.autograd.grad(y, leaves, dy.to(place, wide))
+            gradients = torch.autograd.grad(y, leaves, dy.to(on, wide))
             results.append([x.detach().cpu().double() for x in (y, *gradients)])
         loose = 1e-1 if dtype == torch.bfloat16 else 1e-3
         for wanted, x in zip(*results, strict=True):
@@ -439,11 +441,11 @@ def exercise_gates(device: str = "cuda", names: tuple[str, ...] = ("scan", "seri
 def recorded(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What earlier runs of the same sources on the same GPU left."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    same = all(found.get(key) == value for key, value in identity.items())
-    return found.get("stages", {}) if same else {}
+    same = all(record.get(key) == value for key, value in identity.items())
+    return record.get("stages", {}) if same else {}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -461,8 +463,8 @@ def run_stages(
     path = results / "stages.json"
     identity = {"sources": digest(), "machine": about}
     commit = {
-        "commit": os.environ.get("LIGHTNING_LRNN_COMMIT") or said("git", "rev-parse", "HEAD"),
-        "uncommitted": said("git", "status", "--porcelain", "--untracked-files=no"),
+        "commit": os.environ.get("LIGHTNING_LRNN_COMMIT") or output_of("git", "rev-parse", "HEAD"),
+        "uncommitted": output_of("git", "status", "--porcelain", "--untracked-files=no"),
     }
     stages = recorded(path, identity)
 

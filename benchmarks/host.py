@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "host.json"
 SHAPE = (1, 4, 8)
 BASELINES = "addcmul", "nothing"
 CALLS = 500
-"""In a sample."""
+"""Calls in a sample."""
 
 
 class Nothing(torch.autograd.Function):
@@ -112,20 +112,20 @@ def rows(samples: dict[str, list[float]]) -> dict[str, tuple[float, float, float
     """Microseconds of a call without a gradient, with one, and of its backward pass alone."""
     us = {name: 1e6 * statistics.median(times) for name, times in samples.items()}
     names = dict.fromkeys(name.rsplit(",", 1)[0] for name in us)
-    found = {}
+    by_name = {}
     for name in names:
-        one, two, both = (us[f"{name}, {what}"] for what in ("without", "differentiable", "both"))
-        found[name] = one, two, both - two
-    return found
+        one, two, both = (us[f"{name}, {arm}"] for arm in ("without", "differentiable", "both"))
+        by_name[name] = one, two, both - two
+    return by_name
 
 
 def show(report: dict[str, Any]) -> None:
     print(about(report))
     heads = f"{'without':>12}{'differentiable':>17}{'backward':>11}{'ours':>8}"
     print(f"{'microseconds of a call':30}{heads}")
-    found = rows(report["samples_in_seconds"])
-    floor = found["nothing"][2]
-    for name, (one, two, three) in found.items():
+    by_name = rows(report["samples_in_seconds"])
+    floor = by_name["nothing"][2]
+    for name, (one, two, three) in by_name.items():
         ours = "" if name in BASELINES else f"{three - floor:8.1f}"
         print(f"{name:30}{one:12.1f}{two:17.1f}{three:11.1f}{ours}")
 

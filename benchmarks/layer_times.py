@@ -82,7 +82,7 @@ LEAST = {
     "QRNN": 2.0,
     "SRU": 2.0,
 }
-"""Times torch.nn.LSTM."""
+"""Goals: how many times as fast as torch.nn.LSTM a layer is at least, on all shapes or on one."""
 
 
 def made(name: str, shape: Shape, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -103,7 +103,7 @@ def step(layer: torch.nn.Module, x: Tensor, dy: Tensor) -> list[Tensor]:
 
 
 def alone(layer: torch.nn.Module, x: Tensor, dy: Tensor) -> None:
-    """A step by one thread."""
+    """A training step on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,9 +112,9 @@ def alone(layer: torch.nn.Module, x: Tensor, dy: Tensor) -> None:
         torch.set_num_threads(threads)
 
 
-def distances(found: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """By norm, of the norm."""
-    pairs = zip(found, exact, strict=True)
+def distances(values: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Relative errors: the norm of each difference over the norm of the exact value."""
+    pairs = zip(values, exact, strict=True)
     return [(torch.dist(x.double(), e) / e.norm()).item() for x, e in pairs]
 
 
@@ -122,14 +122,14 @@ def errors(name: str, shape: Shape) -> dict[str, list[float]]:
     """Of output and gradients in float32: by the scan, and with gates by PyTorch."""
     x, dy = data(Shape(*CHECKED, *shape[2:]))
     exact = step(made(name, shape, torch.float64), x.double(), dy.double())
-    found = {}
+    by_backend = {}
     for backend in ("scan", "unfused") if name in OURS else ("",):
         layer = made(name, shape)
         if backend:
             layer.backend = backend
-        found[backend] = distances(step(layer, x, dy), exact)
-        assert max(found[backend]) <= TOLERANCE, f"{name} {backend}: {found[backend]}"
-    return found
+        by_backend[backend] = distances(step(layer, x, dy), exact)
+        assert max(by_backend[backend]) <= TOLERANCE, f"{name} {backend}: {by_backend[backend]}"
+    return by_backend
 
 
 def matmuls(shape: Shape) -> Run:
@@ -152,7 +152,7 @@ def matmuls(shape: Shape) -> Run:
 
 
 def times(shape: Shape, rounds: int) -> Samples:
-    """Seconds of a step."""
+    """Seconds of a training step, by layer."""
     x, dy = data(shape)
     runs = {REFERENCE: matmuls(shape)}
     for name in LAYERS:
@@ -179,11 +179,11 @@ def growth(name: str, shape: Shape) -> int:
 
 
 def peaks(shape: Shape) -> dict[str, int]:
-    found = {}
+    by_layer = {}
     for name in ("GILRLSTM", LSTM):
         command = [sys.executable, __file__, "--peak", name, *map(str, shape)]
-        found[name] = int(subprocess.run(command, check=True, capture_output=True).stdout)
-    return found
+        by_layer[name] = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    return by_layer
 
 
 def measure(shapes: list[Shape], rounds: int) -> dict[str, Any]:
@@ -191,16 +191,16 @@ def measure(shapes: list[Shape], rounds: int) -> dict[str, Any]:
     with registered():
         for shape in shapes:
             print(f"{shape}", file=sys.stderr, flush=True)
-            found: dict[str, Any] = {"shape": shape, "peak_bytes": peaks(shape)}
-            found["errors"] = {name: errors(name, shape) for name in LAYERS}
-            found["samples_in_seconds"] = times(shape, rounds)
-            report["shapes"].append(found)
+            result: dict[str, Any] = {"shape": shape, "peak_bytes": peaks(shape)}
+            result["errors"] = {name: errors(name, shape) for name in LAYERS}
+            result["samples_in_seconds"] = times(shape, rounds)
+            report["shapes"].append(result)
     return report
 
 
-def worst(found: dict[str, list[float]]) -> float:
+def worst(by_backend: dict[str, list[float]]) -> float:
     """The largest error of the scan over that of the formula by PyTorch."""
-    return max(ours / theirs for ours, theirs in zip(*found.values(), strict=True))
+    return max(ours / theirs for ours, theirs in zip(*by_backend.values(), strict=True))
 
 
 def with_fastest(samples: Samples) -> dict[str, float]:
@@ -209,20 +209,20 @@ def with_fastest(samples: Samples) -> dict[str, float]:
     return median | {rnn: min(median[rnn], median[rnn + ALONE]) for rnn in (LSTM, GRU)}
 
 
-def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
+def goals_of(shape: Shape, result: dict[str, Any]) -> list[Goal]:
     reached = []
-    median = with_fastest(found["samples_in_seconds"])
-    if not void(found["samples_in_seconds"], REFERENCE):
+    median = with_fastest(result["samples_in_seconds"])
+    if not void(result["samples_in_seconds"], REFERENCE):
         for name in OURS:
             limit = LEAST.get((name, tuple(shape)), LEAST[name])
             text = f"{shape} {name}, times as fast as {LSTM}"
             reached.append(at_least(text, median[LSTM] / median[name], limit))
         text = f"{shape} GILRLSTM, times as fast as {GRU}"
         reached.append(at_least(text, median[GRU] / median["GILRLSTM"], 1.0))
-    of_peak = found["peak_bytes"]
+    of_peak = result["peak_bytes"]
     text = f"{shape} GILRLSTM, peak memory over that of {LSTM}"
     reached.append(at_most(text, of_peak["GILRLSTM"] / of_peak[LSTM], 1.0))
-    error = max(worst(found["errors"][name]) for name in OURS)
+    error = max(worst(result["errors"][name]) for name in OURS)
     reached.append(at_most(f"{shape} error over that of gates by PyTorch, worst", error, 2.0))
     return reached
 
@@ -230,9 +230,9 @@ def goals_of(shape: Shape, found: dict[str, Any]) -> list[Goal]:
 def show(report: dict[str, Any]) -> None:
     print(about(report))
     reached: list[Goal] = []
-    for found in report["shapes"]:
-        shape = Shape(*found["shape"])
-        samples, of_peak = found["samples_in_seconds"], found["peak_bytes"]
+    for result in report["shapes"]:
+        shape = Shape(*result["shape"])
+        samples, of_peak = result["samples_in_seconds"], result["peak_bytes"]
         noisy = "   VOID: the machine was too noisy" if void(samples, REFERENCE) else ""
         print(f"\n(B, T, input, hidden) = {shape}{noisy}")
         heads = ("", "min s", "median", "LSTM /", "GRU /", "peak MiB", "error")
@@ -240,12 +240,12 @@ def show(report: dict[str, Any]) -> None:
         median = with_fastest(samples)
         for name, seconds in samples.items():
             peak = f"{of_peak[name] / 2**20:,.0f}" if name in of_peak else ""
-            errors = found["errors"].get(name)
+            errors = result["errors"].get(name)
             error = f"{max(next(iter(errors.values()))):.1e}" if errors else ""
             middle = statistics.median(seconds)
             figures = min(seconds), middle, *(median[rnn] / middle for rnn in (LSTM, GRU))
             print(LINE.format(name, *(f"{f:.3f}" for f in figures), peak, error).rstrip())
-        reached += goals_of(shape, found)
+        reached += goals_of(shape, result)
     print("\nGoals")
     for text, figure, holds in reached:
         print(f"  {'reached' if holds else 'MISSED ':8} {figure:7.2f}   {text}")

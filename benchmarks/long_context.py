@@ -78,9 +78,9 @@ class Sizes(NamedTuple):
     rows: int = 2
     """Of the shortest context, in a step of the first training."""
     bytes_seen: int = 32 * 131_072
-    """In each of both trainings."""
+    """Bytes that each of the two trainings sees."""
     held_out: int = 6
-    """Spans."""
+    """Spans at the end of the text that are not trained on."""
 
     @property
     def span(self) -> int:
@@ -111,11 +111,11 @@ def read() -> Tensor:
     data = ByteText()
     files = [file for split in ("train", "val", "test") for file in data.documents(split)]
 
-    def place(file: Any) -> tuple[bytes, str]:
+    def by_package(file: Any) -> tuple[bytes, str]:
         package = file.name.partition("/")[0]
         return hashlib.sha256(package.encode()).digest(), file.name
 
-    text = b"".join(file.content for file in sorted(files, key=place))
+    text = b"".join(file.content for file in sorted(files, key=by_package))
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
@@ -192,11 +192,11 @@ def train(
     context: int | None = None,
     start: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What came of a training, and the parameters then: the first one if there is no context."""
+    """Trains; returns the result and the parameters. Without a context it is the first training."""
     title = f"context {context:,}" if context else "first training"
     print(f"{rnn}, {title}, seed {seed}, learning rate {lr:.2g}", flush=True)
     gc.collect()
-    process_memory()  # From here on the peak counts.
+    process_memory()  # the peak counts from here on
     spans = windows_of(text, 1, sizes.span)
     known = len(spans) - sizes.held_out
     windows = spans
@@ -229,7 +229,7 @@ def train(
         by_position[str(reading)] = {f"{a}-{b}": float(costs[:, a:b].mean()) for a, b in ends}
     readings = ", ".join(f"{bits:.3f} by {int(c):,}" for c, bits in held_out.items())
     print(f"    {sum(noted.seconds):.0f} s, held-out bits per byte {readings}", flush=True)
-    found = {
+    result = {
         "rnn": rnn,
         "context": context or sizes.contexts[0],
         "seed": seed,
@@ -255,7 +255,7 @@ def train(
         "peak_bytes_of_process": peak,
         **machine(),
     }
-    return found, {name: value.clone() for name, value in model.state_dict().items()}
+    return result, {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def time_steps(
@@ -292,16 +292,16 @@ def time_steps(
     ]
 
 
-def key(found: dict[str, Any]) -> tuple[Any, ...]:
+def key(run: dict[str, Any]) -> tuple[Any, ...]:
     """What is replaced when it is measured again."""
     names = ("context", "rnn", "hidden_size", "num_layers", "bytes", "lr", "seed")
-    return tuple(found.get(name, 0) for name in names)
+    return tuple(run.get(name, 0) for name in names)
 
 
-def keep(results: dict[str, Any], kind: str, found: list[dict[str, Any]], path: Path) -> None:
-    """Adds what was found to what is there and writes it: the next run may be interrupted."""
-    kept = {key(other): other for other in results[kind] + found}
-    results[kind] = [kept[place] for place in sorted(kept)]
+def keep(results: dict[str, Any], section: str, runs: list[dict[str, Any]], path: Path) -> None:
+    """Adds runs to those on record and writes the file at once: the next run may be interrupted."""
+    by_key = {key(other): other for other in results[section] + runs}
+    results[section] = [by_key[index] for index in sorted(by_key)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results) + "\n")
 
@@ -310,21 +310,21 @@ def chosen(results: dict[str, Any], sizes: Sizes) -> dict[str, list[dict[str, An
     """What was measured with these sizes."""
     wanted = (sizes.hidden_size, sizes.num_layers, sizes.bytes_seen)
 
-    def fits(found: dict[str, Any]) -> bool:
-        given = (found["hidden_size"], found["num_layers"], found.get("bytes", sizes.bytes_seen))
-        return given == wanted
+    def fits(run: dict[str, Any]) -> bool:
+        sizes_of_run = (run["hidden_size"], run["num_layers"], run.get("bytes", sizes.bytes_seen))
+        return sizes_of_run == wanted
 
-    return {kind: [found for found in results[kind] if fits(found)] for kind in results}
+    return {section: [run for run in results[section] if fits(run)] for section in results}
 
 
 def mean(runs: list[dict[str, Any]], rnn: str, context: int, *path: str) -> float | None:
     """Over the seeds; None where nothing was measured."""
     values = []
-    for found in runs:
-        if (found["rnn"], found["context"]) == (rnn, context):
+    for value in runs:
+        if (value["rnn"], value["context"]) == (rnn, context):
             for name in path:
-                found = found[name]
-            values.append(found)
+                value = value[name]
+            values.append(value)
     return statistics.fmean(values) if values else None
 
 
@@ -338,20 +338,23 @@ def worth(runs: list[dict[str, Any]], sizes: Sizes, rnn: str, context: int) -> f
 
 def table(results: dict[str, Any], sizes: Sizes) -> str:
     """Held-out bits per byte by reading; what memory is worth beyond; the two times per byte."""
-    found = chosen(results, sizes)
+    fitting = chosen(results, sizes)
     heads = [f"read by {context:,}" for context in sizes.contexts]
     heads += ["memory beyond", "us/byte, training", "us/byte, in turn", "seconds"]
     lines = [["layer", "context", *heads]]
     for rnn in LEARNING_RATES:
         for context in (None, *sizes.contexts):
-            kind, of = ("runs", context) if context else ("starts", sizes.contexts[0])
+            section, of = ("runs", context) if context else ("starts", sizes.contexts[0])
             cells = [
-                mean(found[kind], rnn, of, "bits_per_byte_by_reading", str(reading))
+                mean(fitting[section], rnn, of, "bits_per_byte_by_reading", str(reading))
                 for reading in sizes.contexts
             ]
-            cells += [worth(found[kind], sizes, rnn, of), mean(found[kind], rnn, of, "us_per_byte")]
-            cells += [mean(found["timings"], rnn, context, "us_per_byte") if context else None]
-            cells += [mean(found[kind], rnn, of, "seconds")]
+            cells += [
+                worth(fitting[section], sizes, rnn, of),
+                mean(fitting[section], rnn, of, "us_per_byte"),
+            ]
+            cells += [mean(fitting["timings"], rnn, context, "us_per_byte") if context else None]
+            cells += [mean(fitting[section], rnn, of, "seconds")]
             forms = [*(".3f" for _ in sizes.contexts), "+.3f", ".1f", ".1f", ".0f"]
             words = [
                 "-" if cell is None else format(cell, form)
@@ -363,19 +366,19 @@ def table(results: dict[str, Any], sizes: Sizes) -> str:
 
 def draw(results: dict[str, Any], sizes: Sizes, path: Path) -> None:
     """Bits per byte, what memory is worth, and time per byte, by the context of training."""
-    found = chosen(results, sizes)
-    contexts, runs = sizes.contexts, found["runs"]
+    fitting = chosen(results, sizes)
+    contexts, runs = sizes.contexts, fitting["runs"]
     figure = new_figure(1250, 380)
     left, middle, right = figure.subplots(1, 3)
     for rnn, color in COLORS.items():
-        start = mean(found["starts"], rnn, contexts[0], "bits_per_byte")
+        start = mean(fitting["starts"], rnn, contexts[0], "bits_per_byte")
         if start is not None:
             left.axhline(start, color=color, linestyle=":", label=f"{rnn}, first training")
         bits = [mean(runs, rnn, context, "bits_per_byte") for context in contexts]
         plot(left, contexts, bits, "o-", color, rnn)
         saved = [worth(runs, sizes, rnn, context) for context in contexts]
         plot(middle, contexts, saved, "o-", color, rnn)
-        times = [mean(found["timings"], rnn, context, "us_per_byte") for context in contexts]
+        times = [mean(fitting["timings"], rnn, context, "us_per_byte") for context in contexts]
         plot(right, contexts, times, "o-", color, f"{rnn}, in turn")
         times = [mean(runs, rnn, context, "us_per_byte") for context in contexts]
         plot(right, contexts, times, "x:", color, f"{rnn}, in training")
@@ -452,8 +455,8 @@ def main(arguments: list[str] | None = None) -> None:
                 first, parameters = train(text, sizes, rnn, seed, lr)
                 keep(results, "starts", [first], options.json)
                 for context in contexts:
-                    found, _ = train(text, sizes, rnn, seed, lr / 10, context, parameters)
-                    keep(results, "runs", [found], options.json)
+                    run, _ = train(text, sizes, rnn, seed, lr / 10, context, parameters)
+                    keep(results, "runs", [run], options.json)
     print(table(results, sizes))
     draw(results, sizes, options.json.with_suffix(".png"))
 

@@ -108,8 +108,8 @@ def train(steps: int, rnn: str, seed: int, seconds: float, changed: list[str]) -
     }
 
 
-def key(found: dict[str, Any]) -> tuple[Any, ...]:
-    return found["steps"], found["rnn"], " ".join(found["changed"]), found["seed"]
+def key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["steps"], run["rnn"], " ".join(run["changed"]), run["seed"]
 
 
 def kept(path: Path) -> list[dict[str, Any]]:
@@ -121,21 +121,21 @@ def table(runs: list[dict[str, Any]]) -> str:
     heads = ["layer", "length", "solved", "updates", "seconds", "slowest", "right", "MiB", "set"]
     rows = [heads]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for found in sorted(runs, key=key):
-        groups.setdefault(key(found)[:3], []).append(found)
+    for trial in sorted(runs, key=key):
+        groups.setdefault(key(trial)[:3], []).append(trial)
     for (steps, rnn, changed), group in groups.items():
-        solved = [found for found in group if found["solved"]] or group
-        seconds = [found["seconds"] for found in solved]
-        right = [found["validation"][-1][2] for found in group if found["validation"]]
+        solved = [trial for trial in group if trial["solved"]] or group
+        seconds = [trial["seconds"] for trial in solved]
+        right = [trial["validation"][-1][2] for trial in group if trial["validation"]]
         row = [
             rnn,
             f"{steps:,}",
-            f"{sum(found['solved'] for found in group)}/{len(group)}",
-            f"{statistics.median(found['optimizer_steps'] for found in solved):.0f}",
+            f"{sum(trial['solved'] for trial in group)}/{len(group)}",
+            f"{statistics.median(trial['optimizer_steps'] for trial in solved):.0f}",
             f"{statistics.median(seconds):.0f}",
             f"{max(seconds):.0f}",
             f"{statistics.median(right):.1%}" if right else "",
-            f"{max(found['peak_bytes_of_process'] for found in group) / 2**20:.0f}",
+            f"{max(trial['peak_bytes_of_process'] for trial in group) / 2**20:.0f}",
             changed.replace("init_args.", ""),
         ]
         rows.append(row)
@@ -144,25 +144,25 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Accuracy over wall time, as the paper's figure 2: a panel for every length."""
-    runs = [found for found in runs if not found["changed"]]
+    runs = [trial for trial in runs if not trial["changed"]]
     if not runs:
         return
-    lengths = sorted({found["steps"] for found in runs})
+    lengths = sorted({trial["steps"] for trial in runs})
     figure = new_figure(420 * len(lengths), 360)
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, steps in zip(panels, lengths, strict=True):
-        for found in runs:
-            if found["steps"] != steps:
+        for trial in runs:
+            if trial["steps"] != steps:
                 continue
-            color = "C0" if found["rnn"] == "GILRLSTM" else "C1"
-            seconds, right = zip(*found["training"], strict=True)
+            color = "C0" if trial["rnn"] == "GILRLSTM" else "C1"
+            seconds, right = zip(*trial["training"], strict=True)
             means = [
                 statistics.fmean(right[max(0, i - WINDOW) : i]) for i in range(1, len(right) + 1)
             ]
-            label = found["rnn"] if found["seed"] == 0 else None
+            label = trial["rnn"] if trial["seed"] == 0 else None
             axes.plot([s / 60 for s in seconds], means, color=color, alpha=0.6, lw=1, label=label)
-            if found["solved"]:
-                axes.plot(found["seconds"] / 60, 1, "o", color=color, markersize=4)
+            if trial["solved"]:
+                axes.plot(trial["seconds"] / 60, 1, "o", color=color, markersize=4)
         axes.axhline(0.5, color="0.5", linestyle=":", label="chance")
         axes.plot([], [], "o", color="0.5", markersize=4, label="solved")
         axes.set(xlabel="minutes", title=f"{steps:,} steps", ylim=(0, 1.05))
@@ -187,8 +187,8 @@ def main() -> None:
     for steps in options.steps:
         for rnn in options.rnn:
             for seed in options.seeds:
-                found = train(steps, rnn, seed, options.seconds, options.changed)
-                runs = [other for other in kept(options.json) if key(other) != key(found)] + [found]
+                run = train(steps, rnn, seed, options.seconds, options.changed)
+                runs = [other for other in kept(options.json) if key(other) != key(run)] + [run]
                 options.json.write_text(json.dumps(sorted(runs, key=key)) + "\n")
     runs = kept(options.json)
     print(table(runs))

@@ -45,16 +45,16 @@ def growth(steps: int, window: int | None) -> int:
 
 
 def measure(steps: list[int]) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for window in (None, WINDOW):
         for T in steps:
             if window is None and T > MOST_KEPT:
                 continue
             command = [sys.executable, __file__, "--one", str(T), str(window or 0)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found.append({"steps": T, "checkpoint_time": window, "bytes": int(done.stdout)})
-            print(f"{T:,} steps, checkpoint_time {window}: {mib(found[-1]):.0f} MiB", flush=True)
-    return found
+            rows.append({"steps": T, "checkpoint_time": window, "bytes": int(done.stdout)})
+            print(f"{T:,} steps, checkpoint_time {window}: {mib(rows[-1]):.0f} MiB", flush=True)
+    return rows
 
 
 def mib(row: dict[str, Any]) -> float:
@@ -64,8 +64,8 @@ def mib(row: dict[str, Any]) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [["steps", "all kept, MiB", f"windows of {WINDOW:,}, MiB"]]
     for T in sorted({row["steps"] for row in rows}):
-        kept = {row["checkpoint_time"]: f"{mib(row):,.0f}" for row in rows if row["steps"] == T}
-        lines.append([f"{T:,}", kept.get(None, ""), kept.get(WINDOW, "")])
+        cells = {row["checkpoint_time"]: f"{mib(row):,.0f}" for row in rows if row["steps"] == T}
+        lines.append([f"{T:,}", cells.get(None, ""), cells.get(WINDOW, "")])
     return text_table(lines, left=0)
 
 

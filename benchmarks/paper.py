@@ -30,10 +30,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import contenders
+import implementations
 import paper_tables
 import torch
-from contenders import WORKLOADS
+from implementations import WORKLOADS
 from timing import Clock, Run, as_many, environment, repeated
 from torch import Tensor
 
@@ -55,16 +55,16 @@ LAYERS: dict[str, tuple[Callable[..., torch.nn.Module], dict[str, Any]]] = {
 CHECKED = (1, 2048)
 """Batch and length that layers are compared at: time is divided there."""
 LONGEST_ROUND = 70.0
-"""Seconds."""
+"""Seconds; a cell whose round is expected to take longer is left out."""
 SHORT_S, CALLS = 1e-3, 20
 """Calls shorter than this are timed so many at once."""
-GRADIENTS = {"float32": 1e-3, "bfloat16": contenders.TOLERANCE[torch.bfloat16]}
+GRADIENTS = {"float32": 1e-3, "bfloat16": implementations.TOLERANCE[torch.bfloat16]}
 """Of the norm, between implementations: sums over all steps of a cell. With gates by PyTorch in
 bfloat16 decays are rounded to it, and single elements differ by more than their size."""
 
 
 class Sizes(NamedTuple):
-    """What is measured."""
+    """Sizes of the cells of all tables."""
 
     features: tuple[int, ...] = paper_tables.FEATURES
     steps: tuple[int, ...] = (*paper_tables.TABLE_1, 262144, 1048576)
@@ -143,8 +143,8 @@ def names_of(device: str, dtype: str, gated: bool) -> list[str]:
 
 def cells_of(table: str, sizes: Sizes, device: str, dtypes: list[str]) -> list[Cell]:
     if table == "1":
-        places = product(sizes.features, sizes.steps)
-        return [{"features": m, "batch": 1, "steps": T} for m, T in places]
+        sizes_and_steps = product(sizes.features, sizes.steps)
+        return [{"features": m, "batch": 1, "steps": T} for m, T in sizes_and_steps]
     if table == "heat":
         return [{"batch": B, "steps": T} for T in sizes.heat_steps for B in sizes.batches]
     return [
@@ -194,10 +194,10 @@ def gradients(layer: torch.nn.Module, x: Tensor, dy: Tensor, backend: str) -> tu
     return torch.autograd.grad(layer(x)[0], list(layer.parameters()), dy)
 
 
-def compare(found: dict[str, tuple[Tensor, ...]], tolerance: float) -> None:
+def compare(results: dict[str, tuple[Tensor, ...]], tolerance: float) -> None:
     """Raises unless all backends agree with the first."""
-    expected = next(iter(found.values()))
-    for name, tensors in found.items():
+    expected = next(iter(results.values()))
+    for name, tensors in results.items():
         for number, (x, wanted) in enumerate(zip(tensors, expected, strict=True)):
             error = (torch.dist(x.double(), wanted.double()) / wanted.double().norm()).item()
             assert error <= tolerance, f"{name}: result {number} differs by {error:.2g} of its norm"
@@ -235,7 +235,7 @@ def warm(runs: dict[str, Run]) -> None:
 
 
 def layers(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes) -> Cell:
-    """A cell of Table 2."""
+    """Measures a cell of Table 2; layers are compared before anything is timed."""
     name, dtype = cell["layer"], cell["dtype"]
     check(name, dtype, device, sizes)
     layer = network(name, dtype, device, sizes)
@@ -257,7 +257,7 @@ def layers(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes) 
 
 
 def heat(cell: Cell, device: str, clock: Clock, limits: Limits, sizes: Sizes) -> Cell:
-    """A cell of the heat map."""
+    """Measures a cell of the heat map; layers are compared before anything is timed."""
     for name in ("GILR-LSTM", LSTM):
         check(name, "float32", device, sizes)
     ours, theirs = (network(name, "float32", device, sizes) for name in ("GILR-LSTM", LSTM))
@@ -311,22 +311,22 @@ def measure(table: str, report: dict[str, Any], options: argparse.Namespace, end
             reason = f"after {options.budget:g} s"
         print(f"table {table}: {number + 1} of {len(cells)}: {cell} {reason}", file=sys.stderr)
         try:
-            found = (
+            result = (
                 {"left_out": reason}
                 if reason
                 else TABLES[table](cell, device, clock, limits, sizes)
             )
         except torch.OutOfMemoryError:
-            found = {"left_out": "out of memory"}
+            result = {"left_out": "out of memory"}
         except RuntimeError as error:
             if "CUDNN_STATUS_NOT_SUPPORTED" not in str(error):
                 raise
-            found = {"left_out": "cuDNN does not support it"}
-        if "peak_bytes" in found:
-            seconds = sum(map(min, found["samples_in_seconds"].values()))
-            here = Known(cell["batch"] * cell["steps"], seconds, found["peak_bytes"])
-            known[which] = max(known.get(which, here), here)
-        report[table]["cells"].append({**cell, **found})
+            result = {"left_out": "cuDNN does not support it"}
+        if "peak_bytes" in result:
+            seconds = sum(map(min, result["samples_in_seconds"].values()))
+            known_cell = Known(cell["batch"] * cell["steps"], seconds, result["peak_bytes"])
+            known[which] = max(known.get(which, known_cell), known_cell)
+        report[table]["cells"].append({**cell, **result})
         save(options.json, report)
 
 
@@ -342,9 +342,9 @@ def load(path: Path | None) -> dict[str, Any]:
 
 def by_kind(report: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """Reports by kind of device: the newest of each in a folder, but this one for its own."""
-    found = [load(path) for path in folder.rglob("*paper.json")]
-    found.sort(key=lambda other: max(table["date"] for table in other.values()))
-    return {table["kind"]: other for other in [*found, report] for table in other.values()}
+    reports = [load(path) for path in folder.rglob("*paper.json")]
+    reports.sort(key=lambda other: max(table["date"] for table in other.values()))
+    return {table["kind"]: other for other in [*reports, report] for table in other.values()}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -93,13 +93,13 @@ def network(reports: Reports, table: str) -> str:
 
 def of_table(reports: Reports, table: str) -> dict[str, Any]:
     """What there is of a table, by kind of device; prints on what it was measured."""
-    found = {kind: r[table] for kind, r in reports.items() if table in r}
+    tables = {kind: r[table] for kind, r in reports.items() if table in r}
     for kind, name in KINDS.items():
-        if kind not in found:
+        if kind not in tables:
             print(f"  {name}: no {name} result is committed")
             continue
-        print(f"  {name}: {about(found[kind])}")
-    return found
+        print(f"  {name}: {about(tables[kind])}")
+    return tables
 
 
 def key(cell: Cell) -> tuple[Any, ...]:
@@ -127,14 +127,14 @@ def ratio(cell: Cell, serial: str) -> float | None:
 def show_ratios(table: str, head: str, reports: Reports, unit: float) -> None:
     """Times of the parallel recurrence, and of each serial one with its ratio."""
     print(f"\nTable {table}: {head}")
-    found = of_table(reports, table)
-    by_kind = {kind: {key(cell): cell for cell in found[kind]["cells"]} for kind in found}
+    tables = of_table(reports, table)
+    by_kind = {kind: {key(cell): cell for cell in tables[kind]["cells"]} for kind in tables}
     keys = {k: cell for cells in by_kind.values() for k, cell in cells.items()}
     columns = f"{'scan':>10}{'serial':>12}{'/ serial':>9}{'plain':>13}{'/ plain':>8}"
     # What was measured first: the column of a device without results is narrow.
-    kinds = sorted(KINDS, key=lambda kind: kind not in found)
+    kinds = sorted(KINDS, key=lambda kind: kind not in tables)
     print(f"  {'':43}" + "".join(f"  {KINDS[kind]:>10}{'':42}" for kind in kinds).rstrip())
-    print(f"  {'':34}{'paper':>9}" + f"  {columns}" * len(found))
+    print(f"  {'':34}{'paper':>9}" + f"  {columns}" * len(tables))
     for k, cell in keys.items():
         name = f"m={cell['features']}" if table == "1" else f"{cell['layer']} {cell['dtype']}"
         line = f"  {name:19}{cell['steps']:>9,} x{cell['batch']:<5}{number(published(cell)):>8}"
@@ -144,7 +144,7 @@ def show_ratios(table: str, head: str, reports: Reports, unit: float) -> None:
     rounds = sorted(len(s) for c in keys.values() for s in c.get("samples_in_seconds", {}).values())
     if rounds:
         print(f"  Medians of {rounds[0]} to {rounds[-1]} rounds.")
-    for kind, record in found.items():
+    for kind, record in tables.items():
         show_goal(table, kind, record["cells"])
 
 
@@ -168,27 +168,27 @@ def number(x: float | None) -> str:
 
 def against_serials(cells: list[Cell]) -> list[tuple[Cell, float]]:
     """Time of "auto" over that of the fastest serial recurrence, by cell."""
-    found = []
+    ratios = []
     for cell in cells:
         median = goals.medians(cell.get("samples_in_seconds", {}))
         if median:
             fastest = min(median[serial] for serial in SERIALS if serial in median)
-            found.append((cell, median.get("auto", median["scan"]) / fastest))
-    return found
+            ratios.append((cell, median.get("auto", median["scan"]) / fastest))
+    return ratios
 
 
 def show_goal(table: str, kind: str, cells: list[Cell]) -> None:
-    found = against_serials(cells)
-    if not found:
+    ratios = against_serials(cells)
+    if not ratios:
         return
-    text = f'Table {table}, {KINDS[kind]}: "auto" / the faster serial, worst of {len(found)} cells'
-    goal = goals.at_most(text, max(figure for _, figure in found), SLOWER)
+    text = f'Table {table}, {KINDS[kind]}: "auto" / the faster serial, worst of {len(ratios)} cells'
+    goal = goals.at_most(text, max(figure for _, figure in ratios), SLOWER)
     print(f"  {'reached' if goal.reached else 'MISSED ':8} {goal.figure:7.2f}   {goal.text}")
-    for cell, figure in found:
+    for cell, figure in ratios:
         if figure > SLOWER:
-            what = ", ".join(str(cell[n]) for n in ("layer", "dtype") if n in cell)
-            what = what or f"m={cell['features']}"
-            print(f"  {'':8} {figure:7.2f}   {what}, T={cell['steps']:,}")
+            case = ", ".join(str(cell[n]) for n in ("layer", "dtype") if n in cell)
+            case = case or f"m={cell['features']}"
+            print(f"  {'':8} {figure:7.2f}   {case}, T={cell['steps']:,}")
 
 
 def show_trainings(runs: list[dict[str, Any]]) -> None:
@@ -241,7 +241,7 @@ def spread(values: list[float]) -> str:
 
 
 def throughput(cell: Cell, name: str) -> float:
-    """Thousand steps/s."""
+    """Thousands of time steps per second, by the median."""
     seconds = statistics.median(cell["samples_in_seconds"][name])
     return cell["batch"] * cell["steps"] / seconds / 1e3
 

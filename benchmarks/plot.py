@@ -20,8 +20,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
     steps = [p for p in PASSES if any(f"scan {p}" in samples for samples in cases.values())]
     figure = Figure(figsize=(2 + 4 * len(steps), 1.6 + 0.7 * len(cases)), layout="constrained")
     axes = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
-    found = {step_of(name)[0] for samples in cases.values() for name in samples}
-    names = sorted(found - {"", "copy for"}, key=lambda name: (not name.startswith(OURS), name))
+    implementations = {step_of(name)[0] for samples in cases.values() for name in samples}
+    names = sorted(
+        implementations - {"", "copy for"}, key=lambda name: (not name.startswith(OURS), name)
+    )
     height = 0.8 / max(len(names), 1)
     for axis, step in zip(axes, steps, strict=True):
         for index, name in enumerate(names):

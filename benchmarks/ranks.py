@@ -101,7 +101,7 @@ def step(model: SequenceClassifier, batch: SequenceBatch) -> torch.Tensor:
 
 
 def one(rank: int, size: int, steps: int, folder: str) -> None:
-    """In a process of its own; leaves what it found in a file."""
+    """Runs in a process of its own, and writes its result to a file."""
     torch.set_num_threads(1)
     if size > 1:
         file = f"file://{folder}/rendezvous"
@@ -116,24 +116,24 @@ def one(rank: int, size: int, steps: int, folder: str) -> None:
     def batch(steps: int) -> SequenceBatch:
         symbols = torch.randint(0, 129, (1, steps), generator=torch.Generator().manual_seed(steps))
         whole = SequenceBatch(symbols, torch.tensor([1]))
-        return model.stretch(whole, rank, size) if size > 1 else whole
+        return model.segment(whole, rank, size) if size > 1 else whole
 
     step(model, batch(64))  # compiles
-    here = batch(steps)
+    local = batch(steps)
     counted = Counted()
     of_ranks.collectives = lambda: counted  # type: ignore[assignment]
     before = process_memory()
-    loss = step(model, here)
+    loss = step(model, local)
     peak = process_peak()
     if before is None or peak is None:
         raise SystemExit("this system does not say how much memory a process has")
-    found: dict[str, Any] = {"loss": loss.item(), "bytes": peak - before}
-    found |= {"collectives": counted.count, "collective_bytes": counted.bytes}
-    found["gradient"] = [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
-    found["from"] = time.time()
-    step(model, here)
-    found["to"] = time.time()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    result: dict[str, Any] = {"loss": loss.item(), "bytes": peak - before}
+    result |= {"collectives": counted.count, "collective_bytes": counted.bytes}
+    result["gradient"] = [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
+    result["from"] = time.time()
+    step(model, local)
+    result["to"] = time.time()
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
     if size > 1:
         dist.destroy_process_group()
 
@@ -141,45 +141,45 @@ def one(rank: int, size: int, steps: int, folder: str) -> None:
 def run(size: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--one"]
-        given = os.environ | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else None
+        variables = os.environ | {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else None
         words = [[*command, str(rank), str(size), str(steps), folder] for rank in range(size)]
-        children = [subprocess.Popen(w, env=given) for w in words]
+        children = [subprocess.Popen(w, env=variables) for w in words]
         if any([child.wait() for child in children]):
             raise SystemExit(f"{size} processes with {steps:,} steps failed")
         each = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
     seconds = max(r["to"] for r in each) - min(r["from"] for r in each)
-    found = {"ranks": size, "steps": steps, "seconds": seconds, "loss": each[0]["loss"]}
-    found["gradient"] = each[0]["gradient"]
-    found["bytes"] = [r["bytes"] for r in each]
-    return found | {key: each[0][key] for key in ("collectives", "collective_bytes")}
+    result = {"ranks": size, "steps": steps, "seconds": seconds, "loss": each[0]["loss"]}
+    result["gradient"] = each[0]["gradient"]
+    result["bytes"] = [r["bytes"] for r in each]
+    return result | {key: each[0][key] for key in ("collectives", "collective_bytes")}
 
 
 def phases(rounds: int = 15) -> dict[str, list[float]]:
-    """Samples in seconds, in turn."""
+    """Seconds of each phase of a rank's recurrence, in turn, by gate and phase."""
     runs = {}
     for name, gate in (("plain", IDENTITY), ("GILR", gilr.program)):
         a, b = torch.rand(PHASES), torch.randn(PHASES)
         problem = Problem(gate, "", (a, b), None, None, None, False, False)
         known = backends.prepared("scan", problem)
-        h, given = known.forward(problem).h, Gradients(b, None)
-        for what, call in {
+        h, gradients = known.forward(problem).h, Gradients(b, None)
+        for label, call in {
             "forward": partial(known.forward, problem),
             "pair": partial(pairs.pair, "scan", problem),
-            "backward": partial(known.backward, problem, h, given),
+            "backward": partial(known.backward, problem, h, gradients),
             "impulse": partial(pairs.adjoint_impulse, "scan", problem, h, b),
         }.items():
             call()
-            runs[f"{name} {what}"] = repeated(call, 1, "cpu")
+            runs[f"{name} {label}"] = repeated(call, 1, "cpu")
     return in_turn(Clock("cpu"), runs, rounds, "phases")
 
 
 def show_phases(samples: dict[str, list[float]]) -> Iterator[str]:
     ms = {name: 1e3 * statistics.median(times) for name, times in samples.items()}
     for name in dict.fromkeys(key.split()[0] for key in ms):
-        for step, told in (("forward", "pair"), ("backward", "impulse")):
-            one, other = ms[f"{name} {step}"], ms[f"{name} {told}"]
+        for step, label in (("forward", "pair"), ("backward", "impulse")):
+            one, other = ms[f"{name} {step}"], ms[f"{name} {label}"]
             together = f"together {1 + other / one:.2f}"
-            yield f"  {name} {step} {one:.1f} ms, {told} {other:.1f} ms: {together}"
+            yield f"  {name} {step} {one:.1f} ms, {label} {other:.1f} ms: {together}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -217,11 +217,11 @@ def expected(ranks: int, features: int, steps: int, samples: dict[str, list[floa
     f, b = (
         statistics.median(samples[f"scan {step}"]) / elements for step in ("forward", "backward")
     )
-    here = steps * features / ranks
+    local = steps * features / ranks
     if ranks == 1:
-        return here * (f + b)
+        return local * (f + b)
     hop = NVLINK if ranks <= PER_MACHINE else NETWORK
-    return here * (FORWARD * f + BACKWARD * b) + 2 * (LAUNCH + (ranks - 1) * hop)
+    return local * (FORWARD * f + BACKWARD * b) + 2 * (LAUNCH + (ranks - 1) * hop)
 
 
 def predictions() -> Iterator[str]:

@@ -32,11 +32,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import contenders
 import goals
+import implementations
 import torch
-from contenders import ASSOCIATIVE, STEPS, WORKLOADS, Implementation, Judge, Workload
 from goals import PASSES, SMALL, TABLE_1, Case, Samples, step_of
+from implementations import ASSOCIATIVE, STEPS, WORKLOADS, Implementation, Judge, Workload
 from timing import Clock, Run, about, environment, host_seconds, in_turn, replayed
 
 from lightning_lrnn.backends import prepared
@@ -63,7 +63,7 @@ SERIES_S = {"cpu": math.inf, "cuda": 0.1}
 
 
 def runs_of(
-    case: Case, implementations: dict[str, Implementation], device: str, passes: tuple[str, ...]
+    case: Case, compared: dict[str, Implementation], device: str, passes: tuple[str, ...]
 ) -> dict[str, Run]:
     """The references, and the passes of implementations as "NAME forward" and so on."""
     workload, dtype = WORKLOADS[case.gate], getattr(torch, case.dtype)
@@ -95,19 +95,19 @@ def runs_of(
         return Run(lambda _: torch.autograd.grad(implementation(*leaves), leaves, dy))
 
     timers = dict(zip(PASSES, (forward, backward, both), strict=True))
-    for name, implementation in implementations.items():
+    for name, implementation in compared.items():
         for step in passes:
             runs[f"{name} {step}"] = timers[step](implementation)
     return runs
 
 
 def measure(
-    case: Case, implementations: dict[str, Implementation], device: str, rounds: int
+    case: Case, compared: dict[str, Implementation], device: str, rounds: int
 ) -> tuple[Samples, dict[str, tuple[float, int]]]:
     """Samples in seconds, and by pass the first call's seconds and peak memory."""
     torch.compiler.reset()  # else, after eight variants, what is compiled would run uncompiled
     clock = Clock(device, ahead=True)
-    runs = runs_of(case, implementations, device, PASSES if device == "cuda" else PASSES[::2])
+    runs = runs_of(case, compared, device, PASSES if device == "cuda" else PASSES[::2])
     first = {}
     for name, run in list(runs.items()):
         if sys.stderr.isatty():
@@ -117,7 +117,7 @@ def measure(
         except Exception as error:
             if name.startswith(goals.OURS):
                 raise
-            contenders.left_out(f"{case}: {name}", f"{type(error).__name__}: {error}")
+            implementations.left_out(f"{case}: {name}", f"{type(error).__name__}: {error}")
             del runs[name]
     return in_turn(clock, runs, rounds, str(case), SERIES_S[device]), first
 
@@ -158,27 +158,27 @@ def small_problems(rounds: int) -> Samples:
             seconds = clock.seconds(Run(lambda _, function=function: function()))
             calls[name] = CALLS if seconds < SHORT_S else 1
             runs[name] = replayed(function, calls[name])
-        found = in_turn(clock, runs, rounds, f"{shape}, graphs", SERIES_S["cuda"])
-        samples |= {name: [t / calls[name] for t in times] for name, times in found.items()}
+        of_shape = in_turn(clock, runs, rounds, f"{shape}, graphs", SERIES_S["cuda"])
+        samples |= {name: [t / calls[name] for t in times] for name, times in of_shape.items()}
     return samples
 
 
 def kernels(shape: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     a, b = WORKLOADS["plain"].pre(shape, torch.float32, "cuda")
-    ours = contenders.ours(WORKLOADS["plain"], "cuda")
+    ours = implementations.ours(WORKLOADS["plain"], "cuda")
     problem = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
     judge = Judge(WORKLOADS["plain"], shape, torch.float32, "cuda")
-    found: dict[str, Callable[[], object]] = {}
+    runs: dict[str, Callable[[], object]] = {}
     for name in ("scan", "serial"):
         judge.check(name, ours[name])
         known, run = prepared(name, problem), ours[name]
-        found[f"{shape} {name} forward"] = partial(run, a, b)
-        found[f"{shape} {name} backward"] = partial(known.backward, problem, b, Gradients(b, None))
-    return found | {f"{shape} {STEPS} forward": partial(ours[STEPS], a, b)}
+        runs[f"{shape} {name} forward"] = partial(run, a, b)
+        runs[f"{shape} {name} backward"] = partial(known.backward, problem, b, Gradients(b, None))
+    return runs | {f"{shape} {STEPS} forward": partial(ours[STEPS], a, b)}
 
 
 def host_costs() -> dict[str, float]:
-    scan = contenders.ours(WORKLOADS["plain"], "cuda")["scan"]
+    scan = implementations.ours(WORKLOADS["plain"], "cuda")["scan"]
     pre = WORKLOADS["plain"].pre((1, 16, 32), torch.float32, "cuda")
     leaves = [p.clone().requires_grad_() for p in pre]
     with torch.no_grad():
@@ -208,11 +208,11 @@ def show_all(report: dict[str, Any], cuda: bool) -> None:
 def goals_of(report: dict[str, Any], measured: dict[Case, Samples]) -> list[goals.Goal]:
     """Every goal on CUDA, also of cases not measured; those against baselines where they ran."""
     baselines = "host_seconds" not in report
-    found = [] if baselines else goals.of_host(report["host_seconds"])
-    found += [] if baselines else goals.of_small(report["replayed_seconds"])
+    reached = [] if baselines else goals.of_host(report["host_seconds"])
+    reached += [] if baselines else goals.of_small(report["replayed_seconds"])
     for case in dict.fromkeys([*every_case("cuda", baselines=baselines), *measured]):
-        found += goals.on_cuda(case, measured.get(case, {}), baselines=baselines)
-    return found
+        reached += goals.on_cuda(case, measured.get(case, {}), baselines=baselines)
+    return reached
 
 
 def every_case(device: str, *, baselines: bool) -> list[Case]:
@@ -226,7 +226,7 @@ def every_case(device: str, *, baselines: bool) -> list[Case]:
 
 
 def parse(text: str) -> Case:
-    """A case as it shows itself."""
+    """The case whose `str` is `text`."""
     shape, _, rest = text.partition(")")
     words = [word for word in rest.split(", ") if word]
     dtype = next((word for word in words if word not in WORKLOADS), "float32")
@@ -238,26 +238,26 @@ def implementations_of(case: Case, options: argparse.Namespace) -> dict[str, Imp
     """Ours and, of the plain recurrence, baselines; each checked before it is timed."""
     workload, device = WORKLOADS[case.gate], options.device
     dtype = getattr(torch, case.dtype)
-    implementations = contenders.ours(workload, device)
+    compared = implementations.ours(workload, device)
     if case.gate == "plain":
         if options.rivals or (device == "cpu" and not options.quick):
-            implementations |= contenders.baselines(device)
+            compared |= implementations.baselines(device)
     compiled = device == "cpu" or (options.rivals and case.shape in COMPILED)
     if options.quick or not compiled:
         for name in ("compiled gates + scan", ASSOCIATIVE):
-            implementations.pop(name, None)
+            compared.pop(name, None)
     judge = Judge(workload, case.shape, dtype, device)
-    for name, implementation in list(implementations.items()):
-        if name == contenders.NO_CARRY:
+    for name, implementation in list(compared.items()):
+        if name == implementations.NO_CARRY:
             continue  # wrong by design
         try:
             judge.check(name, implementation)
         except Exception as error:
             if name.startswith(goals.OURS):
                 raise
-            contenders.left_out(name, f"{type(error).__name__}: {error}")
-            del implementations[name]
-    return implementations
+            implementations.left_out(name, f"{type(error).__name__}: {error}")
+            del compared[name]
+    return compared
 
 
 def chosen(options: argparse.Namespace) -> list[Case]:
@@ -363,9 +363,9 @@ def main(argv: list[str] | None = None) -> int:
             report["left_out"] = [str(case) for case in due[number:]]
             save(options, report)
             break
-        implementations = implementations_of(case, options)
+        compared = implementations_of(case, options)
         for _ in range(3):
-            samples, first = measure(case, implementations, options.device, rounds)
+            samples, first = measure(case, compared, options.device, rounds)
             if not goals.void(samples):
                 break
             print(f"  {case}: noisy, once more", file=sys.stderr)

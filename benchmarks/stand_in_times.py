@@ -32,7 +32,9 @@ REPEATED = 20
 """Steps of a small shape in a sample."""
 
 
-def times(kind: type[nn.RNNBase], shape: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
+def times(
+    layer_class: type[nn.RNNBase], shape: tuple[int, ...], rounds: int
+) -> dict[str, list[float]]:
     """Seconds of a step of the layer as it is, and of the one in its place."""
     B, T, input_size, hidden_size = shape
     torch.manual_seed(0)
@@ -40,7 +42,7 @@ def times(kind: type[nn.RNNBase], shape: tuple[int, ...], rounds: int) -> dict[s
     steps = REPEATED if shape not in LARGE else 1
     runs = {}
     for name in ("stock", "auto"):
-        module: Any = nn.ModuleDict({"rnn": kind(input_size, hidden_size, batch_first=True)})
+        module: Any = nn.ModuleDict({"rnn": layer_class(input_size, hidden_size, batch_first=True)})
         if name == "auto":
             lrnn.replace_rnn(module)
         optimizer = torch.optim.SGD(module.parameters(), 1e-3)
@@ -52,20 +54,22 @@ def times(kind: type[nn.RNNBase], shape: tuple[int, ...], rounds: int) -> dict[s
                 optimizer.step()
 
         runs[name] = Run(step)
-    clock, title = Clock("cpu"), f"{kind.__name__} {shape}"
+    clock, title = Clock("cpu"), f"{layer_class.__name__} {shape}"
     in_turn(clock, runs, 1, f"{title}, warm-up")
     samples = in_turn(clock, runs, rounds, title)
     return {name: [seconds / steps for seconds in s] for name, s in samples.items()}
 
 
 def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, Any]:
-    found = []
+    cases = []
     for shape in shapes:
-        for kind in (nn.LSTM,) if shape in LARGE else (nn.LSTM, nn.GRU, nn.RNN):
-            print(f"{kind.__name__} {shape}", file=sys.stderr, flush=True)
-            seconds = times(kind, shape, rounds)
-            found.append({"layer": kind.__name__, "shape": shape, "samples_in_seconds": seconds})
-    return {**environment("cpu"), "cases": found}
+        for layer_class in (nn.LSTM,) if shape in LARGE else (nn.LSTM, nn.GRU, nn.RNN):
+            print(f"{layer_class.__name__} {shape}", file=sys.stderr, flush=True)
+            seconds = times(layer_class, shape, rounds)
+            cases.append(
+                {"layer": layer_class.__name__, "shape": shape, "samples_in_seconds": seconds}
+            )
+    return {**environment("cpu"), "cases": cases}
 
 
 def show(report: dict[str, Any]) -> None:

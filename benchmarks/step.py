@@ -127,11 +127,11 @@ def measure(name: str, threads: int, seconds: float, size: int) -> dict[str, Any
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [["median, µs", "threads", "matmuls", "recorded", "step", "forward"]]
     for row in rows:
-        found = {way: of_way["median"] for way, of_way in row["microseconds"].items()}
-        cells = [row["layer"], str(row["threads"]), f"{found['matmuls']:.0f}"]
+        median = {way: of_way["median"] for way, of_way in row["microseconds"].items()}
+        cells = [row["layer"], str(row["threads"]), f"{median['matmuls']:.0f}"]
         for way in ("recorded", "step", "forward"):
-            ratio = f" ({found[way] / found['matmuls']:.2f})" if way in found else ""
-            cells.append(f"{found[way]:.0f}{ratio}" if way in found else "")
+            ratio = f" ({median[way] / median['matmuls']:.2f})" if way in median else ""
+            cells.append(f"{median[way]:.0f}{ratio}" if way in median else "")
         lines.append(cells)
     return text_table(lines)
 

@@ -47,13 +47,13 @@ TIMED_STEPS = 40
 def alone(seed: int) -> Iterator[Path]:
     """An empty folder to work in, and every generator at the start that belongs to the seed."""
     sow(seed)
-    here = os.getcwd()
+    before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
             yield Path(folder)
         finally:
-            os.chdir(here)
+            os.chdir(before)
 
 
 def quiet(threads: int | None = None) -> None:
@@ -66,22 +66,22 @@ def quiet(threads: int | None = None) -> None:
 
 def losses_of(name: str, rnn: Any, seed: int, steps: int | None) -> dict[str, Any]:
     """A run: what it has lost at every step, on unseen data, and whether it loads again."""
-    found: dict[str, Any] = {"project": name, "rnn": rnn, "seed": seed}
-    kind = find(name)
+    run: dict[str, Any] = {"project": name, "rnn": rnn, "seed": seed}
+    project_class = find(name)
     watch = Watch(rnn, seed)
     with alone(seed) as folder:
-        project = kind(watch, steps or kind.steps, seed, folder)
+        project = project_class(watch, steps or project_class.steps, seed, folder)
         try:
             project.fit()
-            found |= {"losses": [round(loss, 5) for loss in watch.losses]}
-            found |= {"validation": project.validation(), "report": watch.report}
+            run |= {"losses": [round(loss, 5) for loss in watch.losses]}
+            run |= {"validation": project.validation(), "report": watch.report}
         except Exception as error:
-            return found | {"error": said(error)}
+            return run | {"error": error_text(error)}
         try:
-            found["reloaded"] = reloaded(project)
+            run["reloaded"] = reloaded(project)
         except Exception as error:
-            found["reloaded"] = said(error)
-    return found
+            run["reloaded"] = error_text(error)
+    return run
 
 
 def reloaded(project: Any) -> str:
@@ -94,7 +94,7 @@ def reloaded(project: Any) -> str:
     return f"other output: {before.flatten()[:3].tolist()}, then {after.flatten()[:3].tolist()}"
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"[:600]
 
@@ -103,14 +103,16 @@ def times_of(name: str, rnn: Any) -> dict[str, list[float]]:
     """Seconds of the steps of both, one of each in turn on one thread."""
     from greenlet import greenlet
 
-    here = greenlet.getcurrent()
-    kind = find(name)
+    parent = greenlet.getcurrent()
+    project_class = find(name)
     with alone(0) as folder:
         watches, runs = [], []
         for label, layer in {"stock": None, "switched": rnn}.items():
             (folder / label).mkdir()
-            watches.append(Watch(layer, 0, here.switch))
-            project = kind(watches[-1], min(kind.steps, TIMED_STEPS), 0, folder / label)
+            watches.append(Watch(layer, 0, parent.switch))
+            project = project_class(
+                watches[-1], min(project_class.steps, TIMED_STEPS), 0, folder / label
+            )
             runs.append(greenlet(project.fit))
         while not all(run.dead for run in runs):
             for run in runs:
@@ -202,9 +204,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             times[name] = times_of(name, rnn)
     about = report["projects"]
     for name in options.projects:
-        kind = find(name)
-        about[name] = {"package": kind.package, "version": version(kind.package)}
-        about[name] |= {"cell": kind.cell, "validates": kind.validates}
+        project_class = find(name)
+        about[name] = {"package": project_class.package, "version": version(project_class.package)}
+        about[name] |= {"cell": project_class.cell, "validates": project_class.validates}
     return {
         **environment("cpu"),
         "projects": about,
@@ -216,21 +218,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def wanted(
     runs: list[dict[str, Any]], rnn: Any, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]]]:
-    """The runs on record that stay there, and the arguments of `losses_of` for those to be made."""
-    kept, there = [], set()
+    """The runs on record that are kept, and the arguments of `losses_of` for those to make."""
+    kept, on_record = [], set()
     for run in runs:
         as_it_is = run["rnn"] is None and run["seed"] < options.seeds and "error" not in run
         if run["project"] not in options.projects:
             kept.append(run)
         elif options.keep and as_it_is:
             kept.append(run)
-            there.add((run["project"], run["seed"]))
+            on_record.add((run["project"], run["seed"]))
     tasks = [
         (name, arm, seed, options.steps)
         for name in options.projects
         for seed in range(options.seeds)
         for arm in ([None] if options.stock else [None, rnn])
-        if arm is not None or (name, seed) not in there
+        if arm is not None or (name, seed) not in on_record
     ]
     return kept, tasks
 

@@ -81,14 +81,14 @@ def table(runs: list[dict[str, Any]]) -> str:
     """By task, the medians over the seeds that solved it, of all if none did."""
     rows = [["task", "metric", "solved", "updates", "seconds", "at last"]]
     for task in TASKS:
-        group = [found for found in runs if found["task"] == task]
+        group = [run for run in runs if run["task"] == task]
         if not group:
             continue
-        solved = [found for found in group if found["solved"]] or group
+        solved = [run for run in group if run["solved"]] or group
         seconds, steps, value = (
-            statistics.median(found["validation"][-1][i] for found in solved) for i in range(3)
+            statistics.median(run["validation"][-1][i] for run in solved) for i in range(3)
         )
-        share = f"{sum(found['solved'] for found in group)}/{len(group)}"
+        share = f"{sum(run['solved'] for run in group)}/{len(group)}"
         cells = (share, f"{steps:.0f}", f"{seconds:.0f}", f"{value:.3f}")
         rows.append([task, group[0]["metric"], *cells])
     return text_table(rows, left=2)
@@ -107,9 +107,9 @@ def main() -> None:
     runs = json.loads(options.json.read_text()) if options.json.exists() else []
     for task in () if options.draw else options.tasks:
         for seed in options.seeds:
-            runs = [found for found in runs if (found["task"], found["seed"]) != (task, seed)]
+            runs = [run for run in runs if (run["task"], run["seed"]) != (task, seed)]
             runs.append(train(task, seed, options.seconds))
-            runs.sort(key=lambda found: (found["task"], found["seed"]))
+            runs.sort(key=lambda run: (run["task"], run["seed"]))
             options.json.write_text(json.dumps(runs) + "\n")
     print(table(runs))
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import WORKLOADS, recurrence
+from implementations import WORKLOADS, recurrence
 from timing import Clock, Run, about, as_many, environment
 from torch import Tensor
 
@@ -38,19 +38,19 @@ SHAPES = [
     (1, 65536, 4), (1, 65536, 32), (1, 65536, 128), (1, 1048576, 1),
 ]  # fmt: skip
 GATES = ("plain", "lstm")
-CONTENDERS = {"1": ("scan", 1), "2": ("scan", 2), "serial": ("serial", 1)}
-"""Backends, and threads."""
+CONFIGURATIONS = {"1": ("scan", 1), "2": ("scan", 2), "serial": ("serial", 1)}
+"""By name: the backend and the number of threads."""
 POLICIES = ("unset", "passive")
 ROUNDS = 3
 SLOWER = 1.05
 MOST = 2000
 
 Samples = dict[str, dict[str, list[float]]]
-"""Seconds by case, then by contender."""
+"""Seconds by case, then by configuration."""
 
 
 def runs_of(gate: str, shape: tuple[int, int, int]) -> dict[str, dict[str, Run]]:
-    """By pass, then by contender."""
+    """By pass, then by configuration."""
     workload = WORKLOADS[gate]
     torch.manual_seed(0)
     leaves = [p.detach().requires_grad_() for p in workload.pre(shape, torch.float32, "cpu")]
@@ -84,8 +84,8 @@ def runs_of(gate: str, shape: tuple[int, int, int]) -> dict[str, dict[str, Run]]
         return Run(timed, after_an_operator(threads, lambda: y(backend)))
 
     return {
-        kind.__name__: {name: kind(*how) for name, how in CONTENDERS.items()}
-        for kind in (forward, backward)
+        one_pass.__name__: {name: one_pass(*how) for name, how in CONFIGURATIONS.items()}
+        for one_pass in (forward, backward)
     }
 
 
@@ -99,15 +99,15 @@ def check(runs: dict[str, Run], title: str) -> None:
 
 
 def sampled(seconds: float) -> Samples:
-    """In this process."""
-    found = {}
+    """Samples in seconds of every case, taken in this process."""
+    samples = {}
     for gate in GATES:
         for shape in SHAPES:
             for step, runs in runs_of(gate, shape).items():
                 title = f"{gate} {shape} {step}"
                 check(runs, title)
-                found[title] = as_many(Clock("cpu"), runs, seconds, MOST, title)
-    return found
+                samples[title] = as_many(Clock("cpu"), runs, seconds, MOST, title)
+    return samples
 
 
 def sampled_by(policy: str, seconds: float, folder: str) -> Samples:
@@ -118,12 +118,12 @@ def sampled_by(policy: str, seconds: float, folder: str) -> Samples:
     path = Path(folder) / "samples.json"
     command = [sys.executable, __file__, "--seconds", str(seconds), "--samples", str(path)]
     subprocess.run(command, env=names, check=True)
-    found: Samples = json.loads(path.read_text())
-    return found
+    samples: Samples = json.loads(path.read_text())
+    return samples
 
 
 def measure(seconds: float) -> dict[str, dict[str, Any]]:
-    """Rows by case, then by policy."""
+    """Summaries by case, then by policy; each policy has a process in every round."""
     pooled: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in range(ROUNDS):
@@ -140,7 +140,7 @@ def measure(seconds: float) -> dict[str, dict[str, Any]]:
 
 
 def summary(samples: dict[str, list[float]]) -> dict[str, Any]:
-    """Microseconds by contender."""
+    """Median and minimum in microseconds by configuration, and the number of samples."""
     row: dict[str, Any] = {"samples": len(samples["1"])}
     for statistic in (statistics.median, min):
         row[statistic.__name__] = {n: round(1e6 * statistic(s), 1) for n, s in samples.items()}
@@ -157,7 +157,7 @@ def slower(row: dict[str, Any]) -> bool:
 def line(title: str, rows: dict[str, dict[str, Any]]) -> str:
     gate, rest = title.split(" ", 1)
     times = "".join(
-        "".join(f"{rows[policy]['median'][n]:9,.0f}" for n in CONTENDERS) for policy in POLICIES
+        "".join(f"{rows[policy]['median'][n]:9,.0f}" for n in CONFIGURATIONS) for policy in POLICIES
     )
     unset = rows["unset"]["median"]
     ratios = f"{unset['2'] / unset['1']:7.2f}{unset['2'] / unset['serial']:9.2f}"
@@ -180,7 +180,7 @@ def main() -> None:
     record = json.loads(options.json.read_text())
     print(about(record["environment"]))
     print(f"{'microseconds, medians':32}{'OMP_WAIT_POLICY unset':>27}{'passive':>27}")
-    names = "".join(f"{name:>9}" for name in CONTENDERS)
+    names = "".join(f"{name:>9}" for name in CONFIGURATIONS)
     print(f"{'threads':32}{names * len(POLICIES)}    2/1 2/serial")
     for title, rows in record["cases"].items():
         print(line(title, rows))

@@ -21,9 +21,9 @@ import torch
 
 FLUSH_BYTES = 256 << 20
 AHEAD_CYCLES = 4_000_000
-"""Some 2 ms."""
+"""Clock cycles that the GPU sleeps, some 2 ms, while the host launches ahead."""
 FEWEST = 3
-"""Samples of what is slow."""
+"""Samples of an implementation that is too slow for all rounds."""
 
 
 class Run(NamedTuple):
@@ -149,8 +149,8 @@ def host_seconds(function: Callable[[], object], calls: int = 200) -> float:
 
 def commit() -> str:
     """Of the sources; where they are a copy, LIGHTNING_LRNN_COMMIT says of what."""
-    if told := os.environ.get("LIGHTNING_LRNN_COMMIT"):
-        return told
+    if given_hash := os.environ.get("LIGHTNING_LRNN_COMMIT"):
+        return given_hash
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-// The pair (A, B): what any stretch of a walk does to the state before it, h -> A * h + B.
+// The pair (A, B): what a segment of consecutive steps does to the state before it, h -> A * h + B.
 #pragma once
 
 #include "device.cuh"
@@ -19,7 +19,7 @@ template <typename Value>
 struct Affine {
   alignas(sizeof(Value)) Value A;
   alignas(sizeof(Value)) Value B;
-  Restarts restarts;  // the stretch forgets the state before it: h -> B, even if h is not finite
+  Restarts restarts;  // the segment forgets the state before it: h -> B, even if h is not finite
 
   static __device__ Affine identity() { return {Value(1), Value(0), false}; }
 };
@@ -39,7 +39,7 @@ __device__ Value apply(const Affine<Value>& stretch, Value h) {
   return stretch.restarts ? stretch.B : affine(stretch.A, h, stretch.B);
 }
 
-// Both stretches as one. Associative, not commutative.
+// Both segments as one. Associative, not commutative.
 template <typename Value>
 __device__ Affine<Value> combine(const Affine<Value>& earlier, const Affine<Value>& later) {
   return {affine(later.A, earlier.A, Value(0)), apply(later, earlier.B),

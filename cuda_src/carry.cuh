@@ -1,4 +1,4 @@
-// What the tiles of a chain tell each other, between blocks: states, and pairs of stretches.
+// What the tiles of a chain tell each other, between blocks: states, and pairs of segments.
 //
 // The workspace: word 0 is the ticket; then one slot after the other, of all columns of a block, 32
 // bits to a word. A word is {payload, tag}: one 64-bit access carries both, so a reader that sees the

@@ -10,9 +10,9 @@
 //   LRNN_SCHEDULE  scan | serial
 //   LRNN_CARRY     chained | folded: how a tile learns the state before it (scan); given: from the
 //                  workspace that the pass's pair has left, and waits for nobody; none: not at all,
-//                  every tile starts from the initial state (a yardstick for speed)
+//                  every tile starts from the initial state (a reference for speed)
 //   LRNN_GLANCE    early | none: whether a chained tile looks for that state before it needs it; none
-//                  is a yardstick for speed (scan)
+//                  is a reference for speed (scan)
 //   LRNN_FOLD      apart | together: whether a folded tile awaits the tiles of its group before the
 //                  groups of its reach, or all of them at a time (scan)
 //   LRNN_COMBINE   rounds | row: how a block combines its segments. In rounds, with a barrier each; or,

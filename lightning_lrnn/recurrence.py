@@ -30,7 +30,7 @@ from lightning_lrnn.gates import WANTED, Gate, GateError
 from lightning_lrnn.ops import eager
 from lightning_lrnn.ops import ranks as over_ranks
 from lightning_lrnn.ops.call import call
-from lightning_lrnn.ops.eager import computed_by, last_backend
+from lightning_lrnn.ops.eager import last_backend, record_backend
 
 __all__ = ["gated_recurrence", "last_backend", "linear_recurrence"]
 
@@ -76,12 +76,12 @@ def linear_recurrence(
             raises; see `lightning_lrnn.backends.resolve`.
         group: a ProcessGroup, or a DeviceMesh of one dimension, whose ranks hold one sequence in
             order of time, T steps each; None if all of it is here. a, b and `reset` are this
-            rank's stretch, h0 and `lengths` those of the whole sequence, the same on all ranks.
+            rank's segment, h0 and `lengths` those of the whole sequence, the same on all ranks.
 
     Returns:
         y (B, T, D), contiguous, in the dtype of `b`, and the final state (B, D) in the dtype of
         the state. For T = 0: an empty y and h0. Both are differentiable in a, b and h0, twice in
-        eager mode. With a `group`: y of this rank's stretch, and on every rank the final state of
+        eager mode. With a `group`: y of this rank's segment, and on every rank the final state of
         the whole sequence; differentiable once, see `lightning_lrnn.ops.ranks.run`.
 
     Raises:
@@ -132,7 +132,7 @@ def gated_recurrence(
         reset: bool (B, T), True where a new document starts.
         backend: "auto" or a name.
         group: whose ranks hold one sequence in order of time, see `linear_recurrence`; parameters
-            are the same on all ranks, and each has the gradient of its stretch.
+            are the same on all ranks, and each has the gradient of its segment.
 
     Returns:
         y (B, T, D) and the final state (B, D).
@@ -192,28 +192,28 @@ def _known(problem: Problem, backend: str) -> Recipe | None:
     if not plain_mode():
         return None
     name = backends.default() if backend == "auto" else backend
-    given, which = pre, (True, True, True)
+    tensors, which = pre, (True, True, True)
     if h0 is not None or lengths is not None or reset is not None:
-        given = [x for x in (*pre, h0, lengths, reset) if x is not None]
+        tensors = [x for x in (*pre, h0, lengths, reset) if x is not None]
         which = h0 is None, lengths is None, reset is None
-    key = name, gate, readout, reverse, exclusive, which, len(given), torch.get_num_threads()
+    key = name, gate, readout, reverse, exclusive, which, len(tensors), torch.get_num_threads()
     recipe = None
     for check, known in recipes.by_guard.get(key, ()):
-        if check(*given):
+        if check(*tensors):
             recipe = known
             break
     if recipe is None:
-        recipe = _by_form(problem, name, given)
+        recipe = _by_form(problem, name, tensors)
         if recipe is None:
             return None
-        recipes.guard(key, given, recipe)
+        recipes.guard(key, tensors, recipe)
     if lengths is not None and lengths.device.type == "cpu":
         arguments.check_length_values(lengths, problem.x.shape[1])
     return recipe
 
 
-def _by_form(problem: Problem, name: str, given: Sequence[Tensor]) -> Recipe | None:
-    if not plain_eager(*given):
+def _by_form(problem: Problem, name: str, tensors: Sequence[Tensor]) -> Recipe | None:
+    if not plain_eager(*tensors):
         return None
     try:
         return recipes.by_form.get((name, problem.form()))
@@ -227,7 +227,7 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     x, dense = problem.x, problem.dense()
     name = backends.resolve(backend, Request(x.device, x.dtype, problem.gate, problem.readout))
     if backends.uses_autograd(name):
-        computed_by(name)
+        record_backend(name)
         y, _, final = backends.loaded[name].prepared(dense).forward(dense)
         return y, final
     if not plain_eager(*problem.pre, *problem.optional):
@@ -241,7 +241,7 @@ def _check_and_run(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
 def _over_ranks(
     ranks: Ranks, problem: Problem, backend: str, check: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
-    """A stretch of a sequence that the ranks of a group hold; `check` is of its arguments."""
+    """A segment of a sequence that the ranks of a group hold; `check` is of its arguments."""
     if functorch() or forward_mode():
         raise RuntimeError(
             "a recurrence over ranks is not for torch.func and forward-mode derivatives; leave "
@@ -271,12 +271,12 @@ def _check_with_others(
         if backends.uses_autograd(name):
             raise BackendError(
                 f"backend {name!r} leaves gradients to PyTorch, and cannot be given the state of "
-                f"the stretch before; name another one"
+                f"the segment before; name another one"
             )
         if torch.compiler.is_compiling():
             return {}
         return {
-            "The shape of stretches": tuple(x.shape),
+            "The shape of segments": tuple(x.shape),
             "Their dtype": x.dtype,
             "Their backend": name,
             "The gate": (problem.gate, problem.readout),
@@ -315,8 +315,8 @@ def _uses_autograd(problem: Problem, backend: str) -> bool:
 
 
 @constant
-def _check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
-    gates.check_program(kind, program, inputs, outputs)
+def _check_program(role: str, program: str, inputs: int, outputs: int) -> None:
+    gates.check_program(role, program, inputs, outputs)
 
 
 def _run_gate_in_pytorch(
@@ -332,16 +332,16 @@ def _run_gate_in_pytorch(
     if lengths is not None:
         if ranks is None:
             arguments.check_lengths(lengths, x)
-        here = lengths if ranks is None else ranks.within(lengths, x.shape[1])
-        padding = padding_mask(here, x)
+        local_lengths = lengths if ranks is None else ranks.within(lengths, x.shape[1])
+        padding = padding_mask(local_lengths, x)
         # The gate's derivative at a NaN is NaN even where the gradient that reaches it is 0.
         pre = tuple(p.masked_fill(padding, 0) if p.ndim == 3 else p for p in pre)
     inputs = operands(pre)
-    found = gate(*inputs)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        returned = arguments.description(found)
+    results = gate(*inputs)
+    if not isinstance(results, tuple | list) or len(results) != 2:
+        returned = arguments.description(results)
         raise GateError(f"the gate must return {WANTED['gate']}, returns {returned}")
-    a, b = (arguments.pointwise("gate", value, x) for value in found)
+    a, b = (arguments.pointwise("gate", value, x) for value in results)
     # Whatever autocast made of it.
     dtype = state_dtype(sequence_dtype(x, is_complex=a.is_complex() or b.is_complex()))
     shape = torch.broadcast_shapes(a.shape, b.shape, x.shape)

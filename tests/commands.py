@@ -22,8 +22,8 @@ OPTIONS = (
 TINY = ("--model.hidden_size=8", "--model.num_layers=1")
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a user's mistake is answered with: one line on stderr, status 2."""
+def error_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Runs a command that is a user's mistake; returns its one line on stderr. The status is 2."""
     assert main(list(words)) == 2
     output, error = capsys.readouterr()
     assert output == ""

@@ -14,8 +14,8 @@ import pytest
 import torch
 from durations import Durations
 from fake_kernel import launches  # noqa: F401
+from fusing_backends import fusing_backend, time_in_parts  # noqa: F401
 from paths import BENCHMARKS
-from places import in_parts_of_time, place  # noqa: F401
 from sweeps import devices
 
 from lightning_lrnn import backends
@@ -105,7 +105,7 @@ def _seed() -> None:
 @pytest.fixture(params=[False, True], ids=["whole", "in parts of time"])
 def parts(request):
     """Whole rows, or parts of them."""
-    with in_parts_of_time() if request.param else contextlib.nullcontext():
+    with time_in_parts() if request.param else contextlib.nullcontext():
         yield
 
 

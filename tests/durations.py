@@ -58,8 +58,8 @@ class Durations:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text("\n".join(["cpu\tclock\ttest", *rows]) + "\n", encoding="utf-8")
         cpu, clock = sum(self.cpu.values()), sum(self.clock.values())
-        said = f"{cpu:.0f} s of the CPU in {clock:.0f} s; {TABLE.relative_to(ROOT)}"
-        terminalreporter.section(f"longest tests ({said})")
+        total = f"{cpu:.0f} s of the CPU in {clock:.0f} s; {TABLE.relative_to(ROOT)}"
+        terminalreporter.section(f"longest tests ({total})")
         for row in rows[: self.shown]:
             terminalreporter.write_line(row.expandtabs(10))
         for test in longest:

@@ -37,9 +37,9 @@ class Emulated:
     def kept_words(self, problem, *, backward):
         return launch.kept_words(problem, backward=backward)
 
-    def after(self, given):
+    def after(self, workspace):
         other = Emulated()
-        other.given = given
+        other.given = workspace
         return other
 
     def forward(self, problem):
@@ -54,12 +54,12 @@ class Emulated:
     def adjoint_impulse(self, problem, h, dy):
         return self._launched("adjoint_impulse", problem, h, dy)
 
-    def _launched(self, method, problem, *given):
+    def _launched(self, method, problem, *tensors):
         with as_cuda(compiler()) as seen:
             kernels = launch.backend(problem, parallel=True)
             if self.given is not None:
                 kernels = kernels.after(self.given)
-            result = getattr(kernels, method)(problem, *given)
+            result = getattr(kernels, method)(problem, *tensors)
         launches.extend(seen)
         return result
 

@@ -27,7 +27,7 @@ HOST = TESTS / "host"
 SOURCES = ROOT / "cuda_src"
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++") or ""
 
-KEPT = ROOT / "build" / "host_kernels"
+CACHE = ROOT / "build" / "host_kernels"
 
 needs_compiler = pytest.mark.skipif(not COMPILER, reason="there is no C++ compiler on this machine")
 
@@ -61,7 +61,7 @@ class Compiler:
     """Compiles each variant once, and keeps it in build/ under all that it depends on."""
 
     def __init__(self) -> None:
-        KEPT.mkdir(parents=True, exist_ok=True)
+        CACHE.mkdir(parents=True, exist_ok=True)
         self.emulator = self._compiled([HOST], ".o", "-c", HOST / "emulator.cpp")
         self._loaded: dict[tuple, ctypes.CDLL] = {}
 
@@ -72,9 +72,9 @@ class Compiler:
         command += [f"-I{folder}" for folder in folders]
         for file in sorted(file for folder in folders for file in folder.iterdir()):
             key.update(file.name.encode() + file.read_bytes())
-        path = KEPT / f"{key.hexdigest()[:32]}{suffix}"
+        path = CACHE / f"{key.hexdigest()[:32]}{suffix}"
         if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=KEPT, suffix=suffix, delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=CACHE, suffix=suffix, delete=False) as file:
                 done = subprocess.run([*command, "-o", file.name], capture_output=True, text=True)
             if done.returncode:
                 Path(file.name).unlink()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gate_functions import FUNCTIONS
-from layers import ALONE, recurrences
+from layers import SINGLE_LAYERS, recurrences
 
 from lightning_lrnn import gates
 from lightning_lrnn.backends.cuda import nvrtc, plan
@@ -62,7 +62,7 @@ KINDS = {
 def of_layers() -> Iterator[tuple[str, Kind]]:
     """What every cell asks for with each of its options, as far as no other has asked for it."""
     seen = set(KINDS.values())
-    for cell, options in ALONE:
+    for cell, options in SINGLE_LAYERS:
         for gate, readout, pre in recurrences(cell, options):
             operands = tuple(Operand(STORAGE[p.dtype], p.ndim == 3) for p in pre)
             kind = Kind(gate.program, readout.program if readout else "", operands)

@@ -37,7 +37,7 @@ OPTIONS = {
         {"cell": "GRU", "passes": 2, "surrogate": "TRNN", "surrogate_layers": 2},
     ],
 }
-ALONE = [(name, o) for name in CELLS for o in [{}, *OPTIONS.get(name, [])]]
+SINGLE_LAYERS = [(name, o) for name in CELLS for o in [{}, *OPTIONS.get(name, [])]]
 """Every cell with each of its options, in one layer."""
 
 CASES = [

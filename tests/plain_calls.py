@@ -8,7 +8,7 @@ from lightning_lrnn.gates import IDENTITY
 
 
 class PlainCalls:
-    """The recurrence and its adjoint by a backend, which is made of a problem."""
+    """Calls of the recurrence and its adjoint; `backend` makes a backend of a problem."""
 
     def __init__(self, backend):
         self.backend = backend
@@ -28,7 +28,7 @@ class PlainCalls:
 
 
 def adjoint_of(run, a, y, h0, dy, dh_final, lengths, reset, *, reverse, exclusive):
-    """The adjoint made of a recurrence."""
+    """The gradients by `adjoint`, which calls a recurrence in the other direction."""
 
     def recurrence(problem):
         (a, b), *rest, reverse, exclusive = problem[2:]

@@ -38,8 +38,8 @@ def run(*words: str | Path, folder: Path | None = None) -> subprocess.CompletedP
 
 def spawn(worker: Callable[..., None], folder: Path, *arguments: Any, count: int = 2) -> None:
     """Calls `worker(rank, *arguments)` in each of several processes, a group by gloo."""
-    given = (worker, folder / "rendezvous", count, arguments)
-    torch.multiprocessing.spawn(_in_group, given, nprocs=count)
+    process_arguments = (worker, folder / "rendezvous", count, arguments)
+    torch.multiprocessing.spawn(_in_group, process_arguments, nprocs=count)
 
 
 @contextmanager
@@ -47,13 +47,13 @@ def world(rank: int, size: int) -> Iterator[None]:
     """Tells Lightning of several processes as torchrun does, and nothing of a single one."""
     words = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1}
     words |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 1}
-    told = {name: str(value) for name, value in words.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    told = told if size > 1 else {}
-    os.environ.update(told)
+    variables = {name: str(value) for name, value in words.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    variables = variables if size > 1 else {}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for word in told:
+        for word in variables:
             del os.environ[word]
 
 

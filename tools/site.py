@@ -23,7 +23,7 @@ LOADED = re.compile(
     r"""<(?:script|img|iframe|link\b[^>]*rel="stylesheet")\b[^>]*(?:src|href)="(https?:[^"]*)"""
 )
 SHOWN = ("*.md", "LICENSE", "docs", "cuda_src", "examples", "benchmarks/results")
-"""The pages, and what they link to."""
+"""What is copied: the pages, and the files that they link to."""
 
 
 def main() -> None:

@@ -37,11 +37,11 @@ class Batches:
             self.batches.append((self.padded(feats, "f4"), self.padded(tokens, "i4")))
 
     @staticmethod
-    def padded(rows: list[Any], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    def padded(rows: list[Any], dtype: str) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.array([len(row) for row in rows], "i4")
-        whole = np.zeros((len(rows), lengths.max(), *np.shape(rows[0])[1:]), kind)
-        for place, row in zip(whole, rows, strict=True):
-            place[: len(row)] = row
+        whole = np.zeros((len(rows), lengths.max(), *np.shape(rows[0])[1:]), dtype)
+        for target, row in zip(whole, rows, strict=True):
+            target[: len(row)] = row
         return whole, lengths
 
     def __len__(self) -> int:

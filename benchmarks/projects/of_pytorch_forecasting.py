@@ -16,7 +16,7 @@ from projects.project import Project, quiet, variants
 class Forecaster(Project):
     """20 series of 120 steps, the last 10 of each held out; encoders of up to 30."""
 
-    package, kind = "pytorch-forecasting", "DeepAR"
+    package, architecture = "pytorch-forecasting", "DeepAR"
 
     def data(self) -> None:
         table = generate_ar_data(seasonality=10.0, timesteps=120, n_series=20, seed=42)
@@ -24,7 +24,7 @@ class Forecaster(Project):
         columns: dict[str, Any] = {"time_idx": "time_idx", "target": "value"}
         columns |= {"group_ids": ["series"], "time_varying_unknown_reals": ["value"]}
         columns |= {"max_encoder_length": 30, "max_prediction_length": 10}
-        if self.kind == "TemporalFusionTransformer":
+        if self.architecture == "TemporalFusionTransformer":
             columns |= {"min_encoder_length": 0, "add_relative_time_idx": True}
             columns |= {"static_categoricals": ["static"]}
         else:
@@ -39,11 +39,11 @@ class Forecaster(Project):
     def fit(self) -> None:
         self.data()
         sizes: dict[str, Any] = {"hidden_size": 30, "dropout": 0.1}
-        if self.kind == "TemporalFusionTransformer":
+        if self.architecture == "TemporalFusionTransformer":
             sizes |= {"hidden_continuous_size": 8, "attention_head_size": 1, "lstm_layers": 2}
         else:
             sizes |= {"rnn_layers": 2, "cell_type": self.cell}
-        make = getattr(pytorch_forecasting, self.kind)
+        make = getattr(pytorch_forecasting, self.architecture)
         self.model = make.from_dataset(self.training, learning_rate=1e-2, **sizes)
         more = {"max_steps": self.steps, "max_epochs": -1, "enable_checkpointing": False}
         self.trainer = pl.Trainer(**quiet(self.watch, **more), gradient_clip_val=0.1)
@@ -69,7 +69,7 @@ PROJECTS = variants(
     Forecaster,
     DeepAR_LSTM={"cell": "LSTM"},
     DeepAR_GRU={"cell": "GRU"},
-    RecurrentNetwork_LSTM={"kind": "RecurrentNetwork", "cell": "LSTM"},
-    RecurrentNetwork_GRU={"kind": "RecurrentNetwork", "cell": "GRU"},
-    TemporalFusionTransformer={"kind": "TemporalFusionTransformer", "cell": "LSTM"},
+    RecurrentNetwork_LSTM={"architecture": "RecurrentNetwork", "cell": "LSTM"},
+    RecurrentNetwork_GRU={"architecture": "RecurrentNetwork", "cell": "GRU"},
+    TemporalFusionTransformer={"architecture": "TemporalFusionTransformer", "cell": "LSTM"},
 )

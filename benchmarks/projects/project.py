@@ -1,4 +1,4 @@
-"""What a project has to tell of itself, and what it is told."""
+"""The interface of a project, and the object that watches its steps."""
 
 from __future__ import annotations
 

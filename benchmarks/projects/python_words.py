@@ -1,4 +1,4 @@
-"""Words of Python's own source with what they are in it, told by their neighbours."""
+"""Words of Python's own source, each tagged with its syntactic role by its neighbours."""
 
 from __future__ import annotations
 

@@ -87,18 +87,18 @@ def load(name: str) -> Backend:
     """
     check_name(name)
     module, _, attribute = _modules()[name].partition(":")
-    found: Any = import_module(module)
+    backend: Any = import_module(module)
     if attribute:
-        found = getattr(found, attribute)
-    if isinstance(found, ModuleType):
-        found = ModuleBackend(found)
-    if lacks := [wanted for wanted in PROTOCOL if not hasattr(found, wanted)]:
+        backend = getattr(backend, attribute)
+    if isinstance(backend, ModuleType):
+        backend = ModuleBackend(backend)
+    if lacks := [wanted for wanted in PROTOCOL if not hasattr(backend, wanted)]:
         raise BackendError(
             f"backend {name!r} ({_modules()[name]}) has no {', '.join(lacks)}: see "
             "`lightning_lrnn.backends.Backend`, or hand out a module with `unsupported_reasons` "
             "and `run`"
         )
-    loaded[name] = found
+    loaded[name] = backend
     return loaded[name]
 
 
@@ -207,17 +207,17 @@ def _resolved(name: str, device: str, dtype: torch.dtype, gate: str, readout: st
 
 
 _prepared: dict[tuple[object, ...], Prepared] = {}
-"""By backend and form."""
+"""What `prepared` returned, by name of the backend and form of the problem."""
 
 
 def prepared(name: str, problem: Problem) -> Prepared:
     """What computes problems of the form of this one, made at the first of them."""
     key = name, problem.form()
-    found = _prepared.get(key)
-    if found is None:
-        found = EMPTY if problem.x.numel() == 0 else load(name).prepared(problem)
-        recipes.remember(_prepared, key, found)
-    return found
+    backend = _prepared.get(key)
+    if backend is None:
+        backend = EMPTY if problem.x.numel() == 0 else load(name).prepared(problem)
+        recipes.remember(_prepared, key, backend)
+    return backend
 
 
 def forget() -> None:

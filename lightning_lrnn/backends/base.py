@@ -80,7 +80,7 @@ class Pairs(Protocol):
 
 @runtime_checkable
 class GivesStates(Pairs, Protocol):
-    """What computes the pairs of parts of a stretch keeps them for the pass over its steps.
+    """What computes the pairs of parts of a segment keeps them for the pass over its steps.
 
     Its backend has `kept_words(problem, *, backward) -> int`, the length of what it keeps, 0 for
     nothing: known before anything is computed, as torch.compile asks.

@@ -57,10 +57,10 @@ class Compiled:
 
     def prepared(self, problem: Problem) -> Prepared:
         """The code of the device for problems of this form."""
-        kind = problem.x.device.type
-        if missing(kind):
+        device_type = problem.x.device.type
+        if missing(device_type):
             return LOOP
-        return _maker(kind)(problem, parallel=self.parallel)
+        return _maker(device_type)(problem, parallel=self.parallel)
 
     def kept_words(self, problem: Problem, *, backward: bool) -> int:
         """See `base.GivesStates`: of `scan` on CUDA, where tiles have pairs."""

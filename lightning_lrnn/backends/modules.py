@@ -51,7 +51,7 @@ class ModuleBackend:
         self.uses_autograd = hasattr(module, "run_differentiable")
 
     def reasons(self, request: Request) -> list[str]:
-        """What the module says."""
+        """Returns the reasons that the module gives."""
         reasons: list[str] = self.module.unsupported_reasons(request)
         return reasons
 
@@ -90,10 +90,10 @@ class ModuleBackend:
             )
             return dpre, dh0
         if hasattr(self.module, "run_backward"):
-            found = self.module.run_backward(pre[0], h, h0, dy, final, *masks, **flags)
+            results = self.module.run_backward(pre[0], h, h0, dy, final, *masks, **flags)
         else:
-            found = adjoint(self._run, problem, h, gradients)
-        da, db, dh0 = (g.contiguous() for g in found)
+            results = adjoint(self._run, problem, h, gradients)
+        da, db, dh0 = (g.contiguous() for g in results)
         return [da, db], dh0
 
     def _run(self, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class Operand(NamedTuple):
     """How a pre-activation or a parameter lies in memory."""
 
     storage: str
-    """f32, f64, f16, bf16, c64 or c128."""
+    """Its dtype: f32, f64, f16, bf16, c64 or c128."""
     varies: bool
     """Over time: (B, T, D). Else it is a parameter, (D,) or (B, D)."""
 

@@ -1,10 +1,10 @@
-"""What a stretch of time does to the state that comes in, h -> A h + B.
+"""What a segment of time does to the state that comes in, h -> A h + B.
 
 What a backend has prepared may compute that (`base.Pairs`). Else A and B are final states, B of the
 recurrence from 0 and A of its decays alone from 1. Backward, the gradient c of the state goes
-through the same stretch the other way, c -> conj(A) * c + C.
+through the same segment the other way, c -> conj(A) * c + C.
 
-A backend may keep pairs of parts of the stretch, and is given them when it runs the stretch
+A backend may keep pairs of parts of the segment, and is given them when it runs the segment
 (`base.GivesStates`).
 """
 
@@ -24,19 +24,19 @@ __all__ = ["adjoint_impulse", "after", "kept_words", "pair"]
 
 
 def pair(name: str, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A and B (B, D) of a stretch, in the dtype of the state, and what `after` takes for forward.
+    """A and B (B, D) of a segment, in the dtype of the state, and what `after` takes for forward.
 
     A row in which the state starts anew has A = 0; one without valid steps has A = 1 and B = 0.
 
     Args:
         name: of the backend.
-        problem: the stretch; values of h0, readout and `exclusive` have no influence.
+        problem: the segment; values of h0, readout and `exclusive` have no influence.
     """
     problem = problem._replace(h0=None)
     backend = prepared(name, problem)
-    found = backend.pair(problem) if isinstance(backend, Pairs) else None
-    if found is not None:
-        return found
+    own = backend.pair(problem) if isinstance(backend, Pairs) else None
+    if own is not None:
+        return own
     alone = problem._replace(readout="", exclusive=False)
     B = prepared(name, alone).forward(alone).final
     decays = _decays(alone)
@@ -55,19 +55,19 @@ def adjoint_impulse(
 
     Args:
         name: of the backend.
-        problem: the stretch, as in the forward pass.
+        problem: the segment, as in the forward pass.
         h: its hidden states.
         dy: gradient of its output.
     """
     backend = prepared(name, problem)
-    found = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
-    if found is not None:
-        return found
+    own = backend.adjoint_impulse(problem, h, dy) if isinstance(backend, Pairs) else None
+    if own is not None:
+        return own
     return backend.backward(problem, h, Gradients(dy, None))[1], None
 
 
 def after(name: str, problem: Problem, given: Tensor | None) -> Prepared:
-    """What runs a stretch, of which `pair` or, for backward, `adjoint_impulse` has left `given`."""
+    """What runs a segment, of which `pair` or, for backward, `adjoint_impulse` has left `given`."""
     backend = prepared(name, problem)
     if given is None or given.numel() == 0:  # an operator's word for None
         return backend

@@ -45,7 +45,7 @@ def _pairs(z: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, h: Tensor) -> Tensor:
-    """Of complex numbers as pairs."""
+    """Returns the product of complex numbers, each a pair of real ones."""
     (re, im), (x, y) = a.unbind(-1), h.unbind(-1)
     return torch.stack([re * x - im * y, re * y + im * x], -1)
 
@@ -56,11 +56,11 @@ def _scan(a: Tensor, b: Tensor, h0: Tensor | None, problem: Problem) -> tuple[Te
     multiply = torch.mul if a.ndim == 3 else _product
     masks = _masks(problem, a.ndim)
 
-    def step(h: Tensor, a: Tensor, b: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        here = dict(zip(masks, given, strict=False))
-        before = torch.where(here["start"], 0, h) if "start" in here else h
+    def step(h: Tensor, a: Tensor, b: Tensor, *masks_of_step: Any) -> tuple[Tensor, Tensor]:
+        mask = dict(zip(masks, masks_of_step, strict=False))
+        before = torch.where(mask["start"], 0, h) if "start" in mask else h
         after = multiply(a, before) + b
-        h = torch.where(here["padding"], h, after) if "padding" in here else after
+        h = torch.where(mask["padding"], h, after) if "padding" in mask else after
         # A copy: `scan` refuses two outputs in the same memory.
         return h, (before if exclusive else h).clone()
 

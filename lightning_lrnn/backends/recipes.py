@@ -77,11 +77,11 @@ by_guard: dict[Key, list[tuple[Callable[..., bool], Recipe]]] = {}
 """By what the form has beside its tensors: those of a few forms, which look at tensors faster."""
 
 
-def guard(key: Key, given: Sequence[Tensor], recipe: Recipe) -> None:
+def guard(key: Key, tensors: Sequence[Tensor], recipe: Recipe) -> None:
     """From now on tensors like these are told by a guard, if there are not too many yet."""
     guards = by_guard.setdefault(key, [])
-    if len(guards) < GUARDS and (check := guard_of(*given)) is not None:
-        wants_gradient = any_requires_grad(*given)
+    if len(guards) < GUARDS and (check := guard_of(*tensors)) is not None:
+        wants_gradient = any_requires_grad(*tensors)
         guards.append((check, recipe._replace(wants_gradient=wants_gradient)))
     if len(by_guard) > FORMS:
         by_guard.clear()
@@ -92,14 +92,14 @@ def keep(problem: Problem, backend: str, recipe: Recipe) -> None:
     remember(by_form, (backend, problem.form()), recipe)
 
 
-def remember(kept: dict[Key, Any], key: Key, value: Any) -> None:
+def remember(cache: dict[Key, Any], key: Key, value: Any) -> None:
     """Keeps a value by a key; all others are forgotten when there are too many."""
-    if len(kept) >= FORMS:
-        kept.clear()
-    kept[key] = value
+    if len(cache) >= FORMS:
+        cache.clear()
+    cache[key] = value
 
 
 def clear() -> None:
-    """Forgets all."""
+    """Removes all recipes."""
     by_form.clear()
     by_guard.clear()

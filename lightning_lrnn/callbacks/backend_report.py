@@ -12,7 +12,7 @@ import torch
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.to_loggers import is_wandb
 from lightning_lrnn.nn.stack import Stack
-from lightning_lrnn.ops.eager import computed_by, last_backend
+from lightning_lrnn.ops.eager import last_backend, record_backend
 
 __all__ = ["BackendReport"]
 
@@ -47,7 +47,7 @@ class BackendReport(Callback):
         """Forgets the report of an earlier run."""
         self.report = {}
         # What an earlier model of this process used says nothing about this one.
-        computed_by(None)
+        record_backend(None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any

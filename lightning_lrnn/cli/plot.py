@@ -96,10 +96,10 @@ def _monitored(folder: Path) -> str | None:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         callbacks = config["trainer"]["callbacks"]
         options = [callback.get("init_args") or {} for callback in callbacks]
-        found = [o["monitor"] for o in options if isinstance(o.get("monitor"), str)]
+        monitors = [o["monitor"] for o in options if isinstance(o.get("monitor"), str)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
-    return staged(found[0]) if found else None
+    return staged(monitors[0]) if monitors else None
 
 
 def staged(name: str) -> str:
@@ -169,7 +169,7 @@ def plot(
     # It reads tables, for which all of Lightning is imported.
     from lightning_lrnn.cli.plot_forecast import draw_forecast
 
-    print(draw_forecast(paths[0], *(Path(given) if given else None for given in (actual, output))))
+    print(draw_forecast(paths[0], *(Path(name) if name else None for name in (actual, output))))
 
 
 def _is_forecast(path: Path) -> bool:

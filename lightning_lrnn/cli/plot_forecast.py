@@ -26,9 +26,9 @@ __all__ = ["Forecast", "actual_values", "draw_forecast", "read_forecast"]
 
 WIDTH, ROW, LEGEND = 800, 230, 130
 MOST = 6
-"""Series that are drawn."""
+"""Number of series that are drawn."""
 FEW = 20
-"""Steps that are drawn with dots."""
+"""A forecast of fewer steps is drawn with dots."""
 PAST = 3
 """What is shown of the past, times the steps ahead; and at least FEW steps."""
 WIDE, NARROW, MEDIAN = "#c6dbef", "#8fbfe0", "#08519c"
@@ -66,7 +66,7 @@ class Forecast:
         return replace(self, times=self.times[start:], quantiles=self.quantiles[start:])
 
     def intervals(self) -> list[tuple[int, int]]:
-        """Places of the lower and the upper level: of the outermost, and of one inside it.
+        """Indices of the lower and the upper level: of the outermost pair, and of one inside it.
 
         That is the one next to half of the values.
         """
@@ -88,19 +88,19 @@ def read_forecast(path: Path) -> list[Forecast]:
         levels = {name: float(name) for name in header[header.index("target") + 1 :]}
         # Those of before this column was there are read too.
         *names, time = [name for name in header[: header.index("target")] if name != STEPS_AHEAD]
-        found = read_series(path, [*names, "target"])
+        all_series = read_series(path, [*names, "target"])
         ordered = sorted(levels, key=lambda name: levels[name])
         return [
             Forecast(
-                dict(zip(names, one.groups, strict=False)),
-                one.groups[-1],
+                dict(zip(names, series.groups, strict=False)),
+                series.groups[-1],
                 time,
-                to_times(one.cells(time)),
+                to_times(series.cells(time)),
                 tuple(levels[name] for name in ordered),
-                numbers(one, ordered),
-                _zone_of(one, time),
+                numbers(series, ordered),
+                _zone_of(series, time),
             )
-            for one in found
+            for series in all_series
         ]
     except TimeError as error:
         raise PlotError(f"column {time!r} of {path} {error.args[1]}") from error
@@ -128,8 +128,8 @@ def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | No
         group = [] if names == ["series"] and "series" not in columns else names
         by = None if time == "step" and "step" not in columns else time
         series = read_series(path, group, by, form, written, zone)
-        found = {one.groups or ((one.name,) if names else ()): one for one in series}
-        values = [_values(found.get(tuple(f.names.values())), f, path) for f in forecasts]
+        by_group = {each.groups or ((each.name,) if names else ()): each for each in series}
+        values = [_values(by_group.get(tuple(f.names.values())), f, path) for f in forecasts]
     except DataError as error:
         raise PlotError(f"the actual values cannot be read: {error}") from error
     if not any(values):
@@ -138,26 +138,26 @@ def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | No
     return values
 
 
-def _values(one: Series | None, of: Forecast, path: Path) -> Values | None:
-    """From some time before a forecast to its end."""
-    if one is None:
+def _values(series: Series | None, forecast: Forecast, path: Path) -> Values | None:
+    """Times and values of a series from before a forecast to its end; None without it."""
+    if series is None:
         return None
-    times = np.arange(1, len(one) + 1) if one.times is None else one.times
-    here, there = ("dates" if x.dtype.kind == "M" else "numbers" for x in (times, of.times))
-    if here != there:
+    times = np.arange(1, len(series) + 1) if series.times is None else series.times
+    own, wanted = ("dates" if x.dtype.kind == "M" else "numbers" for x in (times, forecast.times))
+    if own != wanted:
         raise PlotError(
-            f"the times of {path} are {here}, those of the forecast {there}: give the table that "
+            f"the times of {path} are {own}, those of the forecast {wanted}: give the table that "
             "the forecast was made from"
         )
-    if of.zone and one.zone is None and not _zoned(one, of.time):
+    if forecast.zone and series.zone is None and not _zoned(series, forecast.time):
         raise PlotError(
             f"the times of the forecast have an offset, those of {path} have none: give --actual "
             "the config whose data have the `time_zone`"
         )
-    first = int(np.searchsorted(times, of.times[0]))
-    stop = int(np.searchsorted(times, of.times[-1], side="right"))
-    shown = slice(max(0, first - max(PAST * len(of.times), FEW)), stop)
-    return times[shown], numbers(one, [of.target])[shown, 0]
+    first = int(np.searchsorted(times, forecast.times[0]))
+    stop = int(np.searchsorted(times, forecast.times[-1], side="right"))
+    shown = slice(max(0, first - max(PAST * len(forecast.times), FEW)), stop)
+    return times[shown], numbers(series, [forecast.target])[shown, 0]
 
 
 def _source(path: Path) -> tuple[Path, CsvFormat, str | None, str | None]:
@@ -170,12 +170,12 @@ def _source(path: Path) -> tuple[Path, CsvFormat, str | None, str | None]:
         return path, CsvFormat(), None, None
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
-        given = data.get("init_args", data)
-        table = Path(given["path"])
-        if given.get("package"):
-            table = package_file(given["package"], given["path"])
-        form = CsvFormat(*(given.get(k, v) for k, v in CsvFormat()._asdict().items()))
-        return table, form, given.get("time_format"), given.get("time_zone")
+        options = data.get("init_args", data)
+        table = Path(options["path"])
+        if options.get("package"):
+            table = package_file(options["package"], options["path"])
+        form = CsvFormat(*(options.get(k, v) for k, v in CsvFormat()._asdict().items()))
+        return table, form, options.get("time_format"), options.get("time_zone")
     except (OSError, KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError) as error:
         raise PlotError(
             f"{path} is no config whose `data` have a `path` ({error!r}): give that, or the table"
@@ -215,25 +215,26 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
         PlotError: if there is nothing to draw, or it cannot be written.
         ModuleNotFoundError: without matplotlib.
     """
-    found = read_forecast(path)
-    shown = [one.last() for one in found[:MOST]]
+    forecasts = read_forecast(path)
+    shown = [forecast.last() for forecast in forecasts[:MOST]]
     values: list[Values | None] = [None] * len(shown)
     if actual:
         values = actual_values(actual, shown)
         if zone := _source(actual)[-1]:
             # Offsets in a file do not say what clocks show at other times.
             shown = [
-                one if one.zone is None else replace(one, zone=ZoneInfo(zone)) for one in shown
+                forecast if forecast.zone is None else replace(forecast, zone=ZoneInfo(zone))
+                for forecast in shown
             ]
     across = 1 if len(shown) == 1 else 2
     rows = -(-len(shown) // across)
     figure = new_figure(WIDTH, ROW * rows + LEGEND)
     panels = list(figure.subplots(rows, across, squeeze=False).flat)
-    for panel, one, known in zip(panels, shown, values, strict=False):
-        _draw(panel, one, known, actual)
+    for panel, forecast, known in zip(panels, shown, values, strict=False):
+        _draw(panel, forecast, known, actual)
     for panel in panels[len(shown) :]:
         panel.remove()
-    figure.suptitle(plain_text(f"{path.name}{_told(found)}"), fontsize=10)
+    figure.suptitle(plain_text(f"{path.name}{_drawn_part(forecasts)}"), fontsize=10)
     handles = {
         name: handle
         for panel in figure.axes
@@ -245,44 +246,44 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
     return write(figure, output or path.with_suffix(".png"))
 
 
-def _told(found: Sequence[Forecast]) -> str:
-    """What is drawn of a file, if it is not all of it."""
-    told = "the last forecast" if len(found[0].last().times) < len(found[0].times) else ""
-    if len(found) > MOST:
-        told = f"{told or 'forecasts'} of the first {MOST} of {len(found)} series"
-    return told and f": {told}"
+def _drawn_part(forecasts: Sequence[Forecast]) -> str:
+    """A title's part that says how much of a file is drawn; empty if it is all."""
+    text = "the last forecast" if len(forecasts[0].last().times) < len(forecasts[0].times) else ""
+    if len(forecasts) > MOST:
+        text = f"{text or 'forecasts'} of the first {MOST} of {len(forecasts)} series"
+    return text and f": {text}"
 
 
-def _draw(panel: Any, one: Forecast, actual: Values | None, table: Path | None) -> None:
+def _draw(panel: Any, forecast: Forecast, actual: Values | None, table: Path | None) -> None:
     """Draws a series; intervals first, so that lines are above them."""
-    times = one.times
-    styles = zip(one.intervals(), ((WIDE, 14), (NARROW, 8)), strict=False)
+    times = forecast.times
+    styles = zip(forecast.intervals(), ((WIDE, 14), (NARROW, 8)), strict=False)
     for (lower, upper), (colour, width) in styles:
-        low, high = one.levels[lower], one.levels[upper]
+        low, high = forecast.levels[lower], forecast.levels[upper]
         label = f"{high - low:.0%} of values are expected here (quantiles {low:g} to {high:g})"
-        ends = one.quantiles[:, lower], one.quantiles[:, upper]
+        ends = forecast.quantiles[:, lower], forecast.quantiles[:, upper]
         if len(times) > 1:
             panel.fill_between(times, *ends, color=colour, linewidth=0, label=label)
         else:
             panel.vlines(times, *ends, color=colour, linewidth=width, label=label)
-    median = one.quantiles[:, one.levels.index(0.5)]
+    median = forecast.quantiles[:, forecast.levels.index(0.5)]
     dots = "." if len(times) < FEW else ""
     label = "median forecast: as likely above as below"
     panel.plot(times, median, color=MEDIAN, marker=dots, label=label)
     if actual is not None and table is not None:
         label = f"actual values ({plain_text(table.name)})"
         panel.plot(*actual, color="black", linewidth=1, marker=dots, markersize=4, label=label)
-    _name_axes(panel, one, times if actual is None else np.append(actual[0], one.times))
+    _name_axes(panel, forecast, times if actual is None else np.append(actual[0], forecast.times))
 
 
-def _name_axes(panel: Any, one: Forecast, times: NDArray[Any]) -> None:
-    """Says what the axes are; of dates from when to when."""
-    label = one.time
+def _name_axes(panel: Any, forecast: Forecast, times: NDArray[Any]) -> None:
+    """Labels the axes; those of dates with the first and the last day."""
+    label = forecast.time
     if times.dtype.kind == "M":
         from matplotlib import dates
 
         # Evenly spaced: a tick at the first of a month lay on the one before.
-        clocks = one.zone or timezone.utc
+        clocks = forecast.zone or timezone.utc
         locator: Any = dates.AutoDateLocator(clocks, 3, 6, False)  # type: ignore[no-untyped-call]
         formatter: Any = dates.ConciseDateFormatter(  # type: ignore[no-untyped-call]
             locator,
@@ -294,11 +295,11 @@ def _name_axes(panel: Any, one: Forecast, times: NDArray[Any]) -> None:
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(formatter)
         ends = (t.astype("datetime64[s]").item() for t in (times.min(), times.max()))
-        here = (end.replace(tzinfo=timezone.utc).astimezone(clocks) for end in ends)
-        days = dict.fromkeys(f"{end:%Y-%m-%d}" for end in here)
-        label += f"{f' ({clocks})' if one.zone else ''}, {' to '.join(days)}"
+        local_ends = (end.replace(tzinfo=timezone.utc).astimezone(clocks) for end in ends)
+        days = dict.fromkeys(f"{end:%Y-%m-%d}" for end in local_ends)
+        label += f"{f' ({clocks})' if forecast.zone else ''}, {' to '.join(days)}"
     panel.set_xlabel(plain_text(label))
-    panel.set_ylabel(plain_text(one.target))
-    names = ", ".join(f"{column} {value}" for column, value in one.names.items())
-    panel.set_title(plain_text(names and f"{one.target}, {names}"), fontsize=10)
+    panel.set_ylabel(plain_text(forecast.target))
+    names = ", ".join(f"{column} {value}" for column, value in forecast.names.items())
+    panel.set_title(plain_text(names and f"{forecast.target}, {names}"), fontsize=10)
     panel.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Processes that hold one sequence together, a stretch of time each, and what they exchange."""
+"""Processes that hold one sequence together, a segment of time each, and what they exchange."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMS = 4096
 
 
 class Ranks(NamedTuple):
-    """A process group whose ranks hold consecutive stretches of time, seen from one of them.
+    """A process group whose ranks hold consecutive segments of time, seen from one of them.
 
     Attributes:
         name: of the group, by which PyTorch finds it, also in compiled code.
@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
     size: int
 
     def start(self, steps: int) -> int:
-        """The first time step of this rank's stretch, where all have `steps` steps."""
+        """The first time step of this rank's segment, where all have `steps` steps."""
         return self.rank * steps
 
     def within(self, lengths: Tensor, steps: int, chunk: int | None = None) -> Tensor:
@@ -114,8 +114,8 @@ def part_of(x: Tensor, rank: int, size: int, chunk: int | None = None) -> Tensor
         x: the sequence; `size` divides T.
         rank: whose part.
         size: how many ranks there are.
-        chunk: None where each rank holds a consecutive stretch. Else all ranks share `chunk` steps,
-            then the next ones: its stretches of all chunks, one after the other.
+        chunk: None where each rank holds a consecutive segment. Else all ranks share `chunk` steps,
+            then the next ones: its segments of all chunks, one after the other.
 
     Raises:
         ValueError: for a chunk that `size` does not divide.

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from lightning_lrnn.core.checks import check_counts
 from lightning_lrnn.data.errors import DataError, printable, why
 from lightning_lrnn.data.paths import check_path, existing, files_below, read_bytes
-from lightning_lrnn.data.resume import place_of, take_up
+from lightning_lrnn.data.resume import position_of, resumed
 from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.splits import check_fractions
 from lightning_lrnn.data.text.passages import Passage, Starts, Text, TextFile
@@ -110,7 +110,7 @@ class ByteText(pl.LightningDataModule):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.max_bytes, self.seed = max_bytes, seed
         self._splits: dict[str, list[Passage]] = {}
-        self._place: dict[str, Any] = {}
+        self._position: dict[str, Any] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Finds and splits the text, once."""
@@ -119,7 +119,7 @@ class ByteText(pl.LightningDataModule):
 
     def train_dataloader(self) -> Windows:
         """Windows over the training files."""
-        return take_up(self._windows("train"), self.trainer, self._place)
+        return resumed(self._windows("train"), self.trainer, self._position)
 
     def val_dataloader(self) -> Windows:
         """Windows over the validation files, every byte once."""
@@ -135,7 +135,7 @@ class ByteText(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the training text."""
-        return place_of(self.trainer)
+        return position_of(self.trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the position for `train_dataloader`.
@@ -143,7 +143,7 @@ class ByteText(pl.LightningDataModule):
         Lightning gives a loader its state back as well, but not to one that was already asked for
         when the optimizer was configured, as `Trainer.estimated_stepping_batches` does.
         """
-        self._place = state_dict
+        self._position = state_dict
 
     def files(self, split: str = "train") -> list[str]:
         """Names of the files of "train", "val" or "test", in the order of the text."""
@@ -273,11 +273,11 @@ class ByteText(pl.LightningDataModule):
 
 
 def _last(passage: Passage, start: int, stop: int, find: Callable[[bytes], int]) -> int:
-    """The last place from `start` on, before `stop`, that `find` has in a piece of it, or -1."""
+    """The last position in [start, stop) that `find` returns, chunk by chunk; -1 if none."""
     while start < stop:
         first = max(start, stop - AT_ONCE)
-        if (found := find(passage.part(first, stop).read())) >= 0:
-            return first + found
+        if (position := find(passage.part(first, stop).read())) >= 0:
+            return first + position
         stop = first
     return -1
 

@@ -19,5 +19,5 @@ def printable(text: str) -> str:
 
 def why(error: BaseException) -> str:
     """What an error says, in one line, of those of the system without number and path."""
-    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(told.split()) or type(error).__name__
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()) or type(error).__name__

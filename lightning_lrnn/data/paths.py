@@ -28,15 +28,15 @@ def existing(path: str | Path, error: type[DataError] = DataError, what: str = "
     """
     check_path(str(path), error, what)
     try:
-        found = Path(path).expanduser()
-        there = found.exists()
+        expanded = Path(path).expanduser()
+        exists = expanded.exists()
     except (OSError, RuntimeError, ValueError) as problem:
         raise error(f"`{what}`: {path} cannot be looked at: {why(problem)}") from problem
-    if not there:
+    if not exists:
         raise error(f"`{what}`: there is no file or folder {str(path)!r}")
-    if not (found.is_file() or found.is_dir()):
+    if not (expanded.is_file() or expanded.is_dir()):
         raise error(f"`{what}`: {path} is neither a file nor a folder")
-    return found
+    return expanded
 
 
 def files_below(folder: Path, error: type[DataError] = DataError) -> Iterator[Path]:

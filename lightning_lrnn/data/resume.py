@@ -10,26 +10,26 @@ from torch.utils.data import DataLoader
 
 from lightning_lrnn.data.samplers import Order
 
-__all__ = ["Loader", "Resumable", "TrainingLoader", "place_of", "take_up"]
+__all__ = ["Loader", "Resumable", "TrainingLoader", "position_of", "resumed"]
 
 Loader = TypeVar("Loader", bound="Resumable")
 POSITION, EPOCH = "position", "epoch"
 
 
 class Resumable:
-    """A loader of training that Lightning asks for its place, and gives it back.
+    """A loader of training whose position Lightning saves and restores.
 
-    The place is how many batches of an epoch were given out, and of which data (`form`). It counts
-    if Lightning goes on inside an epoch as well, after as many batches, and then once: all other
+    The position is how many batches of an epoch were given out, and of which data (`form`). It is
+    used once, if Lightning goes on inside an epoch as well and after as many batches: all other
     epochs are whole ones. An epoch begins with its first batch, and not with its iterator, which
-    Lightning makes before it says which epoch it is, or loads a place.
+    Lightning makes before it says which epoch it is, or loads a position.
 
     Attributes:
         trainer: of Lightning, which says whether an epoch goes on; None if none is known.
     """
 
     trainer: Any = None
-    _place: tuple[int, int] = (0, 0)
+    _position: tuple[int, int] = (0, 0)
     _loaded: dict[str, Any] | None = None
 
     def batches(self, first: int) -> Iterator[Any]:
@@ -37,7 +37,7 @@ class Resumable:
         raise NotImplementedError
 
     def form(self) -> dict[str, Any]:
-        """What a place refers to: it is one in data of the same form alone."""
+        """What a position depends on: it is valid for data of the same form alone."""
         raise NotImplementedError
 
     def misfit(self, message: str) -> None:
@@ -48,30 +48,30 @@ class Resumable:
         """The batches of an epoch, or of what is left of one."""
         first = self._begin()
         for k, batch in enumerate(self.batches(first), first + 1):
-            self._place = self._epoch(), k
+            self._position = self._epoch(), k
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The place, and what it refers to."""
-        epoch, position = self._place
+        """Returns the position and the form of the data that it refers to."""
+        epoch, position = self._position
         return {POSITION: position, EPOCH: epoch, **self.form()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes a place up, see the class."""
+        """Restores a position, see the class."""
         self._loaded = state
-        self._place = int(state.get(EPOCH, 0)), int(state.get(POSITION, 0))
+        self._position = int(state.get(EPOCH, 0)), int(state.get(POSITION, 0))
 
     def _epoch(self) -> int:
         return 0
 
     def _go_on(self, epoch: int) -> None:
-        """The rest of an epoch comes next."""
+        """Called before the rest of an interrupted epoch is loaded."""
 
     def _begin(self) -> int:
         state, self._loaded = self._loaded, None
         if state is None:
             return 0
-        epoch, position = self._place
+        epoch, position = self._position
         if self.trainer is None:
             first = position if position < len(self) else 0  # type: ignore[arg-type]
         else:
@@ -81,8 +81,8 @@ class Resumable:
                 return 0
         if not first:
             return 0
-        here = self.form()
-        differ = [f"{k} was {state.get(k)}, is {v}" for k, v in here.items() if state.get(k) != v]
+        form = self.form()
+        differ = [f"{k} was {state.get(k)}, is {v}" for k, v in form.items() if state.get(k) != v]
         if differ:
             self.misfit(
                 "the checkpoint's position in the training data does not fit these data "
@@ -104,7 +104,7 @@ class TrainingLoader(Resumable, DataLoader[Any]):  # type: ignore[misc]
         return DataLoader.__iter__(self)
 
     def form(self) -> dict[str, Any]:
-        """What a place refers to."""
+        """What a position depends on: the order of rows, and the batch size."""
         return {**self.sampler.form(), "batch_size": self.batch_size}
 
     def _epoch(self) -> int:
@@ -115,15 +115,15 @@ class TrainingLoader(Resumable, DataLoader[Any]):  # type: ignore[misc]
         self.sampler.set_epoch(epoch)
 
 
-def place_of(trainer: Any) -> dict[str, Any]:
-    """Where a trainer is in its training data; empty before, and without one."""
+def position_of(trainer: Any) -> dict[str, Any]:
+    """A trainer's position in its training data; empty before training and without a trainer."""
     loader = None if trainer is None else trainer.train_dataloader
     return loader.state_dict() if isinstance(loader, Resumable) else {}
 
 
-def take_up(loader: Loader, trainer: Any, place: dict[str, Any]) -> Loader:
-    """The loader, which goes on at a place if the trainer does."""
+def resumed(loader: Loader, trainer: Any, position: dict[str, Any]) -> Loader:
+    """Returns the loader, which resumes at a position if the trainer resumes its epoch."""
     loader.trainer = trainer
-    if place:
-        loader.load_state_dict(place)
+    if position:
+        loader.load_state_dict(position)
     return loader

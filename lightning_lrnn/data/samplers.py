@@ -106,13 +106,13 @@ class Buckets(SeededOrder):
         """The numbers of the rows, batch after batch."""
         rows = iter(super().order())
         while pooled := list(islice(rows, self.pool * self.batch_size)):
-            # A batch is known by the row that the sampler dealt first, which lies anywhere.
-            place = {row: i for i, row in enumerate(pooled)}
+            # Batches come in the order in which the sampler dealt the first row of each.
+            rank_in_pool = {row: i for i, row in enumerate(pooled)}
             pooled.sort(key=lambda row: self.lengths[row])
             short = len(pooled) % self.batch_size
             batches = [
                 pooled[i : i + self.batch_size] for i in range(short, len(pooled), self.batch_size)
             ]
-            for batch in sorted(batches, key=lambda batch: min(place[row] for row in batch)):
+            for batch in sorted(batches, key=lambda batch: min(rank_in_pool[row] for row in batch)):
                 yield from batch
             yield from pooled[:short]

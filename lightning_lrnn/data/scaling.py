@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, rows: NDArray[np.floating]) -> Moments:
-        """Those of an array (T, F)."""
+        """The moments of an array (T, F), NaN left out."""
         rows = rows.astype(np.float64)
         with warnings.catch_warnings():
             # An empty column is no reason to warn: it has its answer below.
@@ -88,7 +88,7 @@ class Scaling(NamedTuple):
 
     @classmethod
     def none(cls, features: int) -> Scaling:
-        """The one that changes nothing."""
+        """Returns a scaling that changes nothing."""
         return cls(np.zeros(features), np.ones(features))
 
     def where(self, columns: NDArray[np.bool_], other: Scaling) -> Scaling:
@@ -98,5 +98,5 @@ class Scaling(NamedTuple):
         )
 
     def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float32]:
-        """x (T, F) scaled, in float32."""
+        """Returns x (T, F), scaled, in float32."""
         return ((x - self.mean) / self.std).astype(np.float32)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lrnn.core.checks import check_counts, check_flags
-from lightning_lrnn.core.docstrings import inherit_arguments
+from lightning_lrnn.core.subclasses import inherit_arguments
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
-from lightning_lrnn.data.resume import TrainingLoader, place_of, take_up
+from lightning_lrnn.data.resume import TrainingLoader, position_of, resumed
 from lightning_lrnn.data.samplers import Buckets, Order, SeededOrder, part_of_data
 from lightning_lrnn.data.sequences import SequenceRows, collate
 from lightning_lrnn.data.splits import PARTS, check_fractions
@@ -26,7 +26,7 @@ __all__ = ["SequenceData", "state_of"]
 FITTED = "fitted_data"
 """Key of a data module's state; by it the modules find that in a checkpoint."""
 KIND = "kind"
-PLACE = "place"
+POSITION = "place"
 
 
 class SequenceData(pl.LightningDataModule):
@@ -92,7 +92,7 @@ class SequenceData(pl.LightningDataModule):
         self.fitted, self.given = {}, None
         self._parts: dict[str, SequenceRows] = {}
         self._class_weights: Tensor | None = None
-        self._place: dict[str, Any] = {}
+        self._position: dict[str, Any] = {}
 
     def make_parts(self) -> dict[str, SequenceRows]:
         """The rows of "train", "val" and "test"; sets `classes` if there are some. Called once."""
@@ -110,8 +110,8 @@ class SequenceData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What was fitted on the training part and where training is, for the checkpoint."""
-        place = place_of(self.trainer)
-        return {**self._state_of_fitted(), **({PLACE: place} if place else {})}
+        position = position_of(self.trainer)
+        return {**self._state_of_fitted(), **({POSITION: position} if position else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what was fitted from a checkpoint; what was made with another is made anew.
@@ -121,7 +121,7 @@ class SequenceData(pl.LightningDataModule):
         Args:
             state_dict: what `state_dict` returned. What another class fitted counts for nothing.
         """
-        self._place = state_dict.get(PLACE, {})
+        self._position = state_dict.get(POSITION, {})
         self._take_fitted(state_dict)
 
     def _state_of_fitted(self) -> dict[str, Any]:
@@ -189,10 +189,10 @@ class SequenceData(pl.LightningDataModule):
             # In order, as Lightning would have it, so that the same batches come again.
             return self._loader(rows, **how)
         loader = self._loader(rows, TrainingLoader, sampler=self._order(rows), **how)
-        return take_up(cast(TrainingLoader, loader), self.trainer, self._place)
+        return resumed(cast(TrainingLoader, loader), self.trainer, self._position)
 
     def _order(self, rows: SequenceRows) -> Order:
-        """In which order training sees rows."""
+        """Returns the order in which training sees rows."""
         part = part_of_data(self.trainer)
         if self.bucket > 1:
             lengths = [len(rows[i].inputs) for i in range(len(rows))]
@@ -213,7 +213,7 @@ class SequenceData(pl.LightningDataModule):
 
     def describe(self) -> str:
         """One line: how many sequences and steps each part has."""
-        told = []
+        clauses = []
         for name in PARTS:
             rows = self.part(name)
             # Rows that are not in memory say so themselves.
@@ -221,15 +221,15 @@ class SequenceData(pl.LightningDataModule):
             lengths = known or [len(rows[i].inputs) for i in range(len(rows))]
             shortest, longest = min(lengths), max(lengths)
             span = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
-            told.append(f"{name} {len(rows):,} sequences of {span} steps")
-        return ", ".join(told)
+            clauses.append(f"{name} {len(rows):,} sequences of {span} steps")
+        return ", ".join(clauses)
 
     def _loader(
-        self, rows: SequenceRows, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+        self, rows: SequenceRows, loader_class: type[DataLoader[Any]] = DataLoader, **options: Any
     ) -> DataLoader[Any]:
         device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
         single = getattr(device, "type", "cpu") == "mps"
-        return kind(
+        return loader_class(
             cast(Dataset[Any], rows),
             collate_fn=cast(Any, partial(collate, packed=self.packed, single=single)),
             num_workers=self.num_workers,

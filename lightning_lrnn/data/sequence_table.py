@@ -48,7 +48,7 @@ from lightning_lrnn.data.tables.forecasts import (
     KnownSeries,
     forecast_table,
     known_series,
-    tell_early,
+    report_early_ends,
     warn_of_short,
 )
 from lightning_lrnn.data.tables.grid import Grid, continued, on_grid, warn_of_jumps
@@ -306,7 +306,7 @@ class SequenceTable(SequenceData):
 
     def _not_streamed(self) -> str | None:
         """What cannot be done with a table that is not in memory."""
-        for refused, what in (
+        for refused, option in (
             (self.task != "forecast", f"`task: {self.task}`"),
             (self.predict == "future", "`predict: future`"),
             (self.scaling == "group", "`scaling: group`"),
@@ -318,12 +318,12 @@ class SequenceTable(SequenceData):
             (self.missing == "last", "`missing: last`"),
         ):
             if refused:
-                return f"{what} needs a table in memory: leave `in_memory` out"
+                return f"{option} needs a table in memory: leave `in_memory` out"
         return None
 
     @property
     def num_targets(self) -> int:
-        """Columns of a forecast."""
+        """Number of columns that are forecast; 0 for other tasks."""
         self.setup()
         return len(self.target_names) if self.task == "forecast" else 0
 
@@ -381,16 +381,24 @@ class SequenceTable(SequenceData):
         if not self.in_memory:
             raise DataError("a table of forecasts needs one in memory: leave `in_memory` out")
         rows = self.part(self.predict)
-        given = torch.cat([batch.cpu() for batch in predictions]) if predictions else torch.empty(0)
+        predicted = (
+            torch.cat([batch.cpu() for batch in predictions]) if predictions else torch.empty(0)
+        )
         wanted = (len(rows), self.horizon, len(self.target_names), len(quantiles))
-        if not isinstance(rows, ForecastRows) or tuple(given.shape) != wanted:
-            raise DataError(f"predictions {wanted} are wanted, got {tuple(given.shape)}")
+        if not isinstance(rows, ForecastRows) or tuple(predicted.shape) != wanted:
+            raise DataError(f"predictions {wanted} are wanted, got {tuple(predicted.shape)}")
         return forecast_table(
-            given.numpy(), rows, self._known, self.group, self.time, self.target_names, quantiles
+            predicted.numpy(),
+            rows,
+            self._known,
+            self.group,
+            self.time,
+            self.target_names,
+            quantiles,
         )
 
     def make_parts(self) -> dict[str, SequenceRows]:
-        """Reads, splits, scales and cuts."""
+        """Reads the table, splits and scales it, and cuts it into windows."""
         path = Path(self.path)
         if self.package is not None:
             path = package_file(self.package, self.path)
@@ -424,21 +432,21 @@ class SequenceTable(SequenceData):
             raise DataError(next(iter(self._lacking.values())))
         return parts
 
-    def _take(self, given: dict[str, Any]) -> None:
-        """Names that a trained model brings; what contradicts them is refused."""
-        self.classes = self.classes or list(given["classes"])
-        for what, here, there in (
-            ("task", [self.task], [given["task"]]),
-            ("features", self.feature_names, given["features"]),
-            ("target", self.target_names, given["targets"]),
-            ("classes", self.classes, given["classes"]),
-            ("scaling", [self.scaling], [given["inputs"]["how"]]),
-            ("known", _told(self.known), _told(given.get("known"))),
+    def _take(self, state: dict[str, Any]) -> None:
+        """Takes the names of a trained model; raises for arguments that contradict them."""
+        self.classes = self.classes or list(state["classes"])
+        for argument, own, trained in (
+            ("task", [self.task], [state["task"]]),
+            ("features", self.feature_names, state["features"]),
+            ("target", self.target_names, state["targets"]),
+            ("classes", self.classes, state["classes"]),
+            ("scaling", [self.scaling], [state["inputs"]["how"]]),
+            ("known", _future_text(self.known), _future_text(state.get("known"))),
         ):
-            if list(here) != list(there):
+            if list(own) != list(trained):
                 raise DataError(
-                    f"the model was trained with `{what}` {listed(there)}, here it is "
-                    f"{listed(here)}: give what it was trained with, or set `refit: true`"
+                    f"the model was trained with `{argument}` {listed(trained)}, here it is "
+                    f"{listed(own)}: give what it was trained with, or set `refit: true`"
                 )
 
     def _read(self, path: Path) -> list[Series]:
@@ -454,21 +462,21 @@ class SequenceTable(SequenceData):
             if beyond and self.known is not None:
                 series = [continued(one, steady, beyond) for one in series]
         series = [with_calendar(one, self.time_features) for one in series]
-        given = {} if self.given is None else self.given.get("categories", {})
+        known = {} if self.given is None else self.given.get("categories", {})
         self._values = {
-            name: given.get(name) or category_names(series, name) for name in self.categories
+            name: known.get(name) or category_names(series, name) for name in self.categories
         }
         return [with_categories(one, self._values) for one in series]
 
-    def _made(self, series: Series) -> list[str]:
-        """The columns that a calendar and categories make."""
+    def _made_columns(self, series: Series) -> list[str]:
+        """The names of the columns that are made from the calendar and from categories."""
         of_time = chosen(self.time_features, series, "time_features")
         return of_time + [one for k, v in self._values.items() for one in one_hot_names(k, v)]
 
     def _known_names(self, series: Series) -> list[str]:
         """The features that are known of the steps ahead."""
         return list(
-            dict.fromkeys([*chosen(self.known or [], series, "known"), *self._made(series)])
+            dict.fromkeys([*chosen(self.known or [], series, "known"), *self._made_columns(series)])
         )
 
     def _features(self, series: Series) -> list[str]:
@@ -481,8 +489,8 @@ class SequenceTable(SequenceData):
         apart = {*self.group, *([self.time] if self.time is not None else []), *self.categories}
         if self.task != "forecast":
             apart |= set(self.target_names)
-        if found := [n for n in series.columns if n not in apart and not UNNAMED.fullmatch(n)]:
-            return found
+        if others := [n for n in series.columns if n not in apart and not UNNAMED.fullmatch(n)]:
+            return others
         raise DataError(f"{series.source} has no column left that could be a feature")
 
     def _spans(
@@ -495,9 +503,11 @@ class SequenceTable(SequenceData):
                 for i, known in enumerate(steps)
             ]
             return {part: [spans[part] for spans in cut] for part in PARTS}
-        what = "series (files, or values of `group`)"
+        members_name = "series (files, or values of `group`)"
         try:
-            parts = split(names, self.val_fraction, self.test_fraction, self.seed, strata, what)
+            parts = split(
+                names, self.val_fraction, self.test_fraction, self.seed, strata, members_name
+            )
         except DataError as error:
             if self.given is None:
                 raise
@@ -529,7 +539,7 @@ class SequenceTable(SequenceData):
         known = {one.name: one.steps for one in self._known}
         warn_of_short(known, with_windows, window, horizon)
         if future:
-            tell_early([self._known[i] for i, _ in starts["future"]])
+            report_early_ends([self._known[i] for i, _ in starts["future"]])
         outputs = self._fitted("outputs", series, values, spans["train"], self.target_names)
         # What lies behind the last window is no input, nor is what no window has.
         behind = 0 if future else horizon
@@ -600,17 +610,19 @@ class SequenceTable(SequenceData):
         """Windows that are read from the table when they are asked for."""
         apart = getattr(self.trainer, "world_size", 1) > 1
         apart = apart and distributed.is_available() and distributed.is_initialized()
-        places = find_series(table, self.group, self.time, self.target_names, apart)
-        spans = self._spans([place.name for place in places], [place.known for place in places])
+        extents = find_series(table, self.group, self.time, self.target_names, apart)
+        spans = self._spans(
+            [extent.name for extent in extents], [extent.known for extent in extents]
+        )
         names = list(dict.fromkeys([*self.feature_names, *self.target_names]))
         reader = RowReader(table, names)
         moments = None
         if self.given is None:
-            pieces = [
-                (places[i].first + start, places[i].first + stop)
+            train_rows = [
+                (extents[i].first + start, extents[i].first + stop)
                 for i, start, stop in spans["train"]
             ]
-            moments = train_moments(reader, pieces, apart)
+            moments = train_moments(reader, train_rows, apart)
 
         def scaling(key: str, of: list[str]) -> tuple[list[int], ColumnScaling]:
             columns = [names.index(name) for name in of]
@@ -623,12 +635,12 @@ class SequenceTable(SequenceData):
         fill = self.missing == "mean"
         cut = self._starts(spans)
         used = (i for part in cut.values() for i, of_series in part if of_series)
-        known = {place.name: place.known for place in places}
+        known = {extent.name: extent.known for extent in extents}
         warn_of_short(known, used, self.window or 1, self.horizon)
         return {
             part: StreamedForecasts(
                 reader,
-                places,
+                extents,
                 starts,
                 features,
                 inputs,
@@ -648,12 +660,12 @@ class SequenceTable(SequenceData):
         return super()._order(rows)
 
     def _loader(
-        self, rows: SequenceRows, kind: type[DataLoader[Any]] = DataLoader, **options: Any
+        self, rows: SequenceRows, loader_class: type[DataLoader[Any]] = DataLoader, **options: Any
     ) -> DataLoader[Any]:
         if isinstance(rows, StreamedForecasts) and "sampler" not in options:
             repeat = not getattr(self.trainer, "predicting", False)
             options["sampler"] = PoolOrder(rows, None, *part_of_data(self.trainer), repeat)
-        return super()._loader(rows, kind, **options)
+        return super()._loader(rows, loader_class, **options)
 
     def _classes(self, series: Sequence[Series], features: list[Array]) -> dict[str, SequenceRows]:
         column = self.target_names[0] if self.target_names else None
@@ -667,10 +679,10 @@ class SequenceTable(SequenceData):
                 torch.from_numpy(classes_of_steps(one, column, self.classes)) for one in series
             ]
         else:
-            found = [class_of(one, column, self.classes) for one in series]
-            kept = [i for i, number in enumerate(found) if number != IGNORE]
-            series, features = [series[i] for i in kept], [features[i] for i in kept]
-            strata = [found[i] for i in kept]
+            numbers_of_classes = [class_of(one, column, self.classes) for one in series]
+            labelled = [i for i, number in enumerate(numbers_of_classes) if number != IGNORE]
+            series, features = [series[i] for i in labelled], [features[i] for i in labelled]
+            strata = [numbers_of_classes[i] for i in labelled]
             targets = [torch.tensor(number) for number in strata]
         if len(self.classes) < 2:
             told = ", ".join(self.classes) or "none"
@@ -721,21 +733,21 @@ class SequenceTable(SequenceData):
 
     def _scaling(self, key: str, fit: Callable[[], ColumnScaling | None]) -> ColumnScaling:
         """Fitted here, or that of the trained model."""
-        here: ColumnScaling | None = None
+        own: ColumnScaling | None = None
         try:
-            here = fit()
+            own = fit()
         except DataError:
             if self.given is None:
                 raise
         if self.given is None:
-            assert here is not None
-            scaling = here
+            assert own is not None
+            scaling = own
         else:
             scaling = ColumnScaling.from_state(self.given[key])
-            if here is not None:
-                self._tell(key, scaling.differences(here))
+            if own is not None:
+                self._tell(key, scaling.differences(own))
                 # A series that the model has never seen has no other scaling than its own.
-                scaling.each.update({k: v for k, v in here.each.items() if k not in scaling.each})
+                scaling.each.update({k: v for k, v in own.each.items() if k not in scaling.each})
         self.fitted[key] = scaling.state()
         return scaling
 
@@ -749,14 +761,14 @@ class SequenceTable(SequenceData):
             )
 
 
-def _told(known: Sequence[str] | None) -> list[str]:
+def _future_text(known: Sequence[str] | None) -> list[str]:
     return ["nothing of the future"] if known is None else ["what is known of the future"]
 
 
-def _names(what: str, given: Name | Sequence[Name] | None) -> list[str]:
-    if given is None:
+def _names(argument: str, names: Name | Sequence[Name] | None) -> list[str]:
+    if names is None:
         return []
-    listed_up = given if isinstance(given, (list, tuple)) else [given]
+    listed_up = names if isinstance(names, (list, tuple)) else [names]
     if not all(isinstance(name, (str, int)) for name in listed_up):
-        raise DataError(f"`{what}` must be names, or numbers, got {given!r}")
+        raise DataError(f"`{argument}` must be names, or numbers, got {names!r}")
     return [str(name) for name in listed_up]

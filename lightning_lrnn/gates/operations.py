@@ -41,7 +41,7 @@ class Operation(NamedTuple):
 
     @property
     def arguments(self) -> int:
-        """How many it takes."""
+        """Number of arguments that it takes."""
         if self.rule is None:
             return 2 if self.compares else 1
         return len(inspect.signature(self.rule).parameters) - 2

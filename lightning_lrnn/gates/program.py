@@ -34,7 +34,7 @@ IDENTITY = "x0 x1 -> -> x0 x1"
 SWAPPED = "x0 x1 -> -> x1 x0"
 """The program of `lambda b, a: (a, b)`: the same as a gate, which may have parameters."""
 WANTED = {"gate": "decay and impulse, (a, b)", "readout": "one tensor, the output"}
-"""What each of them returns."""
+"""What a gate and a readout return, for messages."""
 
 Constant = int | float | None
 
@@ -134,16 +134,16 @@ def evaluate(program: str, inputs: Sequence[Any]) -> tuple[Any, ...]:
 
 def complex_values(program: Program, complex_inputs: Sequence[bool]) -> dict[str, bool]:
     """Which values of a program are complex, given which of its inputs are."""
-    found = {f"x{i}": bool(c) for i, c in enumerate(complex_inputs)}
+    is_complex = {f"x{i}": bool(c) for i, c in enumerate(complex_inputs)}
     for index, (operation, arguments) in enumerate(program.steps):
         if operation in ("complex", "polar"):
             result = True
         elif operation in ("real", "imag", "abs") or OPERATIONS[operation].compares:
             result = False
         else:
-            result = any(found[a] for a in arguments if isinstance(a, str))
-        found[f"t{index}"] = result
-    return found
+            result = any(is_complex[a] for a in arguments if isinstance(a, str))
+        is_complex[f"t{index}"] = result
+    return is_complex
 
 
 def pruned(program: Program) -> Program:
@@ -152,15 +152,15 @@ def pruned(program: Program) -> Program:
     for index in reversed(range(len(program.steps))):
         if f"t{index}" in needed:
             needed.update(a for a in program.steps[index].arguments if isinstance(a, str))
-    kept = [index for index in range(len(program.steps)) if f"t{index}" in needed]
-    renamed = {f"t{old}": f"t{new}" for new, old in enumerate(kept)}
+    live = [index for index in range(len(program.steps)) if f"t{index}" in needed]
+    renamed = {f"t{old}": f"t{new}" for new, old in enumerate(live)}
 
     def rename(argument: str | Constant) -> str | Constant:
         return renamed.get(argument, argument) if isinstance(argument, str) else argument
 
     steps = tuple(
         Step(program.steps[i].operation, tuple(map(rename, program.steps[i].arguments)))
-        for i in kept
+        for i in live
     )
     return Program(program.inputs, steps, tuple(map(rename, program.outputs)))
 
@@ -169,8 +169,8 @@ def pruned(program: Program) -> Program:
 def state_is_complex(gate: str, complex_inputs: tuple[bool, ...]) -> bool:
     """Whether the recurrence of a gate's decays and impulses has complex states."""
     program = parse(gate)
-    found = complex_values(program, complex_inputs)
-    return any(found[o] for o in program.outputs if isinstance(o, str))
+    is_complex = complex_values(program, complex_inputs)
+    return any(is_complex[o] for o in program.outputs if isinstance(o, str))
 
 
 def inputs_of(program: Program) -> set[int]:
@@ -181,12 +181,13 @@ def inputs_of(program: Program) -> set[int]:
 
 
 @functools.cache
-def check_program(kind: str, program: str, inputs: int, outputs: int) -> None:
+def check_program(role: str, program: str, inputs: int, outputs: int) -> None:
     """Raises GateError for the program of a `kind` with another number of inputs or outputs."""
-    found = parse(program)
-    if found.inputs != inputs:
-        raise GateError(f"the {kind} takes {found.inputs} inputs, got {inputs}: {program}")
-    if len(found.outputs) != outputs:
+    parsed = parse(program)
+    if parsed.inputs != inputs:
+        raise GateError(f"the {role} takes {parsed.inputs} inputs, got {inputs}: {program}")
+    if len(parsed.outputs) != outputs:
         raise GateError(
-            f"the {kind} must return {WANTED[kind]}, returns {len(found.outputs)} values: {program}"
+            f"the {role} must return {WANTED[role]}, returns {len(parsed.outputs)} values: "
+            f"{program}"
         )

@@ -104,10 +104,10 @@ def trace(function: Callable[..., Any]) -> str:
     kinds = {p.kind for p in parameters}
     if not kinds <= {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}:
         raise GateError(f"{_name(function)}: a gate takes its tensors by position")
-    if given := [p for p in parameters if p.default is not p.empty]:
+    if optional := [p for p in parameters if p.default is not p.empty]:
         raise GateError(
-            f"{_name(function)}: every argument of a gate is a tensor, and {given[0]} would be one "
-            "too: write the number inside the function, or take it from around it"
+            f"{_name(function)}: every argument of a gate is a tensor, and {optional[0]} would be "
+            "one too: write the number inside the function, or take it from around it"
         )
     try:
         graph = _Tracer(function).trace(function)
@@ -171,17 +171,17 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
         options = {k: v for k, v in node.kwargs.items() if _DEFAULTS.get(k) != v}
     line = node.meta.get("line", "")
     if operation not in OPERATIONS:
-        what = getattr(node.target, "__name__", node.target)
+        name = getattr(node.target, "__name__", node.target)
         raise GateError(
-            f"{function} uses {what}, which is not an operation of a gate{line}"
-            f"{_INSTEAD.get(operation or str(what), '')}. A gate may use: {', '.join(OPERATIONS)}"
+            f"{function} uses {name}, which is not an operation of a gate{line}"
+            f"{_INSTEAD.get(operation or str(name), '')}. A gate may use: {', '.join(OPERATIONS)}"
         )
     count = OPERATIONS[operation].arguments
     if options or len(arguments) != count:
-        given = [*(repr(a) for a in arguments[count:]), *(f"{k}={v!r}" for k, v in options.items())]
-        told = ", ".join(given) or f"{len(arguments)} arguments"
+        extra = [*(repr(a) for a in arguments[count:]), *(f"{k}={v!r}" for k, v in options.items())]
+        text = ", ".join(extra) or f"{len(arguments)} arguments"
         raise GateError(
-            f"{function} calls {operation} with {told}{line}; in a gate it takes {count} argument"
+            f"{function} calls {operation} with {text}{line}; in a gate it takes {count} argument"
             f"{'s' * (count > 1)} and no options{_INSTEAD.get(operation, '')}"
         )
     for argument in arguments:
@@ -236,7 +236,7 @@ class Gate:
         return f"gate {_name(self._function)}: {self.program}"
 
     def __reduce__(self) -> str:
-        """Pickled by name, as functions are."""
+        """Pickles the gate by its name, as functions are."""
         return _name(self._function)
 
 

@@ -18,8 +18,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.metric import jit_distributed_available
 
 from lightning_lrnn.core.checks import check_counts, check_flags, check_numbers
-from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.core.ranks import Ranks, all_gather, ranks_of
+from lightning_lrnn.core.subclasses import Renamed, inherit_arguments, take_renamed
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.samplers import part_of_data
 from lightning_lrnn.data.sequence_data import FITTED
@@ -44,7 +44,7 @@ class RecurrentModule(pl.LightningModule):
     tensors in any nesting of tuples, lists and dicts as state and None for zeros, and
     `loss(output, batch)`. It gets `reset` and `lengths` of a batch that has them. It may also
     override, each in a few lines: `run` (how a batch is fed to `forward`), `check`,
-    `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `stretch`,
+    `make_metrics`, `make_evaluation_metrics` and `measure`, `weight`, `segment`,
     `make_optimizer`, `make_schedule`, `prediction`. Train, validation and test go through one
     `step`.
 
@@ -69,22 +69,25 @@ class RecurrentModule(pl.LightningModule):
         final_lr: learning rate at the end, as a fraction of `lr`.
 
     Attributes:
-        decided: options of a recurrent layer that the model fixes: their only value, and advice for
-            an error message.
+        fixed_options: options of a recurrent layer that the model fixes: their only value, and
+            advice for an error message.
 
     Raises:
         lightning_lrnn.BackendError: if there is no backend of that name.
         ValueError: for figures that cannot be, such as a negative `weight_decay`.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
         "backend": ("auto", "the model sets it in all its layers; set the model's `backend`"),
         "device": (None, "the trainer moves the model; set its `accelerator`"),
         "dtype": (None, "the trainer chooses it; set its `precision`"),
     }
+    decided = Renamed("fixed_options")
+    stretch = Renamed("segment")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        take_renamed(cls)
         inherit_arguments(cls)
 
     def __init__(
@@ -194,10 +197,10 @@ class RecurrentModule(pl.LightningModule):
         """The weight of a batch in means over an evaluation: its number of rows."""
         return len(batch.targets)
 
-    def stretch(self, batch: Any, rank: int, size: int) -> Any:
-        """The part of a batch that is this rank's, where `size` ranks share each sequence.
+    def segment(self, batch: Any, rank: int, size: int) -> Any:
+        """Returns the time steps of a batch that are this rank's, where `size` ranks share them.
 
-        For a loss that is a mean over time steps: `weight` then counts those of the stretch.
+        For a loss that is a mean over time steps: `weight` then counts those of the segment.
 
         Raises:
             ValueError: where the batch has no such parts.
@@ -281,7 +284,7 @@ class RecurrentModule(pl.LightningModule):
     def _shared(
         self, ranks: Ranks, loss: Tensor, output: Any, batch: Any
     ) -> tuple[Tensor, Tensor, int]:
-        """The loss of a stretch with n of a sequence's N steps; R ranks have a mean loss each.
+        """The loss of a segment with n of a sequence's N steps; R ranks have a mean loss each.
 
         Returns:
             loss * n / N * R, whose mean over the ranks is the mean over all steps, as DDP takes it

@@ -148,10 +148,10 @@ class SequenceClassifier(SequenceModule):
             valid = None if lengths is None else self.lengths_here(lengths, x.shape[1])
             return None, (self.pool(x, valid, pooled), state)
 
-        here, ranks = inputs.shape[1], self.group
+        local_steps, ranks = inputs.shape[1], self.group
         shared = 1 if ranks is None else ranks.size
         size = None if self.checkpoint_time is None else self.checkpoint_time // shared
-        if size is None or here <= size:
+        if size is None or local_steps <= size:
             _, (pooled, state) = chunk(inputs, (None, state), lengths, reset)
         else:
             carry = None, state
@@ -160,15 +160,15 @@ class SequenceClassifier(SequenceModule):
         if self.pooling == "mean":
             if self.group is not None:
                 pooled = gathered(pooled, self.group).sum(0)
-            steps = here * shared if lengths is None else lengths.clamp(min=1)[:, None]
+            steps = local_steps * shared if lengths is None else lengths.clamp(min=1)[:, None]
             pooled = pooled / steps
         elif self.directions == 1:
-            pooled = self.of_end(pooled, lengths, here)
+            pooled = self.of_end(pooled, lengths, local_steps)
         elif self.group is not None:
             last, first = pooled.chunk(2, -1)
             at_first = torch.full(first.shape[:1], self.group.rank == 0, device=first.device)
             first = from_rank(first, at_first, self.group)
-            pooled = torch.cat([self.of_end(last, lengths, here), first], -1)
+            pooled = torch.cat([self.of_end(last, lengths, local_steps), first], -1)
         return self.logit_scale * self.head(pooled), state
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

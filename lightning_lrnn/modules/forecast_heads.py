@@ -80,11 +80,11 @@ class ForecastHead(nn.Module, ABC):
 
     @abstractmethod
     def quantiles(self, raw: Tensor) -> Tensor:
-        """Those of `levels`, (..., Q)."""
+        """Returns the quantiles of `levels`, (..., Q)."""
 
     @abstractmethod
     def point(self, raw: Tensor) -> Tensor:
-        """The median, (...)."""
+        """Returns the median, (...)."""
 
     @abstractmethod
     def crps(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class _Symmetric(ForecastHead):
 
     @abstractmethod
     def distribution(self, raw: Tensor) -> Distribution:
-        """In units of the scaled target."""
+        """Returns the distribution, in units of the scaled target."""
 
     def losses(self, raw: Tensor, target: Tensor) -> Tensor:
         """The negative log likelihood, in nats."""
@@ -161,7 +161,7 @@ class _Symmetric(ForecastHead):
         """Those for location 0 and scale 1, (..., Q) or (Q,)."""
 
     def point(self, raw: Tensor) -> Tensor:
-        """The location: median and mean."""
+        """Returns the location, which is median and mean."""
         return self.parts(raw)[0]
 
     def crps(self, raw: Tensor, target: Tensor) -> Tensor:
@@ -171,18 +171,18 @@ class _Symmetric(ForecastHead):
 
     @abstractmethod
     def standard_crps(self, raw: Tensor, z: Tensor) -> Tensor:
-        """That for location 0 and scale 1."""
+        """Returns the CRPS for location 0 and scale 1."""
 
 
 class NormalHead(_Symmetric):
     """A normal distribution; CRPS in closed form."""
 
     def distribution(self, raw: Tensor) -> Distribution:
-        """`torch.distributions.Normal`."""
+        """Returns a `torch.distributions.Normal`."""
         return Normal(*self.parts(raw), validate_args=False)
 
     def standard_quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
-        """Of the standard normal."""
+        """Returns the quantiles of the standard normal distribution."""
         z: Tensor = torch.special.ndtri(levels)
         return z
 
@@ -195,7 +195,7 @@ class LaplaceHead(_Symmetric):
     """A Laplace distribution, for which the absolute error counts; CRPS in closed form."""
 
     def distribution(self, raw: Tensor) -> Distribution:
-        """`torch.distributions.Laplace`."""
+        """Returns a `torch.distributions.Laplace`."""
         return Laplace(*self.parts(raw), validate_args=False)
 
     def standard_quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class StudentTHead(_Symmetric):
     """
 
     def start(self) -> list[float]:
-        """Ten degrees of freedom."""
+        """Starts with ten degrees of freedom."""
         return [*super().start(), _inverse_softplus(8.0)]
 
     def df(self, raw: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class StudentTHead(_Symmetric):
         return 2 + F.softplus(raw[..., 2])
 
     def distribution(self, raw: Tensor) -> Distribution:
-        """`torch.distributions.StudentT`."""
+        """Returns a `torch.distributions.StudentT`."""
         return StudentT(self.df(raw), *self.parts(raw), validate_args=False)
 
     def standard_quantiles(self, raw: Tensor, levels: Tensor) -> Tensor:
@@ -243,18 +243,18 @@ HEADS: dict[str, type[ForecastHead]] = {
 }
 
 
-def check_levels(given: Any) -> list[float]:
+def check_levels(values: Any) -> list[float]:
     """Levels of quantiles, as plain numbers.
 
     Raises:
         ValueError: unless they rise between 0 and 1 and have the median.
     """
-    levels = plain_numbers(given)
+    levels = plain_numbers(values)
     rising = all(low < high for low, high in pairwise([0.0, *(levels or ()), 1.0]))
     if levels is None or not (rising and 0.5 in levels):
         raise ValueError(
             f"`quantiles` must rise, lie between 0 and 1 and contain 0.5, which is the point "
-            f"forecast, got {given if levels is None else levels}"
+            f"forecast, got {values if levels is None else levels}"
         )
     return levels
 

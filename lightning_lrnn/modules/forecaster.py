@@ -56,8 +56,8 @@ class Forecaster(SequenceModule):
         ValueError: if there is no such layer, or for options of it or of this class that cannot be.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **SequenceModule.decided,
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
+        **SequenceModule.fixed_options,
         "bidirectional": (False, "only the last step is read; leave it out"),
     }
 
@@ -132,20 +132,20 @@ class Forecaster(SequenceModule):
         output: Tensor = self.head(x[rows, steps.clamp(min=0)].flatten(0, 1))
         return output.view(len(x), self.horizon, *output.shape[2:])
 
-    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
-        """See `SequenceModule.stretch`; not with `ahead`."""
+    def segment(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+        """See `SequenceModule.segment`; not with `ahead`."""
         if self.ahead:
             raise ValueError(
                 "a forecast with `ahead` reads the last steps of its inputs, which one rank alone "
                 "would have: take the strategy `ddp`"
             )
-        return super().stretch(batch, rank, size)
+        return super().segment(batch, rank, size)
 
     def check(self, batch: SequenceBatch) -> None:
         """Raises for targets of another shape."""
         super().check(batch)
-        _, *found = batch.targets.shape
-        if found != [self.horizon, self.num_targets]:
+        _, *shape = batch.targets.shape
+        if shape != [self.horizon, self.num_targets]:
             raise ValueError(
                 f"`targets` must be (B, {self.horizon}, {self.num_targets}), got "
                 f"{tuple(batch.targets.shape)}: set `model.horizon` and `model.num_targets`"
@@ -170,7 +170,7 @@ class Forecaster(SequenceModule):
         )
 
     def make_evaluation_metrics(self) -> MetricCollection:
-        """Pinball loss and CRPS."""
+        """Returns the pinball loss and the CRPS."""
         return MetricCollection(
             {"pinball": PinballLoss(self.quantiles), "crps": CRPS()}, compute_groups=False
         )
@@ -184,15 +184,15 @@ class Forecaster(SequenceModule):
         scale = self._scale(batch).expand(targets.shape)[known]
         offset = self._offset(batch).expand(targets.shape)[known]
         raw, target = output[known], targets[known]
-        found = {
+        values = {
             "preds": offset + scale * self.head.point(raw),
             "target": offset + scale * target,
         }
         if not self.training:
             quantiles = self.head.quantiles(raw)
-            found["quantiles"] = offset[:, None] + scale[:, None] * quantiles
-            found["crps"] = scale * self.head.crps(raw, target)
-        metrics.update(**found)
+            values["quantiles"] = offset[:, None] + scale[:, None] * quantiles
+            values["crps"] = scale * self.head.crps(raw, target)
+        metrics.update(**values)
 
     def prediction(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Quantiles in the user's units, (B, horizon, num_targets, levels)."""
@@ -200,15 +200,15 @@ class Forecaster(SequenceModule):
         return self._offset(batch)[..., None] + self._scale(batch)[..., None] * quantiles
 
     def _offset(self, batch: SequenceBatch) -> Tensor:
-        """(·, 1, num_targets)."""
+        """The offsets of the targets, (·, 1, num_targets); 0 where the batch has none."""
         return self._of_targets(batch.offset, 0.0)
 
     def _scale(self, batch: SequenceBatch) -> Tensor:
-        """(·, 1, num_targets)."""
+        """The scales of the targets, (·, 1, num_targets); 1 where the batch has none."""
         return self._of_targets(batch.scale, 1.0)
 
-    def _of_targets(self, given: Tensor | None, default: float) -> Tensor:
-        if given is None:
+    def _of_targets(self, values: Tensor | None, default: float) -> Tensor:
+        if values is None:
             return torch.full((1, 1, self.num_targets), default, device=self.device)
         # In the dtype that they have: in float32 a meter reading of 2e9 is off by a hundred.
-        return given
+        return values

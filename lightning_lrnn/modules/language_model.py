@@ -51,8 +51,8 @@ class LanguageModel(ResidualModule):
         ValueError: if there is no such layer, or for options of it that cannot be.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **ResidualModule.decided,
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
+        **ResidualModule.fixed_options,
         "bidirectional": (False, "the model may not see the bytes that it predicts; leave it out"),
     }
 
@@ -138,10 +138,10 @@ class LanguageModel(ResidualModule):
         metrics.update(loss, (batch.targets != IGNORE).sum())
 
     def weight(self, batch: TextBatch) -> int:
-        """Bytes that are not padding."""
+        """Returns the number of bytes that are not padding."""
         return int((batch.targets != IGNORE).sum())
 
-    def stretch(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
+    def segment(self, batch: TextBatch, rank: int, size: int) -> TextBatch:
         """Consecutive bytes of every stream; with the layers' `checkpoint_time`, of each chunk."""
         steps = batch.inputs.shape[1]
         if steps % size:

@@ -45,7 +45,7 @@ class BitsPerByte(Metric):
         self.count = self.count + count
 
     def compute(self) -> Tensor:
-        """Bits per byte; NaN without bytes."""
+        """Returns bits per byte; NaN without bytes."""
         return (self.nats / self.count / math.log(2)).float()
 
 
@@ -57,7 +57,7 @@ class Perplexity(BitsPerByte):
     """
 
     def compute(self) -> Tensor:
-        """The perplexity; NaN without bytes."""
+        """Returns the perplexity; NaN without bytes."""
         return (self.nats / self.count).exp().float()
 
 
@@ -143,7 +143,7 @@ class LargestError(Metric):
             self.largest = torch.maximum(self.largest, errors.max())
 
     def compute(self) -> Tensor:
-        """The largest; NaN without examples."""
+        """Returns the largest error; NaN without examples."""
         return self.largest.masked_fill(self.largest.isinf(), torch.nan)
 
 
@@ -183,7 +183,7 @@ class PinballLoss(Metric):
         self.pinball_count = self.pinball_count + losses.numel()
 
     def compute(self) -> Tensor:
-        """The mean; NaN without targets."""
+        """Returns the mean over all targets; NaN without targets."""
         return (self.pinball_sum / self.pinball_count).float()
 
 
@@ -211,7 +211,7 @@ class CRPS(Metric):
         self.crps_count = self.crps_count + crps.numel()
 
     def compute(self) -> Tensor:
-        """The mean; NaN without scores."""
+        """Returns the mean over all scores; NaN without scores."""
         return (self.crps_sum / self.crps_count).float()
 
 

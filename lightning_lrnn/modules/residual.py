@@ -33,8 +33,8 @@ class ResidualModule(RecurrentModule):
     and nothing else. A subclass calls `make_blocks` in its constructor and `blocks` in `forward`.
     """
 
-    decided: ClassVar[dict[str, tuple[Any, str]]] = {
-        **RecurrentModule.decided,
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = {
+        **RecurrentModule.fixed_options,
         "proj_size": (0, "the output is added to the block's input; set the model's `hidden_size`"),
     }
 
@@ -52,7 +52,7 @@ class ResidualModule(RecurrentModule):
         """
         check_counts(hidden_size=hidden_size, num_layers=num_layers)
         check_numbers(0, 1, dropout=dropout)
-        layer = Layer.of(rnn, self.decided)
+        layer = Layer.of(rnn, self.fixed_options)
         self.save_hyperparameters(ignore=["backend"], frame=self._constructor())
         self.keep("rnn", layer.plain())
         self.directions = layer.directions

@@ -119,7 +119,7 @@ class SequenceModule(ResidualModule):
 
     # Where ranks share each sequence.
 
-    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+    def segment(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
         """Consecutive steps of every row, of as many as `size` divides; lengths stay of whole rows.
 
         With `checkpoint_time`, the module's or its layers', it is the rank's part of each chunk of
@@ -135,7 +135,7 @@ class SequenceModule(ResidualModule):
         return batch._replace(inputs=inputs, lengths=lengths, reset=reset)
 
     def part(self, x: Tensor, rank: int, size: int, fill: Any = 0) -> Tensor:
-        """This rank's part of (B, T, ·), see `stretch`; padded with `fill` at the end."""
+        """This rank's part of (B, T, ·), see `segment`; padded with `fill` at the end."""
         if more := -x.shape[1] % size:
             x = torch.cat([x, x.new_full((len(x), more, *x.shape[2:]), fill)], 1)
         return part_of(x, rank, size, self.chunk)
@@ -171,13 +171,13 @@ class SequenceModule(ResidualModule):
         if lengths is None:
             lengths = torch.full((len(x),), steps * ranks.size)
         lengths = lengths.to(x.device)
-        here = (lengths > 0) & (ranks.of_last(lengths, steps, self.chunk) == ranks.rank)
-        return from_rank(x, here, ranks)
+        is_here = (lengths > 0) & (ranks.of_last(lengths, steps, self.chunk) == ranks.rank)
+        return from_rank(x, is_here, ranks)
 
 
-def from_rank(x: Tensor, here: Tensor, ranks: Ranks) -> Tensor:
+def from_rank(x: Tensor, is_here: Tensor, ranks: Ranks) -> Tensor:
     """The rows of x (B, ·) from the rank on which `here` (B,) is True; 0 if on none."""
-    return gathered(x.masked_fill(~here[:, None], 0), ranks).sum(0)
+    return gathered(x.masked_fill(~is_here[:, None], 0), ranks).sum(0)
 
 
 def are_indices(inputs: Tensor) -> bool:

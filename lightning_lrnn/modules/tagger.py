@@ -134,10 +134,10 @@ class SequenceTagger(SequenceModule):
         shape = (padded(x)[0] if isinstance(x, PackedSequence) else x).shape[:2]
         check_classes(batch.targets, self.num_classes, shape, "a class for each step")
 
-    def stretch(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
+    def segment(self, batch: SequenceBatch, rank: int, size: int) -> SequenceBatch:
         """The steps of a rank, and their classes."""
         targets = self.part(batch.targets, rank, size, IGNORE)
-        return super().stretch(batch, rank, size)._replace(targets=targets)
+        return super().segment(batch, rank, size)._replace(targets=targets)
 
     def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:
         """Cross entropy in nats, each step times the weight of its class."""
@@ -146,7 +146,7 @@ class SequenceTagger(SequenceModule):
         )
 
     def weight(self, batch: SequenceBatch) -> int:
-        """Steps that have a class."""
+        """Returns the number of steps that have a class."""
         return int((batch.targets != IGNORE).sum())
 
     def make_metrics(self) -> MetricCollection:

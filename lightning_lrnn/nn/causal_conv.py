@@ -37,20 +37,20 @@ def causal_conv(
         size: inputs that a time step sees, at least 2.
         overlap: of the part of the sequence before, (B, (size - 1) * N), that of the first time
             step first; None for 0.
-        context: direction, lengths and resets; over ranks x is a stretch, and both overlaps are
+        context: direction, lengths and resets; over ranks x is a segment, and both overlaps are
             those of the whole sequence.
 
     Returns:
         p (B, T, N), and the overlap for the next part of the sequence.
 
     Raises:
-        ValueError: for a stretch that is shorter than the window.
+        ValueError: for a segment that is shorter than the window.
     """
     T = x.shape[1]
     past = size - 1
     if context.ranks is not None and T < past:
         raise ValueError(
-            f"a stretch of {T} time steps is shorter than the {past} that a window of {size} "
+            f"a segment of {T} time steps is shorter than the {past} that a window of {size} "
             f"looks back: its first ones would see inputs of two ranks before; give each of the "
             f"{context.ranks.size} ranks at least {past} time steps"
         )
@@ -135,9 +135,9 @@ def _over_ranks(
     overlap: Tensor | None,
     context: ScanContext,
 ) -> Tensor:
-    """Adds the overlap of the stretch before, and returns that of the whole sequence.
+    """Adds the overlap of the segment before, and returns that of the whole sequence.
 
-    A stretch is no shorter than the window, so its overlap depends on its own inputs alone, except
+    A segment is no shorter than the window, so its overlap depends on its own inputs alone, except
     where the scan of a row starts in it, in reverse perhaps a few steps before its end.
     """
     B, T = sums.total.shape[0], sums.total.shape[1] - sums.past
@@ -152,14 +152,14 @@ def _over_ranks(
         sums.add(torch.where(starts, overlap, 0))
     own = sums.overlap(bias)
     if context.reverse and context.reset is not None and ranks.rank > 0:
-        # Where a document starts, no overlap passes to the stretch before.
+        # Where a document starts, no overlap passes to the segment before.
         own = own.masked_fill(context.reset[:, :1, None], 0)
     whole = gathered(own, ranks)
     before = whole[ranks.before(reverse=context.reverse) or 0]
     sums.add(torch.where(starts, 0, before))
     if context.lengths is None or context.reverse:
         return whole[0 if context.reverse else -1]
-    # The last stretch of a short row passes on the overlap of the stretch before.
+    # The last segment of a short row passes on the overlap of the segment before.
     return select_rank(gathered(sums.overlap(bias), ranks), context.ends(T))
 
 

@@ -39,11 +39,11 @@ class Layer:
     """A class of recurrent layers with its options, all of them plain data.
 
     Attributes:
-        kind: the class, called with `input_size` and `hidden_size`.
+        layer_class: the class, called with `input_size` and `hidden_size`.
         options: what else it is called with.
     """
 
-    kind: type[nn.Module]
+    layer_class: type[nn.Module]
     options: dict[str, Any]
 
     @classmethod
@@ -91,12 +91,12 @@ class Layer:
     @property
     def path(self) -> str:
         """The import path of the class."""
-        name = self.kind.__qualname__
-        if CELLS.get(name) is self.kind:
+        name = self.layer_class.__qualname__
+        if CELLS.get(name) is self.layer_class:
             return f"lightning_lrnn.nn.{name}"
-        if getattr(nn, name, None) is self.kind:
+        if getattr(nn, name, None) is self.layer_class:
             return f"torch.nn.{name}"
-        return f"{self.kind.__module__}.{name}"
+        return f"{self.layer_class.__module__}.{name}"
 
     @property
     def directions(self) -> int:
@@ -114,7 +114,7 @@ class Layer:
             ValueError: if the class does not take the options.
         """
         try:
-            layer: Any = self.kind(size, size, **self.options)
+            layer: Any = self.layer_class(size, size, **self.options)
         except TypeError as error:
             raise ValueError(
                 f"`rnn`: {self.path} does not take the options {self.options} ({error}); "

@@ -115,10 +115,10 @@ class ScanContext:
         return previous
 
     def _previous_rank_output(self, ranks: Ranks, s: Tensor, first: Tensor) -> Tensor:
-        """The last output of the rank whose stretch is scanned before this one, (B, 1, ·)."""
+        """The last output of the rank whose segment is scanned before this one, (B, 1, ·)."""
         border = s[:, :1] if self.reverse else s[:, -1:]
         if self.reverse and self.reset is not None and ranks.rank > 0:
-            # Where a document starts, no output passes to the stretch before.
+            # Where a document starts, no output passes to the segment before.
             border = border.masked_fill(self.reset[:, :1, None], 0)
         whole = gathered(border, ranks)
         before = ranks.before(reverse=self.reverse)

@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from lightning_lrnn import backends
 from lightning_lrnn.core.checks import check_numbers
-from lightning_lrnn.core.docstrings import inherit_arguments
 from lightning_lrnn.core.masks import padding_mask
 from lightning_lrnn.core.problem import sequence
 from lightning_lrnn.core.ranks import Ranks, check_together, ranks_of
+from lightning_lrnn.core.subclasses import inherit_arguments
 from lightning_lrnn.gates import Gate
 from lightning_lrnn.nn.cell import Cell, State
 from lightning_lrnn.nn.checkpointing import check_checkpoint_time, in_chunks
@@ -72,10 +72,10 @@ class Stack(nn.Module):
 
     Attributes:
         group: None, or a ProcessGroup or a DeviceMesh of one dimension, whose ranks hold one
-            sequence in order of time. Each takes its stretch of `input` and of `reset`, with as
+            sequence in order of time. Each takes its segment of `input` and of `reset`, with as
             many time steps as the others, and returns that of the output; `hx`, `lengths` and the
             state are of the whole sequence, equal on all ranks, see `lightning_lrnn.ops.ranks`.
-            Of a sequence longer than `checkpoint_time` it is the rank's stretch of each chunk, one
+            Of a sequence longer than `checkpoint_time` it is the rank's segment of each chunk, one
             after the other, see `lightning_lrnn.core.ranks.part_of`. It may be set at any time and
             is no part of the `state_dict`.
         cells: the layers, that of layer l and direction d at l * directions + d.
@@ -375,9 +375,9 @@ class Stack(nn.Module):
         )
         if lengths is not None:
             chunk, steps = self.checkpoint_time, x.shape[1]
-            here = lengths if ranks is None else ranks.within(lengths, steps, chunk)
+            local_lengths = lengths if ranks is None else ranks.within(lengths, steps, chunk)
             # The gradient of a weight multiplies x by 0 there, and NaN times 0 is NaN.
-            x = x.masked_fill(padding_mask(here, x), 0)
+            x = x.masked_fill(padding_mask(local_lengths, x), 0)
         output, state = self._in_chunks(x, hx, batched, context)
         output = output[0] if not batched else output
         return output if self.batch_first or not batched else output.transpose(0, 1), state

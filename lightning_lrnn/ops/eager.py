@@ -19,12 +19,12 @@ from lightning_lrnn.core.pytorch import any_requires_grad, applied
 from lightning_lrnn.ops import profiling, projections
 from lightning_lrnn.ops.gradient import differentiate
 
-__all__ = ["compute", "computed_by", "last_backend", "run", "save"]
+__all__ = ["compute", "last_backend", "record_backend", "run", "save"]
 
 _last: str | None = None
 
 
-def computed_by(backend: str | None) -> None:
+def record_backend(backend: str | None) -> None:
     """Records the backend that computes a recurrence; None resets the record."""
     global _last
     _last = backend
@@ -58,7 +58,7 @@ def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
 
 def compute(name: str, backend: Prepared, problem: Problem) -> States:
     """Runs a backend's forward pass, and records the backend as the last one used."""
-    computed_by(name)
+    record_backend(name)
     if profiling.observer is None:
         return backend.forward(problem)
     with profiling.observer():

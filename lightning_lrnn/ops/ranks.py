@@ -1,13 +1,13 @@
-"""One recurrence over the ranks of a group, each of which holds a consecutive stretch of time.
+"""One recurrence over the ranks of a group, each of which holds a consecutive segment of time.
 
-A stretch maps the state that comes in to A * h + B, whatever h is (`backends.pairs`). So every rank
+A segment maps the state that comes in to A * h + B, whatever h is (`backends.pairs`). So every rank
 computes its A and B, all ranks get those of all by one collective, and each folds those of the
-ranks before it into the state that comes in: then it runs its stretch as ever. The gradient of the
+ranks before it into the state that comes in: then it runs its segment as ever. The gradient of the
 state goes the other way in the same manner, c -> conj(A) * c + C, with the same A. A chain of sends
 would make each rank wait for all before it.
 
 A reset is a border that no state passes. A = 0 says that for finite states only, and a border at
-the first step of a stretch stops, in reverse, the state that leaves it. So the ranks exchange both
+the first step of a segment stops, in reverse, the state that leaves it. So the ranks exchange both
 kinds of border beside A and B.
 """
 
@@ -34,7 +34,7 @@ __all__ = ["run"]
 
 
 def run(ranks: Ranks, name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """The output of this rank's stretch, and the final state of the whole sequence.
+    """The output of this rank's segment, and the final state of the whole sequence.
 
     The loss is the sum of the losses of all ranks, so that the gradients of the final state are
     added over them. The gradient of h0 is on the rank that is scanned first; on the others it is 0.
@@ -42,7 +42,7 @@ def run(ranks: Ranks, name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     Args:
         ranks: in order of time.
         name: of the backend.
-        problem: this rank's stretch: lengths and resets within it, h0 that of the whole sequence.
+        problem: this rank's segment: lengths and resets within it, h0 that of the whole sequence.
     """
     gate, readout, pre, h0, lengths, reset, reverse, exclusive = problem
     options = gate, readout, h0, lengths, reset, reverse, exclusive
@@ -63,9 +63,9 @@ class _OverRanks(torch.autograd.Function):
         A, B, given = _pair(name, problem)
         borders = _borders(ranks, problem)
         of_ranks, borders = _exchange(ranks, [A, B], borders)
-        stretches = _Stretches(of_ranks[0], of_ranks[1], borders)
+        segments = _Segments(of_ranks[0], of_ranks[1], borders)
         h0 = torch.zeros_like(B) if h0 is None else h0
-        h_in, final = _fold(stretches, h0, rank, reverse=reverse)
+        h_in, final = _fold(segments, h0, rank, reverse=reverse)
         y, h = _states(name, problem._replace(h0=h_in), given)
 
         needed = _needed(gate, readout, tuple([p.is_complex() for p in pre]))
@@ -95,9 +95,9 @@ class _OverRanks(torch.autograd.Function):
         dh_final = torch.zeros_like(h_in) if dh_final is None else dh_final
         C, given = _adjoint_impulse(ctx.name, problem, h, dy)
         of_ranks, _ = _exchange(ctx.ranks, [C, dh_final], None)
-        stretches = _Stretches(A.conj(), of_ranks[0], borders)
+        segments = _Segments(A.conj(), of_ranks[0], borders)
         rank, size = ctx.ranks.rank, ctx.ranks.size
-        c_in = _fold_back(stretches, of_ranks[1].sum(0), rank, reverse=reverse)
+        c_in = _fold_back(segments, of_ranks[1].sum(0), rank, reverse=reverse)
         dpre, dh_in = _gradients(ctx.name, problem, h, Gradients(dy, c_in), given)
         dh0 = None
         if ctx.has_h0:
@@ -108,10 +108,10 @@ class _OverRanks(torch.autograd.Function):
 _over_ranks: Callable[..., tuple[Tensor, Tensor]] = _OverRanks.apply
 
 
-class _Stretches(NamedTuple):
-    """The affine maps of the state, A h + B, by the stretches of all ranks, (size, B, D).
+class _Segments(NamedTuple):
+    """The affine maps of the state, A h + B, by the segments of all ranks, (size, B, D).
 
-    `borders` (size, B, 2) is None without resets; True where the state starts anew in the stretch,
+    `borders` (size, B, 2) is None without resets; True where the state starts anew in the segment,
     and where none leaves it.
     """
 
@@ -126,34 +126,34 @@ class _Stretches(NamedTuple):
         return after if self.borders is None else torch.where(self.borders[rank, :, :1], B, after)
 
     def stopped(self, rank: int, h: Tensor) -> Tensor:
-        """In reverse, the state beyond a stretch's first step: 0 where a document starts."""
+        """In reverse, the state beyond a segment's first step: 0 where a document starts."""
         return h if self.borders is None else h.masked_fill(self.borders[rank, :, 1:], 0)
 
 
-def _fold(stretches: _Stretches, h: Tensor, rank: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
-    """The states before this rank's stretch and after all."""
-    order = range(len(stretches.A))
+def _fold(segments: _Segments, h: Tensor, rank: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The states before this rank's segment and after all."""
+    order = range(len(segments.A))
     h_in = h
     for other in reversed(order) if reverse else order:
         if other == rank:
             h_in = h
-        h = stretches.stopped(other, stretches.apply(other, h))
+        h = segments.stopped(other, segments.apply(other, h))
     return h_in, h
 
 
-def _fold_back(stretches: _Stretches, c: Tensor, rank: int, *, reverse: bool) -> Tensor:
-    """The gradient of the state after this rank's stretch."""
-    order = range(len(stretches.A))
+def _fold_back(segments: _Segments, c: Tensor, rank: int, *, reverse: bool) -> Tensor:
+    """The gradient of the state after this rank's segment."""
+    order = range(len(segments.A))
     for other in order if reverse else reversed(order):
-        c = stretches.stopped(other, c)
+        c = segments.stopped(other, c)
         if other == rank:
             return c
-        c = stretches.apply(other, c)
+        c = segments.apply(other, c)
     return c
 
 
 def _borders(ranks: Ranks, problem: Problem) -> Tensor | None:
-    """(B, 2): whether the state starts anew in the stretch, and whether none leaves it."""
+    """(B, 2): whether the state starts anew in the segment, and whether none leaves it."""
     reset, lengths, reverse = problem.reset, problem.lengths, problem.reverse
     if reset is None:
         return None
@@ -162,8 +162,8 @@ def _borders(ranks: Ranks, problem: Problem) -> Tensor | None:
     if not reverse:
         anew = reset.any(1)
         return torch.stack([anew, torch.zeros_like(anew)], 1)
-    # In reverse a document is entered from its end: a reset at the first step of the stretch is
-    # the border to the stretch before, of which there is none before the first.
+    # In reverse a document is entered from its end: a reset at the first step of the segment is
+    # the border to the segment before, of which there is none before the first.
     at_first = reset[:, :1].any(1) if ranks.rank > 0 else reset.new_zeros(reset.shape[:1])
     return torch.stack([reset[:, 1:].any(1), at_first], 1)
 

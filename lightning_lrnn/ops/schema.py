@@ -43,7 +43,7 @@ library.define(
     " Tensor? given=None) -> (Tensor[] dpre, Tensor dh0)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-# What a stretch of time does to the state that comes in: see `backends.pairs`. `given` is for the
+# What a segment of time does to the state that comes in: see `backends.pairs`. `given` is for the
 # operators above, and empty where a backend has nothing to give.
 library.define(
     "pair(str gate, str readout, Tensor[] pre, Tensor? lengths, Tensor? reset, bool reverse,"

@@ -107,7 +107,7 @@ class RecordedStep:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Back to a state of zeros."""
+        """Sets the state to zeros."""
         for state in self._state:
             state.zero_()
 

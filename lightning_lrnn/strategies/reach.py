@@ -17,7 +17,7 @@ SHARED = ("_OverRanksBackward", "_GatheredBackward", "CompiledFunctionBackward")
 """Nodes of autograd that wait for other ranks; compiled functions may contain such nodes."""
 
 NAME = "The number of shared recurrences and gathers that a loss is made of"
-ADVICE = "where a stretch has nothing to learn from, take `0 * output.sum()` as the loss"
+ADVICE = "where a segment has nothing to learn from, take `0 * output.sum()` as the loss"
 
 
 class Watch:

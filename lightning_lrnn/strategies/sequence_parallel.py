@@ -1,4 +1,4 @@
-"""Sequence parallelism: processes share each sequence, a stretch of time each."""
+"""Sequence parallelism: processes share each sequence, a segment of time each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DATA, SEQUENCE = "data", "sequence"
 
 
 class SequenceParallelStrategy(ShardingStrategy):
-    """DDP in which consecutive processes share each sequence, a stretch of time each.
+    """DDP in which consecutive processes share each sequence, a segment of time each.
 
     The processes are a mesh of two dimensions, (data, sequence). Those of one row get the same
-    batches and cut them over time when they are moved to the device (`RecurrentModule.stretch`);
+    batches and cut them over time when they are moved to the device (`RecurrentModule.segment`);
     rows get different ones, by Lightning's samplers, as the processes of DDP do. Losses, states and
     gradients are those of one process with the whole sequence; every process draws its own dropout.
     A checkpoint does not depend on the mesh: any number of processes can continue from it.
@@ -41,7 +41,7 @@ class SequenceParallelStrategy(ShardingStrategy):
         options: of DDPStrategy.
 
     Attributes:
-        split: which dimensions of a batch are time, for a module without a `stretch` of its own;
+        split: which dimensions of a batch are time, for a module without a `segment` of its own;
             `SwitchRNN` sets it, see `lightning_lrnn.strategies.split.Cut`.
 
     Raises:
@@ -112,7 +112,7 @@ class SequenceParallelStrategy(ShardingStrategy):
             raise ValueError(
                 f"{type(module).__name__} does not say what is time in its batches, and cannot "
                 f"share sequences: say it by the callback SwitchRNN(split=...), or derive the "
-                f"module from lightning_lrnn.pl.RecurrentModule and give it a `stretch`, or take "
+                f"module from lightning_lrnn.pl.RecurrentModule and give it a `segment`, or take "
                 f"the strategy `ddp`"
             )
         if not foreign and self.split is not None:
@@ -127,7 +127,7 @@ class SequenceParallelStrategy(ShardingStrategy):
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
-        """This process's stretch of a batch, on the device."""
+        """This process's segment of a batch, on the device."""
         ranks, module = self._ranks, self.lightning_module
         if ranks is not None and module is not None:
             leaves, form = tree_flatten(batch)
@@ -136,20 +136,20 @@ class SequenceParallelStrategy(ShardingStrategy):
             if self._form not in self._compared:
                 check_together(ranks, None, partial(self._contents, batch))
                 self._compared.add(self._form)
-            batch = self._stretch(batch)
+            batch = self._segment(batch)
         return super().batch_to_device(batch, device, dataloader_idx)
 
-    def _stretch(self, batch: Any) -> Any:
+    def _segment(self, batch: Any) -> Any:
         module: Any = self.lightning_module
         ranks = self._ranks
         assert ranks is not None
         if _is_foreign(module):
             return Cut(ranks.rank, ranks.size, chunk_of(module)).of(self.split, batch)
-        return module.stretch(batch, ranks.rank, ranks.size)
+        return module.segment(batch, ranks.rank, ranks.size)
 
     def _contents(self, batch: Any) -> dict[str, object]:
         """The properties of a batch that must be equal on the processes that share it."""
-        self._stretch(batch)
+        self._segment(batch)
         tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
         return {
             "The shapes of a batch": [tuple(x.shape) for x in tensors],
@@ -202,4 +202,4 @@ def _set_group(module: Any, ranks: Ranks | None) -> None:
 
 def _is_foreign(module: Any) -> bool:
     """Whether a module knows nothing of ranks; of either package, so not by its class."""
-    return not (hasattr(module, "stretch") and hasattr(module, "group"))
+    return not (hasattr(module, "segment") and hasattr(module, "group"))

@@ -157,7 +157,7 @@ class Called(nn.Module):
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the module."""
+        """Calls the wrapped module."""
         return self.module(*args, **kwargs)
 
 

@@ -16,7 +16,7 @@ from lightning_lrnn.nn.torch_rnn import TorchRNN
 __all__ = ["Cut", "check_layers", "check_split", "chunk_of"]
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""Statistics of the batch, which are those of a stretch where ranks do not share them."""
+"""Statistics of the batch, which are those of a segment where ranks do not share them."""
 
 MIXING = (
     *(nn.RNNCellBase, nn.MultiheadAttention, nn.InstanceNorm1d),
@@ -59,7 +59,7 @@ def chunk_of(module: nn.Module) -> int | None:
 
 
 class Cut(NamedTuple):
-    """Cuts one rank's stretch out of a batch.
+    """Cuts one rank's segment out of a batch.
 
     Attributes:
         rank: of `size`, in order of time.
@@ -72,7 +72,7 @@ class Cut(NamedTuple):
     chunk: int | None = None
 
     def of(self, split: Any, batch: Any, where: str = "the batch") -> Any:
-        """The stretch of every tensor that has a dimension of time.
+        """The segment of every tensor that has a dimension of time.
 
         Args:
             split: for a tensor its dimension of time, None for what is the same on every rank; for
@@ -91,7 +91,7 @@ class Cut(NamedTuple):
                 f"the data give padded tensors, and the layer `lengths`"
             )
         if isinstance(split, int):
-            return self._stretch(batch, split, where)
+            return self._segment(batch, split, where)
         if isinstance(split, Mapping):
             if not isinstance(batch, Mapping) or set(batch) != set(split):
                 raise _differs(split, batch, where)
@@ -104,7 +104,7 @@ class Cut(NamedTuple):
         entries = [self.of(split[k], part, f"{where}[{k}]") for k, part in enumerate(batch)]
         return type(batch)(*entries) if hasattr(batch, "_fields") else type(batch)(entries)
 
-    def _stretch(self, x: Any, dim: int, where: str) -> Tensor:
+    def _segment(self, x: Any, dim: int, where: str) -> Tensor:
         if not isinstance(x, Tensor) or not -x.ndim <= dim < x.ndim:
             raise _differs(dim, x, where)
         if x.shape[dim] % self.size:
@@ -135,7 +135,7 @@ def check_layers(module: nn.Module, *, foreign: bool, synchronised: bool) -> Non
     Args:
         module: a LightningModule. Inside of this package's layers nothing is looked at.
         foreign: whether it knows nothing of ranks: all layers are looked at, else only those of
-            `torch.nn` that recur, and `TorchRNN`, which cuts its stretch at resets.
+            `torch.nn` that recur, and `TorchRNN`, which cuts its segment at resets.
         synchronised: whether statistics of a batch become those of all processes.
 
     Raises:
@@ -157,7 +157,7 @@ def check_layers(module: nn.Module, *, foreign: bool, synchronised: bool) -> Non
         elif not isinstance(layer, MIXING) and not _wide(layer):
             continue
         raise ValueError(
-            f"{path}, {type(layer).__name__}, mixes time steps, of which each rank has a stretch "
+            f"{path}, {type(layer).__name__}, mixes time steps, of which each rank has a segment "
             f"alone: {advice}"
         )
 

@@ -52,7 +52,7 @@ def _become(old: Any, plan: Mapping[str, Any]) -> None:
             "lightning_lrnn.SwitchRNN or replace_rnn"
         )
     layer = Layer.of({k: v for k, v in plan.items() if k not in ("replaces", "state")}, FIXED)
-    if not issubclass(layer.kind, Stack):
+    if not issubclass(layer.layer_class, Stack):
         raise SwitchError(f"{layer.path} is no layer of lightning_lrnn.nn")
     before, weight = dict(old.named_parameters()), next(old.parameters())
     # Loading draws no random numbers, whatever the new layer starts with.

@@ -228,7 +228,7 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | No
             raise ValueError(
                 f"`options` may not have {', '.join(sorted(taken))}: kept, or given apart"
             )
-        if not issubclass(layer.kind, Stack):
+        if not issubclass(layer.layer_class, Stack):
             raise ValueError(
                 f"`rnn` must name layers of lightning_lrnn.nn or subclasses of "
                 f"lightning_lrnn.nn.Stack, got {layer.path} for {name}"
@@ -277,7 +277,7 @@ def _check_tied(module: nn.Module, old: nn.Module) -> None:
 
 def _make(old: nn.RNNBase, layer: Layer, backend: str, state: str) -> Stack:
     """A layer with the sizes of the old one, its state in the old one's form."""
-    layer_class: Any = layer.kind
+    layer_class: Any = layer.layer_class
     name, pair = layer_class.__name__, isinstance(old, nn.LSTM)
     derived = [n for n in old._flat_weights_names if old._parameters.get(n) is None]
     if derived or torch.nn.utils.parametrize.is_parametrized(old):

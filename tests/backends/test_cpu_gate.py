@@ -14,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from biased_gate import biased, operands, results
+from gate_with_parameters import biased, operands, results
 from paths import TESTS
 from peak_memory import peak_memory
 
@@ -210,11 +210,11 @@ def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
     code = """
 import torch, lightning_lrnn as lrnn
 from lightning_lrnn.backends.cpu import codegen
-import biased_gate
+import gate_with_parameters
 def refuse(*_):
     raise AssertionError("written anew")
 codegen._Gate.__init__ = refuse
-torch.save(biased_gate.results(torch.load("pre")), "results")
+torch.save(gate_with_parameters.results(torch.load("pre")), "results")
 """
     folder = compiled_anew.parent
     torch.save(pre, folder / "pre")

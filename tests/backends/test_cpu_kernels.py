@@ -1,6 +1,6 @@
 """The compiled CPU code against the loop: every layout, dtype, stride, mask; every bit twice.
 
-Seen to fail: the last vector of columns left out; one step of four left out; stretches not
+Seen to fail: the last vector of columns left out; one step of four left out; segments not
 carried; pairs of the adjoint without conjugates; a pair that overflowed taken all the same;
 the state before the first step read from y; padding left unwritten; the state multiplied by 0 at a
 restart; features gathered with the stride of time; lanes one row apart too far; blocks of columns

@@ -13,10 +13,10 @@ import emulated
 import layers
 import pytest
 import torch
+from fusing_backends import compiled_passes, only_emulated, without_a_gpu
 from gate_functions import FUNCTIONS, INF, REAL, programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from places import compiled_walks, only_emulated, without_a_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,11 +45,11 @@ def wide(x):
     return x.detach().to(torch.complex128 if x.is_complex() else torch.float64)
 
 
-def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **options):
+def check(fusing_backend, gate, pre, h0=None, readout=None, dtype=torch.float64, **options):
     """Outputs and all gradients, against the gate by PyTorch and the loop in float64."""
-    backend, device = place
+    backend, device = fusing_backend
     emulated.launches.clear()
-    compiled_walks.clear()
+    compiled_passes.clear()
     leaves = [x.detach().to(device).requires_grad_() for x in [*pre, *([] if h0 is None else [h0])]]
     leaf_h0 = None if h0 is None else leaves[-1]
     moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
@@ -61,7 +61,7 @@ def check(place, gate, pre, h0=None, readout=None, dtype=torch.float64, **option
     programs = gate.program, "" if readout is None else readout.program
     operands = tuple(OPERAND[p.dtype, p.ndim] for p in leaves[: len(pre)])
     compiled = on_a_cpu and not codegen.uncompiled(*programs, operands)
-    assert len(compiled_walks) == compiled, "not one walk"
+    assert len(compiled_passes) == compiled, "not one pass"
 
     wides = [wide(x.cpu()).requires_grad_() for x in leaves]
     operands = [p[:, None] if p.ndim == 2 else p for p in wides[: len(pre)]]
@@ -102,7 +102,7 @@ PACKAGE = [
 
 
 @pytest.mark.parametrize("name", PACKAGE)
-def test_gates_of_the_literature(place, name):
+def test_gates_of_the_literature(fusing_backend, name):
     function, kinds = FUNCTIONS[name]
     pre = make(kinds, (2, 700, 3))
     if name == "cartesian":
@@ -112,13 +112,13 @@ def test_gates_of_the_literature(place, name):
     complex_state = name in ("cartesian", "modulus")
     state = torch.randn(2, 3, dtype=torch.complex128 if complex_state else torch.float64)
     for reverse, exclusive in FLAGS:
-        check(place, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
+        check(fusing_backend, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
 
 
 @pytest.mark.parametrize("name, options", layers.ALONE, ids=str)
-def test_every_layer(place, name, options):
+def test_every_layer(fusing_backend, name, options):
     """Its gates in the kernel, along a walk with everything, against serial."""
-    backend, device = place
+    backend, device = fusing_backend
     with torch.device(device):
         rnn = layers.make(name, **options, dtype=torch.float64, batch_first=True)
         x = torch.randn(layers.B, 40, layers.M, dtype=torch.float64, requires_grad=True)
@@ -129,7 +129,7 @@ def test_every_layer(place, name, options):
     leaves = [x, *layers.flat(state), *rnn.parameters()]
     for rnn.backend in ("serial", backend):
         emulated.launches.clear()
-        compiled_walks.clear()
+        compiled_passes.clear()
         results.append(rnn(x, state, **options))
         assert bool(emulated.launches) == (rnn.backend == "emulated")
         loss = layers.weighted(results[-1])
@@ -150,11 +150,11 @@ def everything(x, y):
     return torch.tanh(first), second + torch.erf(x) * torch.sgn(y)
 
 
-def test_every_operation(place):
-    check(place, everything, [p / 2 for p in make("rr", (1, 80, 3))])
+def test_every_operation(fusing_backend):
+    check(fusing_backend, everything, [p / 2 for p in make("rr", (1, 80, 3))])
 
 
-def test_a_diagonal_complex_recurrence(place):
+def test_a_diagonal_complex_recurrence(fusing_backend):
     # The LRU's: ring of decays from real parameters, complex sequences, a real output.
     @lrnn.gate
     def ring(x, size, angle):
@@ -168,7 +168,7 @@ def test_a_diagonal_complex_recurrence(place):
     torch.manual_seed(0)
     x = torch.randn(2, 600, 3, dtype=torch.complex128)
     parameters = [torch.randn(3, dtype=torch.float64) - 2, torch.randn(3, dtype=torch.float64)]
-    check(place, ring, [x, *parameters], torch.randn(2, 3, dtype=torch.complex128))
+    check(fusing_backend, ring, [x, *parameters], torch.randn(2, 3, dtype=torch.complex128))
 
 
 @lrnn.gate
@@ -187,24 +187,24 @@ def turned(h, z, x, w, scale):
 
 
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
-def test_arithmetic_of_complex_numbers(place, reverse, exclusive):
-    D = 3 if place[0] == "emulated" else 43
+def test_arithmetic_of_complex_numbers(fusing_backend, reverse, exclusive):
+    D = 3 if fusing_backend[0] == "emulated" else 43
     z, x = torch.randn(2, 2, 300, D, dtype=torch.complex128) / 4
     w, h0 = torch.randn(2, 2, D, dtype=torch.complex128) / 4
     pre = [z, x, w[0], torch.randn(2, D, dtype=torch.float64)]
     options = {"reverse": reverse, "exclusive": exclusive}
-    check(place, diagonal, pre, h0, **options)
-    check(place, diagonal, pre, h0, part_of_product, **options)
+    check(fusing_backend, diagonal, pre, h0, **options)
+    check(fusing_backend, diagonal, pre, h0, part_of_product, **options)
     lengths, reset = torch.tensor([300, 17]), torch.rand(2, 300) < 0.1
-    check(place, diagonal, pre, h0, turned, **options, lengths=lengths, reset=reset)
+    check(fusing_backend, diagonal, pre, h0, turned, **options, lengths=lengths, reset=reset)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_lstm_with_readout(place, dtype, exclusive):
+def test_lstm_with_readout(fusing_backend, dtype, exclusive):
     pre = make("rrrr", (2, 1100, 3), dtype)
     h0 = torch.randn(2, 3, dtype=state_dtype(dtype))
-    check(place, lstm, pre, h0, output_tanh, dtype, exclusive=exclusive)
+    check(fusing_backend, lstm, pre, h0, output_tanh, dtype, exclusive=exclusive)
 
 
 @lrnn.gate
@@ -220,16 +220,16 @@ def biased_output(h, x, f, bias, scale):
 
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 @pytest.mark.parametrize("D", [1, 3, 40])
-def test_parameters(place, D, reverse, exclusive):
+def test_parameters(fusing_backend, D, reverse, exclusive):
     torch.manual_seed(0)
     sizes = [(3, 600, D), (3, 600, D), (D,), (3, D)]
     pre = [torch.randn(size, dtype=torch.float64) for size in sizes]
-    check(place, biased, pre, None, biased_output, reverse=reverse, exclusive=exclusive)
+    check(fusing_backend, biased, pre, None, biased_output, reverse=reverse, exclusive=exclusive)
 
 
 @without_a_gpu
 @pytest.mark.parametrize("reverse", [False, True])
-def test_padding_and_resets(place, reverse):
+def test_padding_and_resets(fusing_backend, reverse):
     pre = make("rrrr", (4, 300, 5))
     lengths = torch.tensor([300, 0, 17, 256])
     for row, length in enumerate(lengths.tolist()):
@@ -237,7 +237,7 @@ def test_padding_and_resets(place, reverse):
             p[row, length:] = 1.0
     reset = torch.rand(4, 300) < 0.05
     options = {"lengths": lengths, "reset": reset, "reverse": reverse}
-    check(place, lstm, pre, torch.randn(4, 5, dtype=torch.float64), output_tanh, **options)
+    check(fusing_backend, lstm, pre, torch.randn(4, 5, dtype=torch.float64), output_tanh, **options)
     # And NaN there reaches nothing.
     poisoned = [p.clone() for p in pre]
     for row, length in enumerate(lengths.tolist()):
@@ -247,7 +247,7 @@ def test_padding_and_resets(place, reverse):
     for x in (pre, poisoned):
         leaves = [p.detach().requires_grad_() for p in x]
         y, h_final = lrnn.gated_recurrence(
-            lstm, *leaves, readout=output_tanh, backend=place[0], **options
+            lstm, *leaves, readout=output_tanh, backend=fusing_backend[0], **options
         )
         grads = torch.autograd.grad([y, h_final], leaves, [torch.ones_like(y), h_final * 0 + 1])
         results.append([y, h_final, *grads])
@@ -259,38 +259,38 @@ def squashed(h, a, b):
     return torch.tanh(h) * b
 
 
-def test_a_readout_of_the_plain_recurrence(place):
+def test_a_readout_of_the_plain_recurrence(fusing_backend):
     a, b = make("rr", (2, 300, 3))
     plain = lrnn.gate(lambda a, b: (a, b))
-    check(place, plain, [a.sigmoid(), b], None, lrnn.gate(squashed))
+    check(fusing_backend, plain, [a.sigmoid(), b], None, lrnn.gate(squashed))
 
 
-def test_strided_pre_activations_are_read_in_place(place):
+def test_strided_pre_activations_are_read_in_place(fusing_backend):
     wide_rows = torch.randn(2, 40, 12, dtype=torch.float64)
     pre = wide_rows.chunk(4, -1)
     storage = wide_rows.untyped_storage().data_ptr()
     assert all(p.untyped_storage().data_ptr() == storage for p in pre)
-    check(place, lstm, pre, None, output_tanh)
+    check(fusing_backend, lstm, pre, None, output_tanh)
 
 
 @only_emulated
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
-def test_steps_side_by_side_give_the_same_bits(place, reverse, exclusive, dtype):
+def test_steps_side_by_side_give_the_same_bits(fusing_backend, reverse, exclusive, dtype):
     """Rows of one feature are read 16 bytes at a time, where they lie so."""
-    side_by_side(place, 9000, dtype, reverse=reverse, exclusive=exclusive)
+    side_by_side(fusing_backend, 9000, dtype, reverse=reverse, exclusive=exclusive)
 
 
 @only_emulated
 @pytest.mark.parametrize("reverse", [False, True])
-def test_segments_of_fewer_than_16_bytes_lie_side_by_side(place, reverse):
+def test_segments_of_fewer_than_16_bytes_lie_side_by_side(fusing_backend, reverse):
     """Four steps of 16 bits, at odd multiples of 8 bytes too; the emulator checks alignment."""
     reset = torch.rand(2, 3000) < 0.01
-    side_by_side(place, 3000, torch.bfloat16, reverse=reverse, reset=reset)
+    side_by_side(fusing_backend, 3000, torch.bfloat16, reverse=reverse, reset=reset)
     assert [dict(macros)["LRNN_STEPS"] for macros, _ in emulated.launches] == ["8", "4"]
 
 
-def side_by_side(place, T, dtype, *, reverse, **options):
+def side_by_side(fusing_backend, T, dtype, *, reverse, **options):
     """Rows of one feature as they lie, and where the same ones are not aligned: equal bits."""
     layouts = ["behind", "ahead"] if reverse else ["ahead", "behind"]
     pre = [torch.randn(2, T, 1).to(dtype).requires_grad_() for _ in range(4)]
@@ -301,7 +301,12 @@ def side_by_side(place, T, dtype, *, reverse, **options):
     for leaves, found in ((pre, layouts), (elsewhere, ["apart", "apart"])):
         emulated.launches.clear()
         y, h_final = lrnn.gated_recurrence(
-            lstm, *leaves, readout=output_tanh, reverse=reverse, backend=place[0], **options
+            lstm,
+            *leaves,
+            readout=output_tanh,
+            reverse=reverse,
+            backend=fusing_backend[0],
+            **options,
         )
         gradients = torch.autograd.grad([y, h_final], leaves, [y.detach(), h_final.detach()])
         assert [macros["LRNN_LAYOUT"] for macros, _ in emulated.launches] == found
@@ -314,13 +319,13 @@ def side_by_side(place, T, dtype, *, reverse, **options):
     "T, change",
     [(66, "T"), (64, "stride"), (64, "lengths"), (64, "two features"), (64, "gradient")],
 )
-def test_steps_that_do_not_lie_side_by_side(place, T, change):
+def test_steps_that_do_not_lie_side_by_side(fusing_backend, T, change):
     D = 2 if change == "two features" else 1
     a, b = (torch.rand(2, T, D, requires_grad=True) for _ in range(2))
     if change == "stride":
         a = torch.rand(2, T, 3)[..., 1:2].requires_grad_()
     lengths = torch.tensor([T, 3]) if change == "lengths" else None
-    y, _ = lrnn.linear_recurrence(a, b, lengths=lengths, backend=place[0])
+    y, _ = lrnn.linear_recurrence(a, b, lengths=lengths, backend=fusing_backend[0])
     dy = torch.rand(2, T, 3)[..., :1] if change == "gradient" else torch.rand_like(y)
     torch.autograd.grad(y, (a, b), dy)
     forward = "ahead" if change == "gradient" else "apart"
@@ -328,12 +333,12 @@ def test_steps_that_do_not_lie_side_by_side(place, T, change):
 
 
 @without_a_gpu
-def test_unfused_double_backward_agrees(place):
+def test_unfused_double_backward_agrees(fusing_backend):
     torch.manual_seed(0)
     pre = [torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True) for _ in range(4)]
 
     def run(*pre):
-        return lrnn.gated_recurrence(lstm, *pre, readout=output_tanh, backend=place[0])
+        return lrnn.gated_recurrence(lstm, *pre, readout=output_tanh, backend=fusing_backend[0])
 
     assert torch.autograd.gradcheck(run, pre)
     assert torch.autograd.gradgradcheck(run, pre)
@@ -342,11 +347,11 @@ def test_unfused_double_backward_agrees(place):
 @only_emulated
 @pytest.mark.parametrize("B, carry, share", [(2, "folded", 0.03), (24, "chained", 0.02)])
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_moves_no_more_bytes_than_it_must(place, exclusive, B, carry, share):
+def test_moves_no_more_bytes_than_it_must(fusing_backend, exclusive, B, carry, share):
     emulated.launches.clear()
     pre = [torch.randn(B, 256, 64, requires_grad=True) for _ in range(4)]
     y, _ = lrnn.gated_recurrence(
-        lstm, *pre, readout=output_tanh, exclusive=exclusive, backend=place[0]
+        lstm, *pre, readout=output_tanh, exclusive=exclusive, backend=fusing_backend[0]
     )
     torch.autograd.grad(y, pre, torch.randn_like(y))
     (_, forward), (macros, backward) = emulated.launches
@@ -361,12 +366,12 @@ def test_moves_no_more_bytes_than_it_must(place, exclusive, B, carry, share):
 
 
 @without_a_gpu
-def test_operators_keep_their_contract(place):
+def test_operators_keep_their_contract(fusing_backend):
     pre = [torch.randn(2, 5, 3, requires_grad=True) for _ in range(2)]
     bias, scale = torch.randn(3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     programs = biased.program, biased_output.program
     arguments = [*pre, bias, scale], torch.randn(2, 3, requires_grad=True), None, None
-    options = False, False, place[0]
+    options = False, False, fusing_backend[0]
     operators = torch.ops.lightning_lrnn
     torch.library.opcheck(operators.gated_recurrence, (*programs, *arguments, *options))
     with torch.no_grad():
@@ -376,8 +381,8 @@ def test_operators_keep_their_contract(place):
 
 
 @only_emulated
-def test_torch_compile(place):
-    layer = nn.GILRLSTM(4, 6, batch_first=True, backend=place[0])
+def test_torch_compile(fusing_backend):
+    layer = nn.GILRLSTM(4, 6, batch_first=True, backend=fusing_backend[0])
     x = torch.randn(2, 9, 4)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     results = []
@@ -413,7 +418,7 @@ class LargeResults(TorchDispatchMode):
 
 @without_a_gpu
 @pytest.mark.parametrize("time_major", [False, True])
-def test_a_layer_is_matmuls_and_kernels(place, time_major):
+def test_a_layer_is_matmuls_and_kernels(fusing_backend, time_major):
     """Between projection and output no pointwise operation, no copy; nor back."""
     matmul = {"aten::addmm", "aten::mm", "aten::addmm_"}
     # What a time-major projection is added to lies the other way.
@@ -426,7 +431,7 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
         (nn.SRU, ["addmm", "gated_recurrence"]),
         (nn.GILRLSTM, ["addmm", "gated_recurrence", "addmm", *added, "gated_recurrence"]),
     ):
-        rnn = layer(4, 6, batch_first=not time_major, backend=place[0])
+        rnn = layer(4, 6, batch_first=not time_major, backend=fusing_backend[0])
         x = torch.randn(9, 5, 4, requires_grad=True)
         with LargeResults(9 * 5 * 4) as seen:
             y, _ = rnn(x)
@@ -449,8 +454,8 @@ def test_a_layer_is_matmuls_and_kernels(place, time_major):
 @without_a_gpu
 @pytest.mark.parametrize("layer", [nn.GILR, nn.GILRLSTM])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_first):
-    rnn = layer(4, 6, batch_first=batch_first, bidirectional=True, backend=place[0])
+def test_gradients_of_a_projection_are_not_copied_together(fusing_backend, layer, batch_first):
+    rnn = layer(4, 6, batch_first=batch_first, bidirectional=True, backend=fusing_backend[0])
     x, lengths = torch.randn(3, 70, 4), torch.tensor([70, 0, 33])
     x = x if batch_first else x.transpose(0, 1).contiguous()
     results, joined, found = [], projections.joined, []
@@ -477,7 +482,7 @@ def test_gradients_of_a_projection_are_not_copied_together(place, layer, batch_f
 @without_a_gpu
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(1, 70))
-def test_random_programs(place, program, T):
+def test_random_programs(fusing_backend, program, T):
     inputs = gates.parse(program).inputs
 
     class Program(gates.Gate):
@@ -489,24 +494,26 @@ def test_random_programs(place, program, T):
 
     generator = torch.Generator().manual_seed(T)
     pre = [torch.randint(-4, 5, (1, T, 2), generator=generator).double() / 8 for _ in range(inputs)]
-    check(place, Program(), pre)
+    check(fusing_backend, Program(), pre)
 
 
 @without_a_gpu
-def test_saturated_gates_are_exact(place):
+def test_saturated_gates_are_exact(fusing_backend):
     f = torch.tensor([INF, -INF, 1e4, -1e4, 100.0, -100.0])[None, :, None].repeat(1, 1, 3)
     z = torch.full_like(f, 0.5)
-    y, _ = lrnn.gated_recurrence(nn.cells.gilr.gilr, f, z, h0=torch.ones(1, 3), backend=place[0])
+    y, _ = lrnn.gated_recurrence(
+        nn.cells.gilr.gilr, f, z, h0=torch.ones(1, 3), backend=fusing_backend[0]
+    )
     assert (y[:, 0] == 1).all()
     torch.testing.assert_close(y[:, 1], torch.full_like(y[:, 1], 0.5).tanh())
 
 
 @only_emulated
-def test_what_cannot_be_compiled_says_so(place):
+def test_what_cannot_be_compiled_says_so(fusing_backend):
     @lrnn.gate
     def clipped(z, w):
         return z, torch.where(w.real > 0, w, torch.nn.functional.softplus(w))
 
     z = torch.randn(1, 3, 2, dtype=torch.complex64)
     with pytest.raises(lrnn.GateError, match="softplus is not defined for complex numbers"):
-        lrnn.gated_recurrence(clipped, z, z, backend=place[0])
+        lrnn.gated_recurrence(clipped, z, z, backend=fusing_backend[0])

@@ -100,7 +100,7 @@ def poisoned():
 
 
 def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
-    """All that both passes give, or also the pair of a stretch; every kernel is packed, or none."""
+    """All that both passes give, or also the pair of a segment; every kernel is packed, or none."""
     torch.manual_seed(1)
     kept = None
     with (

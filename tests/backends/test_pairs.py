@@ -1,4 +1,4 @@
-"""What a stretch does to the state that comes in: compiled code as the recurrences themselves.
+"""What a segment does to the state that comes in: compiled code as the recurrences themselves.
 
 On CUDA the kernel's own source on the host: as two recurrences by the same kernel, and as the
 CPU's in float64.
@@ -260,7 +260,7 @@ def remembering(problem):
 
 
 def both_passes(name, problem, h0, dy, c):
-    """Of the second phase: all that a stretch puts out, and what reaches it from either end.
+    """Of the second phase: all that a segment puts out, and what reaches it from either end.
 
     Returns:
         the hidden states too, which the backward pass reads.

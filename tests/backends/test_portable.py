@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import ALONE, recurrences
+from layers import SINGLE_LAYERS, recurrences
 
 import lightning_lrnn as lrnn
 from lightning_lrnn.backends.portable import by_scan
@@ -36,7 +36,7 @@ def check(gate, readout, pre, h0, reverse=False, exclusive=False, lengths=None, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, options", ALONE, ids=str)
+@pytest.mark.parametrize("name, options", SINGLE_LAYERS, ids=str)
 def test_every_recurrence_of_every_cell(name, options):
     for gate, readout, pre in recurrences(name, options):
         pre = [torch.randn_like(p) / 2 for p in pre]

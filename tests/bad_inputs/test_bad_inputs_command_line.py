@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commands import OPTIONS, TINY, complaint
+from commands import OPTIONS, TINY, error_line
 
 from lightning_lrnn.cli import main
 
@@ -114,7 +114,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_words(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer in complaint(capsys, *(words.split(" ") if words else []))
+    assert answer in error_line(capsys, *(words.split(" ") if words else []))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_null_is_a_value_of_an_option(option: str) -> None:
 )
 def test_configs(text: str | bytes, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert answer in complaint(capsys, "fit", "--config=bad.yaml")
+    assert answer in error_line(capsys, "fit", "--config=bad.yaml")
     assert not Path("ran").exists()
 
 
@@ -242,7 +242,7 @@ def test_configs(text: str | bytes, answer: str, capsys: pytest.CaptureFixture[s
 )
 def test_comparisons(text: str | bytes, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert answer in complaint(capsys, "compare", "bad.yaml")
+    assert answer in error_line(capsys, "compare", "bad.yaml")
 
 
 def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,4 +264,4 @@ def test_a_config_that_cannot_be_read(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     for words in (["fit", "--config=mine.yaml"], ["compare", "mine.yaml"]):
-        assert "mine.yaml cannot be read (Permission denied)" in complaint(capsys, *words)
+        assert "mine.yaml cannot be read (Permission denied)" in error_line(capsys, *words)

@@ -40,7 +40,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def told(call: Any, words: str) -> None:
+def refuses(call: Any, words: str) -> None:
     with pytest.raises(DataError) as raised:
         call()
     assert words in str(raised.value)
@@ -171,11 +171,11 @@ def test_arguments(kind: Any, options: dict[str, Any], words: str) -> None:
         with pytest.raises(TypeError, match=words):
             kind(**options)
         return
-    told(lambda: kind(**options), words)
+    refuses(lambda: kind(**options), words)
 
 
 def test_a_part_that_there_is_not() -> None:
-    told(lambda: Adding().part("valid"), "one of train, val, test, got 'valid'")
+    refuses(lambda: Adding().part("valid"), "one of train, val, test, got 'valid'")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_tables(text: str, options: dict[str, Any], words: str) -> None:
     pytest.importorskip("pyarrow")
     Path("t.csv").write_text(text)
     given: dict[str, Any] = FORECAST | {"time": "t", "window": 1, "missing": "mean"}
-    told(lambda: SequenceTable(**(given | options)).setup(), words)
+    refuses(lambda: SequenceTable(**(given | options)).setup(), words)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_files(name: str, content: Any, words: str) -> None:
     else:
         np.save(name, content, allow_pickle=True)
     path = "." if name.endswith(("md", "npy", "npz")) else name
-    told(lambda: SequenceTable(path, "forecast", 0, window=1, horizon=1).setup(), words)
+    refuses(lambda: SequenceTable(path, "forecast", 0, window=1, horizon=1).setup(), words)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ X = torch.randn(2, 5, 3)
 FEATURES = {"num_features": 2, "num_classes": 2}
 
 
-def told(call: Any, error: type[Exception] | tuple[type[Exception], ...], words: str) -> None:
+def refuses(call: Any, error: type[Exception] | tuple[type[Exception], ...], words: str) -> None:
     with pytest.raises(error) as raised:
         call()
     # Not of a class below it: a KeyError, say, is no word of this package.
@@ -68,7 +68,7 @@ def linear(**given: Any) -> Any:
     ],
 )
 def test_linear_recurrence(given: dict[str, Any], error: type[Exception], words: str) -> None:
-    told(lambda: linear(**given), error, words)
+    refuses(lambda: linear(**given), error, words)
 
 
 def plain(f: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ ONE = "the readout must return one tensor, the output, returns "
 def test_gated_recurrence(
     gate: Any, pre: Any, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    told(lambda: lrnn.gated_recurrence(gate, *pre, **options), error, words)
+    refuses(lambda: lrnn.gated_recurrence(gate, *pre, **options), error, words)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_gated_recurrence(
     ],
 )
 def test_gate(function: Any, words: str) -> None:
-    told(lambda: lrnn.gate(function), GateError, words)
+    refuses(lambda: lrnn.gate(function), GateError, words)
 
 
 COUNT = "must be an integer of at least 1, got "
@@ -225,7 +225,7 @@ def test_options_of_every_layer(name: str) -> None:
     for options, words in OF_ALL:
         given = {"input_size": 4, "hidden_size": 5} | options
         refusals = (ValueError, TypeError, BackendError)
-        told(lambda given=given: lrnn.nn.CELLS[name](**given), refusals, words)
+        refuses(lambda given=given: lrnn.nn.CELLS[name](**given), refusals, words)
 
 
 @pytest.mark.parametrize("name", lrnn.nn.CELLS)
@@ -233,7 +233,7 @@ def test_a_memory_needs_the_bias_that_it_sets(name: str) -> None:
     options: dict[str, Any] = {"memory": (1, 3), "bias": False}
     make = functools.partial(lrnn.nn.CELLS[name], 4, 5, **options)
     if lrnn.nn.CELLS[name].cell_type.memory_in_bias:
-        told(make, ValueError, "`memory`=(1, 3) sets biases, and there are none")
+        refuses(make, ValueError, "`memory`=(1, 3) sets biases, and there are none")
     else:
         assert make().memory == (1, 3)
 
@@ -286,7 +286,7 @@ def test_a_memory_needs_the_bias_that_it_sets(name: str) -> None:
 )
 def test_options_of_one_layer(name: str, options: dict[str, Any], words: str) -> None:
     for kind in (lrnn.nn.CELLS[name], lrnn.nn.CELLS[name].cell_type):
-        told(lambda kind=kind: kind(4, 5, **options), (ValueError, TypeError), words)
+        refuses(lambda kind=kind: kind(4, 5, **options), (ValueError, TypeError), words)
 
 
 LAYER = lrnn.nn.GILRLSTM(3, 4, batch_first=True)
@@ -343,7 +343,7 @@ BYTES = torch.zeros(2, 3, dtype=torch.int64)
     ],
 )
 def test_calls(call: Any, error: type[Exception], words: str) -> None:
-    told(call, error, words)
+    refuses(call, error, words)
 
 
 NUMBER = "must be a number of at least 0, got "
@@ -476,7 +476,7 @@ NUMBER = "must be a number of at least 0, got "
     ],
 )
 def test_models(kind: Any, options: dict[str, Any], words: str) -> None:
-    told(lambda: kind(**options), (ValueError, TypeError), words)
+    refuses(lambda: kind(**options), (ValueError, TypeError), words)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +516,7 @@ def test_models(kind: Any, options: dict[str, Any], words: str) -> None:
     ],
 )
 def test_callbacks(kind: Any, options: dict[str, Any], words: str) -> None:
-    told(lambda: kind(**options), (ValueError, TypeError, BackendError), words)
+    refuses(lambda: kind(**options), (ValueError, TypeError, BackendError), words)
 
 
 @pytest.mark.parametrize(
@@ -532,4 +532,4 @@ def test_callbacks(kind: Any, options: dict[str, Any], words: str) -> None:
     ],
 )
 def test_switching_without_a_trainer(call: Any, words: str) -> None:
-    told(call, (ValueError, TypeError), words)
+    refuses(call, (ValueError, TypeError), words)

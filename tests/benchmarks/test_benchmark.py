@@ -1,8 +1,9 @@
 """`benchmarks/recurrence.py`: that it runs, what it refuses to time, and what it makes of samples.
 
-Seen to fail: a wrong contender timed; bytes of a readout's states left out; the goals of a void
-case counted; the carry left in its yardstick; a rival in its own layout taken for one in ours; a
-contender that is wrong on the timed shape alone; what was left out not written; no row for a goal.
+Seen to fail: a wrong implementation timed; bytes of a readout's states left out; the goals of a
+void case counted; the carry left in its reference; a baseline in its own layout taken for one in
+ours; a baseline that is wrong on the timed shape alone; what was left out not written; no row for a
+goal.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import re
 import emulated
 import pytest
 import torch
+from fusing_backends import FUSING_BACKENDS
 from host_kernel import needs_compiler
 from paths import BENCHMARKS
-from places import PLACES
 
 import lightning_lrnn as lrnn
 
@@ -80,45 +81,47 @@ def test_a_word_that_is_no_gate(benchmark, capsys):
 
 
 def test_what_is_wrong_is_not_timed(benchmark, monkeypatch, capsys):
-    contenders, ours = benchmark.contenders, benchmark.contenders.ours
+    implementations, ours = benchmark.implementations, benchmark.implementations.ours
     wrong = lambda a, b: lrnn.linear_recurrence(a, b + 0.01)[0]  # noqa: E731
-    monkeypatch.setattr(contenders, "ours", lambda *args: {**ours(*args), "rival": wrong})
+    monkeypatch.setattr(implementations, "ours", lambda *args: {**ours(*args), "baseline": wrong})
     assert benchmark.main(["--quick"]) == 0
     said = capsys.readouterr()
-    assert "rival: left out, AssertionError" in said.err and "rival forward" not in said.out
-    monkeypatch.setattr(contenders, "ours", lambda *_: {"scan": wrong})
+    assert "baseline: left out, AssertionError" in said.err and "baseline forward" not in said.out
+    monkeypatch.setattr(implementations, "ours", lambda *_: {"scan": wrong})
     with pytest.raises(AssertionError, match="not close"):
         benchmark.main(["--quick"])
 
 
 def test_what_is_wrong_on_the_timed_shape_is_not_timed(benchmark, monkeypatch, capsys):
-    contenders, ours = benchmark.contenders, benchmark.contenders.ours
+    implementations, ours = benchmark.implementations, benchmark.implementations.ours
 
-    def there(a, b):
+    def wrong_there(a, b):
         wrong = a.shape == benchmark.QUICK[0]
         return lrnn.linear_recurrence(a, b + 0.01 if wrong else b)[0]
 
-    monkeypatch.setattr(contenders, "ours", lambda *args: {**ours(*args), "rival": there})
+    monkeypatch.setattr(
+        implementations, "ours", lambda *args: {**ours(*args), "baseline": wrong_there}
+    )
     assert benchmark.main(["--quick"]) == 0
-    assert "rival: left out, AssertionError" in capsys.readouterr().err
+    assert "baseline: left out, AssertionError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["[its layout]", "[log a]"])
-def test_rivals_of_other_sequences_are_checked_too(benchmark, form):
-    contenders = benchmark.contenders
-    plain, as_columns = contenders.WORKLOADS["plain"], contenders.as_columns
-    judge = contenders.Judge(plain, (2, 12, 5), torch.float32, "cpu")
+def test_baselines_of_other_sequences_are_checked_too(benchmark, form):
+    implementations = benchmark.implementations
+    plain, as_columns = implementations.WORKLOADS["plain"], implementations.as_columns
+    judge = implementations.Judge(plain, (2, 12, 5), torch.float32, "cpu")
 
     def other(a, b, by=0.0):
         if form == "[log a]":
             return plain.exact(torch.exp(-a), b + by)
         return plain.exact(as_columns(a).mT, as_columns(b + by).mT).mT
 
-    judge.check(f"rival {form}", other)
+    judge.check(f"baseline {form}", other)
     with pytest.raises(AssertionError):
-        judge.check(f"rival {form}", lambda a, b: other(a, b, 0.1))
+        judge.check(f"baseline {form}", lambda a, b: other(a, b, 0.1))
     with pytest.raises(AssertionError):
-        judge.check("rival", other)
+        judge.check("baseline", other)
 
 
 def test_what_is_slow_is_sampled_less_often(benchmark):
@@ -144,17 +147,17 @@ def test_least_traffic(benchmark, gate, forward, backward):
 
 
 @needs_compiler
-@pytest.mark.parametrize("place", PLACES[:1], indirect=True)
-def test_the_yardstick_has_no_carry(benchmark, place):
+@pytest.mark.parametrize("fusing_backend", FUSING_BACKENDS[:1], indirect=True)
+def test_the_reference_has_no_carry(benchmark, fusing_backend):
     def plain(a, b):
-        return lrnn.linear_recurrence(a, b, backend=place[0])[0]
+        return lrnn.linear_recurrence(a, b, backend=fusing_backend[0])[0]
 
-    without = benchmark.contenders.changed(plain, LRNN_CARRY="none")
+    without = benchmark.implementations.changed(plain, LRNN_CARRY="none")
     a, b = (torch.rand(1, 9000, 1, requires_grad=True) for _ in range(2))
     results = []
-    for contender, carry in ((plain, "folded"), (without, "none"), (plain, "folded")):
+    for run, carry in ((plain, "folded"), (without, "none"), (plain, "folded")):
         emulated.launches.clear()
-        y = contender(a, b)
+        y = run(a, b)
         results.append((y, *torch.autograd.grad(y, (a, b), torch.ones_like(y))))
         ran = [(macros["LRNN_PASS"], macros["LRNN_CARRY"]) for macros, _ in emulated.launches]
         assert ran == [("forward", carry), ("backward", carry)]
@@ -198,25 +201,28 @@ def test_goals_of_a_gpu(benchmark):
         "scan backward": [20.0],
         "scan forward + backward": [29.5],
         f"{goals.NO_CARRY} forward": [9.1],
-        "rival forward": [19.0],
-        "other rival forward": [30.0],
-        "rival [its layout] forward": [9.0],
-        "rival forward + backward": [40.0],
+        "baseline forward": [19.0],
+        "other baseline forward": [30.0],
+        "baseline [its layout] forward": [9.0],
+        "baseline forward + backward": [40.0],
     }
     found = {g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples, baselines=True)}
     prefix = "(8, 4096, 2048)"
     expected = {
         f"{prefix} scan forward, % of a copy, at least 90": (900 / 9.5, True),
         f"{prefix} scan backward, % of a copy, at least 90": (75, False),
-        f"{prefix} best rival (rival forward) / scan, at least 1.5": (2, True),
-        f"{prefix} best rival (rival [its layout] forward) / scan, at least 0.97": (
+        f"{prefix} best baseline (baseline forward) / scan, at least 1.5": (2, True),
+        f"{prefix} best baseline (baseline [its layout] forward) / scan, at least 0.97": (
             9 / 9.5,
             False,
         ),
-        f"{prefix} best rival (rival forward + backward) / scan, at least 1.5": (40 / 29.5, False),
+        f"{prefix} best baseline (baseline forward + backward) / scan, at least 1.5": (
+            40 / 29.5,
+            False,
+        ),
     }
     missing = found.pop(
-        f"{prefix} best rival in its own form / scan forward + backward, at least 0.97"
+        f"{prefix} best baseline in its own form / scan forward + backward, at least 0.97"
     )
     assert missing.figure is None and str(missing).startswith("  not measured  ")
     assert {t: (pytest.approx(g.figure), g.reached) for t, g in found.items()} == expected

@@ -94,4 +94,4 @@ def test_the_demo_tells_who_is_ahead(ours):
 
 def test_the_demo_shows_what_auto_takes():
     layer, ours = recommended(torch.nn.LSTM(256, 256)), demo.MODELS[OURS]["rnn"]
-    assert (ours.func, ours.keywords) == (layer.kind, layer.options)
+    assert (ours.func, ours.keywords) == (layer.layer_class, layer.options)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fusing_backends import only_emulated
 from paths import BENCHMARKS
-from places import only_emulated
 
 from lightning_lrnn.backends.cuda import launch, plan
 from lightning_lrnn.backends.operands import DTYPE
@@ -201,8 +201,8 @@ def test_exercise(gpu, launches, monkeypatch, capsys):
 
 
 @only_emulated
-def test_exercise_gates(gpu, place, capsys):
-    gpu.exercise_gates("cpu", place[:1])
+def test_exercise_gates(gpu, fusing_backend, capsys):
+    gpu.exercise_gates("cpu", fusing_backend[:1])
     assert "exercised gates" in capsys.readouterr().out
 
 

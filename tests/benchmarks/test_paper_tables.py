@@ -168,7 +168,7 @@ def test_short_calls_are_timed_several_at_once(paper):
         assert times == pytest.approx([5e-4 / paper.CALLS] * 2)
 
 
-def test_contenders(paper, monkeypatch):
+def test_baselines(paper, monkeypatch):
     """With gates in the kernel the plain loop has a scan of its own kind; "auto" if not scan."""
     with paper.registered():
         assert paper.names_of("cpu", "float32", True) == ["scan", "serial", "plain", "unfused"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import OPTIONS, TINY, complaint
+from commands import OPTIONS, TINY, error_line
 
 from lightning_lrnn.cli import main
 from lightning_lrnn.cli.fit import checkpoint_file, checkpoint_options
@@ -99,7 +99,7 @@ def test_nothing_in_a_file_runs(
     torch.save({**checkpoint, "more": Runs()}, "bad.ckpt")
     for path in ("bad.ckpt", f"{url}/bad.ckpt"):
         words = [path] if command == "generate" else ["--ckpt_path", path, *FIT]
-        told = complaint(capsys, command, *words)
+        told = error_line(capsys, command, *words)
         assert f"{path} is not read: it names" in told
         assert "--weights_only=false" in told
     assert not Path("ran").exists()
@@ -183,7 +183,7 @@ def test_a_checkpoint_chooses_no_class(
     monkeypatch.syspath_prepend(str(Path.cwd()))
     checkpoint["hyper_parameters"] |= options
     torch.save(checkpoint, "chosen.ckpt")
-    assert answer in complaint(capsys, "test", "--ckpt_path=chosen.ckpt", *FIT, *words)
+    assert answer in error_line(capsys, "test", "--ckpt_path=chosen.ckpt", *FIT, *words)
     assert not Path("ran").exists()
 
 
@@ -278,8 +278,12 @@ def test_the_time_says_which_is_last(checkpoint: dict[str, Any]) -> None:
 def test_without_a_last_checkpoint_there_is_nothing_to_test(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "there is no last checkpoint, no " in complaint(capsys, "test", "--ckpt_path=last", *FIT)
-    assert "`--ckpt_path best` is the best of" in complaint(capsys, "fit", "--ckpt_path=best", *FIT)
+    assert "there is no last checkpoint, no " in error_line(
+        capsys, "test", "--ckpt_path=last", *FIT
+    )
+    assert "`--ckpt_path best` is the best of" in error_line(
+        capsys, "fit", "--ckpt_path=best", *FIT
+    )
 
 
 @pytest.mark.parametrize("fails", ["save", "fsync", "replace"])
@@ -424,7 +428,7 @@ def test_what_is_no_file_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> No
     os.mkfifo("pipe.ckpt")
     for path in ("folder.ckpt", "pipe.ckpt", "none.ckpt", "a" * 5000, "http://127.0.0.1:9/x.ckpt"):
         for words in (["test", "--ckpt_path", path, *FIT], ["generate", path]):
-            assert path in complaint(capsys, *words)
+            assert path in error_line(capsys, *words)
 
 
 def test_weights_alone_are_read_back_as_spawned_processes_do() -> None:

@@ -1,12 +1,12 @@
 """The command: its subcommands, its answers to mistakes, other backends for a checkpoint.
 
-Seen to fail: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both
-tests of another backend), `resolve` left out of `generate`, `--force` ignored, a bare
-`except Exception` in `main`, `add_arguments_to_parser` without the default model, or
-with it whatever is named, or no default beside a config; jsonargparse's
-own words for a layer that is not found, no list of options, no value of a wrong one, no
-`decided`; a config written in place, no limit of size in the loader, no `Monitors`, nothing taken
-out of what is logged, Lightning's order of int and float for limits, configs taken for typed words.
+Seen to fail: `save_hyperparameters()` without `ignore` and without `on_save_checkpoint` (both tests
+of another backend), `resolve` left out of `generate`, `--force` ignored, a bare `except Exception`
+in `main`, `add_arguments_to_parser` without the default model, or with it whatever is named, or no
+default beside a config; jsonargparse's own words for a layer that is not found, no list of options,
+no value of a wrong one, no `fixed_options`; a config written in place, no limit of size in the
+loader, no `Monitors`, nothing taken out of what is logged, Lightning's order of int and float for
+limits, configs taken for typed words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Union
 
 import pytest
 import torch
-from commands import OPTIONS, TINY, complaint
+from commands import OPTIONS, TINY, error_line
 from pytorch_lightning import Trainer
 
 import lightning_lrnn
@@ -88,7 +88,7 @@ def test_missing_package_is_told(
         raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
 
     monkeypatch.setattr("lightning_lrnn.cli.backends.main", fail)
-    assert 'pip install "lightning-lrnn[wandb]"' in complaint(capsys, "backends")
+    assert 'pip install "lightning-lrnn[wandb]"' in error_line(capsys, "backends")
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_configs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config byte_lm.yaml" in capsys.readouterr().out
     original = Path("byte_lm.yaml").read_text()
     Path("byte_lm.yaml").write_text("mine")
-    assert "--force overwrites it" in complaint(capsys, "configs", "copy", "byte_lm.yaml", ".")
+    assert "--force overwrites it" in error_line(capsys, "configs", "copy", "byte_lm.yaml", ".")
     assert Path("byte_lm.yaml").read_text() == "mine"
     assert main(["configs", "copy", "byte_lm", "byte_lm.yaml", "--force"]) == 0
     assert Path("byte_lm.yaml").read_text() == original
@@ -159,9 +159,9 @@ def test_a_config_is_copied_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
-    told = complaint(capsys, "configs", "copy", "byte_lm", "mine.yaml", "--force")
+    told = error_line(capsys, "configs", "copy", "byte_lm", "mine.yaml", "--force")
     assert "mine.yaml cannot be written (No space left on device)" in told
-    complaint(capsys, "configs", "copy", "byte_lm", "new.yaml")
+    error_line(capsys, "configs", "copy", "byte_lm", "new.yaml")
     assert Path("mine.yaml").read_text() == "mine"
     assert {path.name for path in Path().iterdir()} == {"text", "mine.yaml"}
 

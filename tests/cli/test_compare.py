@@ -68,7 +68,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("text").write_text("def f(x):\n    return x + 1\n" * 800)
 
 
-def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def error_line(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a user's mistake is answered with: one line on stderr, status 2."""
     assert main(list(words)) == 2
     error = capsys.readouterr().err
@@ -171,7 +171,7 @@ def test_a_comparison(
         assert set(groups.values()) == {"mine"}
 
     # The same command again would mix two comparisons.
-    assert "exists; give another --name" in complaint(capfd, *words)
+    assert "exists; give another --name" in error_line(capfd, *words)
     # What it left can be drawn.
     assert main(["plot", str(folder)]) == 0
     assert capfd.readouterr().out.strip() == str(folder / "plot.png")
@@ -183,7 +183,7 @@ def test_all_of_them_fail(
 ) -> None:
     instead_of_children(monkeypatch, """print('{"error": "it cannot be"}')""")
     words = ["compare", "byte_lm", "--rnn", "QRNN", "GILR", "--steps", "2"]
-    assert "no run has come to an end" in complaint(capsys, *words)
+    assert "no run has come to an end" in error_line(capsys, *words)
     results = json.loads(Path("runs/compare/byte_lm/results.json").read_text())
     assert [run["error"] for run in results["runs"]] == ["it cannot be"] * 2
     # Another comparison under the name of the config gets a number.
@@ -254,7 +254,7 @@ def test_a_comparison_that_cannot_be(
     text: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("own.yaml").write_text(text)
-    assert sentence in complaint(capsys, "compare", "own.yaml")
+    assert sentence in error_line(capsys, "compare", "own.yaml")
     assert not Path("runs").exists()
 
 
@@ -316,7 +316,7 @@ def test_table_of_all_metrics_where_none_is_monitored() -> None:
 def test_mistakes_are_told_in_a_sentence(
     words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert answer in complaint(capsys, *words)
+    assert answer in error_line(capsys, *words)
     assert not list(Path().glob("runs/compare/*"))
 
 
@@ -409,7 +409,7 @@ def test_what_cannot_be_drawn_is_a_gap_or_a_sentence(
         ("good", "--output", "good/metrics.csv/a.png"): "good/metrics.csv/a.png cannot be written",
         ("good", "--output", "a.doc"): "the figure cannot be made: Format 'doc' is not supported",
     }.items():
-        assert answer in complaint(capsys, "plot", *words)
+        assert answer in error_line(capsys, "plot", *words)
 
 
 def test_the_metric_that_is_drawn() -> None:
@@ -470,13 +470,13 @@ def test_a_comparison_without_results_may_be_started_again(
     capsys.readouterr()
     instead_of_children(monkeypatch, """print('{"error": "it cannot be"}')""")
     for _ in range(2):
-        assert "no run has come to an end" in complaint(capsys, *words)
+        assert "no run has come to an end" in error_line(capsys, *words)
     file = Path("runs/compare/mine/results.json")
     file.write_text(json.dumps({"runs": [{"error": "it cannot be"}, {"metrics": {}}]}))
-    assert "exists; give another --name" in complaint(capsys, *words)
+    assert "exists; give another --name" in error_line(capsys, *words)
     # Another process may be at it.
     file.unlink()
-    assert "exists; give another --name" in complaint(capsys, *words)
+    assert "exists; give another --name" in error_line(capsys, *words)
 
 
 def test_what_others_write_to_stdout_is_in_the_log(tmp_path: Path) -> None:

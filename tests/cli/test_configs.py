@@ -181,8 +181,8 @@ def test_a_mistake_about_the_data_is_told_in_one_sentence(
         if "pip" not in told:
             pytest.importorskip("pandas")
         assert main(["fit", "--config", config, *TINY, *options]) == 2
-        complaint = capsys.readouterr().err.splitlines()[-1]
-        assert complaint.startswith("lightning-lrnn: ") and told in complaint
+        error_line = capsys.readouterr().err.splitlines()[-1]
+        assert error_line.startswith("lightning-lrnn: ") and told in error_line
 
 
 @pytest.mark.parametrize(

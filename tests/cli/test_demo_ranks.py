@@ -1,6 +1,6 @@
 """`lightning-lrnn demo ranks`: what it prints is what the processes found.
 
-Seen to fail: losses of a rank's own stretch; the notes of an earlier run read again.
+Seen to fail: losses of a rank's own segment; the notes of an earlier run read again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from commands import complaint
+from commands import error_line
 
 from lightning_lrnn.cli import main
 
@@ -39,5 +39,5 @@ def test_two_processes_have_the_losses_of_one(
 
 
 def test_what_cannot_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
-    said = complaint(capsys, "demo", "ranks", "--window", "101")
+    said = error_line(capsys, "demo", "ranks", "--window", "101")
     assert "`window` must be a multiple of 2 ranks, got 101" in said

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import complaint
+from commands import error_line
 
 from lightning_lrnn.cli import main, plot_forecast
 from lightning_lrnn.cli.figures import PlotError
@@ -240,7 +240,7 @@ def test_mistakes_are_told(
     Path("bad.csv").write_text("day,target,0.5\n1,y,much")
     Path("odd.csv").write_text("day,target,0.5\nsoon,y,1")
     Path("empty.csv").write_text("day,target,0.5\n")
-    assert answer in complaint(capsys, "plot", *words)
+    assert answer in error_line(capsys, "plot", *words)
 
 
 def test_a_forecast_by_itself_needs_its_file() -> None:

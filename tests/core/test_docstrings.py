@@ -12,7 +12,7 @@ import pytest
 
 from lightning_lrnn import callbacks, data, modules, nn
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.core.docstrings import inherit_arguments
+from lightning_lrnn.core.subclasses import inherit_arguments
 from lightning_lrnn.data import SequenceData
 from lightning_lrnn.modules import RecurrentModule
 from lightning_lrnn.nn.stack import Stack

@@ -107,7 +107,7 @@ def test_files_of_a_folder_and_a_model_s_scaling(tmp_path: Path) -> None:
                 torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9))
                 for a, b in zip(rows[i], wanted[i], strict=True)
             )
-    assert [place.name for place in rows.places] == [one.name for one in small._known]  # type: ignore[attr-defined]
+    assert [extent.name for extent in rows.extents] == [one.name for one in small._known]  # type: ignore[attr-defined]
 
 
 def order(data: SequenceTable, part: str, epoch: int = 0, **sampler: int) -> list[int]:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from dealt_out import everything
+from loaded_rows import all_rows
 from pytorch_lightning.utilities import move_data_to_device
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -171,9 +171,9 @@ def test_workers_deal_out_the_same() -> None:
 def test_evaluation_sees_every_row_in_order() -> None:
     data = Counted(batch_size=8, bucket=3, drop_last=True)
     for part, numbers in (("val", range(50, 70)), ("test", range(70, 90))):
-        assert [int(row.inputs[0, 0]) for row in everything(data, part)] == list(numbers)
-    assert len(everything(data, "predict")) == 20
-    assert len(everything(data, "train")) == 48
+        assert [int(row.inputs[0, 0]) for row in all_rows(data, part)] == list(numbers)
+    assert len(all_rows(data, "predict")) == 20
+    assert len(all_rows(data, "train")) == 48
 
 
 def test_buckets_save_padding() -> None:
@@ -294,7 +294,7 @@ def test_a_split_depends_on_names_and_seed_only() -> None:
         return {part: {names[i] for i in members} for part, members in parts.items()}
 
     assert named(names, 0) == named(turned, 0) != named(names, 1)
-    # No stretch of the list.
+    # Not consecutive items of the list.
     assert max(split(names, 0.2, 0.2, 0)["val"]) > 20
 
 
@@ -348,7 +348,7 @@ def test_digits_are_all_images_once(permute: bool) -> None:
 
     images, labels = load_digits(return_X_y=True)
     data = Digits(permute=permute)
-    found = [row for part in PARTS for row in everything(data, part)]
+    found = [row for part in PARTS for row in all_rows(data, part)]
     x = torch.stack([row.inputs for row in found])
     assert x.shape == (1797, 64, 1) and (data.num_features, data.num_classes) == (1, 10)
     assert (x.min(), x.max()) == (0, 1)
@@ -364,14 +364,14 @@ def test_digits_are_all_images_once(permute: bool) -> None:
     }
     assert told == wanted
     for part, size in (("train", 1258), ("val", 270), ("test", 269)):
-        counts = torch.bincount(torch.stack([row.targets for row in everything(data, part)]))
+        counts = torch.bincount(torch.stack([row.targets for row in all_rows(data, part)]))
         assert counts.sum() == size and counts.max() - counts.min() <= 0.1 * size / 10 + 2
 
 
 @sklearn
 def test_digits_row_by_row() -> None:
     pixels, lines = Digits(), Digits(steps="rows")
-    for a, b in zip(everything(pixels, "val"), everything(lines, "val"), strict=True):
+    for a, b in zip(all_rows(pixels, "val"), all_rows(lines, "val"), strict=True):
         assert torch.equal(a.inputs.reshape(8, 8), b.inputs)
 
 
@@ -379,7 +379,7 @@ def test_digits_row_by_row() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_spoken_digits_are_all_recordings_once(packed: bool) -> None:
     data = SpokenDigits(packed=packed, bucket=5)
-    found = {part: everything(data, part) for part in PARTS}
+    found = {part: all_rows(data, part) for part in PARTS}
     assert {part: len(rows) for part, rows in found.items()} == {
         "train": 2100,
         "val": 450,
@@ -463,7 +463,7 @@ def test_source_tokens_are_all_bytes_once(tmp_path: Path) -> None:
     assert (data.num_features, data.num_classes) == (8, 7)
     for part in PARTS:
         data.batch_size = 3
-        found = everything(data, part)
+        found = all_rows(data, part)
         if part == "train":
             found.sort(key=lambda row: [row.inputs.tolist()])
         joined = b"".join(content for _, content in data.text.documents(part))

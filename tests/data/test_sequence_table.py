@@ -22,7 +22,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from dealt_out import everything
+from loaded_rows import all_rows
 from paths import ROOT
 
 from lightning_lrnn import data
@@ -109,7 +109,7 @@ def test_scaling_knows_nothing_of_what_is_held_out(weather: Path, tmp_path: Path
         )
     )
     ours, theirs = forecast(weather), forecast(late)
-    for a, b in zip(everything(ours, "train"), everything(theirs, "train"), strict=True):
+    for a, b in zip(all_rows(ours, "train"), all_rows(theirs, "train"), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     x = torch.cat([values[:60] for values in ours.part("train").inputs])  # type: ignore[attr-defined]
     torch.testing.assert_close(x.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
@@ -132,7 +132,7 @@ def test_strides_and_groups(weather: Path) -> None:
     assert len(forecast(weather, stride=4).part("train")) == 2 * 14
     data = forecast(weather, group=None, time=None, features=["wind"], target=["heat", "wind"])
     assert data.num_targets == 2 and data.num_features == 1
-    assert everything(data, "val")[0].targets.shape == (3, 2)
+    assert all_rows(data, "val")[0].targets.shape == (3, 2)
 
 
 @tables
@@ -142,7 +142,7 @@ def test_a_forecast_by_group(tmp_path: Path) -> None:
     path.write_text("\n".join(["g,y", *lines]))
     data = forecast(path, target="y", group="g", time=None, split_by="group", scaling="none")
     found = {
-        part: {int(row.targets[0, 0]) // 100 for row in everything(data, part)} for part in PARTS
+        part: {int(row.targets[0, 0]) // 100 for row in all_rows(data, part)} for part in PARTS
     }
     assert {part: len(groups) for part, groups in found.items()} == {
         "train": 6,
@@ -166,7 +166,7 @@ def test_values_that_are_missing(tmp_path: Path) -> None:
     mean = (sum(range(60)) - 3) / 59
     torch.testing.assert_close(unscaled.part("train")[0].inputs[3], torch.tensor([mean, 2 * mean]))
     # Of a target it is left to the model to leave it out.
-    gaps_in = [row for row in everything(data, "val") if row.targets.isnan().any()]
+    gaps_in = [row for row in all_rows(data, "val") if row.targets.isnan().any()]
     assert len(gaps_in) == 3
 
 
@@ -191,7 +191,7 @@ def test_tags(tmp_path: Path, suffix: str) -> None:
     assert data.num_classes == 2 and data.classes == ["down", "up"] and data.num_features == 1
     seen = 0
     for part in PARTS:
-        for row in everything(data, part):
+        for row in all_rows(data, part):
             assert len(row.inputs) in (10, 5)
             seen += len(row.inputs)
             steps = (2 * row.inputs[:, 0]).long()
@@ -207,7 +207,7 @@ def test_tags(tmp_path: Path, suffix: str) -> None:
     by_time = SequenceTable(
         str(path), "tag", "kind", features=["x"], split_by="time", window=20, stride=15
     )
-    lengths = [[len(row.inputs) for row in everything(by_time, part)] for part in PARTS]
+    lengths = [[len(row.inputs) for row in all_rows(by_time, part)] for part in PARTS]
     assert sorted(lengths[0]) == [10] + [20] * 11 and lengths[1:] == [[20, 20, 7], [20, 20, 8]]
 
 
@@ -229,11 +229,11 @@ def test_classes_are_the_folders_of_the_files(tmp_path: Path) -> None:
     data = SequenceTable(str(tmp_path), "classify")
     assert data.num_classes == 2 and data.classes == ["9", "10"] and data.num_features == 4
     assert data.feature_names == ["0", "1", "2", "3"]
-    found = [row for part in PARTS for row in everything(data, part)]
+    found = [row for part in PARTS for row in all_rows(data, part)]
     told = sorted((len(row.inputs), int(row.targets)) for row in found)
     assert told == sorted((3 + i, kind) for i in range(10) for kind in (0, 1))
     for part in PARTS:
-        counts = torch.bincount(torch.stack([row.targets for row in everything(data, part)]))
+        counts = torch.bincount(torch.stack([row.targets for row in all_rows(data, part)]))
         assert len(counts) == 2 and abs(int(counts[0] - counts[1])) <= 1
 
 
@@ -244,13 +244,13 @@ def test_arrays_with_names(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{i}.npz", x=x, speed=np.arange(5), label=label)
     data = SequenceTable(str(tmp_path), "classify", target="label", features=["x"], scaling="none")
     assert data.num_features == 2 and data.feature_names == ["x.0", "x.1"]
-    found = [row for part in PARTS for row in everything(data, part)]
+    found = [row for part in PARTS for row in all_rows(data, part)]
     # The one without a class is left out.
     assert sorted(int(row.inputs[0, 0]) // 100 for row in found) == list(range(1, 10))
     for row in found:
         assert int(row.targets) == (int(row.inputs[0, 0]) // 100) % 2
     windows = SequenceTable(str(tmp_path), "classify", "label", window=2, stride=2, missing="mean")
-    assert sorted({len(row.inputs) for row in everything(windows, "train")}) == [1, 2]
+    assert sorted({len(row.inputs) for row in all_rows(windows, "train")}) == [1, 2]
     assert windows.feature_names == ["x.0", "x.1", "speed"]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from dealt_out import everything
+from loaded_rows import all_rows
 
 from lightning_lrnn.data import DataError, Digits, SequenceTable
 from lightning_lrnn.modules import Forecaster, SequenceClassifier
@@ -65,7 +65,7 @@ def trained(tmp_path: Path) -> tuple[SequenceClassifier, Path]:
 
 def xs(data: SequenceTable) -> set[float]:
     """Scaled values of the test part."""
-    return {round(float(x), 4) for row in everything(data, "test") for x in row.inputs[:, 0]}
+    return {round(float(x), 4) for row in all_rows(data, "test") for x in row.inputs[:, 0]}
 
 
 @pytest.mark.parametrize("way", ["memory", "load_from_checkpoint", "ckpt_path", "checkpoint"])
@@ -138,9 +138,9 @@ def test_an_order_of_pixels_is_the_models() -> None:
     first, second = Digits(permute=True), Digits(permute=True, seed=1)
     first.setup()
     second.setup()
-    before = everything(second, "val")[0].inputs
+    before = all_rows(second, "val")[0].inputs
     second.load_state_dict(first.state_dict())
-    after = everything(second, "val")[0].inputs
+    after = all_rows(second, "val")[0].inputs
     assert sorted(before.flatten().tolist()) == sorted(after.flatten().tolist())
     assert not torch.equal(before, after)
     assert torch.equal(second.fitted["order"], first.fitted["order"])
@@ -177,9 +177,9 @@ def test_the_future_comes_after_the_last_known_target(tmp_path, future: int, mis
     # The parts are those without rows of the future.
     plain = sales(tmp_path)
     for part in ("train", "val", "test"):
-        pairs = zip(everything(data, part), everything(plain, part), strict=True)
+        pairs = zip(all_rows(data, part), all_rows(plain, part), strict=True)
         assert all(torch.equal(x.inputs, y.inputs) for x, y in pairs)
-    assert not any(row.targets.isnan().any() for row in everything(data, "test"))
+    assert not any(row.targets.isnan().any() for row in all_rows(data, "test"))
 
 
 @pytest.mark.parametrize("predict", ["future", "test"])

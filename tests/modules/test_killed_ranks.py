@@ -1,6 +1,6 @@
 """Two hundred steps of sequences that four processes share, one of which is killed on the way.
 
-Seen to fail: the stretch of the next rank; a gradient that counts four times.
+Seen to fail: the segment of the next rank; a gradient that counts four times.
 """
 
 from __future__ import annotations

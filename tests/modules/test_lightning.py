@@ -4,8 +4,8 @@ Seen to fail: the carried state, the random state or the position left out of th
 state for all stages; `states[0]` in place of `states[rank]`; `load_state_dict` of ByteText empty;
 `reset` not passed on (both kinds of layer); the state of a window not detached; `backend` kept in
 the hyperparameters; the loss of padding counted; `_continue` with an empty state; the state of
-`TorchRNN` kept at a reset; `decided` empty; training's metrics computed over all processes in every
-step, or never.
+`TorchRNN` kept at a reset; `fixed_options` empty; training's metrics computed over all processes in
+every step, or never.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A Trainer whose processes share each sequence trains as one process does.
 
-Seen to fail: a loss that is not weighted by the valid steps of a stretch; gradients that count
+Seen to fail: a loss that is not weighted by the valid steps of a segment; gradients that count
 `sequence_size` times; data dealt out to all processes.
 """
 
@@ -134,7 +134,7 @@ def runs(rank: int, size: int, folder: Path) -> None:
 
 
 def padding(rank: int, size: int, folder: Path) -> None:
-    """A stretch that is all padding has no loss, and takes part in the backward pass."""
+    """A segment that is all padding has no loss, and takes part in the backward pass."""
     torch.set_num_threads(1)
     targets = torch.randint(0, 256, (2, 8 * size), generator=torch.Generator().manual_seed(0))
     targets[:, 8 * size - 12 :] = IGNORE
@@ -147,7 +147,7 @@ def padding(rank: int, size: int, folder: Path) -> None:
     wanted = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model.group = dist.group.WORLD
-    here = model.stretch(batch, rank, size)
+    here = model.segment(batch, rank, size)
     output, _ = model.run(here, None)
     loss, of_all, steps = model._shared(model.group, model.loss(output, here), output, here)
     assert steps == int((targets != IGNORE).sum()) and loss.isfinite()
@@ -241,7 +241,7 @@ def other_modules(rank: int, size: int, folder: Path) -> None:
             metrics = model.make_metrics()
             model.measure(metrics, output, batch, whole.detach())
             model.group = dist.group.WORLD
-            here = model.stretch(batch, rank, size)
+            here = model.segment(batch, rank, size)
             model.check(here)
             output, _ = model.run(here, None)
             loss, of_all, _ = model._shared(model.group, model.loss(output, here), output, here)
@@ -257,9 +257,9 @@ def other_modules(rank: int, size: int, folder: Path) -> None:
 
 
 class Classifier(LanguageModel):
-    """Says nothing of stretches."""
+    """Says nothing of segments."""
 
-    stretch = RecurrentModule.stretch
+    segment = RecurrentModule.segment
 
 
 def all_of(rank: int, size: int, folder: Path) -> None:

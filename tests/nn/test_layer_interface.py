@@ -21,8 +21,8 @@ import pytest
 import safetensors.torch
 import torch
 from layers import (
-    ALONE,
     F64,
+    SINGLE_LAYERS,
     B,
     H,
     M,
@@ -166,7 +166,7 @@ def cell_of(name):
     return getattr(lrnn.nn, f"{name}Cell")
 
 
-@pytest.mark.parametrize("name, options", ALONE, ids=str)
+@pytest.mark.parametrize("name, options", SINGLE_LAYERS, ids=str)
 @pytest.mark.parametrize("rows", [(B,), ()], ids=["batch", "row"])
 def test_a_loop_over_a_cell_is_the_layer(name, options, rows):
     rnn = make(name, **options, dtype=F64)
@@ -188,7 +188,7 @@ def test_a_loop_over_a_cell_is_the_layer(name, options, rows):
     )
 
 
-@pytest.mark.parametrize("name, options", ALONE, ids=str)
+@pytest.mark.parametrize("name, options", SINGLE_LAYERS, ids=str)
 @pytest.mark.parametrize("rows", [(B,), ()], ids=["batch", "row"])
 def test_steps_of_a_stack_are_the_layers(name, options, rows):
     rnn = make(name, **options, num_layers=2, dtype=F64)

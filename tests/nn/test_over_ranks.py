@@ -1,7 +1,7 @@
 """Layers whose sequence is shared by several processes compute and learn as on one process.
 
-Seen to fail: the output before a stretch taken from the stretch after it; a halo from one time
-step earlier; a document's start at a border that the halo, or the output before the stretch, does
+Seen to fail: the output before a segment taken from the segment after it; a halo from one time
+step earlier; a document's start at a border that the halo, or the output before the segment, does
 not see; gradients of what was gathered that are not added over ranks; scans without the group.
 """
 
@@ -15,7 +15,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
-from layers import ALONE
+from layers import SINGLE_LAYERS
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,10 +28,10 @@ from lightning_lrnn.core.ranks import Ranks, part_of
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 B, T, SIZE = 3, 16, 5
-"""Rows, steps of a stretch, features."""
+"""Rows, steps of a segment, features."""
 
 LAYERS: list[tuple[str, dict[str, Any]]] = [
-    *ALONE,
+    *SINGLE_LAYERS,
     ("GILRLSTM", {"num_layers": 2, "bidirectional": True}),
     ("QRNN", {"window": 4, "num_layers": 2, "bidirectional": True}),
     ("SurrogateRNN", {"cell": "LSTM", "surrogate_size": 3, "bidirectional": True}),
@@ -50,7 +50,7 @@ def real(x: Tensor) -> Tensor:
 
 
 def compare(rnn: Any, ranks: Ranks, masked: bool, carried: bool, chunk: int | None) -> float:
-    """A window after another on all of it, and on this rank's stretches: the largest error.
+    """A window after another on all of it, and on this rank's segments: the largest error.
 
     With `chunk` the ranks share as many steps at a time, by `checkpoint_time`.
     """

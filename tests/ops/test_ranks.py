@@ -1,6 +1,6 @@
-"""One recurrence over the stretches of several processes is that of one process.
+"""One recurrence over the segments of several processes is that of one process.
 
-Seen to fail: lengths without the offset of the stretch; resets that do not cut the state, and, in
+Seen to fail: lengths without the offset of the segment; resets that do not cut the state, and, in
 reverse, do not stop it at a border; the gradient of the final state taken from one rank alone; that
 of h0 on every rank; a fold that starts at 0 instead of at h0; ranks folded in reverse order; decays
 that are not conjugated on the way back.
@@ -28,10 +28,10 @@ from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
 B, T, D = 3, 8, 5
-"""Rows, steps of a stretch, columns."""
+"""Rows, steps of a segment, columns."""
 
 
-def stretch(x: Tensor | None, rank: int, size: int) -> Tensor | None:
+def segment(x: Tensor | None, rank: int, size: int) -> Tensor | None:
     """Of a sequence (B, T * size, ...) the part of this rank."""
     return None if x is None else x.chunk(size, 1)[rank].clone()
 
@@ -46,7 +46,7 @@ def compare(
     size: int,
     tolerance: float,
 ) -> None:
-    """One call on all of a sequence, and on this rank's stretch of it, with their gradients."""
+    """One call on all of a sequence, and on this rank's segment of it, with their gradients."""
     whole = [p.clone().requires_grad_() for p in pre]
     start = None if h0 is None else h0.clone().requires_grad_()
     y, final = call(*whole, h0=start, lengths=lengths, reset=reset)
@@ -56,13 +56,13 @@ def compare(
     loss = (y * w).sum() + (final * of_final).sum()
     (loss.real if loss.is_complex() else loss).backward()
 
-    mine = [(stretch(p, rank, size) if p.ndim == 3 else p.clone()).requires_grad_() for p in pre]
+    mine = [(segment(p, rank, size) if p.ndim == 3 else p.clone()).requires_grad_() for p in pre]
     begun = None if h0 is None else h0.clone().requires_grad_()
     y_here, final_here = call(
-        *mine, h0=begun, lengths=lengths, reset=stretch(reset, rank, size), group=dist.group.WORLD
+        *mine, h0=begun, lengths=lengths, reset=segment(reset, rank, size), group=dist.group.WORLD
     )
     # What is differentiated is the sum over ranks.
-    loss = (y_here * stretch(w, rank, size)).sum() + (final_here * of_final).sum() / size
+    loss = (y_here * segment(w, rank, size)).sum() + (final_here * of_final).sum() / size
     (loss.real if loss.is_complex() else loss).backward()
 
     same = {"rtol": 0, "atol": tolerance}
@@ -71,11 +71,11 @@ def compare(
         scale = wanted.detach().abs().max().clamp(min=1)
         torch.testing.assert_close(found / scale, wanted / scale, **same)
 
-    close(y_here, stretch(y, rank, size))
+    close(y_here, segment(y, rank, size))
     close(final_here, final)
     for found, wanted in zip(mine, whole, strict=True):
         if found.ndim == 3:
-            close(found.grad, stretch(wanted.grad, rank, size))
+            close(found.grad, segment(wanted.grad, rank, size))
         else:
             dist.all_reduce(found.grad)
             close(found.grad, wanted.grad)
@@ -92,7 +92,7 @@ def decays(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def masks(seed: int, size: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-    """Lengths and resets, some of them at the borders of stretches."""
+    """Lengths and resets, some of them at the borders of segments."""
     lengths = reset = None
     if seed % 3:
         lengths = torch.randint(0, T * size + 1, (B,), generator=generator)
@@ -129,7 +129,7 @@ def sweep(rank: int, size: int) -> None:
 def chain(rank: int, size: int) -> None:
     """Ranks that wait for each other, state by state, have the bits of one process; ours are near.
 
-    Step by step a stretch does what the whole does there, so that nothing but the sends can differ.
+    Step by step a segment does what the whole does there, so that nothing but the sends can differ.
     """
     torch.set_num_threads(1)
     for seed in range(4):
@@ -142,7 +142,7 @@ def chain(rank: int, size: int) -> None:
         y, final = lrnn.linear_recurrence(a, b, h0, **given)
 
         ranks = ranks_of(dist.group.WORLD)
-        here = {name: stretch(x, rank, size) for name, x in (("a", a), ("b", b), ("reset", reset))}
+        here = {name: segment(x, rank, size) for name, x in (("a", a), ("b", b), ("reset", reset))}
         valid = None if lengths is None else ranks.within(lengths, T)
         state = h0.clone()
         if rank:
@@ -153,7 +153,7 @@ def chain(rank: int, size: int) -> None:
             dist.send(state, rank + 1)
         else:
             assert torch.equal(state, final)
-        assert torch.equal(y_here, stretch(y, rank, size))
+        assert torch.equal(y_here, segment(y, rank, size))
         of_group, _ = lrnn.linear_recurrence(
             here["a"], here["b"], h0, lengths=lengths, reset=here["reset"],
             backend="serial", group=dist.group.WORLD,
@@ -233,7 +233,7 @@ def edges(rank: int, size: int) -> None:
     x = torch.rand(2, T, 3)
     for match, call in (
         (
-            "shape of stretches",
+            "shape of segments",
             lambda: lrnn.linear_recurrence(*[x[:, : T - rank]] * 2, group=world),
         ),
         ("h0", lambda: lrnn.linear_recurrence(x, x, h0=x[:, rank % 2], group=world)),
@@ -303,7 +303,7 @@ def given_states(rank: int, size: int) -> None:
     torch.set_num_threads(1)
     ranks = ranks_of(dist.group.WORLD)
     generator = torch.Generator().manual_seed(1)
-    steps = 60  # of a stretch: four tiles
+    steps = 60  # of a segment: four tiles
     pre = [torch.randn(B, steps * size, D, generator=generator) for _ in range(4)]
     h0 = torch.randn(B, D, generator=generator)
     lengths = torch.tensor([steps * size, 3, steps + 20])
@@ -319,13 +319,13 @@ def given_states(rank: int, size: int) -> None:
             compare(run, pre, h0, lengths, reset, rank, size, 2e-6)
             found = []
             for dynamic in (None, False, True):
-                function, leaves = run, [stretch(p, rank, size).requires_grad_() for p in pre]
+                function, leaves = run, [segment(p, rank, size).requires_grad_() for p in pre]
                 if dynamic is not None:
                     torch.compiler.reset()
                     how = {"fullgraph": True, "backend": "aot_eager", "dynamic": dynamic}
                     function = torch.compile(run, **how)
                 emulated.launches.clear()
-                here = masks | {"reset": stretch(reset, rank, size)}
+                here = masks | {"reset": segment(reset, rank, size)}
                 y, final = function(*leaves, h0=h0, **here, group=ranks)
                 (y.sum() + final.sum()).backward()
                 found.append([y, final, *(p.grad for p in leaves)])

@@ -457,7 +457,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
-ALONE = """
+SINGLE_LAYERS = """
 import pytorch_lightning
 import lightning_lrnn
 from lightning_lrnn import callbacks, pl
@@ -500,10 +500,10 @@ def alone(folder: Path, script: str, *args: str) -> None:
 
 def test_pytorch_lightning_alone(folder) -> None:
     path = config("pytorch_lightning", folder)
-    alone(folder, BLOCKED + ALONE + FITS, "fit", "--config", str(path))
+    alone(folder, BLOCKED + SINGLE_LAYERS + FITS, "fit", "--config", str(path))
 
 
 def test_a_folder_called_lightning_is_not_the_package(folder) -> None:
     (folder / "lightning").mkdir()
     (folder / "lightning" / "__init__.py").touch()
-    alone(folder, ALONE)
+    alone(folder, SINGLE_LAYERS)

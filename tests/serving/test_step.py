@@ -17,7 +17,7 @@ from functools import partialmethod
 
 import pytest
 import torch
-from layers import ALONE, F64, B, H, M, T, every_cell, flat, make
+from layers import F64, SINGLE_LAYERS, B, H, M, T, every_cell, flat, make
 from paths import BENCHMARKS, ROOT, TESTS
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_map
@@ -28,7 +28,7 @@ from lightning_lrnn.nn import CELLS
 from lightning_lrnn.serving.replay import Replay
 
 close = torch.testing.assert_close
-every_option = pytest.mark.parametrize("name, options", ALONE, ids=str)
+every_option = pytest.mark.parametrize("name, options", SINGLE_LAYERS, ids=str)
 TOLERANCE = {
     torch.float32: {"rtol": 1e-4, "atol": 1e-5},
     torch.float64: {"rtol": 1e-10, "atol": 1e-12},

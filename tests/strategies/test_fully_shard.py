@@ -15,7 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from foreign import Steps, batches, fit, made
+from modules_without_ranks import Steps, batches, fit, new_module
 from pytorch_lightning.plugins import MixedPrecision
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -163,9 +163,12 @@ def gradients(model: Any, batch: Any) -> list[torch.Tensor]:
 def modules(rank: int, folder: Path) -> None:
     """Every cell, and a model that runs its layers chunk by chunk, backward again."""
     torch.set_num_threads(1)
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     mesh = init_device_mesh("cpu", (2,))
-    x, y = torch.randn(2, 16, 5, generator=made), torch.randint(0, 3, (2, 16), generator=made)
+    x, y = (
+        torch.randn(2, 16, 5, generator=generator),
+        torch.randint(0, 3, (2, 16), generator=generator),
+    )
     kinds = [(SequenceTagger, {"rnn": name}, y) for name in CELLS]
     kinds += [(SequenceClassifier, {"checkpoint_time": 8}, y[:, 0])]
     for kind, options, targets in kinds:
@@ -177,7 +180,7 @@ def modules(rank: int, folder: Path) -> None:
         whole, divided = models
         shard(divided, mesh, torch.device("cpu"))
         divided.group = mesh
-        found = gradients(divided, divided.stretch(batch, rank, 2))
+        found = gradients(divided, divided.segment(batch, rank, 2))
         for theirs, ours in zip(gradients(whole, batch), found, strict=True):
             ours = ours.full_tensor()
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=str(options))
@@ -216,13 +219,13 @@ def refusals(rank: int, folder: Path) -> None:
 
     data = batches(Steps)
     with pytest.raises(ValueError, match="ByHand optimizes by hand"):
-        fit(made(ByHand), [1, 1], data, sharded(), None)
+        fit(new_module(ByHand), [1, 1], data, sharded(), None)
     with pytest.raises(ValueError, match="SGD has parameters that are not those of the model"):
-        fit(made(Early), [1, 1], data, sharded())
+        fit(new_module(Early), [1, 1], data, sharded())
     with pytest.raises(SwitchError, match="needs whole parameters"):
-        fit(made(Steps), [1, 1], data, sharded(), weights="carried")
+        fit(new_module(Steps), [1, 1], data, sharded(), weights="carried")
     with pytest.raises(SwitchError, match="needs whole sequences"):
-        fit(made(Steps), [1, 1], data, SequenceParallelStrategy(2), weights="carried")
+        fit(new_module(Steps), [1, 1], data, SequenceParallelStrategy(2), weights="carried")
 
 
 def precisions(rank: int, folder: Path) -> None:

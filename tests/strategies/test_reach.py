@@ -12,7 +12,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
-from foreign import Steps, batches, fit, made
+from modules_without_ranks import Steps, batches, fit, new_module
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -45,9 +45,9 @@ def first(rank: int, folder: Path) -> None:
     data = batches(Steps)[:3]
     counted = r"that a loss is made of must be the same .* got [1-9]\d*, 0 on ranks 0 to 1: where"
     with pytest.raises(ValueError, match=counted):
-        fit(made(Constant), [1, 1], data, SequenceParallelStrategy(2))
+        fit(new_module(Constant), [1, 1], data, SequenceParallelStrategy(2))
     for reaches, at, ranks in ((True, 0, (1,)), (True, 2, (1,)), (False, 0, (0, 1))):
-        model = made(Constant)
+        model = new_module(Constant)
         model.reaches, model.at, model.ranks = reaches, at, ranks
         # Where no loss is made of them, DDP must know that parameters may have no gradient.
         strategy = SequenceParallelStrategy(2, find_unused_parameters=not reaches)
@@ -56,7 +56,7 @@ def first(rank: int, folder: Path) -> None:
 
 
 def later(rank: int, folder: Path) -> None:
-    model = made(Constant)
+    model = new_module(Constant)
     model.at = 2
     fit(model, [1, 1], batches(Steps), SequenceParallelStrategy(2))
 

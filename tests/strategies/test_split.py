@@ -1,6 +1,6 @@
 """A project's own module shares its sequences, where SwitchRNN says what is time in its batches.
 
-Seen to fail: layers without the group; a batch that every rank gets the same stretch of.
+Seen to fail: layers without the group; a batch that every rank gets the same segment of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from foreign import STEPS, Rows, Steps, batches, fit, made
+from modules_without_ranks import STEPS, Rows, Steps, batches, fit, new_module
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader
@@ -32,9 +32,9 @@ def as_one(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     for kind, sharded, chunk in ((Steps, False, None), (Rows, False, 4), (Steps, True, None)):
         data, options = batches(kind), {"checkpoint_time": chunk}
-        whole = made(kind)
+        whole = new_module(kind)
         alone = fit(whole, kind.split, data, options=options)
-        shared = made(kind)
+        shared = new_module(kind)
         strategy = SequenceParallelStrategy(2, fully_shard=sharded)
         trainer = fit(shared, kind.split, data, strategy, options=options)
         assert len(whole.losses) == STEPS
@@ -61,13 +61,18 @@ def refusals(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     data = batches(Steps)
     packed = [[pack_sequence(list(x)), y] for x, y in data]
-    mixing = made(Steps)
+    mixing = new_module(Steps)
     mixing.extra = nn.MultiheadAttention(8, 2)
     for match, model, split, given in (
-        (r"say it by the callback SwitchRNN\(split=...\)", made(Steps), None, data),
+        (r"say it by the callback SwitchRNN\(split=...\)", new_module(Steps), None, data),
         ("extra, MultiheadAttention, mixes time steps", mixing, [1, 1], data),
-        (r"the batch\[0\] has 5 steps in dimension 2", made(Steps), [2, 1], data),
-        (r"the batch\[0\] is a PackedSequence", made(Steps), [1, 1], packed if rank else data),
+        (r"the batch\[0\] has 5 steps in dimension 2", new_module(Steps), [2, 1], data),
+        (
+            r"the batch\[0\] is a PackedSequence",
+            new_module(Steps),
+            [1, 1],
+            packed if rank else data,
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             fit(model, split, given, SequenceParallelStrategy(2))
@@ -165,7 +170,7 @@ def test_layers_of_torch_in_a_module_of_this_package() -> None:
             ValueError, match=r"rnns\.0, TorchRNN, .* name a layer of lightning_lrnn"
         ):
             check_layers(model, foreign=False, synchronised=False)
-        # It cuts at the resets of a stretch, which are others on another rank.
+        # It cuts at the resets of a segment, which are others on another rank.
         replace_rnn(model)
 
 
@@ -178,7 +183,7 @@ def test_two_splits() -> None:
         logger=False,
         enable_checkpointing=False,
     )
-    module = made(Steps)
+    module = new_module(Steps)
     callbacks[0].setup(trainer, module, "fit")
     callbacks[0].setup(trainer, module, "fit")
     with pytest.raises(ValueError, match="`split` is said twice"):

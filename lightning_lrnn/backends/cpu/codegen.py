@@ -2,8 +2,8 @@
 
 Value and derivative come from the same programs (`gates`, `derivative`) as on a GPU. What is
 compiled is a function of some steps of some columns (`steps`); `walk` calls it
-for one part of a row after the other. It finds its tensors in a table of places, (address, stride
-of rows, of steps, of columns) in bytes for each:
+for one part of a row after the other. It finds its tensors in a table of views, (address, stride of
+rows, of steps, of columns) in bytes for each:
 
     forward:   operands..., y, h
     backward:  operands..., dy, h, h0, gradients of operands...: of a parameter sums in float64
@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, vector_math
 from lightning_lrnn.backends.cpu import steps as _cpu_steps
-from lightning_lrnn.backends.cpu.steps import NAME, PAIR, WALK, Place, Values, Writer
+from lightning_lrnn.backends.cpu.steps import NAME, PAIR, WALK, Values, View, Writer
 from lightning_lrnn.backends.cpu.vector_math import Complex, Lanes
 from lightning_lrnn.backends.operands import Operand
 from lightning_lrnn.gates import (
@@ -36,16 +36,16 @@ from lightning_lrnn.gates.derivative import needed, pullback, readout_or_state
 __all__ = ["Steps", "address", "alignment", "uncompiled"]
 
 _Memo = dict[Any, Any]
-"""What was computed of which arguments."""
+"""Values by operation and arguments, so that nothing is computed twice."""
 
 COMPLEX = frozenset("add sub mul neg conj real imag complex where detach".split())
-"""What there is vector code for, of complex numbers."""
+"""Operations of complex numbers that have vector code."""
 LIBRARY = frozenset({"sin", "cos", "erf", "pow"})
-"""What the C library computes, lane by lane."""
+"""Operations that the C library computes, lane by lane."""
 
 
 class Steps(NamedTuple):
-    """What a function is made of."""
+    """All that the code of a function depends on."""
 
     gate: str
     readout: str
@@ -53,32 +53,35 @@ class Steps(NamedTuple):
     backward: bool
     exclusive: bool
     divided: bool
-    """Whether pairs are asked for, too."""
+    """Whether it computes pairs as well as states."""
     narrow: bool
-    """Whether rows are of few columns."""
+    """Whether rows have few columns, so that several steps are taken at once."""
 
     @property
-    def kinds(self) -> tuple[bool, ...]:
-        """Which operands are complex."""
+    def complex_operands(self) -> tuple[bool, ...]:
+        """Whether each operand is complex."""
         return tuple(o.storage[0] == "c" for o in self.operands)
 
     @property
     def bits(self) -> int:
-        """Of a real value in registers."""
+        """Bits of a real value in registers."""
         return 64 if any(o.storage in ("f64", "c128") and o.varies for o in self.operands) else 32
 
     @property
     def state(self) -> str:
-        """Storage of the emitted states."""
-        return self._storage(is_complex=state_is_complex(self.gate, self.kinds))
+        """Storage of the hidden states."""
+        return self._storage(is_complex=state_is_complex(self.gate, self.complex_operands))
 
     @property
     def output(self) -> str:
-        """Storage of y."""
+        """Storage of the output y."""
         readout = parse(readout_or_state(self.readout, len(self.operands)))
-        kinds = state_is_complex(self.gate, self.kinds), *self.kinds
+        complex_operands = (
+            state_is_complex(self.gate, self.complex_operands),
+            *self.complex_operands,
+        )
         (y,) = readout.outputs
-        is_complex = isinstance(y, str) and complex_values(readout, kinds)[y]
+        is_complex = isinstance(y, str) and complex_values(readout, complex_operands)[y]
         return self._storage(is_complex=is_complex)
 
     def _storage(self, *, is_complex: bool) -> str:
@@ -96,11 +99,14 @@ def uncompiled(gate: str, readout: str, operands: tuple[Operand, ...]) -> list[s
         return ["complex numbers of single and of double precision"]
     if any(o.storage == "f16" for o in operands) and llvm.lacks("f16c"):
         return ["this processor does not convert float16"]
-    kinds, h_is_complex = steps.kinds, steps.state[0] == "c"
-    of_readout, read_out = (h_is_complex, *kinds), readout_or_state(readout, len(operands))
+    complex_operands, h_is_complex = steps.complex_operands, steps.state[0] == "c"
+    of_readout, read_out = (
+        (h_is_complex, *complex_operands),
+        readout_or_state(readout, len(operands)),
+    )
     programs = (
-        (gate, kinds),
-        (pullback(gate, kinds), (*kinds, h_is_complex, h_is_complex)),
+        (gate, complex_operands),
+        (pullback(gate, complex_operands), (*complex_operands, h_is_complex, h_is_complex)),
         (read_out, of_readout),
         (pullback(read_out, of_readout), (*of_readout, steps.output[0] == "c")),
     )
@@ -118,7 +124,7 @@ def uncompiled(gate: str, readout: str, operands: tuple[Operand, ...]) -> list[s
 
 
 def address(steps: Steps) -> int:
-    """Of the function, compiled or read from the disk."""
+    """The address of the function, compiled or read from the disk."""
     return llvm.load(NAME, [*_sources(), repr(steps).encode()], lambda: _Gate(steps).text())
 
 
@@ -129,82 +135,82 @@ def alignment() -> int:
 
 @cache
 def _sources() -> tuple[bytes, ...]:
-    """The text of what writes the IR."""
+    """The source files that write the IR, for the key of the cache."""
     files = (__file__, _cpu_steps.__file__, vector_math.__file__)
     return tuple(Path(file).read_bytes() for file in files)
 
 
 class _Gate:
-    """The formulas of one step."""
+    """Writes the formulas of one step, forward or backward."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
-        n, kinds = len(steps.operands), steps.kinds
+        n, complex_operands = len(steps.operands), steps.complex_operands
         self.complex_state = steps.state[0] == "c"
-        of_readout = (self.complex_state, *kinds)
+        of_readout = (self.complex_state, *complex_operands)
         self.gate = parse(steps.gate)
         self.readout = parse(readout_or_state(steps.readout, n))
-        self.gate_back = parse(pullback(steps.gate, kinds))
+        self.gate_back = parse(pullback(steps.gate, complex_operands))
         self.readout_back = parse(pullback(str(self.readout), of_readout))
         self.of_a = n in inputs_of(self.gate_back)
-        places = self._backward_places if steps.backward else self._forward_places
-        self.writer = Writer(steps.bits, *places(), complex_state=self.complex_state)
+        views = self._backward_views if steps.backward else self._forward_views
+        self.writer = Writer(steps.bits, *views(), complex_state=self.complex_state)
         self.math = self.writer.math
 
     def text(self) -> str:
-        """The module's."""
+        """Returns the text of the IR module."""
         compute = self.backward if self.steps.backward else self.forward
         return self.writer.write(compute, divided=self.steps.divided, narrow=self.steps.narrow)
 
-    def _forward_places(self) -> tuple[dict[int | str, Place], dict[int | str, Place]]:
+    def _forward_views(self) -> tuple[dict[int | str, View], dict[int | str, View]]:
         steps, n = self.steps, len(self.steps.operands)
         read = inputs_of(self.gate) | {i - 1 for i in inputs_of(self.readout)}
-        outputs: dict[int | str, Place] = {"h": Place(steps.state, n + 1)}
+        outputs: dict[int | str, View] = {"h": View(steps.state, n + 1)}
         if steps.readout:
-            outputs["y"] = Place(steps.output, n)
+            outputs["y"] = View(steps.output, n)
         return self._operands([i in read for i in range(n)]), outputs
 
-    def _backward_places(self) -> tuple[dict[int | str, Place], dict[int | str, Place]]:
+    def _backward_views(self) -> tuple[dict[int | str, View], dict[int | str, View]]:
         steps, n = self.steps, len(self.steps.operands)
-        inputs = self._operands(needed(steps.gate, steps.readout, steps.kinds))
-        inputs["dy"] = Place(steps.output, n)
+        inputs = self._operands(needed(steps.gate, steps.readout, steps.complex_operands))
+        inputs["dy"] = View(steps.output, n)
         if 0 in inputs_of(self.readout_back) or (self.of_a and steps.exclusive):
-            inputs["h"] = Place(steps.state, n + 1)
+            inputs["h"] = View(steps.state, n + 1)
         if self.of_a and not steps.exclusive:
-            inputs["before"] = Place(steps.state, n + 1)
-        outputs: dict[int | str, Place] = {}
+            inputs["before"] = View(steps.state, n + 1)
+        outputs: dict[int | str, View] = {}
         for i, operand in enumerate(steps.operands):
             if operand.varies:
-                outputs[i] = Place(operand.storage, n + 3 + i)
+                outputs[i] = View(operand.storage, n + 3 + i)
             elif self.gate_back.outputs[i] != 0 or self.readout_back.outputs[1 + i] != 0:
                 sums = "c128" if operand.storage[0] == "c" else "f64"
-                outputs[i] = Place(sums, n + 3 + i, sums=True)
+                outputs[i] = View(sums, n + 3 + i, sums=True)
         return inputs, outputs
 
-    def _operands(self, used: Sequence[bool]) -> dict[int | str, Place]:
+    def _operands(self, used: Sequence[bool]) -> dict[int | str, View]:
         return {
-            i: Place(operand.storage, i) for i, operand in enumerate(self.steps.operands) if used[i]
+            i: View(operand.storage, i) for i, operand in enumerate(self.steps.operands) if used[i]
         }
 
-    def forward(self, what: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
-        """h = a h + b, y = readout(h)."""
+    def forward(self, mode: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
+        """Writes h = a h + b and y = readout(h)."""
         h, A, B = state
         m, memo = self.math, _Memo()
         pre = self.operands(values)
         a, b = map(self.like_state, self.evaluate(self.gate, pre, memo))
         results: Values = {}
         new_h = None
-        if what & WALK:
+        if mode & WALK:
             new_h = m.multiply_add(a, h, b)
-            emitted = h if self.steps.exclusive else new_h
-            results["h"] = emitted
+            hidden = h if self.steps.exclusive else new_h
+            results["h"] = hidden
             if self.steps.readout:
-                (results["y"],) = self.evaluate(self.readout, [emitted, *pre], memo)
-        if what & PAIR:
+                (results["y"],) = self.evaluate(self.readout, [hidden, *pre], memo)
+        if mode & PAIR:
             return [new_h, m.flush(m.mul(a, A)), m.multiply_add(a, B, b)], results
         return [new_h, None, None], results
 
-    def backward(self, what: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
+    def backward(self, mode: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
         """The adjoint c: g = dh + c, db = g, da = g conj(h_prev), c = conj(a) g; see adjoint.py."""
         c, A, B = state
         m, memo, exclusive = self.math, _Memo(), self.steps.exclusive
@@ -221,9 +227,9 @@ class _Gate:
 
         results: Values = {}
         new_c = new_A = new_B = None
-        if what & PAIR:
+        if mode & PAIR:
             new_A, (new_B, _) = m.flush(m.mul(a, A)), before(B)
-        if what & WALK:
+        if mode & WALK:
             new_c, db = before(c)
             da = None
             if self.of_a:

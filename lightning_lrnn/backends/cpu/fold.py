@@ -10,7 +10,7 @@ columns: their pairs are combined within the vector (Hillis & Steele: in every r
 If an h_s is not finite the steps are taken one after the other: a product of decays may have
 overflowed where the loop does not.
 
-Places of its tensors, all contiguous over time:
+The table of its tensors, all contiguous over time:
 
     forward:   a, b, y
     backward:  a, dy, the state before each step, da, db
@@ -25,63 +25,63 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from lightning_lrnn.backends.cpu import llvm, steps, vector_math
-from lightning_lrnn.backends.cpu.steps import NAME, PAIR, PARTS, SIZE, WALK, Place, Values, Writer
+from lightning_lrnn.backends.cpu.steps import NAME, PAIR, PARTS, SIZE, WALK, Values, View, Writer
 from lightning_lrnn.backends.cpu.vector_math import Complex
 
 __all__ = ["Fold", "address"]
 
 
 class Fold(NamedTuple):
-    """What a function is made of."""
+    """All that the code of a function depends on."""
 
     storage: str
-    """f32, f64, c64 or c128, of everything."""
+    """Storage of all tensors: f32, f64, c64 or c128."""
     columns: int
-    """W: of all features of the steps in a vector."""
+    """Columns W of a vector: features times steps."""
     features: int
-    """D, of which W is a multiple by a power of two."""
+    """Features D; W / D is a power of two."""
     backward: bool
     exclusive: bool
     rises: bool
     """Whether the walk goes forward in time."""
     divided: bool
-    """Whether pairs are asked for, too."""
+    """Whether it computes pairs as well as states."""
 
 
 def address(fold: Fold) -> int:
-    """Of the function, compiled or read from the disk."""
+    """The address of the function, compiled or read from the disk."""
     return llvm.load(NAME, [*_sources(), repr(fold).encode()], lambda: _Folded(fold).text())
 
 
 @cache
 def _sources() -> tuple[bytes, ...]:
-    """The text of what writes the IR."""
+    """The source files that write the IR, for the key of the cache."""
     files = (__file__, steps.__file__, vector_math.__file__)
     return tuple(Path(file).read_bytes() for file in files)
 
 
 class _Folded:
-    """The formulas of one vector."""
+    """Writes the formulas of one vector of steps."""
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
         inputs, outputs = ["a", "b"], ["y"]
         if fold.backward:
             inputs, outputs = ["a", "dy", "before each"], ["da", "db"]
-        places: dict[int | str, Place] = {
-            name: Place(fold.storage, i) for i, name in enumerate(inputs + outputs)
+        views: dict[int | str, View] = {
+            name: View(fold.storage, i) for i, name in enumerate(inputs + outputs)
         }
-        written: dict[int | str, Place] = {name: places.pop(name) for name in outputs}
+        written: dict[int | str, View] = {name: views.pop(name) for name in outputs}
         self.width = fold.columns
         bits = 8 * SIZE[PARTS.get(fold.storage, fold.storage)]
-        self.writer = Writer(bits, places, written, self.width, complex_state=fold.storage in PARTS)
+        self.writer = Writer(bits, views, written, self.width, complex_state=fold.storage in PARTS)
         self.math = self.writer.math
 
     def text(self) -> str:
-        """The module's."""
+        """Returns the text of the IR module."""
         return self.writer.write(self.compute, divided=self.fold.divided, narrow=True)
 
-    def compute(self, what: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
+    def compute(self, mode: int, values: Values, state: list[Any]) -> tuple[list[Any], Values]:
         """All steps of a vector; in each vector of the state every step has the same."""
         m, exclusive = self.math, self.fold.exclusive
         h, A, B = state
@@ -99,17 +99,17 @@ class _Folded:
             distance *= 2
         results: Values = {}
         new_h = new_A = new_B = None
-        if what & WALK:
+        if mode & WALK:
             after = self.checked(m.multiply_add(product, h, total), a, b, h)
             results = self.results(values, self.later(after, h, self.fold.features), after)
             new_h = self.last(after)
-        if what & PAIR:
+        if mode & PAIR:
             product, total = self.last(product), self.last(total)
             new_A, new_B = m.flush(m.mul(product, A)), m.multiply_add(product, B, total)
         return [new_h, new_A, new_B], results
 
     def results(self, values: Values, before: Any, after: Any) -> Values:
-        """The outputs, from the states before and after each step."""
+        """Returns the outputs, from the states before and after each step."""
         m, exclusive = self.math, self.fold.exclusive
         if not self.fold.backward:
             return {"y": before if exclusive else after}
@@ -158,7 +158,7 @@ class _Folded:
         return self.math.shuffled(x, first, order)
 
     def last(self, x: Any) -> Any:
-        """The columns of the last step of the walk, in the places of all steps."""
+        """The columns of the last step of the walk, for every step."""
         W, D = self.width, self.fold.features
         begin = W - D if self.fold.rises else 0
         return self.math.shuffled(x, x, [begin + i % D for i in range(W)])

@@ -124,8 +124,8 @@ class Gated:
         """
         pre = list(map(resolved, problem.pre))
         x = pre[self._first]
-        found = self._pair(problem, [*pre, x, x], backward=False)
-        return None if found is None else (*found, None)
+        pair = self._pair(problem, [*pre, x, x], backward=False)
+        return None if pair is None else (*pair, None)
 
     def adjoint_impulse(
         self, problem: Problem, h: Tensor, dy: Tensor
@@ -133,8 +133,8 @@ class Gated:
         """C of the steps' adjoint, c -> conj(A) c + C; None if not finite. Likewise."""
         pre, h = list(map(resolved, problem.pre)), resolved(h)
         tensors = [*pre, spread(resolved(dy)), h, self._first_state, *[h] * len(pre)]
-        found = self._pair(problem, tensors, backward=True)
-        return None if found is None else (found[1], None)
+        pair = self._pair(problem, tensors, backward=True)
+        return None if pair is None else (pair[1], None)
 
     def _pair(
         self, problem: Problem, tensors: Sequence[Tensor], *, backward: bool
@@ -183,8 +183,8 @@ class Gated:
                 )
                 room.append(sums.transpose(0, 1))
             else:
-                given = out[i] if out is not None else None
-                room.append(empty(p, p.dtype) if given is None else given)
+                donated = out[i] if out is not None else None
+                room.append(empty(p, p.dtype) if donated is None else donated)
         if out is not None and h.nbytes >= LARGE_PAGE:
             in_large_pages(next(g for g in out if g is not None))
         return room

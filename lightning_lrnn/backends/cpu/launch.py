@@ -68,7 +68,7 @@ class Launch:
         way = {"direction": step, "backward": backward, "inside": inside}
         self._words = walk.task(
             {**work, **sizes, **way, "initial": self._zeros.data_ptr()},
-            [_place(x) for x in tensors],
+            [_strides(x) for x in tensors],
             written,
             (parts + 1) * B * blocks,
         )
@@ -114,13 +114,13 @@ class Launch:
 
         Nothing else is written; the code must be one that was made for pairs.
         """
-        found = torch.empty(self._pairs, dtype=self._dtype, device="cpu")
+        pairs = torch.empty(self._pairs, dtype=self._dtype, device="cpu")
         words = self._words[:]
-        room = self._write(words, tensors, found, None, lengths, restarts)
+        room = self._write(words, tensors, pairs, None, lengths, restarts)
         words[PAIRS] = words[H]
-        alive = tensors, found, lengths, restarts, room
+        alive = tensors, pairs, lengths, restarts, room
         threads.run(self._walker, words, self._workers, alive)
-        return found
+        return pairs
 
     def bound(
         self, tensors: Sequence[Tensor | None], h: Tensor, initial: Tensor | None
@@ -195,7 +195,7 @@ def _freed() -> int:
     )
 
 
-def _place(x: Tensor | None) -> tuple[int, int, int, int]:
+def _strides(x: Tensor | None) -> tuple[int, int, int, int]:
     """Room for an address, and strides of rows, steps and columns, in bytes; 0 of a parameter."""
     if x is None:
         return 0, 0, 0, 0

@@ -51,39 +51,39 @@ NARROW_COLUMNS = 64
 
 
 class Division(NamedTuple):
-    """How the work is divided."""
+    """The division of the work into time chunks and blocks of features."""
 
     chunk: int
-    """Steps of a part of time."""
+    """Steps of a time chunk."""
     blocks: int
-    """In a row."""
+    """Blocks of a row."""
     width: int
     """Features of a block."""
     workers: int
-    """Threads at most."""
+    """Largest number of threads."""
 
 
 class Direction(NamedTuple):
-    """Which way a pass goes."""
+    """The direction of a pass over time."""
 
     backward: bool
     """Whether the steps are those of the adjoint."""
     reverse: bool
-    """Of the forward pass."""
+    """Whether the forward pass runs backwards in time."""
     inside: bool
-    """See `walk.FIELDS`."""
+    """Whether all states before a step are among the hidden states, see `walk.FIELDS`."""
 
 
 class Code(NamedTuple):
-    """Compiled steps."""
+    """The compiled steps of a gate, and what tensors they want."""
 
     address: int
     alignment: int
     """Bytes that outputs must be aligned to if they are written by non-temporal stores."""
     state: torch.dtype
-    """Of the emitted states."""
+    """Dtype of the hidden states."""
     output: torch.dtype
-    """Of y."""
+    """Dtype of the output y."""
 
 
 def code(

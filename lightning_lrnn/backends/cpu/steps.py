@@ -14,22 +14,23 @@ from llvmlite import ir
 from lightning_lrnn.backends.cpu import llvm
 from lightning_lrnn.backends.cpu.vector_math import INT, Complex, Lanes
 
-__all__ = ["ARGUMENTS", "NAME", "PAIR", "SIZE", "WALK", "Place", "Writer"]
+__all__ = ["ARGUMENTS", "NAME", "PAIR", "SIZE", "WALK", "View", "Writer"]
 
 NAME = "steps"
 ARGUMENTS = (
-    "table", "state", "row", "part", "t", "low", "columns", "steps", "what", "place", "direction",
+    "table", "state", "row", "part", "t", "low", "columns", "steps", "mode", "origin", "direction",
     "nontemporal", "width",
 )  # fmt: skip
-"""Of the function, all 64-bit integers: addresses of the places and of the state (h, A, B), each of
-`width` columns; where the steps begin; how many there are; what to compute (WALK, PAIR); the place
-of the state before them; 1 or -1: the walk's direction; whether stores are non-temporal.
+"""Of the function, all 64-bit integers: addresses of the table of views and of the state (h, A, B),
+each of `width` columns; where the steps begin; how many there are; what to compute (WALK, PAIR);
+the origin of the state before them; the direction of the walk, 1 or -1; whether stores are
+non-temporal.
 """
 WALK, PAIR = 1, 2
 WITHIN, FIRST, RESTART = 0, 1, 2
-"""Places, for the backward pass: the state before a step is that of another step; is h0; is 0."""
+"""Origins of the state before a step, for the backward pass: another step; h0; 0."""
 SIZE = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
-"""Bytes of a column."""
+"""Bytes of one value."""
 PARTS = {"c64": "f32", "c128": "f64"}
 TYPES = {
     "f16": ir.HalfType(),
@@ -40,7 +41,7 @@ TYPES = {
 
 
 STEPS = 4
-"""Taken at once in rows of few vectors. With more, so many places in memory would be in use that
+"""Taken at once in rows of few vectors. With more, so many streams of memory would be in use that
 the hardware stops fetching ahead."""
 
 Values = dict[int | str, Any]
@@ -53,8 +54,8 @@ def lanes(bits: int) -> int:
     return llvm.vector_bytes() * 8 // bits
 
 
-class Place:
-    """A tensor in the function: where its step begins, and what moves a vector of its columns."""
+class View:
+    """A tensor in the function: where its present step begins, and its strides."""
 
     def __init__(self, storage: str, index: int, *, sums: bool = False) -> None:
         self.storage, self.index = storage, index
@@ -63,19 +64,19 @@ class Place:
         self.row: Any = None
         """Address of the first column of the present step."""
         self.step: Any = None
-        """To the next one, in bytes."""
+        """Bytes from a step to the next one."""
         self.column: Any = None
         """Bytes from column to column."""
         self.buffer: Any = None
-        """A vector in memory, for columns that lie apart."""
+        """A buffer of one vector, for columns that are not contiguous."""
 
 
 class Writer:
     """Writes the function.
 
     Attributes:
-        module: where it stands.
-        math: what its formulas are made of.
+        module: the IR module with the function.
+        math: writes the arithmetic of the formulas.
         restarts: whether no state passes into the step.
 
     Args:
@@ -85,8 +86,8 @@ class Writer:
     def __init__(
         self,
         bits: int,
-        inputs: dict[int | str, Place],
-        outputs: dict[int | str, Place],
+        inputs: dict[int | str, View],
+        outputs: dict[int | str, View],
         columns: int | None = None,
         *,
         complex_state: bool,
@@ -94,8 +95,8 @@ class Writer:
         self.bits, self.inputs, self.outputs = bits, inputs, outputs
         self.of_state = ("c" if complex_state else "f") + str(2 * bits if complex_state else bits)
         self.module = ir.Module(name=NAME)
-        kind = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
-        self.function = ir.Function(self.module, kind, NAME)
+        signature = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
+        self.function = ir.Function(self.module, signature, NAME)
         for argument, name in zip(self.function.args, ARGUMENTS, strict=True):
             argument.name = name
         self.arguments = dict(zip(ARGUMENTS, self.function.args, strict=True))
@@ -104,7 +105,7 @@ class Writer:
         self.math = Lanes(self.builder, self.lanes, bits)
 
     @property
-    def places(self) -> list[Place]:
+    def views(self) -> list[View]:
         return [*self.inputs.values(), *self.outputs.values()]
 
     # Small parts.
@@ -113,27 +114,27 @@ class Writer:
         return ir.Constant(INT, value)
 
     def field(self, index: int, column: int) -> Any:
-        """Of the table of places."""
+        """Loads an entry of the table of views."""
         b = self.builder
         table = b.inttoptr(self.arguments["table"], INT.as_pointer())
         return b.load(b.gep(table, [self.integer(4 * index + column)]), align=8)
 
-    def pointer(self, place: int | Any, kind: ir.Type) -> Any:
-        return self.builder.inttoptr(place, kind.as_pointer())
+    def pointer(self, address: int | Any, value_type: ir.Type) -> Any:
+        return self.builder.inttoptr(address, value_type.as_pointer())
 
     def vector(self, storage: str) -> ir.VectorType:
-        """As it is in memory: real and imaginary parts alternate."""
+        """The type of a vector in memory, where real and imaginary parts alternate."""
         parts = self.lanes * (2 if storage in PARTS else 1)
         return ir.VectorType(TYPES[PARTS.get(storage, storage)], parts)
 
     def element(self, storage: str) -> ir.Type:
-        """Of one column."""
+        """The type of one column in memory."""
         part = TYPES[PARTS.get(storage, storage)]
         return ir.VectorType(part, 2) if storage in PARTS else part
 
     def widened(self, x: Any, storage: str) -> Any:
         """A vector from memory as one of the registers' type."""
-        b, kind = self.builder, self.math.type
+        b, register_type = self.builder, self.math.type
         if storage in PARTS:
             both = ([*range(part, 2 * self.lanes, 2)] for part in (0, 1))
             return Complex(*(self.math.shuffled(x, x, order) for order in both))
@@ -144,7 +145,7 @@ class Writer:
         bits = 8 * SIZE[storage]
         if bits == self.bits:
             return x
-        return b.fpext(x, kind) if bits < self.bits else b.fptrunc(x, kind)
+        return b.fpext(x, register_type) if bits < self.bits else b.fptrunc(x, register_type)
 
     def narrowed(self, x: Any, storage: str) -> Any:
         """The inverse, rounded to nearest, ties to even."""
@@ -154,12 +155,12 @@ class Writer:
             order = [i // 2 + i % 2 * self.lanes for i in range(2 * self.lanes)]
             return self.math.shuffled(re, im, order)
         if storage == "bf16":
-            kind = ir.VectorType(ir.IntType(32), self.lanes)
+            bits_type = ir.VectorType(ir.IntType(32), self.lanes)
 
             def number(value: int) -> Any:
-                return ir.Constant(kind, [value] * self.lanes)
+                return ir.Constant(bits_type, [value] * self.lanes)
 
-            bits = b.bitcast(x, kind)
+            bits = b.bitcast(x, bits_type)
             odd = b.and_(b.lshr(bits, number(16)), number(1))
             rounded = b.add(bits, b.add(odd, number(0x7FFF)))
             bits = b.select(b.fcmp_unordered("uno", x, x), number(0x7FC00000), rounded)
@@ -182,27 +183,27 @@ class Writer:
         """
         b, arguments = self.builder, self.arguments
         self.compute = compute
-        for place in self.places:
-            self.begin(place)
+        for view in self.views:
+            self.begin(view)
         if "before" in self.inputs:
             self.begin_before()
         whole = ir.Constant(ir.IntType(1), 1)
-        for place in self.inputs.values():
-            dense = b.icmp_unsigned("==", place.column, self.integer(SIZE[place.storage]))
+        for view in self.inputs.values():
+            dense = b.icmp_unsigned("==", view.column, self.integer(SIZE[view.storage]))
             whole = b.and_(whole, dense)
         self.dense = whole
-        self.restarts = b.icmp_unsigned("==", arguments["place"], self.integer(RESTART))
+        self.restarts = b.icmp_unsigned("==", arguments["origin"], self.integer(RESTART))
         self.streams = b.icmp_unsigned("!=", arguments["nontemporal"], self.integer(0))
-        kinds = [(WALK, "walk"), (PAIR, "pair"), (WALK | PAIR, "both")]
+        modes = [(WALK, "walk"), (PAIR, "pair"), (WALK | PAIR, "both")]
         end = self.function.append_basic_block("end")
         if divided:
             otherwise = self.function.append_basic_block("never")
-            choice = b.switch(arguments["what"], otherwise)
-            for what, name in kinds:
+            choice = b.switch(arguments["mode"], otherwise)
+            for mode, name in modes:
                 block = self.function.append_basic_block(name)
-                choice.add_case(self.integer(what), block)
+                choice.add_case(self.integer(mode), block)
                 b.position_at_end(block)
-                self.write_steps(what, narrow=narrow)
+                self.write_steps(mode, narrow=narrow)
                 b.branch(end)
             b.position_at_end(otherwise)
             b.unreachable()
@@ -213,56 +214,56 @@ class Writer:
         b.ret_void()
         return str(self.module)
 
-    def begin(self, place: Place) -> None:
-        """Reads a place from the table; it begins at the first of the steps."""
+    def begin(self, view: View) -> None:
+        """Loads a view from the table, and moves it to the first of the steps."""
         b = self.builder
-        start, by_row, by_step, column = (self.field(place.index, i) for i in range(4))
-        step = self.arguments["part" if place.sums else "t"]
+        start, by_row, by_step, column = (self.field(view.index, i) for i in range(4))
+        step = self.arguments["part" if view.sums else "t"]
         for size, count in (
             (by_row, self.arguments["row"]),
             (by_step, step),
             (column, self.arguments["low"]),
         ):
             start = b.add(start, b.mul(size, count))
-        place.row, place.column = start, column
-        place.step = self.integer(0) if place.sums else b.mul(by_step, self.arguments["direction"])
-        if not place.sums:
-            kind = self.vector(place.storage)
-            place.buffer = b.alloca(kind)
-            place.buffer.align = llvm.vector_bytes()
-            b.store(ir.Constant(kind, None), place.buffer, align=llvm.vector_bytes())
+        view.row, view.column = start, column
+        view.step = self.integer(0) if view.sums else b.mul(by_step, self.arguments["direction"])
+        if not view.sums:
+            vector_type = self.vector(view.storage)
+            view.buffer = b.alloca(vector_type)
+            view.buffer.align = llvm.vector_bytes()
+            b.store(ir.Constant(vector_type, None), view.buffer, align=llvm.vector_bytes())
 
     def begin_before(self) -> None:
         """The state before a step stands at the step that the walk comes to next, or in h0."""
-        b, place = self.builder, self.inputs["before"]
-        within = b.icmp_unsigned("==", self.arguments["place"], self.integer(WITHIN))
-        first = b.icmp_unsigned("==", self.arguments["place"], self.integer(FIRST))
-        of_h0 = Place(place.storage, place.index + 1)
+        b, view = self.builder, self.inputs["before"]
+        within = b.icmp_unsigned("==", self.arguments["origin"], self.integer(WITHIN))
+        first = b.icmp_unsigned("==", self.arguments["origin"], self.integer(FIRST))
+        of_h0 = View(view.storage, view.index + 1)
         self.begin(of_h0)
-        place.row = b.add(place.row, b.select(within, place.step, self.integer(0)))
-        place.row = b.select(first, of_h0.row, place.row)
-        place.column = b.select(first, of_h0.column, place.column)
+        view.row = b.add(view.row, b.select(within, view.step, self.integer(0)))
+        view.row = b.select(first, of_h0.row, view.row)
+        view.column = b.select(first, of_h0.column, view.column)
 
-    def write_steps(self, what: int, *, narrow: bool) -> None:
+    def write_steps(self, mode: int, *, narrow: bool) -> None:
         """Loops over steps and vectors.
 
         In rows of few vectors some steps are taken at once, of one vector all of them, with the
         state in registers between them.
         """
         b, columns = self.builder, self.arguments["columns"]
-        places = self.places if what & WALK else list(self.inputs.values())
-        went, one = self.integer(self.lanes), self.integer(1)
-        vectors = b.udiv(b.add(columns, self.integer(self.lanes - 1)), went)
+        views = self.views if mode & WALK else list(self.inputs.values())
+        vector, one = self.integer(self.lanes), self.integer(1)
+        vectors = b.udiv(b.add(columns, self.integer(self.lanes - 1)), vector)
         # In the order of memory, which the hardware expects: backwards in time from the last one.
         rises = b.icmp_signed(">", self.arguments["direction"], self.integer(0))
-        low = b.select(rises, self.integer(0), b.mul(b.sub(vectors, one), went))
-        by = b.select(rises, went, self.integer(-self.lanes))
+        low = b.select(rises, self.integer(0), b.mul(b.sub(vectors, one), vector))
+        by = b.select(rises, vector, self.integer(-self.lanes))
         steps, at_once, times = self.arguments["steps"], one, self.arguments["steps"]
         if narrow:
             several = self.integer(STEPS)
             at_once = b.select(b.icmp_unsigned("==", vectors, one), steps, several)
             times = b.udiv(b.add(steps, b.sub(at_once, one)), at_once)
-        begun = [place.row for place in places]
+        begun = [place.row for place in views]
         with Loop(b, times, [steps, *begun]) as walk:
             left, *rows = walk.values
             with Loop(b, vectors, [low]) as across:
@@ -271,32 +272,32 @@ class Writer:
                 if narrow:
                     fewer = b.icmp_unsigned("<", left, at_once)
                     with Loop(b, b.select(fewer, left, at_once), [*rows, *state]) as run:
-                        self.set_rows(places, run.values)
-                        state = self.write_vector(what, d, run.values[len(rows) :])
-                        run.values = [*self.following(places, run.values), *state]
+                        self.set_rows(views, run.values)
+                        state = self.write_vector(mode, d, run.values[len(rows) :])
+                        run.values = [*self.following(views, run.values), *state]
                     state = run.values[len(rows) :]
                 else:
-                    self.set_rows(places, rows)
-                    state = self.write_vector(what, d, state)
-                self.store_state(d, state, what)
+                    self.set_rows(views, rows)
+                    state = self.write_vector(mode, d, state)
+                self.store_state(d, state, mode)
                 across.values = [b.add(d, by)]
-            further = self.following(places, rows, at_once if narrow else None)
+            further = self.following(views, rows, at_once if narrow else None)
             walk.values = [b.sub(left, at_once), *further]
-        self.set_rows(places, begun)
+        self.set_rows(views, begun)
 
-    def set_rows(self, places: list[Place], rows: list[Any]) -> None:
-        for place, row in zip(places, rows, strict=False):
-            place.row = row
+    def set_rows(self, views: list[View], rows: list[Any]) -> None:
+        for view, row in zip(views, rows, strict=False):
+            view.row = row
 
-    def following(self, places: list[Place], rows: list[Any], steps: Any = None) -> list[Any]:
-        """Where the places are one step later, or some."""
+    def following(self, views: list[View], rows: list[Any], steps: Any = None) -> list[Any]:
+        """The addresses of the views one step later, or `steps` later."""
         b = self.builder
         return [
-            b.add(row, place.step if steps is None else b.mul(place.step, steps))
-            for place, row in zip(places, rows, strict=False)
+            b.add(row, view.step if steps is None else b.mul(view.step, steps))
+            for view, row in zip(views, rows, strict=False)
         ]
 
-    def write_vector(self, what: int, d: Any, state: list[Any]) -> list[Any]:
+    def write_vector(self, mode: int, d: Any, state: list[Any]) -> list[Any]:
         """One step of the columns from d on; the state after it."""
         b = self.builder
         left = b.sub(self.arguments["columns"], d)
@@ -306,8 +307,8 @@ class Writer:
         )
         values = self.load(whole, d, count)
         before = [self.widened(vector, self.of_state) for vector in state]
-        after, results = self.compute(what, values, before)
-        if what & WALK:
+        after, results = self.compute(mode, values, before)
+        if mode & WALK:
             self.add_to_sums(results, d)
             self.store(results, whole, d, count)
         return [
@@ -318,64 +319,64 @@ class Writer:
     def load_state(self, d: Any) -> list[Any]:
         return [self.builder.load(self.state(i, d), align=self.bits // 8) for i in range(3)]
 
-    def store_state(self, d: Any, state: list[Any], what: int) -> None:
-        parts = [0] * bool(what & WALK) + [1, 2] * bool(what & PAIR)
+    def store_state(self, d: Any, state: list[Any], mode: int) -> None:
+        parts = [0] * bool(mode & WALK) + [1, 2] * bool(mode & PAIR)
         for part in parts:
             self.builder.store(state[part], self.state(part, d), align=self.bits // 8)
 
     def state(self, part: int, d: Any) -> Any:
         b = self.builder
         index = b.add(d, b.mul(self.arguments["width"], self.integer(part)))
-        place = b.add(self.arguments["state"], b.mul(index, self.integer(SIZE[self.of_state])))
-        return self.pointer(place, self.vector(self.of_state))
+        address = b.add(self.arguments["state"], b.mul(index, self.integer(SIZE[self.of_state])))
+        return self.pointer(address, self.vector(self.of_state))
 
-    def at(self, place: Place, d: Any) -> Any:
+    def at(self, view: View, d: Any) -> Any:
         """The vector from column d on, if columns lie side by side."""
         b = self.builder
-        offset = b.mul(d, self.integer(SIZE[place.storage]))
-        return self.pointer(b.add(place.row, offset), self.vector(place.storage))
+        offset = b.mul(d, self.integer(SIZE[view.storage]))
+        return self.pointer(b.add(view.row, offset), self.vector(view.storage))
 
-    def alignment(self, place: Place) -> int:
-        """Of a column in memory."""
-        return SIZE[PARTS.get(place.storage, place.storage)]
+    def alignment(self, view: View) -> int:
+        """The alignment of a column in memory, in bytes."""
+        return SIZE[PARTS.get(view.storage, view.storage)]
 
     def load(self, whole: Any, d: Any, count: Any) -> Values:
         """The inputs of columns from d on: a vector, the beginning of one, or column by column."""
-        b, places = self.builder, list(self.inputs.values())
+        b, views = self.builder, list(self.inputs.values())
         together, beginning, apart, done = (self.function.append_basic_block() for _ in range(4))
         vectors: list[list[Any]] = []
         self.branch(whole, together, beginning, apart)
         b.position_at_end(together)
-        vectors.append([b.load(self.at(p, d), align=self.alignment(p)) for p in places])
+        vectors.append([b.load(self.at(p, d), align=self.alignment(p)) for p in views])
         b.branch(done)
         b.position_at_end(beginning)
-        vectors.append([self.masked(p, d, count) for p in places])
+        vectors.append([self.masked(p, d, count) for p in views])
         b.branch(done)
         b.position_at_end(apart)
         with Loop(b, count) as column:
-            for p in places:
+            for p in views:
                 source, buffer = self.elements(p, d, column.index)
                 b.store(b.load(source, align=self.alignment(p)), buffer, align=self.alignment(p))
-        vectors.append([b.load(p.buffer, align=llvm.vector_bytes()) for p in places])
+        vectors.append([b.load(p.buffer, align=llvm.vector_bytes()) for p in views])
         ends = together, beginning, b.block
         b.branch(done)
         b.position_at_end(done)
-        phis = [b.phi(self.vector(p.storage)) for p in places]
+        phis = [b.phi(self.vector(p.storage)) for p in views]
         for end, loaded in zip(ends, vectors, strict=True):
             for phi, vector in zip(phis, loaded, strict=True):
                 phi.add_incoming(vector, end)
         return {
-            key: self.widened(phi, place.storage)
-            for phi, (key, place) in zip(phis, self.inputs.items(), strict=True)
+            key: self.widened(phi, view.storage)
+            for phi, (key, view) in zip(phis, self.inputs.items(), strict=True)
         }
 
     def store(self, results: Values, whole: Any, d: Any, count: Any) -> None:
-        """The outputs, likewise."""
+        """Stores the outputs of columns from d on, in the same three ways."""
         b = self.builder
         stored = [
-            (place, self.narrowed(results[key], place.storage))
-            for key, place in self.outputs.items()
-            if not place.sums
+            (view, self.narrowed(results[key], view.storage))
+            for key, view in self.outputs.items()
+            if not view.sums
         ]
         together, beginning, apart, done = (self.function.append_basic_block() for _ in range(4))
         streaming, usual = (self.function.append_basic_block() for _ in range(2))
@@ -383,54 +384,54 @@ class Writer:
         b.position_at_end(together)
         b.cbranch(self.streams, streaming, usual)
         b.position_at_end(streaming)
-        for place, vector in stored:
-            align = min(self.lanes * SIZE[place.storage], llvm.vector_bytes())
-            store = b.store(vector, self.at(place, d), align=align)
+        for view, vector in stored:
+            align = min(self.lanes * SIZE[view.storage], llvm.vector_bytes())
+            store = b.store(vector, self.at(view, d), align=align)
             one = ir.Constant(ir.IntType(32), 1)
             store.set_metadata("nontemporal", self.module.add_metadata([one]))
         b.branch(done)
         b.position_at_end(usual)
-        for place, vector in stored:
-            b.store(vector, self.at(place, d), align=self.alignment(place))
+        for view, vector in stored:
+            b.store(vector, self.at(view, d), align=self.alignment(view))
         b.branch(done)
         b.position_at_end(beginning)
-        for place, vector in stored:
-            self.masked(place, d, count, vector)
+        for view, vector in stored:
+            self.masked(view, d, count, vector)
         b.branch(done)
         b.position_at_end(apart)
-        for place, vector in stored:
-            b.store(vector, place.buffer, align=llvm.vector_bytes())
+        for view, vector in stored:
+            b.store(vector, view.buffer, align=llvm.vector_bytes())
         with Loop(b, count) as column:
-            for place, _ in stored:
-                target, buffer = self.elements(place, d, column.index)
-                align = self.alignment(place)
+            for view, _ in stored:
+                target, buffer = self.elements(view, d, column.index)
+                align = self.alignment(view)
                 b.store(b.load(buffer, align=align), target, align=align)
         b.branch(done)
         b.position_at_end(done)
 
     def branch(self, whole: Any, together: Any, beginning: Any, apart: Any) -> None:
-        """By where columns lie."""
+        """Branches to one of three blocks, by where the columns lie in memory."""
         part = self.function.append_basic_block()
         self.builder.cbranch(whole, together, part)
         self.builder.position_at_end(part)
         self.builder.cbranch(self.dense, beginning, apart)
 
-    def masked(self, place: Place, d: Any, count: Any, vector: Any = None) -> Any:
+    def masked(self, view: View, d: Any, count: Any, vector: Any = None) -> Any:
         """The first columns of a vector, loaded or stored, and nothing else touched."""
-        b, kind = self.builder, self.vector(place.storage)
-        parts = kind.count // self.lanes
-        numbers = ir.VectorType(ir.IntType(32), kind.count)
+        b, vector_type = self.builder, self.vector(view.storage)
+        parts = vector_type.count // self.lanes
+        numbers = ir.VectorType(ir.IntType(32), vector_type.count)
         limit = b.trunc(b.mul(count, self.integer(parts)), ir.IntType(32))
         limit = b.insert_element(ir.Constant(numbers, ir.Undefined), limit, self.integer(0))
-        limit = self.math.shuffled(limit, limit, [0] * kind.count)
-        mask = b.icmp_unsigned("<", ir.Constant(numbers, list(range(kind.count))), limit)
-        align = ir.Constant(ir.IntType(32), self.alignment(place))
-        pointer = self.at(place, d)
-        of_part = PARTS.get(place.storage, place.storage).replace("bf16", "i16")
-        name = f"v{kind.count}{of_part}.p0v{kind.count}{of_part}"
+        limit = self.math.shuffled(limit, limit, [0] * vector_type.count)
+        mask = b.icmp_unsigned("<", ir.Constant(numbers, list(range(vector_type.count))), limit)
+        align = ir.Constant(ir.IntType(32), self.alignment(view))
+        pointer = self.at(view, d)
+        of_part = PARTS.get(view.storage, view.storage).replace("bf16", "i16")
+        name = f"v{vector_type.count}{of_part}.p0v{vector_type.count}{of_part}"
         if vector is None:
-            inputs = [pointer, align, mask, ir.Constant(kind, None)]
-            return b.call(self.declared(f"llvm.masked.load.{name}", kind, inputs), inputs)
+            inputs = [pointer, align, mask, ir.Constant(vector_type, None)]
+            return b.call(self.declared(f"llvm.masked.load.{name}", vector_type, inputs), inputs)
         inputs = [vector, pointer, align, mask]
         return b.call(self.declared(f"llvm.masked.store.{name}", ir.VoidType(), inputs), inputs)
 
@@ -439,20 +440,20 @@ class Writer:
             ir.Function(self.module, ir.FunctionType(result, [x.type for x in inputs]), name)
         return self.module.globals[name]
 
-    def elements(self, place: Place, d: Any, lane: Any) -> tuple[Any, Any]:
-        """A column in the tensor, and its lane in the buffer."""
-        b, kind = self.builder, self.element(place.storage)
-        offset = b.mul(b.add(d, lane), place.column)
-        first = b.bitcast(place.buffer, kind.as_pointer())
-        return self.pointer(b.add(place.row, offset), kind), b.gep(first, [lane])
+    def elements(self, view: View, d: Any, lane: Any) -> tuple[Any, Any]:
+        """Pointers to a column in the tensor and to its lane in the buffer."""
+        b, element_type = self.builder, self.element(view.storage)
+        offset = b.mul(b.add(d, lane), view.column)
+        first = b.bitcast(view.buffer, element_type.as_pointer())
+        return self.pointer(b.add(view.row, offset), element_type), b.gep(first, [lane])
 
     def add_to_sums(self, results: dict[int | str, Any], d: Any) -> None:
         """In double precision; they have room for whole vectors."""
         b = self.builder
-        for key, place in self.outputs.items():
-            if place.sums:
-                pointer = self.at(place, d)
-                vector = self.narrowed(results[key], place.storage)
+        for key, view in self.outputs.items():
+            if view.sums:
+                pointer = self.at(view, d)
+                vector = self.narrowed(results[key], view.storage)
                 b.store(b.fadd(b.load(pointer, align=8), vector), pointer, align=8)
 
 

@@ -52,7 +52,7 @@ def have_cores() -> bool:
 
 
 def run(
-    function: Callable[[int, int], None], task: array[int], threads: int, kept: Any = None
+    function: Callable[[int, int], None], task: array[int], threads: int, alive: Any = None
 ) -> None:
     """Calls a function side by side in some threads; returns when all is done.
 
@@ -63,13 +63,13 @@ def run(
 
     Args:
         function: of the address of the task and of a slot, 0 in the calling thread, 1, 2, ... in
-            others. Not made of bytecode. It takes pieces of the work until none is left; in slot 0
-            it returns when the pieces of all others are done, for which it may wait at the lock. In
+            others. Not made of bytecode. It takes work items until none is left; in slot 0 it
+            returns when the items of all others are done, for which it may wait at the lock. In
             others it may be called at any time later.
         task: what the function shares between its calls, which no other run has; 0 in the first
             words, `FIELDS`.
         threads: at most so many, the calling thread included.
-        kept: alive until all is done.
+        alive: what must stay alive until all is done.
     """
     address = task.buffer_info()[0]
     if threads == 1:
@@ -78,7 +78,7 @@ def run(
     _pool.grow(threads - 1)
     lock = _locks.pop() if _locks else _held_lock()
     task[: len(FIELDS)] = array("q", [lock, _ACQUIRE, _RELEASE])
-    offer, held = _pool.works.put, [kept]
+    offer, held = _pool.works.put, [alive]
     calls = [partial(offer, (function, address, slot, (task, held))) for slot in range(1, threads)]
     calls.append(partial(function, address, 0))
     try:
@@ -134,9 +134,9 @@ class _Pool:
 
 def _serve(works: SimpleQueue[Work]) -> None:
     while True:
-        function, address, slot, kept = works.get()
+        function, address, slot, alive = works.get()
         function(address, slot)
-        del kept  # not alive until the next one
+        del alive  # which is freed before the next task
 
 
 _pool = _Pool()

@@ -34,7 +34,7 @@ OF_EXP, OF_LOG = {32: 7, 64: 13}, {32: 4, 64: 10}
 
 
 class Complex(NamedTuple):
-    """Real and imaginary parts."""
+    """A vector of complex numbers, as two vectors: real and imaginary parts."""
 
     re: Any
     im: Any
@@ -56,7 +56,7 @@ class Lanes:
     # Numbers and choices.
 
     def number(self, value: float) -> Any:
-        """The same number in all lanes."""
+        """Returns a vector with the number in all lanes."""
         return ir.Constant(self.type, [float(value)] * self.lanes)
 
     def integer(self, value: int) -> Any:
@@ -72,10 +72,10 @@ class Lanes:
         return self._parts(partial(self.builder.select, condition), x, y)
 
     def all_lanes(self, condition: Any) -> Any:
-        """The same condition in all lanes."""
-        kind = ir.VectorType(condition.type, self.lanes)
+        """Returns a vector with the condition in all lanes."""
+        mask_type = ir.VectorType(condition.type, self.lanes)
         one = self.builder.insert_element(
-            ir.Constant(kind, ir.Undefined), condition, ir.Constant(INT, 0)
+            ir.Constant(mask_type, ir.Undefined), condition, ir.Constant(INT, 0)
         )
         return self.shuffled(one, one, [0] * self.lanes)
 
@@ -93,7 +93,7 @@ class Lanes:
     # Arithmetic, one rounding each; of complex numbers too.
 
     def _parts(self, compute: Callable[..., Any], *operands: Any) -> Any:
-        """Part by part, if one is complex."""
+        """Applies an operation to real and imaginary parts, if an argument is complex."""
         if not any(isinstance(x, Complex) for x in operands):
             return compute(*operands)
         return Complex(*map(compute, *map(self.as_complex, operands)))
@@ -151,14 +151,14 @@ class Lanes:
         name += f".v{self.lanes}f{self.bits}"
         return self.builder.call(self._declared(name, self.type, len(operands)), operands)
 
-    def _declared(self, name: str, kind: ir.Type, operands: int) -> Any:
+    def _declared(self, name: str, value_type: ir.Type, operands: int) -> Any:
         module = self.builder.module
         if name in module.globals:
             return module.globals[name]
-        return ir.Function(module, ir.FunctionType(kind, [kind] * operands), name)
+        return ir.Function(module, ir.FunctionType(value_type, [value_type] * operands), name)
 
     def polynomial(self, x: Any, coefficients: list[float]) -> Any:
-        """The constant term first."""
+        """Evaluates a polynomial; `coefficients` begin with the constant term."""
         *rest, result = map(self.number, coefficients)
         for c in reversed(rest):
             result = self.multiply_add(result, x, c)
@@ -193,7 +193,7 @@ class Lanes:
         return self.choose(self.builder.fcmp_unordered(">", x, y), self._unless_nan(x, y), y)
 
     def _unless_nan(self, x: Any, y: Any) -> Any:
-        """x; y where that is NaN."""
+        """Returns x, and y where y is NaN."""
         return self.choose(self.compare("==", y, y), x, y)
 
     def flush(self, x: Any) -> Any:
@@ -253,7 +253,7 @@ class Lanes:
         return self.intrinsic("llvm.copysign", self.div(e, self.add(e, two)), x)
 
     def softplus(self, x: Any) -> Any:
-        """log(1 + exp(x)), x above 20."""
+        """Returns log(1 + exp(x)), and x above 20."""
         e = self.exp(self.at_most(x, self.number(20)))
         return self.choose(self.compare(">", x, self.number(20)), x, self._log1p(e))
 
@@ -342,5 +342,5 @@ class Lanes:
 
 
 def _bits_of(value: float, bits: int) -> int:
-    """Of a float's representation."""
+    """The bits of a float's representation, as an integer."""
     return int.from_bytes(struct.pack("<f" if bits == 32 else "<d", value), "little")

@@ -1,9 +1,9 @@
-"""The walk over rows as LLVM IR: hands out pieces of the work, passes states on between them.
+"""The walk over rows as LLVM IR: hands out work items, and passes states on between them.
 
 A column is one feature of one row. The walk goes through rows whose columns stand side by side in
 memory, and leaves the steps themselves to code that is compiled for a gate (`steps`). It is
-called by each of some threads with the same task, and takes pieces until none is left. Rows are
-divided over time as on a GPU (`recurrence.cu`): a piece waits for the state that the one before it
+called by each of some threads with the same task, and takes items until none is left. Rows are
+divided over time as on a GPU (`recurrence.cu`): an item waits for the state that the one before it
 ends in, which somebody has in hands who waits only for still earlier ones.
 
 The thread in slot 0, the caller's, returns when all others that have entered have left, and nobody
@@ -52,46 +52,47 @@ YIELDS = "sched_yield", "SwitchToThread"
 FIELDS = (
     *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
     "states", "initial", "h", "pairs", "lengths", "restarts", "B", "T", "D", "direction",
-    "backward", "inside", "nontemporal", "places", "outputs",
+    "backward", "inside", "nontemporal", "tensors", "outputs",
 )  # fmt: skip
-"""Of a task, 64-bit integers: what `threads` writes; how many pieces are taken; how many
+"""Of a task, 64-bit integers: what `threads` writes; how many items are taken; how many
 other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
 of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
 the states between parts (parts - 1, B, D), of the state before the first part (B, D), of where that
-after the last goes (B, D), which may be the same place, of where the pairs of all parts go
+after the last goes (B, D), which may be the same memory, of where the pairs of all parts go
 (parts, 2, B, D), 0 if states are asked for, of lengths and of bytes (B, T) that say whether no
 state passes into a step of time, both 0 if there are none; sizes; the walk's direction
 (1 or -1) of time; whether it is backward, whether then all states before a step stand inside the
-emitted ones, and whether outputs are written by non-temporal stores; how many places and outputs
+hidden states, and whether outputs are written by non-temporal stores; how many tensors and outputs
 follow.
 
-There follow four integers of each place; the indices of those places that are 0 at padded steps;
-and a flag for each piece, and those of one more part, raised when the state before it is there."""
+There follow four integers of each tensor, see `steps.View`; the indices of those that are 0 at
+padded steps; and a flag for each item, and for those of one more part, raised when the state
+before it is there."""
 
 
 CHANGING = "taken", "others"
-"""Fields that a walk changes."""
+"""Fields that change during a pass."""
 
 
 def task(
     fields: Mapping[str, int],
-    places: Sequence[tuple[int, int, int, int]],
+    views: Sequence[tuple[int, int, int, int]],
     outputs: Sequence[int],
     flags: int,
 ) -> array[int]:
-    """What a walk is told, as it was not begun yet; a copy of it for each walk.
+    """The task of a pass before it begins; each pass gets a copy.
 
     Args:
         fields: those that are known; 0 for the others.
-        places: of all tensors, in the order that the steps know.
+        views: strides of all tensors, in the order that the steps know.
         outputs: indices of those that are 0 at padded steps.
         flags: how many.
     """
     words = array("q", [0] * len(FIELDS))
-    for name, value in {**fields, "places": len(places), "outputs": len(outputs)}.items():
+    for name, value in {**fields, "tensors": len(views), "outputs": len(outputs)}.items():
         words[FIELDS.index(name)] = value
-    for place in places:
-        words.extend(place)
+    for view in views:
+        words.extend(view)
     words.extend(outputs)
     words.frombytes(bytes(words.itemsize * flags))
     return words
@@ -111,7 +112,7 @@ def walker(storage: str) -> Callable[[int, int], None]:
 
 @cache
 def _sources() -> tuple[bytes, ...]:
-    """The text of what writes the IR."""
+    """The source files that write the IR, for the key of the cache."""
     return (Path(__file__).read_bytes(),)
 
 
@@ -158,11 +159,11 @@ class _Word:
         return self.builder.icmp_signed("==", self.value, self._value(other))
 
     def holds(self) -> Any:
-        """Whether it is not 0."""
+        """Returns the condition that it is not 0."""
         return self.builder.icmp_signed("!=", self.value, self._value(0))
 
     def smaller(self, other: _Word | int) -> _Word:
-        """The smaller one of two."""
+        """Returns the smaller one of two words."""
         return self.chosen(self < other, other)
 
     def chosen(self, condition: Any, other: _Word | int) -> _Word:
@@ -193,33 +194,33 @@ class _Loop:
         self.builder.position_at_end(self.done)
 
 
-class _Piece(NamedTuple):
-    """One part of time of one block of one row, in the words of the code that is written."""
+class _WorkItem(NamedTuple):
+    """A work item: one part of time of one block of one row, as IR values."""
 
     row: _Word
     part: _Word
     low: _Word
-    """The first of its features."""
+    """Its first feature."""
     n: _Word
-    """How many there are."""
+    """Number of its features."""
     begin: _Word
     end: _Word
     steps: _Word
-    """Of the row that are no padding."""
+    """Steps of the row that are not padding."""
     before: _Word
-    """Where the state before it is."""
+    """Address of the state before it."""
     after: _Word
-    """Where the state after it goes."""
+    """Address for the state after it."""
     mine: _Word
-    """The flag that says that the state before it is there."""
+    """Address of the flag that is raised when the state before it is there."""
     following: _Word
-    """The flag of the part after it."""
+    """Address of that flag of the following part of time."""
     first: Any
     """Whether there is no part before it."""
 
 
 class _Walk:
-    """Writes the function."""
+    """Writes the function that takes work items until none is left."""
 
     def __init__(self, storage: str, waits: str) -> None:
         self.real = TYPES[PARTS.get(storage, storage)]
@@ -232,17 +233,17 @@ class _Walk:
         self.fields = {name: self.load(self.field(name)) for name in FIELDS if name not in CHANGING}
 
     def __getattr__(self, name: str) -> _Word:
-        """A field."""
+        """Returns the value of a field of the task."""
         return self.fields[name]
 
     # Memory.
 
     def field(self, name: str) -> _Word:
-        """The address of a field."""
+        """Returns the address of a field of the task."""
         return self.task + 8 * FIELDS.index(name)
 
-    def pointer(self, address: _Word, kind: ir.Type = INT) -> Any:
-        return self.builder.inttoptr(address.value, kind.as_pointer())
+    def pointer(self, address: _Word, value_type: ir.Type = INT) -> Any:
+        return self.builder.inttoptr(address.value, value_type.as_pointer())
 
     def load(self, address: _Word) -> _Word:
         return _Word(self.builder, self.builder.load(self.pointer(address), align=8))
@@ -262,16 +263,16 @@ class _Walk:
         self.builder.store_atomic(ir.Constant(INT, 1), self.pointer(flag), "release", 8)
 
     def called(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
-        """A function of the C library."""
+        """Calls a function of the C library."""
         if name not in self.module.globals:
-            kind = ir.FunctionType(result, [x.type for x in arguments])
-            ir.Function(self.module, kind, name)
+            signature = ir.FunctionType(result, [x.type for x in arguments])
+            ir.Function(self.module, signature, name)
         return self.builder.call(self.module.globals[name], arguments)
 
     def copy(self, target: _Word, source: _Word, size: _Word) -> None:
         byte = ir.IntType(8)
-        places = [self.pointer(target, byte), self.pointer(source, byte)]
-        self.called("memcpy", byte.as_pointer(), [*places, size.value])
+        pointers = [self.pointer(target, byte), self.pointer(source, byte)]
+        self.called("memcpy", byte.as_pointer(), [*pointers, size.value])
 
     def clear(self, target: _Word, size: _Word) -> None:
         byte, zero = ir.IntType(8), ir.Constant(ir.IntType(32), 0)
@@ -287,7 +288,7 @@ class _Walk:
         return _Variable(self.builder, value)
 
     def wait(self, flag: _Word) -> None:
-        """Until a flag is raised."""
+        """Writes a loop that waits until a flag is raised."""
         looks = self.variable(0)
         with _Loop(self.builder) as loop:
             loop.leave_if(self.observed(flag).holds())
@@ -299,7 +300,7 @@ class _Walk:
     # The walk.
 
     def text(self) -> str:
-        """The module's."""
+        """Writes the function; returns the text of the IR module."""
         b = self.builder
         self.units = self.B * self.blocks
         self.room = (
@@ -307,16 +308,16 @@ class _Walk:
         )
         self.state = self.scratch + self.slot * self.room * (3 * self.size)
         self.table = self.task + 8 * len(FIELDS)
-        self.indices = self.table + self.places * 32
+        self.indices = self.table + self.tensors * 32
         self.flags = self.indices + self.outputs * 8
         helps = self.slot.holds()
         with b.if_then(helps):
             self.enter()
-        with _Loop(b) as pieces:
+        with _Loop(b) as items:
             # Who finds none left has seen all enter who took one.
-            piece = self.counted("taken", 1)
-            pieces.leave_if(piece >= self.parts * self.units)
-            self.write_piece(piece)
+            item = self.counted("taken", 1)
+            items.leave_if(item >= self.parts * self.units)
+            self.write_item(item)
         with b.if_then(self.nontemporal.holds()):
             b.fence("seq_cst")  # non-temporal stores are there for other threads
         with b.if_else(helps) as (helper, caller):
@@ -339,12 +340,12 @@ class _Walk:
             loop.leave_if(b.extract_value(result, 1))
 
     def leave(self) -> None:
-        """The last one wakes the caller."""
+        """Counts this thread out; the last one wakes the caller."""
         b = self.builder
         left = self.counted("others", -1)
         with b.if_then(left.equals(CLOSED + 1)):
-            kind = ir.FunctionType(ir.VoidType(), [INT])
-            b.call(self.pointer_to(self.release, kind), [self.lock.value])
+            signature = ir.FunctionType(ir.VoidType(), [INT])
+            b.call(self.pointer_to(self.release, signature), [self.lock.value])
 
     def wait_for_others(self) -> None:
         """Nobody enters any more; returns when nobody is at work."""
@@ -354,16 +355,19 @@ class _Walk:
             loop.leave_if(self.observed(others).equals(0))
             looks.set(looks.get() + 1)
         with b.if_then((self.counted("others", CLOSED) % CLOSED).holds()):
-            kind, wait = ir.FunctionType(ir.IntType(32), [INT, ir.IntType(32)]), ir.IntType(32)(1)
-            b.call(self.pointer_to(self.acquire, kind), [self.lock.value, wait])
+            signature, wait = (
+                ir.FunctionType(ir.IntType(32), [INT, ir.IntType(32)]),
+                ir.IntType(32)(1),
+            )
+            b.call(self.pointer_to(self.acquire, signature), [self.lock.value, wait])
 
-    def pointer_to(self, address: _Word, kind: ir.FunctionType) -> Any:
-        return self.builder.inttoptr(address.value, kind.as_pointer())
+    def pointer_to(self, address: _Word, signature: ir.FunctionType) -> Any:
+        return self.builder.inttoptr(address.value, signature.as_pointer())
 
-    def write_piece(self, piece: _Word) -> None:
-        """One part of time of one block of one row; later parts are later pieces."""
+    def write_item(self, item: _Word) -> None:
+        """Writes one work item: a part of time of a block of a row; later parts are later items."""
         b = self.builder
-        part, unit = piece // self.units, piece % self.units
+        part, unit = item // self.units, item % self.units
         row, low = unit // self.blocks, unit % self.blocks * self.width
         n = self.width.smaller(self.D - low)
         length = self.variable(self.T)
@@ -379,53 +383,55 @@ class _Walk:
 
         before = (self.initial + column * self.size).chosen(first, between(part - 1))
         after = (self.h + column * self.size).chosen(last, between(part))
-        mine, following = self.flags + piece * 8, self.flags + (piece + self.units) * 8
-        work = _Piece(row, part, low, n, begin, end, steps, before, after, mine, following, first)
+        mine, following = self.flags + item * 8, self.flags + (item + self.units) * 8
+        work = _WorkItem(
+            row, part, low, n, begin, end, steps, before, after, mine, following, first
+        )
         with b.if_else(self.pairs.holds()) as (pair, states):
             with pair:
                 self.write_pair(work, self.pairs + (part * 2 * layer + column) * self.size)
             with states:
-                what = self.begin(work, last)
+                mode = self.begin(work, last)
                 with _Loop(b) as walks:
-                    walks.leave_if(what.get().equals(0))
-                    self.write_walk(work, what.get())
-                    self.pass_on(work, what)
+                    walks.leave_if(mode.get().equals(0))
+                    self.write_walk(work, mode.get())
+                    self.pass_on(work, mode)
                 with b.if_then(b.and_(last, steps < self.T)):
                     self.clear_padding(row, low, n, steps)
 
-    def write_pair(self, piece: _Piece, target: _Word) -> None:
+    def write_pair(self, item: _WorkItem, target: _Word) -> None:
         """What a part does to whatever state comes in; nothing else is written."""
-        self.begin_pair(piece.n)
-        self.write_walk(piece, self.word(PAIR))
+        self.begin_pair(item.n)
+        self.write_walk(item, self.word(PAIR))
         layer = self.B * self.D * self.size
         for index in (0, 1):
             source = self.state + self.room * ((1 + index) * self.size)
-            self.copy(target + layer * index, source, piece.n * self.size)
+            self.copy(target + layer * index, source, item.n * self.size)
 
-    def begin(self, piece: _Piece, last: Any) -> _Variable:
+    def begin(self, item: _WorkItem, last: Any) -> _Variable:
         """Makes the state ready for a part of time; what to compute of it first.
 
         That is the pair, if the state before this part is not there yet, so that the next part need
         not wait for all of this one. The walk then reads the inputs again, from the caches.
         """
-        b, what, n, first, mine = (
+        b, mode, n, first, mine = (
             self.builder,
             self.variable(PAIR),
-            piece.n,
-            piece.first,
-            piece.mine,
+            item.n,
+            item.first,
+            item.mine,
         )
         with b.if_then(b.and_(last, b.not_(first))):
             self.wait(mine)
         with b.if_then(b.or_(first, self.observed(mine).holds())):
-            self.copy(self.state, piece.before, n * self.size)
-            what.set(self.word(WALK).chosen(last, WALK | PAIR))
-        with b.if_then((what.get() & PAIR).holds()):
+            self.copy(self.state, item.before, n * self.size)
+            mode.set(self.word(WALK).chosen(last, WALK | PAIR))
+        with b.if_then((mode.get() & PAIR).holds()):
             self.begin_pair(n)
-        return what
+        return mode
 
     def begin_pair(self, n: _Word) -> None:
-        """A = 1 and B = 0 of n columns."""
+        """Sets A = 1 and B = 0 in n columns of the state."""
         b, d = self.builder, self.variable(0)
         A, B = (self.state + self.room * (part * self.size) for part in (1, 2))
         self.clear(A, n * self.size)
@@ -435,14 +441,14 @@ class _Walk:
             b.store(ir.Constant(self.real, 1), self.pointer(A + d.get() * self.size, self.real))
             d.set(d.get() + 1)
 
-    def write_walk(self, piece: _Piece, what: _Word) -> None:
+    def write_walk(self, item: _WorkItem, mode: _Word) -> None:
         """All steps of a part, in runs that no restart is within.
 
         Backward, the first step of the forward walk finds the state before it in h0, unless all
-        states stand inside the emitted ones.
+        states stand inside the hidden states.
         """
         b = self.builder
-        row, part, low, n, begin, end, steps, *_ = piece
+        row, part, low, n, begin, end, steps, *_ = item
         rises = self.word(0) < self.direction
         k, t = self.variable(begin), self.variable(begin.chosen(rises, steps - 1 - begin))
         all_of_state = self.room * (3 * self.size)
@@ -452,7 +458,7 @@ class _Walk:
             restart = self.variable(0)
             with b.if_then(self.restarts.holds()):
                 restart.set(self.byte(self.restarts + i))
-            place, run = self.variable(WITHIN), self.variable(1)
+            origin, run = self.variable(WITHIN), self.variable(1)
             with b.if_else(self.backward.holds()) as (backward, forward):
                 with forward:
                     with b.if_then(restart.get().holds()):
@@ -460,7 +466,7 @@ class _Walk:
                     run.set(self.until_restart(i + self.direction, left - 1) + 1)
                 with backward, b.if_else(restart.get().holds()) as (new, same):
                     with new:
-                        place.set(RESTART)
+                        origin.set(RESTART)
                     with same:
                         inside = self.inside.holds()
                         within = left.chosen(inside, end.smaller(steps - 1) - k.get())
@@ -468,16 +474,16 @@ class _Walk:
                             with another:
                                 run.set(self.until_restart(i, within))
                             with edge:
-                                place.set(FIRST)
+                                origin.set(FIRST)
             arguments = {
                 "table": self.table, "state": self.state, "row": row, "part": part, "t": t.get(),
-                "low": low, "columns": n, "steps": run.get(), "what": what, "place": place.get(),
+                "low": low, "columns": n, "steps": run.get(), "mode": mode, "origin": origin.get(),
                 "direction": self.direction, "nontemporal": self.nontemporal, "width": self.room,
             }  # fmt: skip
-            kind = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
+            signature = ir.FunctionType(ir.VoidType(), [INT] * len(ARGUMENTS))
             values = [arguments[name].value for name in ARGUMENTS]
-            b.call(self.pointer_to(self.code, kind), values)
-            with b.if_then(place.get().equals(RESTART)):
+            b.call(self.pointer_to(self.code, signature), values)
+            with b.if_then(origin.get().equals(RESTART)):
                 self.clear(self.state, all_of_state)
             k.set(k.get() + run.get())
             t.set(t.get() + self.direction * run.get())
@@ -498,20 +504,20 @@ class _Walk:
                 run.set(run.get() + 1)
         return run.get()
 
-    def pass_on(self, piece: _Piece, what: _Variable) -> None:
+    def pass_on(self, item: _WorkItem, mode: _Variable) -> None:
         """Publishes the state after a part; leaves what is still to be computed of it: WALK or 0.
 
         That state is A * h + B whether this part was walked already or not: timing decides no bit.
         If that is not finite it may differ from the walk (inf * 0), and what the walk ends in is
         taken.
         """
-        b, n = self.builder, piece.n
-        before, after, mine, following, first = piece[7:]
+        b, n = self.builder, item.n
+        before, after, mine, following, first = item[7:]
         with b.if_then(b.not_(first)):
             self.wait(mine)
-        walked = what.get() & WALK
+        walked = mode.get() & WALK
         with b.if_then(self.observed(following).equals(0)):
-            finite = self.variable(what.get() & PAIR)
+            finite = self.variable(mode.get() & PAIR)
             with b.if_then(finite.get().holds()):
                 self.combine(finite, before, after, n)
             with b.if_then(b.and_(finite.get().equals(0), walked.holds())):
@@ -520,10 +526,10 @@ class _Walk:
                 self.raise_flag(following)
         with b.if_else(walked.holds()) as (done, other):
             with done:
-                what.set(0)
+                mode.set(0)
             with other:
                 self.copy(self.state, before, n * self.size)
-                what.set(WALK)
+                mode.set(WALK)
 
     def combine(self, finite: _Variable, before: _Word, after: _Word, n: _Word) -> None:
         """A * h + B of all columns; `finite` becomes 0 if one of them is not."""
@@ -534,8 +540,8 @@ class _Walk:
             offset = d.get() * self.size
 
             def parts(address: _Word, offset: _Word = offset) -> list[Any]:
-                places = [offset, offset + half] if self.complex else [offset]
-                return [b.load(self.pointer(address + p, self.real)) for p in places]
+                offsets = [offset, offset + half] if self.complex else [offset]
+                return [b.load(self.pointer(address + p, self.real)) for p in offsets]
 
             A = parts(self.state + self.room * self.size)
             B = parts(self.state + self.room * (2 * self.size))
@@ -559,8 +565,8 @@ class _Walk:
         b, output = self.builder, self.variable(0)
         with _Loop(b) as outputs:
             outputs.leave_if(output.get() >= self.outputs)
-            place = self.table + self.load(self.indices + output.get() * 8) * 32
-            start, by_row, by_step, size = (self.load(place + 8 * i) for i in range(4))
+            view = self.table + self.load(self.indices + output.get() * 8) * 32
+            start, by_row, by_step, size = (self.load(view + 8 * i) for i in range(4))
             t = self.variable(steps)
             with _Loop(b) as loop:
                 loop.leave_if(t.get() >= self.T)
@@ -571,17 +577,17 @@ class _Walk:
 
 
 class _Variable:
-    """A 64-bit integer that changes."""
+    """A variable of the function, a 64-bit integer on its stack."""
 
     def __init__(self, builder: ir.IRBuilder, value: _Word | int) -> None:
         self.builder = builder
         with builder.goto_entry_block():
-            self.place = builder.alloca(INT)
+            self.address = builder.alloca(INT)
         self.set(value)
 
     def set(self, value: _Word | int) -> None:
         word = _Word(self.builder, value) if isinstance(value, int) else value
-        self.builder.store(word.value, self.place)
+        self.builder.store(word.value, self.address)
 
     def get(self) -> _Word:
-        return _Word(self.builder, self.builder.load(self.place))
+        return _Word(self.builder, self.builder.load(self.address))

@@ -36,20 +36,20 @@ UNUSED = "[[maybe_unused]]"
 
 
 class Fused(NamedTuple):
-    """What a kernel with a gate in it is made of."""
+    """A gate and a readout, compiled to C++ for one pass."""
 
     source: str
-    """`struct Gate`, for one pass."""
+    """The C++ of `struct Gate`."""
     needed: tuple[bool, ...]
-    """Which operands it reads."""
+    """Whether it reads each operand."""
     state: str
-    """Storage of the emitted states."""
+    """Storage of the hidden states."""
     output: str
     """Storage of what the readout puts out; `state` if there is none."""
     reads_out: bool
     """Whether there is a readout."""
     operations: int
-    """Of gate and readout, for a step."""
+    """Number of operations of gate and readout in a step."""
     real: bool
     """Whether no number in them is complex."""
 
@@ -67,21 +67,21 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
     Raises:
         GateError: naming what cannot be compiled.
     """
-    n, kinds = len(operands), tuple(o.storage.startswith("c") for o in operands)
+    n, complex_operands = len(operands), tuple(o.storage.startswith("c") for o in operands)
     sequences = [o.storage for o in operands if o.varies]
     double = not DOUBLE.isdisjoint(sequences)
     for operand in operands:
         if (operand.storage in DOUBLE) != double and (operand.varies or operand.storage[0] == "c"):
             raise GateError(f"one gate cannot take both single and double precision: {operands}")
     read_out = readout_or_state(readout, n)
-    h_is_complex = state_is_complex(gate, kinds)
-    y_is_complex = _result_is_complex(read_out, (h_is_complex, *kinds))
+    h_is_complex = state_is_complex(gate, complex_operands)
+    y_is_complex = _result_is_complex(read_out, (h_is_complex, *complex_operands))
 
     if step == "forward":
         read = inputs_of(parse(gate)) | {i - 1 for i in inputs_of(parse(read_out))}
         used = tuple(i in read for i in range(n))
     else:
-        used = needed(gate, readout, kinds)
+        used = needed(gate, readout, complex_operands)
 
     def storage(*, is_complex: bool) -> str:
         if is_complex:
@@ -99,15 +99,19 @@ def fused(gate: str, readout: str, operands: tuple[Operand, ...], step: str) -> 
         f"static constexpr bool kHasReadout = {str(bool(readout)).lower()};",
         *_access(operands, used),
         *_mathematics(
-            gate, read_out, kinds, (h_is_complex, y_is_complex), half={state, output} <= HALF
+            gate,
+            read_out,
+            complex_operands,
+            (h_is_complex, y_is_complex),
+            half={state, output} <= HALF,
         ),
         "};",
     ]
     # One line: it becomes the value of a macro.
     operations = len(parse(gate).steps) + len(parse(read_out).steps)
     of_values = (
-        complex_values(parse(gate), kinds),
-        complex_values(parse(read_out), (h_is_complex, *kinds)),
+        complex_values(parse(gate), complex_operands),
+        complex_values(parse(read_out), (h_is_complex, *complex_operands)),
     )
     real = not any(is_complex for values in of_values for is_complex in values.values())
     return Fused(" ".join(parts), used, state, output, bool(readout), operations, real)
@@ -134,7 +138,7 @@ def _access(operands: Sequence[Operand], used: Sequence[bool]) -> Iterator[str]:
     parameter = "pre.x{i} = {type}(load_as<storage::{storage}>(first[{i}]));"
     add = "sums.x{i} = sums.x{i} + dx.x{i};"
     steps = "template <bool kWhole, typename Count> static __device__ void"
-    yield f"struct Pre {{ {' '.join(f'{kind} x{i};' for i, kind in enumerate(types))} }};"
+    yield f"struct Pre {{ {' '.join(f'{cpp_type} x{i};' for i, cpp_type in enumerate(types))} }};"
     fields = each("storage::{storage}::Element x{i};", every, varies=True)
     yield f"struct Elements {fields};"
     named = ("Elements* to", "char* const* first", "const Index* stride", "Count count")
@@ -160,7 +164,7 @@ def _access(operands: Sequence[Operand], used: Sequence[bool]) -> Iterator[str]:
 def _mathematics(
     gate: str,
     readout: str,
-    kinds: tuple[bool, ...],
+    complex_operands: tuple[bool, ...],
     of_results: tuple[bool, bool],
     *,
     half: bool,
@@ -170,18 +174,18 @@ def _mathematics(
     Args:
         gate: its program.
         readout: its program.
-        kinds: whether each operand is complex.
+        complex_operands: whether each operand is complex.
         of_results: whether h and y are complex.
         half: whether they have 16 bits, so that what no decay depends on may be quick.
     """
     h_is_complex, y_is_complex = of_results
-    types = [_type(is_complex=kind) for kind in kinds]
-    pre = [f"pre.x{i}" for i in range(len(kinds))]
-    of_readout = (h_is_complex, *kinds)
+    types = [_type(is_complex=is_complex) for is_complex in complex_operands]
+    pre = [f"pre.x{i}" for i in range(len(complex_operands))]
+    of_readout = (h_is_complex, *complex_operands)
 
     decay = parse(gate)._replace(outputs=parse(gate).outputs[:1])
     quick = _values_of(parse(gate), QUICK_IMPULSE) - _values_of(decay) if half else set()
-    lines, (a, b) = _body(parse(gate), pre, kinds, quick)
+    lines, (a, b) = _body(parse(gate), pre, complex_operands, quick)
     yield f"static __device__ void gate({UNUSED} const Pre& pre, Value& a, Value& b) {{"
     yield from [*lines, f"a = Value({a}); b = Value({b}); }}"]
 
@@ -201,8 +205,10 @@ def _mathematics(
     yield from [*lines, *(f"dx.x{i} = {types[i]}({dx[i]});" for i in sorted(begun))]
     yield f"return Value({dh}); }}"
 
-    back = parse(pullback(gate, kinds))
-    lines, dx = _body(back, [*pre, "da", "db"], (*kinds, h_is_complex, h_is_complex), quick)
+    back = parse(pullback(gate, complex_operands))
+    lines, dx = _body(
+        back, [*pre, "da", "db"], (*complex_operands, h_is_complex, h_is_complex), quick
+    )
     yield (
         f"static __device__ void gate_pullback({UNUSED} const Pre& pre, {UNUSED} Value da, "
         f"{UNUSED} Value db, Pre& dx) {{"
@@ -218,10 +224,10 @@ def _type(*, is_complex: bool) -> str:
     return "Complex<Real>" if is_complex else "Real"
 
 
-def _result_is_complex(readout: str, kinds: Sequence[bool]) -> bool:
+def _result_is_complex(readout: str, complex_operands: Sequence[bool]) -> bool:
     program = parse(readout)
     (y,) = program.outputs
-    return isinstance(y, str) and complex_values(program, kinds)[y]
+    return isinstance(y, str) and complex_values(program, complex_operands)[y]
 
 
 def _values(program: Program) -> list[str]:
@@ -244,18 +250,18 @@ def _values_of(program: Program, operations: Set[str] = OPERATIONS.keys()) -> se
 
 
 def _body(
-    program: Program, names: Sequence[str], kinds: Sequence[bool], quick: Set[str]
+    program: Program, names: Sequence[str], complex_operands: Sequence[bool], quick: Set[str]
 ) -> tuple[list[str], list[str]]:
     """C++ that computes a program: statements, and an expression for each output.
 
     Args:
         program: what to compute.
         names: of its inputs in C++.
-        kinds: whether each input is complex.
+        complex_operands: whether each input is complex.
         quick: which of its `_values` may be so.
     """
     program = pruned(program)
-    is_complex = complex_values(program, kinds)
+    is_complex = complex_values(program, complex_operands)
     values = {f"x{i}": name for i, name in enumerate(names)}
 
     def expression(argument: str | Constant, as_type: str | None = None) -> str:
@@ -271,10 +277,10 @@ def _body(
         takes_complex = any(is_complex[a] for a in arguments if isinstance(a, str))
         if takes_complex and not OPERATIONS[operation].of_complex:
             raise GateError(f"{operation} is not defined for complex numbers: {program}")
-        kind = _type(is_complex=takes_complex)
+        cpp_type = _type(is_complex=takes_complex)
         first, *others = arguments
         if infix := OPERATIONS[operation].infix:
-            mixed = kind if takes_complex else None
+            mixed = cpp_type if takes_complex else None
             left, right = expression(first, mixed), expression(others[0], mixed)
             written = f"{left} {infix} {right}"
         elif operation == "neg":

@@ -67,10 +67,10 @@ def backend(problem: Problem, *, parallel: bool) -> Kernels:
 def kept_words(problem: Problem, *, backward: bool) -> int:
     """The length of what a pair leaves for the pass of its steps, see `Kernels.after`."""
     operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
-    kind = Pass("backward" if backward else "forward", True, problem.reset is not None)
-    code = fused(problem.gate, problem.readout, operands, kind.step)
+    pass_ = Pass("backward" if backward else "forward", True, problem.reset is not None)
+    code = fused(problem.gate, problem.readout, operands, pass_.step)
     B, T, D = problem.x.shape
-    return kept(code, operands, kind, (B, T, int(D)))
+    return kept(code, operands, pass_, (B, T, int(D)))
 
 
 class Kernels:
@@ -126,15 +126,15 @@ class Kernels:
         """Gradients of `problem.pre` and of h0: the adjoint, in one kernel the other way."""
         _, _, pre, h0, lengths, reset, _, _ = problem
         dy, dh_final, out = gradients
-        given = [] if out is None else [g for g in out if g is not None]
+        donated = [] if out is None else [g for g in out if g is not None]
         last = self._last
-        if last is not None and not given and last[0](*pre, h, dy):
+        if last is not None and not donated and last[0](*pre, h, dy):
             launch = last[1]
         else:
             *pre, h, dy = tensors = _plain((*pre, h, dy))
-            launch = self._adjoint(problem, tensors, given)
+            launch = self._adjoint(problem, tensors, donated)
         dh0 = launch.new_state(h)
-        dpre = given or [contiguous(p, p.dtype) for p in pre if p.ndim == 3]
+        dpre = donated or [contiguous(p, p.dtype) for p in pre if p.ndim == 3]
         if self._parameters:
             B, _, D = self._shape
             of_sequences = iter(dpre)
@@ -151,27 +151,27 @@ class Kernels:
         return dpre, dh0
 
     def _adjoint(
-        self, problem: Problem, tensors: Sequence[Tensor], given: Sequence[Tensor]
+        self, problem: Problem, tensors: Sequence[Tensor], donated: Sequence[Tensor]
     ) -> _Launch:
         """The backward pass.
 
         Args:
             problem: of the forward pass.
             tensors: that are read: the pre-activations, the hidden states, the gradient of y.
-            given: where the gradients go, if not into new tensors.
+            donated: where the gradients go, if not into new tensors.
         """
         layout = layout_of(
-            self._shape, problem.lengths, [*tensors, *given], reverse=not problem.reverse
+            self._shape, problem.lengths, [*tensors, *donated], reverse=not problem.reverse
         )
         # Hooks of autograd may hand out other strides than they were given.
-        form = layout, *[x.stride() for x in (*tensors, *given)]
+        form = layout, *[x.stride() for x in (*tensors, *donated)]
         launch = self._passes.get(form)
         if launch is None:
             launch = self._passes[form] = self._planned("backward", problem, layout)
             _, T, D = self._shape
-            row, step = given[0].stride()[:2] if given else (T * D, D)
+            row, step = donated[0].stride()[:2] if donated else (T * D, D)
             launch.tell_strides(tensors, row=row, step=step)
-        if not given and is_always_apart(self._shape):
+        if not donated and is_always_apart(self._shape):
             guard = guard_of(*tensors)
             self._last = None if guard is None else (guard, launch)
         return launch
@@ -187,20 +187,22 @@ class Kernels:
         pre = _plain(problem.pre)
         launch = self._planned_pair("forward", problem, pre)
         A, B = launch.new_state(pre[self._first]), launch.new_state(pre[self._first])
-        given = launch((*pre, None, *problem.optional[1:], A, B, None))
-        return A, B, given
+        pair_workspace = launch((*pre, None, *problem.optional[1:], A, B, None))
+        return A, B, pair_workspace
 
     def adjoint_impulse(
         self, problem: Problem, h: Tensor, dy: Tensor
     ) -> tuple[Tensor, Tensor | None] | None:
-        """C of the steps' adjoint; likewise."""
+        """C of the steps' adjoint, in one kernel; None of `serial`, see `pair`."""
         if not self._parallel:
             return None
         *pre, h, dy = tensors = _plain((*problem.pre, h, dy))
         launch = self._planned_pair("backward", problem, tensors)
         C = launch.new_state(h)
-        given = launch((*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre)))
-        return C, given
+        pair_workspace = launch(
+            (*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre))
+        )
+        return C, pair_workspace
 
     def _planned_pair(self, step: str, problem: Problem, tensors: Sequence[Tensor]) -> _Launch:
         """What computes the pair of a pass that reads these tensors."""
@@ -218,20 +220,20 @@ class Kernels:
         self, step: str, problem: Problem, layout: str, *, result: str = "outputs"
     ) -> _Launch:
         resets, lengths = problem.reset is not None, problem.lengths is not None
-        kind = Pass(step, self._parallel, resets, layout, lengths, result)
-        kind = kind._replace(given=self._given is not None)
+        pass_ = Pass(step, self._parallel, resets, layout, lengths, result)
+        pass_ = pass_._replace(given=self._given is not None)
         gate, readout = self._programs
         B, T, D = problem.x.shape
         if result == "pair":
             # What a pair leaves for its pass is of one feature to a thread, as `kept` counts it.
-            apart = kind._replace(layout="apart") if layout == "packed" else kind
+            apart = pass_._replace(layout="apart") if layout == "packed" else pass_
             of_pass = apart._replace(result="outputs")
             code, how = _planned(gate, readout, self._operands, of_pass, (B, T, D))
             if how.tiles > 1:
-                kind = apart._replace(segment=steps(code, self._operands, of_pass))
+                pass_ = apart._replace(segment=steps(code, self._operands, of_pass))
             readout = readout if step == "backward" else ""
-        code, how = _planned(gate, readout, self._operands, kind, (B, T, D))
-        return _Launch(step, code, how, problem, keeps=kind.segment > 0)
+        code, how = _planned(gate, readout, self._operands, pass_, (B, T, D))
+        return _Launch(step, code, how, problem, keeps=pass_.segment > 0)
 
 
 @lru_cache(maxsize=4096)  # shapes are many where lengths vary
@@ -239,11 +241,11 @@ def _planned(
     gate: str,
     readout: str,
     operands: tuple[Operand, ...],
-    kind: Pass,
+    pass_: Pass,
     shape: tuple[int, int, int],
 ) -> tuple[Fused, Plan]:
-    code = fused(gate, readout, operands, kind.step)
-    return code, plan(code, operands, kind, shape)
+    code = fused(gate, readout, operands, pass_.step)
+    return code, plan(code, operands, pass_, shape)
 
 
 ADDRESSES = {

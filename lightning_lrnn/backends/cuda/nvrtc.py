@@ -105,7 +105,7 @@ def architecture(capability: tuple[int, int]) -> str:
     fitting = [n for n in _architectures() if n // 10 == major and n % 10 <= minor]
     if fitting:
         return f"sm_{max(fitting)}"
-    found = ".".join(map(str, version()))
+    own = ".".join(map(str, version()))
     oldest, newest = min(_architectures()), max(_architectures())
     remedy = (
         'pip install "lightning-lrnn[cuda12]" brings one that knows devices back to sm_50'
@@ -113,7 +113,7 @@ def architecture(capability: tuple[int, int]) -> str:
         else "pip install --upgrade nvidia-cuda-nvrtc may bring one that does"
     )
     raise CompileError(
-        f"NVRTC {found} compiles for sm_{oldest} to sm_{newest}, the device is sm_{major}{minor}: "
+        f"NVRTC {own} compiles for sm_{oldest} to sm_{newest}, the device is sm_{major}{minor}: "
         f"{remedy}"
     )
 
@@ -161,8 +161,8 @@ def compile_program(
             program.close()
     # cuda.core has no public name for NVRTC's error; nothing is swallowed here.
     except Exception as error:
-        given = " ".join(flag.decode() for flag in options.as_bytes("nvrtc"))
-        raise CompileError(f"NVRTC could not compile {path}\noptions: {given}\n{error}") from error
+        flags = " ".join(flag.decode() for flag in options.as_bytes("nvrtc"))
+        raise CompileError(f"NVRTC could not compile {path}\noptions: {flags}\n{error}") from error
 
 
 def cubin(source: str, macros: Macros, arch: str) -> bytes:
@@ -196,14 +196,14 @@ def kernel(source: str, macros: Macros, capability: tuple[int, int]) -> Any:
         CompileError: if it cannot be compiled for the device.
     """
     variant = (source, macros, capability)
-    found = _kernels.get(variant)
-    if found is None:
+    kernel = _kernels.get(variant)
+    if kernel is None:
         with _lock:
-            found = _kernels.get(variant)
-            if found is None:
+            kernel = _kernels.get(variant)
+            if kernel is None:
                 code = cubin(source, macros, architecture(capability))
-                found = _kernels[variant] = load(code, Path(source).stem)
-    return found
+                kernel = _kernels[variant] = load(code, Path(source).stem)
+    return kernel
 
 
 def loaded(source: str, macros: Macros, capability: tuple[int, int]) -> Any | None:
@@ -251,11 +251,11 @@ def _launch(function: Any, grid: int, block: int, parameter: array[int], index: 
     pointer[0] = parameter.buffer_info()[0]
     stream = driver.CUstream(_pytorch().current_stream(index))
     # The driver copies what the pointer points to before it returns.
-    given = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
+    arguments = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
     success = driver.CUresult.CUDA_SUCCESS
-    (status,) = driver.cuLaunchKernel(*given)
+    (status,) = driver.cuLaunchKernel(*arguments)
     if status != success and _without_context(index):
-        (status,) = driver.cuLaunchKernel(*given)
+        (status,) = driver.cuLaunchKernel(*arguments)
     if status != success:
         raise RuntimeError(f"cuLaunchKernel({grid} blocks of {block} threads): {status.name}")
 

@@ -46,7 +46,7 @@ ROOM, OPERATIONS = 32, {"forward": 9, "backward": 5}
 
 
 class Plan(NamedTuple):
-    """One launch."""
+    """A variant of the kernel, and the grid and workspace of a launch."""
 
     macros: nvrtc.Macros
     grid: int
@@ -63,7 +63,7 @@ class Pass(NamedTuple):
     """What a kernel is asked for, beside the gate."""
 
     step: str
-    """"forward" or "backward"."""
+    """Which pass it is: "forward" or "backward"."""
     parallel: bool
     """Over time, or one thread per column."""
     resets: bool = False
@@ -87,31 +87,31 @@ def columns(D: int) -> int:
 
 
 @cache
-def steps(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
+def steps(gate: Fused, operands: tuple[Operand, ...], pass_: Pass) -> int:
     """Steps of a thread's segment: what `SEGMENT` and `REGISTERS` allow, a power of two."""
-    if kind.segment:
-        return kind.segment
+    if pass_.segment:
+        return pass_.segment
     size = STATE[DTYPE[gate.state]].itemsize
-    registers = FEWER_REGISTERS if kind.resets or size > 4 else REGISTERS
+    registers = FEWER_REGISTERS if pass_.resets or size > 4 else REGISTERS
     most = SEGMENT // size
-    if kind.layout == "packed" and gate.operations == 0:
-        registers = FEWER_REGISTERS // (1 + kind.resets)
-    elif kind.layout == "packed":  # what is loaded takes as many, what is computed twice as many
-        crowded = kind.resets or gate.operations >= OPERATIONS["backward"]
-        most, registers = most // (1 + crowded) // (1 + (kind.step == "backward")), ROOM
-    most = min(most, registers // _registers(gate, operands, kind))
+    if pass_.layout == "packed" and gate.operations == 0:
+        registers = FEWER_REGISTERS // (1 + pass_.resets)
+    elif pass_.layout == "packed":  # what is loaded takes as many, what is computed twice as many
+        crowded = pass_.resets or gate.operations >= OPERATIONS["backward"]
+        most, registers = most // (1 + crowded) // (1 + (pass_.step == "backward")), ROOM
+    most = min(most, registers // _registers(gate, operands, pass_))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
-def _registers(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
+def _registers(gate: Fused, operands: tuple[Operand, ...], pass_: Pass) -> int:
     """Of 32 bits, for one step of every sequence that a thread holds."""
-    constant = kind.layout == "packed"  # parameters count too
+    constant = pass_.layout == "packed"  # parameters count too
     held = sum(
         (o.varies or constant) and needed for o, needed in zip(operands, gate.needed, strict=True)
     )
-    if kind.step == "backward" and kind.result == "pair":  # gradients; states for a readout alone
+    if pass_.step == "backward" and pass_.result == "pair":  # gradients; states for a readout alone
         held += 1 + gate.reads_out
-    elif kind.step == "backward":  # what was emitted, its gradient, what the readout makes of it
+    elif pass_.step == "backward":  # hidden states, their gradient, what the readout makes of them
         held += 2 + gate.reads_out
     return held * STATE[DTYPE[gate.state]].itemsize // 4
 
@@ -120,7 +120,7 @@ def _registers(gate: Fused, operands: tuple[Operand, ...], kind: Pass) -> int:
 def macros(
     gate: Fused,
     operands: tuple[Operand, ...],
-    kind: Pass,
+    pass_: Pass,
     width: int,
     carry: str = "chained",
     tiles: str = "any",
@@ -130,12 +130,12 @@ def macros(
     Args:
         gate: compiled into it, for the same step.
         operands: of the gate.
-        kind: of the pass.
+        pass_: what is launched.
         width: features per block, which only the parallel schedule has.
         carry: "chained", "folded" or "given", likewise.
         tiles: "any" or, if no tile has a step or a feature less than it may, "whole", likewise.
     """
-    step, parallel, resets, layout, _, result = kind[:6]
+    step, parallel, resets, layout, _, result = pass_[:6]
     return (
         ("LRNN_PASS", step),
         ("LRNN_RESULT", result),
@@ -147,15 +147,15 @@ def macros(
         ("LRNN_ANEW", str(int(layout == "packed" and not gate.operations))),
         ("LRNN_COLUMNS", str(width if parallel else 1)),
         ("LRNN_THREADS", str(THREADS)),
-        ("LRNN_STEPS", str(steps(gate, operands, kind))),
+        ("LRNN_STEPS", str(steps(gate, operands, pass_))),
         ("LRNN_TILES", tiles),
-        ("LRNN_BLOCKS", str(_blocks(gate, operands, kind, width, carry, tiles))),
+        ("LRNN_BLOCKS", str(_blocks(gate, operands, pass_, width, carry, tiles))),
         ("LRNN_GATE", gate.source),
     )
 
 
 def plan(
-    gate: Fused, operands: tuple[Operand, ...], kind: Pass, shape: tuple[int, int, int]
+    gate: Fused, operands: tuple[Operand, ...], pass_: Pass, shape: tuple[int, int, int]
 ) -> Plan:
     """Variant, grid and workspace of one launch over (B, T, D), all at least 1.
 
@@ -163,63 +163,63 @@ def plan(
         ValueError: if the launch would need more blocks than a CUDA grid can have.
     """
     B, T, D = shape
-    if kind.layout == "packed" and (not gate.real or kind.given):
-        kind = kind._replace(layout="apart")
-    width, segment, pair = columns(D), steps(gate, operands, kind), kind.result == "pair"
-    features = 2 if kind.layout == "packed" else 1  # which are at least MAX_COLUMNS pairs
-    apart = steps(gate, operands, kind._replace(layout="apart"))
-    if pair or _in_tiles(kind, apart, shape):
+    if pass_.layout == "packed" and (not gate.real or pass_.given):
+        pass_ = pass_._replace(layout="apart")
+    width, segment, pair = columns(D), steps(gate, operands, pass_), pass_.result == "pair"
+    features = 2 if pass_.layout == "packed" else 1  # which are at least MAX_COLUMNS pairs
+    apart = steps(gate, operands, pass_._replace(layout="apart"))
+    if pair or _in_tiles(pass_, apart, shape):
         segments, chains = THREADS // width, B * -(-D // width)
         tiles, rest = -(-T // (segment * segments)), T % (segment * segments)
         carry = "folded" if pair or (chains < CHAINS and tiles > 2) else "chained"
-        carry = "given" if kind.given and tiles > 1 else carry
+        carry = "given" if pass_.given and tiles > 1 else carry
         chains = B * -(-D // (features * width))
         # A kernel without the path of other tiles, where that gives another block room.
-        whole = not (rest or D % (features * MAX_COLUMNS) or kind.lengths)
-        if features == 2 and not whole and _is_crowded(kind, carry):
-            return plan(gate, operands, kind._replace(layout="apart"), shape)
+        whole = not (rest or D % (features * MAX_COLUMNS) or pass_.lengths)
+        if features == 2 and not whole and _is_crowded(pass_, carry):
+            return plan(gate, operands, pass_._replace(layout="apart"), shape)
         whole = whole and (
             features == 2
-            or _blocks(gate, operands, kind, width, carry, "whole")
-            > _blocks(gate, operands, kind, width, carry, "any")
+            or _blocks(gate, operands, pass_, width, carry, "whole")
+            > _blocks(gate, operands, pass_, width, carry, "any")
         )
-        variant = macros(gate, operands, kind, width, carry, "whole" if whole else "any")
+        variant = macros(gate, operands, pass_, width, carry, "whole" if whole else "any")
         words = _words(gate, carry, shape, segment, features) if tiles > 1 else 0
-        found = Plan(variant, chains * tiles, THREADS, words, tiles, features)
+        result = Plan(variant, chains * tiles, THREADS, words, tiles, features)
     else:
-        variant = macros(gate, operands, kind._replace(parallel=False), width)
+        variant = macros(gate, operands, pass_._replace(parallel=False), width)
         blocks = -(-B * D // (features * SERIAL_THREADS))
-        found = Plan(variant, blocks, SERIAL_THREADS, 0, 1, features)
-    if found.grid > MAX_BLOCKS:
+        result = Plan(variant, blocks, SERIAL_THREADS, 0, 1, features)
+    if result.grid > MAX_BLOCKS:
         raise ValueError(
-            f"(B, T, D) = ({B}, {T}, {D}) needs {found.grid} blocks, a CUDA grid has at most "
+            f"(B, T, D) = ({B}, {T}, {D}) needs {result.grid} blocks, a CUDA grid has at most "
             f"{MAX_BLOCKS}: split the batch or the sequence"
         )
-    return found
+    return result
 
 
 def kept(
-    gate: Fused, operands: tuple[Operand, ...], kind: Pass, shape: tuple[int, int, int]
+    gate: Fused, operands: tuple[Operand, ...], pass_: Pass, shape: tuple[int, int, int]
 ) -> int:
     """Words that the pair of a pass leaves for it, of any tensors of this shape; 0 for none.
 
     Args:
         gate: with its readout.
         operands: of the gate.
-        kind: of the pass itself.
+        pass_: the pass itself, not its pair.
         shape: (B, T, D), of which B and T may be symbols.
     """
-    segment = steps(gate, operands, kind)
+    segment = steps(gate, operands, pass_)
     tile = segment * (THREADS // columns(shape[2]))
-    if not _in_tiles(kind, segment, shape) or shape[1] <= tile:
+    if not _in_tiles(pass_, segment, shape) or shape[1] <= tile:
         return 0
     return _words(gate, "given", shape, segment)
 
 
-def _in_tiles(kind: Pass, segment: int, shape: tuple[int, int, int]) -> bool:
+def _in_tiles(pass_: Pass, segment: int, shape: tuple[int, int, int]) -> bool:
     """Whether a pass runs in tiles rather than column by column."""
     B, T, D = shape
-    return kind.parallel and B * D < WALK and T > SHORT * segment
+    return pass_.parallel and B * D < WALK and T > SHORT * segment
 
 
 def _words(
@@ -227,29 +227,29 @@ def _words(
 ) -> int:
     """Of a workspace: word 0 counts the blocks that have started; the rest is what tiles tell."""
     B, T, D = shape
-    width, pieces = columns(D), features * STATE[DTYPE[gate.state]].itemsize // 4
+    width, words_of_a_value = columns(D), features * STATE[DTYPE[gate.state]].itemsize // 4
     segments = THREADS // width
     chains, tiles = B * -(-D // (features * width)), -(-T // (segment * segments))
-    return 1 + chains * slots(carry, tiles, segments) * width * pieces
+    return 1 + chains * slots(carry, tiles, segments) * width * words_of_a_value
 
 
 def _blocks(
-    gate: Fused, operands: tuple[Operand, ...], kind: Pass, width: int, carry: str, tiles: str
+    gate: Fused, operands: tuple[Operand, ...], pass_: Pass, width: int, carry: str, tiles: str
 ) -> int:
     """How many blocks a multiprocessor shall hold at least, which bounds the registers."""
-    if not kind.parallel or kind.resets or width < MAX_COLUMNS:
+    if not pass_.parallel or pass_.resets or width < MAX_COLUMNS:
         return BLOCKS
-    if kind.layout == "packed":
-        plain = gate.operations == 0 and kind.step == "forward" and kind.result == "outputs"
+    if pass_.layout == "packed":
+        plain = gate.operations == 0 and pass_.step == "forward" and pass_.result == "outputs"
         return BLOCKS + (tiles == "whole" and plain)
-    segment = steps(gate, operands, kind)
-    small = segment * _registers(gate, operands, kind) <= ROOM
-    few = gate.operations <= OPERATIONS[kind.step] and not gate.state.startswith("c")
-    if kind.result == "pair":  # which holds no outputs
+    segment = steps(gate, operands, pass_)
+    small = segment * _registers(gate, operands, pass_) <= ROOM
+    few = gate.operations <= OPERATIONS[pass_.step] and not gate.state.startswith("c")
+    if pass_.result == "pair":  # which holds no outputs
         gated = gate.operations > 0 and len(operands) == 1
-        crowded = kind.step == "backward" and gated and segment > 8  # on sm_100
+        crowded = pass_.step == "backward" and gated and segment > 8  # on sm_100
         return BLOCKS + (not crowded and (small or gate.operations <= OPERATIONS["forward"]))
-    if kind.step == "backward":
+    if pass_.step == "backward":
         plain = gate.state == "f32" and gate.operations == 0 and carry != "folded"
         return BLOCKS + (tiles == "whole" and (plain or (small and few)))
     if carry == "folded" or (carry == "given" and tiles == "any"):
@@ -257,9 +257,9 @@ def _blocks(
     return BLOCKS + small + (small and few)
 
 
-def _is_crowded(kind: Pass, carry: str) -> bool:
+def _is_crowded(pass_: Pass, carry: str) -> bool:
     """Whether two features to a thread, and the path of tiles that are not whole, would spill."""
-    return kind.result == "outputs" and (carry == "folded" or kind.step == "backward")
+    return pass_.result == "outputs" and (carry == "folded" or pass_.step == "backward")
 
 
 def layout_of(
@@ -274,8 +274,8 @@ def layout_of(
     for x in tensors:
         if x.ndim == 3:
             sB, sT, _ = x.stride()
-            places = (x.data_ptr(), sB * x.itemsize, T * x.itemsize)
-            if sT != 1 or any(place % 16 for place in places):
+            offsets = (x.data_ptr(), sB * x.itemsize, T * x.itemsize)
+            if sT != 1 or any(offset % 16 for offset in offsets):
                 return "apart"
     return "behind" if reverse else "ahead"
 
@@ -297,8 +297,8 @@ def can_be_packed(D: int, tensors: Sequence[Tensor]) -> bool:
     for x in tensors:
         if x.itemsize > (2 if x.ndim == 3 else 4) or x.stride(-1) != 1:
             return False
-        places = (x.data_ptr(), *[x.itemsize * stride for stride in x.stride()[:-1]])
-        if x.itemsize == 2 and any(place % 4 for place in places):
+        offsets = (x.data_ptr(), *[x.itemsize * stride for stride in x.stride()[:-1]])
+        if x.itemsize == 2 and any(offset % 4 for offset in offsets):
             return False
     return True
 

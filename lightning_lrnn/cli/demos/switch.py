@@ -161,9 +161,9 @@ def _table(before: dict[str, Any], after: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def _inside(folder: str) -> Iterator[None]:
     """Changes the working directory: the project reads its text from ./data."""
-    here = Path.cwd()
+    before = Path.cwd()
     os.chdir(folder)
     try:
         yield
     finally:
-        os.chdir(here)
+        os.chdir(before)

@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A value for a message."""
+    """A value as text for a message, cut if it is long."""
     if isinstance(value, Namespace):
         value = value.as_dict()
     words = str(value.get("class_path", value)) if isinstance(value, Mapping) else repr(value)
@@ -127,13 +127,13 @@ def _check_layer(value: Any, config: Any, path: str) -> None:
 def _same_layer(config: Any, value: Any, model_class: type[RecurrentModule]) -> bool:
     """Whether two descriptions are of layers of the same class and options."""
     try:
-        layers = [Layer.of(layer, model_class.decided) for layer in (config, value)]
+        layers = [Layer.of(layer, model_class.fixed_options) for layer in (config, value)]
     except ValueError:
         # The error is raised again, with its message, where the layer is made.
         return False
-    if layers[0].kind is not layers[1].kind:
+    if layers[0].layer_class is not layers[1].layer_class:
         return False
-    parameters = inspect.signature(layers[0].kind).parameters
+    parameters = inspect.signature(layers[0].layer_class).parameters
     for name in {*layers[0].options, *layers[1].options}:
         default = parameters[name].default if name in parameters else None
         values = [_plain(layer.options.get(name, default)) for layer in layers]

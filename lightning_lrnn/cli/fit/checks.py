@@ -50,6 +50,6 @@ def check_layer(model: Any) -> None:
     model_class = getattr(sys.modules.get(module), name, None)
     if isinstance(model_class, type) and issubclass(model_class, RecurrentModule):
         try:
-            Layer.of(rnn.as_dict(), model_class.decided)
+            Layer.of(rnn.as_dict(), model_class.fixed_options)
         except ValueError as error:
             raise UserError(one_sentence(str(error))) from error

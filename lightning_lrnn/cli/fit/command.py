@@ -78,7 +78,7 @@ class FitCLI(LightningCLI):
                 action._typehint = int | float | None
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Sets `config`."""
+        """Parses the command line, and sets `config`."""
         # Lightning's own warns that sys.argv has arguments too, which is so under pytest.
         self.config = parser.parse_args(args)
 

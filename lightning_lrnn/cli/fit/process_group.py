@@ -30,7 +30,7 @@ class ProcessGroup(pl.Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """In each process of the run."""
+        """Ends the group at exit of each process of the run."""
         atexit.unregister(_end_if_finished)
         atexit.register(_end_if_finished, trainer)
 

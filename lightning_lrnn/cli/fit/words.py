@@ -104,7 +104,7 @@ def _config(value: str) -> dict[str, Any]:
 
 
 def _loaded(text: str) -> Any:
-    """YAML; None for what is not."""
+    """Parses YAML; returns None for what is not YAML."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

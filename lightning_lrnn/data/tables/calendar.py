@@ -31,8 +31,8 @@ def with_calendar(series: Series, names: Sequence[str]) -> Series:
         return series
     times = series.times
     if times is None or times.dtype.kind != "M":
-        told = "no column of `time`" if times is None else "times that are no dates"
-        raise DataError(f"`time_features` are those of dates, {series.source} has {told}")
+        reason = "no column of `time`" if times is None else "times that are no dates"
+        raise DataError(f"`time_features` are those of dates, {series.source} has {reason}")
     index = local(times, series.zone)
     day = (index.hour + index.minute / 60 + index.second / 3600) / 24
     shares = {"hour": day, "weekday": index.weekday / 7, "month": (index.month - 1) / 12}
@@ -47,10 +47,10 @@ def with_calendar(series: Series, names: Sequence[str]) -> Series:
 
 def category_names(all_series: Sequence[Series], column: str) -> list[str]:
     """All values of a column there are, but empty ones, in order."""
-    found: set[str] = set()
+    names: set[str] = set()
     for series in all_series:
-        found |= {str(name) for name in np.unique(labels(series.cells(column))) if name}
-    return in_order(found)
+        names |= {str(name) for name in np.unique(labels(series.cells(column))) if name}
+    return in_order(names)
 
 
 def one_hot_names(column: str, values: Sequence[str]) -> list[str]:
@@ -66,7 +66,7 @@ def with_categories(series: Series, categories: dict[str, list[str]]) -> Series:
     """
     columns: dict[str, Column] = {}
     for column, values in categories.items():
-        found = labels(series.cells(column))
+        cells = labels(series.cells(column))
         for name, value in zip(one_hot_names(column, values), values, strict=True):
-            columns[name] = (found == value).astype(np.float64)
+            columns[name] = (cells == value).astype(np.float64)
     return replace(series, columns={**series.columns, **columns})

@@ -140,18 +140,18 @@ def _of_bytes(values: Column, decimal: str) -> Column:
     pointed = values
     if decimal == ",":
         pointed = np.where(cells == ord(","), np.uint8(ord(".")), cells).view(values.dtype)[:, 0]
-    found = np.full(len(values), np.nan)
+    numbers = np.full(len(values), np.nan)
     try:
         if known.all() and DIGITS[cells].all():
             return pointed.astype(np.int64)
-        found[known] = pointed[known].astype(np.float64)
+        numbers[known] = pointed[known].astype(np.float64)
     except (ValueError, OverflowError):
         return _one_by_one(values, decimal)
-    return found
+    return numbers
 
 
 def _one_by_one(values: Column, decimal: str) -> Column:
-    found: list[float] = []
+    numbers: list[float] = []
     exact: list[int] = []
     truth = True
     for step, value in enumerate(values):
@@ -163,17 +163,17 @@ def _one_by_one(values: Column, decimal: str) -> Column:
         if isinstance(number, int):
             exact.append(number)
         try:
-            found.append(float(number))
+            numbers.append(float(number))
         except OverflowError:
             raise Unlike(BadCell(step, str(value))) from None
-    if len(exact) < len(found) or not found:
-        return np.array(found, dtype=np.float64)
+    if len(exact) < len(numbers) or not numbers:
+        return np.array(numbers, dtype=np.float64)
     if truth:
         return np.array(exact, dtype=bool)
     for dtype in (np.int64, np.uint64):
         if np.iinfo(dtype).min <= min(exact) and max(exact) <= np.iinfo(dtype).max:
             return np.array(exact, dtype=dtype)
-    return np.array(found, dtype=np.float64)
+    return np.array(numbers, dtype=np.float64)
 
 
 def _number(value: Any, decimal: str) -> float | int | None:

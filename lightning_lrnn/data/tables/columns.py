@@ -20,29 +20,29 @@ TOLD_APART = 1e-6
 __all__ = ["chosen", "class_names", "class_of", "classes_of_steps", "in_order", "numbers"]
 
 
-def chosen(names: Sequence[str], series: Series, what: str) -> list[str]:
+def chosen(names: Sequence[str], series: Series, argument: str) -> list[str]:
     """The columns that names mean: a column, or with "a" all of "a.0", "a.1" and so on.
 
     Args:
         names: as a user gave them.
         series: one that has the columns.
-        what: the argument they were given for.
+        argument: its name, for messages.
 
     Raises:
         DataError: for a name without column.
     """
-    found: list[str] = []
+    columns: list[str] = []
     for name in names:
-        parts = [c for c in series.columns if name and c.rpartition(".")[0] == name]
+        matching = [c for c in series.columns if name and c.rpartition(".")[0] == name]
         if name in series.columns:
-            parts = [name]
-        if not parts:
+            matching = [name]
+        if not matching:
             raise DataError(
-                f"`{what}`: {series.source} has no column {name!r}; there are "
+                f"`{argument}`: {series.source} has no column {name!r}; there are "
                 f"{listed(series.columns)}"
             )
-        found += parts
-    return found
+        columns += matching
+    return columns
 
 
 def numbers(series: Series, names: Sequence[str]) -> NDArray[np.float64]:
@@ -67,7 +67,7 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
         )
         raise DataError(
             f"column {name!r} of {series.source} has {shown!r} where a number is wanted "
-            f"({series.place(step)}): leave the column out of `features`, name it in `categories`, "
+            f"({series.where(step)}): leave the column out of `features`, name it in `categories`, "
             f"or make numbers of it{comma}"
         ) from None
     column = np.asarray(values, dtype=np.float64)
@@ -75,7 +75,7 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
     if infinite.any():
         raise DataError(
             f"column {name!r} of {series.source} is infinite at "
-            f"{series.place(int(np.argmax(infinite)))}: make it a finite number or leave it empty"
+            f"{series.where(int(np.argmax(infinite)))}: make it a finite number or leave it empty"
         )
     if values.dtype.kind in "iu" and len(values):
         low, high = int(values.min()), int(values.max())
@@ -96,19 +96,19 @@ def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:
         all_series: at least one.
         column: that has them; None for the names of the folders.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for series in all_series:
         values = [series.folder] if column is None else np.unique(labels(series.cells(column)))
-        found |= {str(value) for value in values if value}
-    return in_order(found)
+        names |= {str(value) for value in values if value}
+    return in_order(names)
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
     """Classes sorted as numbers if they are numbers."""
-    found = sorted(classes)
-    if all(NUMBER.fullmatch(name) for name in found):
-        return sorted(found, key=lambda name: (float(name), name))
-    return found
+    names = sorted(classes)
+    if all(NUMBER.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (float(name), name))
+    return names
 
 
 def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
@@ -129,14 +129,14 @@ def class_of(series: Series, column: str | None, classes: Sequence[str]) -> int:
                 "one folder for each class, or name the column with the class in `target`"
             )
         return _number_of(series.folder, classes, series, "its folder")
-    found = [str(name) for name in np.unique(labels(series.cells(column))) if name]
-    if len(found) > 1:
+    names = [str(name) for name in np.unique(labels(series.cells(column))) if name]
+    if len(names) > 1:
         raise DataError(
-            f"column {column!r} of {series.source} has several classes ({listed(found)}), where "
+            f"column {column!r} of {series.source} has several classes ({listed(names)}), where "
             "one for each sequence is wanted: name the columns that tell sequences apart in "
             "`group`, or take `task: tag`"
         )
-    return _number_of(found[0], classes, series, f"column {column!r}") if found else IGNORE
+    return _number_of(names[0], classes, series, f"column {column!r}") if names else IGNORE
 
 
 def classes_of_steps(series: Series, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -146,8 +146,10 @@ def classes_of_steps(series: Series, column: str, classes: Sequence[str]) -> NDA
         DataError: for one that is not among `classes`.
     """
     names, where = np.unique(labels(series.cells(column)), return_inverse=True)
-    told = f"column {column!r}"
-    numbered = [_number_of(name, classes, series, told) if name else IGNORE for name in names]
+    where_named = f"column {column!r}"
+    numbered = [
+        _number_of(name, classes, series, where_named) if name else IGNORE for name in names
+    ]
     return np.array(numbered, dtype=np.int64)[where.reshape(-1)]
 
 

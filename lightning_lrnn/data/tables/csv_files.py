@@ -106,14 +106,14 @@ def read_csv(file: Path, form: CsvFormat) -> tuple[list[str], list[Column], NDAr
     close()
     if not lines:
         raise DataError(f"{file} is empty but for its header")
-    named, whole = [], []
-    for place, (name, parts) in enumerate(zip(names, columns, strict=True)):
+    named, values = [], []
+    for index, (name, chunks) in enumerate(zip(names, columns, strict=True)):
         # Chunks of bytes and of objects together are objects.
-        column = np.concatenate(parts)
+        column = np.concatenate(chunks)
         if name or bool((column != b"").any()):
-            named.append(name or f"Unnamed: {place}")
-            whole.append(column)
-    return named, whole, np.array(lines, dtype=np.int64)
+            named.append(name or f"Unnamed: {index}")
+            values.append(column)
+    return named, values, np.array(lines, dtype=np.int64)
 
 
 def _hint(names: list[str], separator: str) -> str:

@@ -33,8 +33,8 @@ class Series:
         folder: the name of the folder of its file, inside the folder that was given; else empty.
         source: says in a message where it comes from.
         columns: name -> (T,); the cells of a CSV table as they are written.
-        places: (T,), where each step stands in its file.
-        unit: what places count: "line" of a CSV table, "row" of others, the first is 1.
+        positions: (T,), the line or row of its file that each step was read from.
+        unit: of positions: "line" of a CSV table, "row" of others, the first is 1.
         groups: the values of the columns of `group`.
         times: (T,), rising, if there is a column of time; dates of UTC, where `zone` is known.
         zone: in which dates are shown, "UTC" if they are written with an offset; None if unknown.
@@ -45,7 +45,7 @@ class Series:
     folder: str
     source: str
     columns: dict[str, Column]
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     unit: str
     groups: tuple[str, ...] = ()
     times: Column | None = None
@@ -54,7 +54,7 @@ class Series:
 
     def __len__(self) -> int:
         """The number of time steps."""
-        return len(self.places)
+        return len(self.positions)
 
     def cells(self, name: str) -> Column:
         """The column of that name, of a CSV table as text.
@@ -72,16 +72,16 @@ class Series:
         """The column of that name, as numbers if all of its cells are numbers."""
         return typed(self.cells(name), self.decimal)
 
-    def place(self, step: int) -> str:
-        """Where a step stands, for a message."""
-        return f"step {step + 1} of {len(self)}, {self.unit} {self.places[step]}"
+    def where(self, step: int) -> str:
+        """A step and its position in the file, as text for a message."""
+        return f"step {step + 1} of {len(self)}, {self.unit} {self.positions[step]}"
 
     def at(self, rows: Column) -> Series:
         """Some of the steps, or all in another order."""
         return replace(
             self,
             columns={name: values[rows] for name, values in self.columns.items()},
-            places=self.places[rows],
+            positions=self.positions[rows],
             times=None if self.times is None else self.times[rows],
         )
 
@@ -114,26 +114,28 @@ def read_series(
     """
     path = existing(path)
     known = (*TABLES, *ARRAYS)
-    whole: list[Series] = []
+    tables: list[Series] = []
     if path.is_file():
         if path.suffix.lower() not in known:
             raise DataError(f"`path`: {path} is none of {', '.join(known)}")
-        whole.append(_of_file(path, path.stem if not group else "", "", form))
+        tables.append(_of_file(path, path.stem if not group else "", "", form))
     else:
         for file in files_below(path):
             if file.suffix.lower() in known:
                 inside = file.relative_to(path)
                 folder = inside.parent.as_posix() if len(inside.parts) > 1 else ""
-                whole.append(_of_file(file, inside.with_suffix("").as_posix(), folder, form))
-    if not whole:
+                tables.append(_of_file(file, inside.with_suffix("").as_posix(), folder, form))
+    if not tables:
         raise DataError(f"`path`: the folder {path} has no file of {', '.join(known)}")
-    found = [part for one in whole for part in _grouped(_timed(one, time, time_format), group)]
-    often = Counter(series.name for series in found)
+    all_series = [
+        part for table in tables for part in _grouped(_timed(table, time, time_format), group)
+    ]
+    often = Counter(series.name for series in all_series)
     named = [
         series
         if often[series.name] == 1
         else replace(series, name=f"{series.name} {series.source}")
-        for series in found
+        for series in all_series
     ]
     zoned = (_zoned(series, time, zone) for series in named)
     return sorted((_sorted(series, time) for series in zoned), key=lambda series: series.name)
@@ -148,9 +150,9 @@ def listed(names: Iterable[str], most: int = 20) -> str:
 
 def _of_file(file: Path, name: str, folder: str, form: CsvFormat | None) -> Series:
     form = form or CsvFormat()
-    places, unit = None, "row"
+    positions, unit = None, "row"
     if file.suffix.lower() == ".csv":
-        names, values, places = read_csv(file, form)
+        names, values, positions = read_csv(file, form)
         unit = "line"
     elif file.suffix.lower() == ".parquet":
         names, values = read_parquet(file, EXTRA)
@@ -161,16 +163,16 @@ def _of_file(file: Path, name: str, folder: str, form: CsvFormat | None) -> Seri
         raise DataError(
             f"{file} has several columns {', '.join(map(repr, twice))}: give each a name of its own"
         )
-    if places is None:
-        places = np.arange(1, 1 + (len(values[0]) if values else 0))
-    if not len(places):
+    if positions is None:
+        positions = np.arange(1, 1 + (len(values[0]) if values else 0))
+    if not len(positions):
         raise DataError(f"{file} is empty")
     return Series(
         printable(name),
         printable(folder),
         str(file),
         dict(zip(names, values, strict=True)),
-        places,
+        positions,
         unit,
         decimal=form.decimal,
     )
@@ -184,7 +186,7 @@ def _timed(series: Series, time: str | None, time_format: str | None) -> Series:
         times = to_times(series.cells(time), time_format, series.decimal)
     except TimeError as error:
         step, problem = error.args
-        where = "" if step is None else f" ({series.place(step)})"
+        where = "" if step is None else f" ({series.where(step)})"
         raise DataError(f"column {time!r} of {series.source}{where} {problem}") from error
     return replace(series, times=times)
 
@@ -202,18 +204,19 @@ def _zoned(series: Series, time: str | None, zone: str | None) -> Series:
         raise DataError(f"column {time!r} of {series.source}, in {zone}: {error}") from error
 
 
-def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:
+def _grouped(table: Series, group: Sequence[str]) -> list[Series]:
     if not group:
-        return [whole]
+        return [table]
     codes: list[NDArray[np.intp]] = []
     names: list[NDArray[np.object_]] = []
     for column in group:
-        values = labels(whole.cells(column))
+        values = labels(table.cells(column))
         if (values == "").any():
             step = int(np.argmax(values == ""))
             raise DataError(
-                f"column {column!r} of {whole.source} has no value in {whole.unit} "
-                f"{whole.places[step]} of {whole.places[-1]}, which therefore belongs to no group"
+                f"column {column!r} of {table.source} has no value in {table.unit} "
+                f"{table.positions[step]} of {table.positions[-1]}, which therefore belongs to no "
+                "group"
             )
         distinct, code = np.unique(values, return_inverse=True)
         names.append(distinct)
@@ -221,19 +224,19 @@ def _grouped(whole: Series, group: Sequence[str]) -> list[Series]:
     keys, member = np.unique(np.stack(codes), axis=1, return_inverse=True)
     order = np.argsort(member.reshape(-1), kind="stable")
     counts = np.bincount(member.reshape(-1))
-    found = []
+    all_series = []
     for key, rows in zip(keys.T, np.split(order, np.cumsum(counts)[:-1]), strict=True):
         values_of = tuple(str(distinct[i]) for distinct, i in zip(names, key, strict=True))
-        told = group_name(values_of)
-        found.append(
+        title = group_name(values_of)
+        all_series.append(
             replace(
-                whole.at(rows),
-                name=f"{whole.name}/{told}" if whole.name else told,
-                source=f"{whole.source}, group {told!r}",
+                table.at(rows),
+                name=f"{table.name}/{title}" if table.name else title,
+                source=f"{table.source}, group {title!r}",
                 groups=values_of,
             )
         )
-    return found
+    return all_series
 
 
 def group_name(values: Sequence[str]) -> str:
@@ -253,9 +256,9 @@ def _sorted(series: Series, time: str | None) -> Series:
         first, second = order[again[0]], order[again[0] + 1]
         raise DataError(
             f"column {time!r} of {series.source} has {label(series.cells(time)[first])} more than "
-            f"once ({series.unit}s {series.places[first]} and {series.places[second]}): name the "
-            "columns in `group` that tell the series apart, leave out what is double, or, where "
-            "clocks were put back, give times with their offset"
+            f"once ({series.unit}s {series.positions[first]} and {series.positions[second]}): name "
+            "the columns in `group` that tell the series apart, leave out what is double, or, "
+            "where clocks were put back, give times with their offset"
         )
     return series.at(order)
 
@@ -292,7 +295,7 @@ def _arrays(file: Path) -> dict[str, Column]:
 
 
 def _split(array: Column, name: str | None, file: Path) -> dict[str, Column]:
-    """Columns of (T,) or (T, C)."""
+    """Returns the columns of an array (T,) or (T, C), by name."""
     if array.ndim not in (1, 2):
         where = file if name is None else f"{name} in {file}"
         raise DataError(f"{where} must be (T,) or (T, columns), got {array.shape}")

@@ -112,7 +112,7 @@ class ColumnScaling(NamedTuple):
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ColumnScaling:
-        """What `state` returned."""
+        """Returns the scaling whose `state` it is."""
         common, *each = (
             Scaling(mean.numpy(), std.numpy())
             for mean, std in zip(state["mean"], state["std"], strict=True)
@@ -126,13 +126,15 @@ class ColumnScaling(NamedTuple):
 
     def differences(self, other: ColumnScaling) -> list[str]:
         """What the columns that the other one scales differently have, for a message."""
-        told = []
+        texts = []
         for i, name in enumerate(self.names):
             mean, std = self.common.mean[i], self.common.std[i]
             mean_here, std_here = other.common.mean[i], other.common.std[i]
             if max(abs(mean - mean_here), abs(std - std_here)) > SAME * std:
-                told.append(f"{name} {mean:.6g} ± {std:.6g}, here {mean_here:.6g} ± {std_here:.6g}")
-        return told
+                texts.append(
+                    f"{name} {mean:.6g} ± {std:.6g}, here {mean_here:.6g} ± {std_here:.6g}"
+                )
+        return texts
 
 
 def _stacked(rows: Sequence[Array]) -> Tensor:
@@ -162,7 +164,7 @@ def refuse_gaps(
         if np.isnan(x[:stop]).any():
             step, column = np.argwhere(np.isnan(x))[0]
             raise DataError(
-                f"column {names[column]!r} of {one.source} has no value at {one.place(int(step))}: "
+                f"column {names[column]!r} of {one.source} has no value at {one.where(int(step))}: "
                 "fill it, leave the column out of `features`, or set `missing: last` or `mean`"
             )
 
@@ -185,6 +187,6 @@ def refuse_unknown(
             after = int(np.flatnonzero(~np.isnan(x[:stop, column]))[-1:].sum())
             raise DataError(
                 f"column {names[column]!r} of {one.source} is `known`, but has no value after "
-                f"{one.place(after)}, and the forecast reaches to step {stop}: give rows with it "
+                f"{one.where(after)}, and the forecast reaches to step {stop}: give rows with it "
                 "behind the last target, or leave it out of `known`"
             )

@@ -21,7 +21,7 @@ __all__ = [
     "KnownSeries",
     "forecast_table",
     "known_series",
-    "tell_early",
+    "report_early_ends",
     "warn_of_short",
 ]
 
@@ -78,31 +78,31 @@ def warn_of_short(steps: Mapping[str, int], used: Iterable[int], window: int, ho
         window: steps of the inputs.
         horizon: steps of the targets.
     """
-    there = set(used)
-    left_out = [one for i, one in enumerate(steps.items()) if i not in there]
-    if there and left_out:
-        told = ", ".join(f"{name!r} with {known}" for name, known in left_out[:MOST])
+    with_windows = set(used)
+    left_out = [one for i, one in enumerate(steps.items()) if i not in with_windows]
+    if with_windows and left_out:
+        names = ", ".join(f"{name!r} with {known}" for name, known in left_out[:MOST])
         more = f" and {len(left_out) - MOST} more" if len(left_out) > MOST else ""
         warnings.warn(
             f"{len(left_out)} series have fewer steps than a window of {window} and {horizon} to "
-            f"forecast, and are left out: {told}{more}",
+            f"forecast, and are left out: {names}{more}",
             stacklevel=2,
         )
 
 
-def tell_early(series: Sequence[KnownSeries]) -> None:
+def report_early_ends(series: Sequence[KnownSeries]) -> None:
     """Tells of which series what is to be forecast begins before that of others."""
     ends = [one.times[one.steps - 1] for one in series if one.times is not None]
     early = [one for one, end in zip(series, ends, strict=False) if end < max(ends)]
     if early:
-        told = ", ".join(
+        names = ", ".join(
             f"{one.name!r} {_shown(one.until(one.steps)[-1:], one.zone)[0]}" for one in early[:MOST]
         )
         last = _shown(np.array([max(ends)]), early[0].zone)[0]
         more = f" and {len(early) - MOST} more" if len(early) > MOST else ""
         rank_zero_info(
             f"The last known target is earlier than {last} in {len(early)} series, and so is their "
-            f"forecast: {told}{more}"
+            f"forecast: {names}{more}"
         )
 
 
@@ -146,5 +146,5 @@ def _shown(times: Column, zone: str | None) -> list[Any]:
         return list(shown(times, zone))
     if times.dtype.kind == "m":
         return [str(when) for when in times]
-    found: list[Any] = times.tolist()
-    return found
+    values: list[Any] = times.tolist()
+    return values

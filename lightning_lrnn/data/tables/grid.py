@@ -79,7 +79,7 @@ class Grid:
             step = int(np.argmax(off))
             raise DataError(
                 f"{series.source} has the time {shown(times[step : step + 1], self.zone)[0]} "
-                f"({series.place(step)}), which is not on the grid `freq: {self.freq}` that starts "
+                f"({series.where(step)}), which is not on the grid `freq: {self.freq}` that starts "
                 f"at {shown(times[:1], self.zone)[0]}: take a `freq` that fits, or round the times"
             )
         rows = np.full(len(grid), -1)
@@ -187,7 +187,7 @@ def _with_gaps(series: Series, rows: NDArray[np.int64], steady: Sequence[str]) -
     for name, values in series.columns.items():
         taken = values[before]
         columns[name] = taken if name in steady else _emptied(taken, gaps)
-    return replace(series, columns=columns, places=series.places[before])
+    return replace(series, columns=columns, positions=series.positions[before])
 
 
 def _emptied(values: Column, gaps: NDArray[np.bool_]) -> Column:

@@ -47,17 +47,21 @@ def values_of(column: Any) -> Column:
     types: Any = import_module("pyarrow").types
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    kind = column.type
-    plain = types.is_floating(kind) or (types.is_temporal(kind) and not types.is_time(kind))
-    if plain or ((types.is_integer(kind) or types.is_boolean(kind)) and not column.null_count):
+    arrow_type = column.type
+    plain = types.is_floating(arrow_type) or (
+        types.is_temporal(arrow_type) and not types.is_time(arrow_type)
+    )
+    if plain or (
+        (types.is_integer(arrow_type) or types.is_boolean(arrow_type)) and not column.null_count
+    ):
         return np.asarray(column.to_numpy())
     values = column.to_pylist()
-    if types.is_integer(kind):
+    if types.is_integer(arrow_type):
         known = [value for value in values if value is not None]
         if max(map(abs, known), default=0) <= EXACT:
             return np.array([np.nan if value is None else value for value in values], np.float64)
     # One by one: of lists NumPy would make more dimensions.
-    found = np.empty(len(values), dtype=object)
+    objects = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
-        found[i] = value
-    return found
+        objects[i] = value
+    return objects

@@ -55,7 +55,7 @@ class Block(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return self.stop - self.start
 
 
@@ -105,7 +105,7 @@ class RowGroups:
 
     @property
     def rows(self) -> int:
-        """Of all files together."""
+        """Number of rows of all files together."""
         return self.blocks[-1].first + self.blocks[-1].rows if self.blocks else 0
 
     def columns(self) -> Series:
@@ -133,8 +133,8 @@ class RowGroups:
         except Exception as error:
             # The library underneath raises of all kinds.
             raise DataError(f"{self.files[block.file]} cannot be read: {why(error)}") from error
-        places = np.arange(block.start + 1, block.stop + 1)
-        return Series("", "", self.told(block), columns, places, "row")
+        positions = np.arange(block.start + 1, block.stop + 1)
+        return Series("", "", self.where(block), columns, positions, "row")
 
     def labels(self, block: Block, name: str) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
         """Names in a row group: a number of each row, (rows,), and what they stand for."""
@@ -147,23 +147,23 @@ class RowGroups:
         values, codes = np.unique(column, return_inverse=True)
         return codes.reshape(-1).astype(np.int64), labels(values)
 
-    def told(self, block: Block) -> str:
-        """Where a row group is, for a message."""
+    def where(self, block: Block) -> str:
+        """The file and number of a row group, as text for a message."""
         return f"{self.files[block.file]}, row group {block.group + 1}"
 
     def _open(self, i: int) -> Any:
         parquet = import_package("pyarrow.parquet", "a .parquet table", EXTRA)
         file = self.files[i]
         try:
-            here = stamp(os.stat(file))
+            current = stamp(os.stat(file))
             footer = self._footers[i] if i < len(self._footers) else None
             opened = parquet.ParquetFile(file, metadata=footer)
         except Exception as error:
             raise DataError(f"{file} cannot be read: {why(error)}") from error
         if i == len(self._stamps):
-            self._stamps.append(here)
+            self._stamps.append(current)
             self._footers.append(opened.metadata)
-        if here != self._stamps[i]:
+        if current != self._stamps[i]:
             refuse_changed(file)
         return opened
 
@@ -187,7 +187,7 @@ class RowReader:
         if (size := self.size(largest)) > LARGEST:
             rows = LARGEST // (NUMBER * len(self.names))
             raise DataError(
-                f"{table.told(largest)} has {largest.rows:,} rows of {len(self.names)} columns, "
+                f"{table.where(largest)} has {largest.rows:,} rows of {len(self.names)} columns, "
                 f"{size / 1e6:.0f} MB: write the table with `row_group_size={rows // 2}`, or fewer"
             )
 
@@ -199,16 +199,16 @@ class RowReader:
         return NUMBER * block.rows * len(self.names)
 
     def block(self, i: int) -> NDArray[np.float64]:
-        """All rows of a row group."""
+        """Returns all rows of row group `i`, from memory if it was read before."""
         if i not in self._kept:
             block = self.table.blocks[i]
-            kept = sum(array.nbytes for array in self._kept.values())
-            while self._kept and kept + self.size(block) > KEPT:
-                kept -= self._kept.popitem(last=False)[1].nbytes
-            found = np.empty((block.rows, len(self.names)))
+            kept_bytes = sum(array.nbytes for array in self._kept.values())
+            while self._kept and kept_bytes + self.size(block) > KEPT:
+                kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            numbers_of_block = np.empty((block.rows, len(self.names)))
             for column, name in enumerate(self.names):
-                found[:, column] = numbers(self.table.read(block, [name]), [name])[:, 0]
-            self._kept[i] = found
+                numbers_of_block[:, column] = numbers(self.table.read(block, [name]), [name])[:, 0]
+            self._kept[i] = numbers_of_block
         self._kept.move_to_end(i)
         return self._kept[i]
 

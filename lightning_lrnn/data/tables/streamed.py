@@ -1,4 +1,4 @@
-"""Series of a table that is not in memory: where they lie, what they have, their windows."""
+"""Series of a table that is not in memory: their rows, moments and windows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lightning_lrnn.data.tables.fitted import ColumnScaling, refuse_empty
 from lightning_lrnn.data.tables.row_groups import POOL, Block, RowGroups, RowReader
 from lightning_lrnn.data.tables.times import TimeError, to_times
 
-__all__ = ["Place", "PoolOrder", "StreamedForecasts", "find_series", "scaling_by", "train_moments"]
+__all__ = ["Extent", "PoolOrder", "StreamedForecasts", "find_series", "scaling_by", "train_moments"]
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class Place(NamedTuple):
-    """Where a series lies.
+class Extent(NamedTuple):
+    """The rows of a table that a series has.
 
     Attributes:
         name: of the series.
@@ -55,7 +55,7 @@ class _Run(NamedTuple):
 
 def find_series(
     table: RowGroups, group: Sequence[str], time: str | None, targets: Sequence[str], shared: bool
-) -> list[Place]:
+) -> list[Extent]:
     """The series of a table whose rows are sorted by group and time, in the order of its rows.
 
     Args:
@@ -68,28 +68,30 @@ def find_series(
     Raises:
         DataError: if the rows are not sorted so.
     """
-    found = _dealt(lambda i: _runs(table, table.blocks[i], group, time, targets), table, shared)
-    places: list[Place] = []
+    runs_of_blocks = _over_row_groups(
+        lambda i: _runs(table, table.blocks[i], group, time, targets), table, shared
+    )
+    extents: list[Extent] = []
     seen: dict[str, int] = {}
     before: tuple[int, tuple[str, ...]] | None = None
     last: Any = None
-    for block, runs in zip(table.blocks, found, strict=True):
+    for block, runs in zip(table.blocks, runs_of_blocks, strict=True):
         for run in runs:
             first = block.first + run.start
             if before == (block.file, run.groups):
                 if run.times is not None and not last < run.times[0]:
                     _refuse(table, block, run.start, f"column {time!r} does not rise")
-                so_far = places[-1]
+                so_far = extents[-1]
                 known = so_far.steps + run.known if run.known else so_far.known
-                places[-1] = so_far._replace(steps=so_far.steps + run.rows, known=known)
+                extents[-1] = so_far._replace(steps=so_far.steps + run.rows, known=known)
             else:
                 name = _name(table, block, run.groups)
                 if name in seen:
                     _refuse(table, block, run.start, f"the series {name!r} goes on after another")
                 seen[name] = first
-                places.append(Place(name, first, run.rows, run.known))
+                extents.append(Extent(name, first, run.rows, run.known))
             before, last = (block.file, run.groups), run.times and run.times[1]
-    return places
+    return extents
 
 
 def _refuse(table: RowGroups, block: Block, row: int, why: str) -> None:
@@ -148,7 +150,7 @@ def _times(table: RowGroups, block: Block, time: str, changes: NDArray[np.bool_]
         times = to_times(read.columns[time])
     except TimeError as error:
         step, problem = error.args
-        where = "" if step is None else f" ({read.place(step)})"
+        where = "" if step is None else f" ({read.where(step)})"
         raise DataError(f"column {time!r} of {read.source}{where} {problem}") from error
     wrong = ~(times[1:] > times[:-1]) & ~changes
     if wrong.any():
@@ -168,19 +170,19 @@ def train_moments(reader: RowReader, train: Sequence[tuple[int, int]], shared: b
 
     def moments(i: int) -> Moments:
         block = reader.table.blocks[i]
-        kept = np.zeros(block.rows, dtype=bool)
+        in_part = np.zeros(block.rows, dtype=bool)
         for k in range(bisect_right(stops, block.first), len(train)):
             start, stop = train[k]
             if start >= block.first + block.rows:
                 break
-            kept[max(start - block.first, 0) : stop - block.first] = True
-        if not kept.any():
+            in_part[max(start - block.first, 0) : stop - block.first] = True
+        if not in_part.any():
             return Moments.of(np.empty((0, len(reader.names))))
         # Column by column, for less that is there twice.
-        found = [Moments.of(column[kept, None]) for column in reader.block(i).T]
-        return Moments(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        by_column = [Moments.of(column[in_part, None]) for column in reader.block(i).T]
+        return Moments(*(np.concatenate(parts) for parts in zip(*by_column, strict=True)))
 
-    return Moments.together(_dealt(moments, reader.table, shared))
+    return Moments.together(_over_row_groups(moments, reader.table, shared))
 
 
 def scaling_by(
@@ -191,30 +193,30 @@ def scaling_by(
     Raises:
         DataError: if a column has no value there.
     """
-    here = Moments(*(values[list(columns)] for values in moments))
-    refuse_empty(here.known == 0, names)
-    return ColumnScaling(list(names), how, here.scaling(), {})
+    chosen = Moments(*(values[list(columns)] for values in moments))
+    refuse_empty(chosen.known == 0, names)
+    return ColumnScaling(list(names), how, chosen.scaling(), {})
 
 
-def _dealt(look: Callable[[int], Found], table: RowGroups, shared: bool) -> list[Found]:
-    """What `look` finds in each row group; that of several processes is put together."""
+def _over_row_groups(look: Callable[[int], Result], table: RowGroups, shared: bool) -> list[Result]:
+    """Results of `look` for each row group, gathered from all processes if the work is shared."""
     count = len(table.blocks)
     if not shared:
         return [look(i) for i in range(count)]
     rank, world = distributed.get_rank(), distributed.get_world_size()
-    mine: list[Found] = []
+    mine: list[Result] = []
     problem: str | None = None
     try:
         mine = [look(i) for i in range(rank * count // world, (rank + 1) * count // world)]
     except DataError as error:
-        # Told to all, who would else wait for this process.
+        # All processes raise it: the others would wait for this one.
         problem = str(error)
     every: list[Any] = [None] * world
     distributed.all_gather_object(every, (mine, problem))
-    for _, told in every:
-        if told is not None:
-            raise DataError(told)
-    return [one for found, _ in every for one in found]
+    for _, error_there in every:
+        if error_there is not None:
+            raise DataError(error_there)
+    return [one for results, _ in every for one in results]
 
 
 class StreamedForecasts:
@@ -222,7 +224,7 @@ class StreamedForecasts:
 
     Args:
         reader: of the numbers (rows, C).
-        places: the series.
+        extents: the series, by the rows that they have.
         starts: series, and the first steps of its windows, in the order of rows.
         features: columns of the reader, (F,).
         inputs: their scaling.
@@ -241,7 +243,7 @@ class StreamedForecasts:
     def __init__(
         self,
         reader: RowReader,
-        places: Sequence[Place],
+        extents: Sequence[Extent],
         starts: Sequence[tuple[int, range]],
         features: Sequence[int],
         inputs: ColumnScaling,
@@ -251,7 +253,7 @@ class StreamedForecasts:
         window: int,
         horizon: int,
     ) -> None:
-        self.reader, self.places = reader, places
+        self.reader, self.extents = reader, extents
         self.starts = [(series, of_series) for series, of_series in starts if of_series]
         self.features, self.inputs, self.fill = features, inputs, fill
         self.targets, self.outputs = targets, outputs
@@ -264,12 +266,12 @@ class StreamedForecasts:
 
     def _before(self, row: int) -> int:
         """How many windows begin before a row."""
-        i = bisect_left(self.starts, row, key=lambda one: self.places[one[0]].first)
+        i = bisect_left(self.starts, row, key=lambda one: self.extents[one[0]].first)
         if not i:
             return 0
         series, starts = self.starts[i - 1]
-        here = bisect_left(starts, row - self.places[series].first)
-        return self._ends[i - 1] - len(starts) + here
+        within = bisect_left(starts, row - self.extents[series].first)
+        return self._ends[i - 1] - len(starts) + within
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -281,21 +283,21 @@ class StreamedForecasts:
             raise IndexError(f"window {index} of {len(self)}")
         i = bisect_right(self._ends, index)
         series, starts = self.starts[i]
-        place, start = self.places[series], starts[index - self._ends[i]]
-        first = place.first + start
+        extent, start = self.extents[series], starts[index - self._ends[i]]
+        first = extent.first + start
         values = self.reader.rows(first, first + self.window + self.horizon)
         x = values[: self.window, self.features]
         if not self.fill and np.isnan(x).any():
             step, column = np.argwhere(np.isnan(x))[0]
             raise DataError(
-                f"column {self.inputs.names[column]!r} of series {place.name!r} has no value at "
-                f"step {start + step + 1} of {place.steps}: fill it, leave the column out of "
+                f"column {self.inputs.names[column]!r} of series {extent.name!r} has no value at "
+                f"step {start + step + 1} of {extent.steps}: fill it, leave the column out of "
                 "`features`, or set `missing: mean`"
             )
-        scaling = self.outputs.of(place.name)
+        scaling = self.outputs.of(extent.name)
         return SequenceRow(
-            self.inputs.inputs(place.name, x),
-            self.outputs.scaled(place.name, values[self.window :, self.targets]),
+            self.inputs.inputs(extent.name, x),
+            self.outputs.scaled(extent.name, values[self.window :, self.targets]),
             torch.from_numpy(scaling.mean[None]),
             torch.from_numpy(scaling.std[None]),
         )
@@ -336,7 +338,7 @@ class PoolOrder(Order):
         self.own = range(rank * share, stop if repeat else min(stop, count))
 
     def __len__(self) -> int:
-        """Windows of an epoch."""
+        """Number of windows of an epoch."""
         return len(self.own)
 
     def form(self) -> dict[str, int]:
@@ -344,7 +346,7 @@ class PoolOrder(Order):
         return {**super().form(), "row_groups": len(self.rows.blocks)}
 
     def order(self) -> Iterator[int]:
-        """The numbers of the windows."""
+        """Yields the numbers of the windows."""
         last = len(self.rows) - 1
         if not self.shuffle:
             yield from (min(i, last) for i in self.own)

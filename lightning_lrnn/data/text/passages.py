@@ -41,7 +41,7 @@ class TextFile:
         return self._stamp[0]
 
     def __getitem__(self, part: slice) -> bytes:
-        """Some bytes that follow each other."""
+        """Returns consecutive bytes of the file."""
         start, stop, _ = part.indices(len(self))
         try:
             with self.path.open("rb") as file:
@@ -65,20 +65,20 @@ class Passage(NamedTuple):
 
     @classmethod
     def whole(cls, name: str, source: bytes | TextFile) -> Passage:
-        """All of a document."""
+        """Returns the passage that is a whole document."""
         return cls(name, source, 0, len(source))
 
     @property
     def size(self) -> int:
-        """How many bytes."""
+        """Number of bytes."""
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> Passage:
-        """Of these bytes, some."""
+        """Returns the passage of bytes `start` to `stop` of this one."""
         return self._replace(start=self.start + start, stop=min(self.start + stop, self.stop))
 
     def read(self) -> bytes:
-        """The bytes themselves."""
+        """Reads the bytes."""
         return self.source[self.start : self.stop]
 
 
@@ -90,11 +90,11 @@ class Text:
         self._ends = list(accumulate(passage.size for passage in passages))
 
     def __len__(self) -> int:
-        """Bytes N."""
+        """Number of bytes N."""
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, part: slice) -> Tensor:
-        """Some bytes that follow each other, at least one."""
+        """Returns consecutive bytes, at least one."""
         start, stop, _ = part.indices(len(self))
         pieces = []
         i = bisect_right(self._ends, start)
@@ -114,13 +114,13 @@ class Starts:
         self._starts, self._size = ends[:-1], ends[-1]
 
     def __len__(self) -> int:
-        """Bytes N."""
+        """Number of bytes N."""
         return self._size
 
     def __getitem__(self, part: slice) -> Tensor:
-        """That of some bytes that follow each other."""
+        """Returns, for consecutive bytes, whether a passage starts there."""
         start, stop, _ = part.indices(len(self))
-        found = torch.zeros(stop - start, dtype=torch.bool)
-        here = self._starts[bisect_left(self._starts, start) : bisect_left(self._starts, stop)]
-        found[torch.tensor(here, dtype=torch.long) - start] = True
-        return found
+        starts = torch.zeros(stop - start, dtype=torch.bool)
+        inside = self._starts[bisect_left(self._starts, start) : bisect_left(self._starts, stop)]
+        starts[torch.tensor(inside, dtype=torch.long) - start] = True
+        return starts

@@ -24,7 +24,7 @@ class Sliced(Protocol):
     """A tensor (N,), or what gives parts of one that need not be in memory."""
 
     def __len__(self) -> int:
-        """N."""
+        """Length N of the sequence."""
         ...
 
     def __getitem__(self, part: slice, /) -> Tensor:
@@ -107,11 +107,11 @@ class Windows(Resumable):
         return self.windows
 
     def batches(self, first: int) -> Iterator[TextBatch]:
-        """The windows from one on."""
+        """Yields the windows from number `first` on."""
         return map(self.__getitem__, range(first, self.windows))
 
     def __getitem__(self, k: int) -> TextBatch:
-        """Window k of every stream."""
+        """Returns window k of every stream."""
         if not 0 <= k < self.windows:
             raise IndexError(f"window {k} of {self.windows}")
         shape = (self.batch_size, self.window)
@@ -132,7 +132,7 @@ class Windows(Resumable):
         return TextBatch(inputs, targets, reset)
 
     def _end(self, b: int) -> int:
-        """Where stream b ends."""
+        """The byte at which stream b ends."""
         return min(self._first + (b + 1) * self.stream_length, len(self._text))
 
     def _read(self, b: int, start: int, stop: int) -> Tensor:
@@ -155,7 +155,7 @@ class Windows(Resumable):
         )
 
     def form(self) -> dict[str, int]:
-        """The streams."""
+        """What a position depends on: the streams and their windows."""
         return {
             "batch_size": self.batch_size,
             "window": self.window,

@@ -1,4 +1,4 @@
-"""Where gates are compiled into the recurrence: each backend that fuses, with its device."""
+"""The backends that compile gates into the recurrence, each with its device."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from lightning_lrnn.backends.cuda import plan as cuda_plan
 
 
 @contextlib.contextmanager
-def in_parts_of_time():
-    """On a CPU time is divided, into parts of 32 steps, however little there is to do.
-
-    And however few threads there are to do it.
-    """
+def time_in_parts():
+    """Divides time on a CPU into parts of 32 steps, however few operations and threads."""
     before = plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE, plan.THREADS_OF_A_PART
     plan.BYTES_OF_A_PART, plan.OPERATIONS_TO_DIVIDE, plan.THREADS_OF_A_PART = 1, 0, 0
     backends.forget()
@@ -33,26 +30,26 @@ def in_parts_of_time():
         backends.forget()
 
 
-PLACES = [
+FUSING_BACKENDS = [
     pytest.param(("emulated", "cpu"), marks=needs_compiler, id="emulated"),
     *(pytest.param((name, "cpu"), id=f"{name} on a CPU") for name in ("scan", "serial")),
-    pytest.param(("scan", "cpu", in_parts_of_time), id="scan on a CPU in parts of time"),
+    pytest.param(("scan", "cpu", time_in_parts), id="scan on a CPU in parts of time"),
     *(pytest.param((name, "cuda"), marks=pytest.mark.gpu, id=name) for name in ("scan", "serial")),
 ]
 
 
-compiled_walks: list = []
+compiled_passes: list = []
 """The backend of every pass by a CPU's compiled gates so far."""
 
 
-@pytest.fixture(params=PLACES)
-def place(request, monkeypatch):
+@pytest.fixture(params=FUSING_BACKENDS)
+def fusing_backend(request, monkeypatch):
     """A backend that fuses and its device; with the kernel on the host among the backends."""
     forward = Gated.forward
 
     def noted(self, problem):
         if not problem.is_plain:
-            compiled_walks.append(self)
+            compiled_passes.append(self)
         return forward(self, problem)
 
     monkeypatch.setattr(Gated, "forward", noted)
@@ -69,7 +66,7 @@ def place(request, monkeypatch):
     backends.forget()
 
 
-only_emulated = pytest.mark.parametrize("place", PLACES[:1], indirect=True)
+only_emulated = pytest.mark.parametrize("fusing_backend", FUSING_BACKENDS[:1], indirect=True)
 
 
-without_a_gpu = pytest.mark.parametrize("place", PLACES[:4], indirect=True)
+without_a_gpu = pytest.mark.parametrize("fusing_backend", FUSING_BACKENDS[:4], indirect=True)

@@ -75,21 +75,21 @@ WORKLOADS = {
 
 def ours(workload: Workload, device: str) -> dict[str, Implementation]:
     """Our implementations by backend, and those with gates by PyTorch beside a fused one."""
-    found: dict[str, Implementation] = {}
+    runs: dict[str, Implementation] = {}
     names = [name for name, reasons in backends.explain(device).items() if not reasons]
     for name, reasons in backends.explain(device).items():
         if reasons:
             left_out(name, "; ".join(reasons))
     for name in names:
-        found[name] = lambda *pre, name=name: recurrence(workload, name, *pre)
+        runs[name] = lambda *pre, name=name: recurrence(workload, name, *pre)
     if workload.gate is not None:
-        found["eager gates + scan"] = lambda *pre: unfused(workload, *pre)
-        found["compiled gates + scan"] = torch.compile(found["eager gates + scan"], dynamic=False)
+        runs["eager gates + scan"] = lambda *pre: unfused(workload, *pre)
+        runs["compiled gates + scan"] = torch.compile(runs["eager gates + scan"], dynamic=False)
     if device == "cuda" and "scan" in names:
-        found[NO_CARRY] = changed(found["scan"], LRNN_CARRY="none")
+        runs[NO_CARRY] = changed(runs["scan"], LRNN_CARRY="none")
     if device == "cuda" and workload.gate is None and "serial" in names:
-        found[STEPS] = changed(found["serial"], LRNN_STEPS="1")
-    return found
+        runs[STEPS] = changed(runs["serial"], LRNN_STEPS="1")
+    return runs
 
 
 def recurrence(workload: Workload, backend: str, *pre: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Modules of projects, without a word of ranks, trained on one process or by several."""
+"""Modules of users that know nothing of ranks, trained on one process or by several."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Rows(Steps):
         return F.mse_loss(self.head(h[-1]), batch["y"])
 
 
-def batches(kind: type[Steps]) -> list[Any]:
-    made = torch.Generator().manual_seed(0)
+def batches(module_class: type[Steps]) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
     data: list[Any] = []
     for _ in range(STEPS):
-        x = torch.randn(ROWS, T, SIZE, generator=made)
+        x = torch.randn(ROWS, T, SIZE, generator=generator)
         y = x.cumsum(1).mean(-1, keepdim=True)
-        data.append([x, y] if kind.split == [1, 1] else {"x": x, "y": y[:, -1]})
+        data.append([x, y] if module_class.split == [1, 1] else {"x": x, "y": y[:, -1]})
     return data
 
 
@@ -103,7 +103,7 @@ def fit(
     return trainer
 
 
-def made(kind: type[Any]) -> Any:
-    """Before its run: the switch draws numbers too."""
+def new_module(module_class: type[Any]) -> Any:
+    """A module of seed 0. Made before its run, as the switch draws random numbers too."""
     torch.manual_seed(0)
-    return kind()
+    return module_class()

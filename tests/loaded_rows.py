@@ -1,4 +1,4 @@
-"""The rows of a data module, as its loaders deal them out."""
+"""The rows of a data module, as its loaders return them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from lightning_lrnn.data import IGNORE, SequenceData, SequenceRow
 
 
-def everything(data: SequenceData, part: str) -> list[SequenceRow]:
-    """The rows of a part, taken from its batches."""
-    found = []
+def all_rows(data: SequenceData, part: str) -> list[SequenceRow]:
+    """All rows of a part, taken from its batches, without padding."""
+    rows = []
     for batch in getattr(data, f"{part}_dataloader")():
         inputs, lengths = batch.inputs, batch.lengths
         if isinstance(inputs, PackedSequence):
@@ -20,6 +20,6 @@ def everything(data: SequenceData, part: str) -> list[SequenceRow]:
             if not target.is_floating_point() and target.ndim:
                 assert (target[steps:] == IGNORE).all()
                 target = target[:steps]
-            given = [None if v is None else v[i] for v in (batch.offset, batch.scale)]
-            found.append(SequenceRow(x[:steps], target, *given))
-    return found
+            scaling = [None if v is None else v[i] for v in (batch.offset, batch.scale)]
+            rows.append(SequenceRow(x[:steps], target, *scaling))
+    return rows

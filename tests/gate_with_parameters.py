@@ -1,4 +1,4 @@
-"""A gate and a readout with parameters, and all that a recurrence with them gives."""
+"""A gate and a readout with parameters, and the results and gradients of a recurrence with them."""
 
 from __future__ import annotations
 
