@@ -115,7 +115,7 @@ def test_gates_of_the_literature(fusing_backend, name):
         check(fusing_backend, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
 
 
-@pytest.mark.parametrize("name, options", layers.ALONE, ids=str)
+@pytest.mark.parametrize("name, options", layers.SINGLE_LAYERS, ids=str)
 def test_every_layer(fusing_backend, name, options):
     """Its gates in the kernel, along a walk with everything, against serial."""
     backend, device = fusing_backend
