@@ -83,7 +83,9 @@ def resumed(rank: int, folder: Path) -> None:
     options = {"devices": 2, "strategy": "ddp", "max_steps": 7}
     with processes.world(rank, 2):
         whole, rest = Losses(3, folder / "middle.ckpt"), Losses()
-        train(folder, make_model(dropout=0.2, total_steps=9), whole, **options)
+        model = make_model(dropout=0.2, total_steps=9)
+        torch.manual_seed(rank)
+        train(folder, model, whole, **options)
         torch.manual_seed(99)
         model = make_model(dropout=0.2, total_steps=9)
         train(folder, model, rest, folder / "middle.ckpt", **options)
