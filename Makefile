@@ -12,10 +12,12 @@ demo: $(VENV)/.ready
 	$(BIN)/lightning-lrnn demo text
 
 # The times of all tests: build/test_durations.tsv. By WORKERS processes, each file by one of them,
-# as its fixtures compile what its tests share; 0 for none but pytest's own.
+# as its fixtures compile what its tests share, in the order of tests/conftest.py; 0 for none but
+# pytest's own.
 WORKERS ?= 2
 test: $(VENV)/.ready
-	$(RUN) -m pytest -m "not gpu and not nightly" --cpu-durations=25 -n $(WORKERS) --dist loadfile
+	$(RUN) -m pytest -m "not gpu and not nightly" --cpu-durations=25 -n $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder
 
 # Without what takes over 10 s.
 quick: $(VENV)/.ready

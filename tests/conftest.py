@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from lightning_lrnn.backends import Request
 # So that threads share recurrences as small as those of tests, also in processes that they start
 # (`have_cores` in `cpu/threads.py`).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Else Inductor compiles programs to learn of a CPU's vectors, also to load what it compiled.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
@@ -54,6 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files with slow tests or many first: at the end no process waits for another's long file.
+    count = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if "slow" in item.keywords)
+    items.sort(key=lambda item: (-slow[item.path], -count[item.path]))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU (run by `make gpu`)")

@@ -16,10 +16,12 @@ from paths import ROOT
 LIMIT = 10.0
 """From so many seconds of the CPU a test carries the marker `slow`."""
 TABLE = ROOT / "build" / "test_durations.tsv"
+of_others = 0.0
+"""Seconds of the CPU of processes that are no children, so far: see `processes.spawn`."""
 
 
 def now() -> tuple[float, float]:
-    return sum(os.times()[:4]), time.perf_counter()
+    return sum(os.times()[:4]) + of_others, time.perf_counter()
 
 
 class Durations:

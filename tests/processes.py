@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import durations
 import torch
 
 # In these processes warnings are no errors; that operators return what shares memory is one.
 os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 
 ENDS = Path(__file__).parent / "group_ends"
+# What takes seconds to import is imported once, by the process that forks those of a group.
+START = "forkserver" if sys.platform == "linux" else "spawn"
+IMPORTED = ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"]
+IMPORTED += ["pytorch_lightning", "lightning_lrnn.modules", "lightning_lrnn.data"]
 
 
 def run(*words: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,8 +43,16 @@ def run(*words: str | Path, folder: Path | None = None) -> subprocess.CompletedP
 
 def spawn(worker: Callable[..., None], folder: Path, *arguments: Any, count: int = 2) -> None:
     """Calls `worker(rank, *arguments)` in each of several processes, a group by gloo."""
-    process_arguments = (worker, folder / "rendezvous", count, arguments)
-    torch.multiprocessing.spawn(_in_group, process_arguments, nprocs=count)
+    torch.multiprocessing.set_forkserver_preload(IMPORTED)
+    spent = torch.multiprocessing.get_context(START).SimpleQueue()
+    process_arguments = (worker, folder / "rendezvous", count, spent, arguments)
+    try:
+        torch.multiprocessing.start_processes(
+            _in_group, process_arguments, nprocs=count, start_method=START
+        )
+    finally:
+        while START == "forkserver" and not spent.empty():
+            durations.of_others += spent.get()
 
 
 @contextmanager
@@ -58,13 +71,16 @@ def world(rank: int, size: int) -> Iterator[None]:
 
 
 def _in_group(
-    rank: int, worker: Callable[..., None], file: Path, count: int, arguments: Any
+    rank: int, worker: Callable[..., None], file: Path, count: int, spent: Any, arguments: Any
 ) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=count
     )
-    worker(rank, *arguments)
+    try:
+        worker(rank, *arguments)
+    finally:
+        spent.put(sum(os.times()[:4]))
     torch.distributed.destroy_process_group()
     # What is compiled or sharded holds the group still, and threads of gloo with it: a process of
     # PyTorch that exits with such threads aborts now and then.

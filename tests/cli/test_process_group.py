@@ -60,7 +60,7 @@ def fit(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.nightly)])
 def test_no_thread_of_gloo_outlives_a_good_run(strategy: str, tmp_path: Path) -> None:
     done = fit(tmp_path, f"--trainer.strategy={strategy}")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -7,7 +7,8 @@
 // threads of a block miss, and addresses that are not aligned as promised are errors.
 //
 // This header is what a kernel sees; emulator.cpp has the scheduler.
-#pragma once
+#ifndef LRNN_EMULATOR_H  // no "#pragma once", which warns in a header compiled by itself
+#define LRNN_EMULATOR_H
 
 #include <cmath>
 #include <cstddef>
@@ -77,3 +78,5 @@ const char* run(const Launch& launch, ThreadBody body, const void* parameter);
 #define gridDim host::blocks
 #define threadIdx host::thread_index
 #define __syncthreads() host::barrier()
+
+#endif

@@ -18,10 +18,11 @@ from typing import Any
 
 import processes
 import pytest
+import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from language_models import Losses, make_data, make_model, make_trainer, train
-from paths import TESTS
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -77,30 +78,23 @@ def test_run_resumed_after_an_epoch(folder) -> None:
     assert train(folder, make_model(), Losses(), path, **options) == whole[windows:]
 
 
-PROCESSES = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-from language_models import Losses, make_model, train
-
-folder = Path({folder!r})
-options = dict(devices=2, strategy="ddp", max_steps=7)
-whole = Losses(3, folder / "middle.ckpt")
-train(folder, make_model(dropout=0.2, total_steps=9), whole, **options)
-torch.manual_seed(99)
-rest = Losses()
-train(folder, make_model(dropout=0.2, total_steps=9), rest, folder / "middle.ckpt", **options)
-rank = torch.distributed.get_rank()
-(folder / f"{{rank}}.json").write_text(str([whole.losses, rest.losses]))
-"""
+def resumed(rank: int, folder: Path) -> None:
+    """Seven steps, and those after the third by another run."""
+    options = {"devices": 2, "strategy": "ddp", "max_steps": 7}
+    with processes.world(rank, 2):
+        whole, rest = Losses(3, folder / "middle.ckpt"), Losses()
+        model = make_model(dropout=0.2, total_steps=9)
+        torch.manual_seed(rank)
+        train(folder, model, whole, **options)
+        torch.manual_seed(99)
+        model = make_model(dropout=0.2, total_steps=9)
+        train(folder, model, rest, folder / "middle.ckpt", **options)
+    (folder / f"{rank}.json").write_text(json.dumps([whole.losses, rest.losses]))
 
 
 @pytest.mark.slow
 def test_two_processes_resume_with_their_own_streams(folder) -> None:
-    script = folder / "processes.py"
-    script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(folder)))
-    processes.run(script)
+    processes.spawn(resumed, folder, folder)
     wholes = []
     for rank in range(2):
         whole, rest = json.loads((folder / f"{rank}.json").read_text())
@@ -109,44 +103,39 @@ def test_two_processes_resume_with_their_own_streams(folder) -> None:
     assert wholes[0] != wholes[1]
 
 
-MEASURING = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import json, torch
-import pytorch_lightning as pl
-from language_models import make_data, make_model, make_trainer
+def measured(rank: int, folder: Path) -> None:
+    """What is called in steps, and a figure after the last step and after the epoch."""
+    calls: list[str] = []
+    in_steps: list[str] = []
 
-calls, in_steps = [], []
-for name in ("barrier", "all_gather"):
-    def counted(*args, call=getattr(torch.distributed, name), name=name, **kwargs):
-        calls.append(name)
+    def counted(call, *args, **kwargs):
+        calls.append(call.__name__)
         return call(*args, **kwargs)
-    setattr(torch.distributed, name, counted)
 
-class Count(pl.Callback):
-    def on_train_batch_start(self, *args):
-        self.before = len(calls)
+    for name in ("barrier", "all_gather"):
+        setattr(dist, name, partial(counted, getattr(dist, name)))
 
-    def on_train_batch_end(self, trainer, module, *args):
-        in_steps.extend(calls[self.before:])
-        self.own = float(trainer.callback_metrics["train/bits_per_byte"])
+    class Count(pl.Callback):
+        def on_train_batch_start(self, *args) -> None:
+            self.before = len(calls)
 
-count, folder = Count(), Path({folder!r})
-trainer = make_trainer(folder, devices=2, strategy="ddp", callbacks=[count], max_steps=-1,
-                       max_epochs=1, limit_train_batches=3)
-trainer.fit(make_model(), make_data(folder))
-rank = torch.distributed.get_rank()
-found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byte"])]
-(folder / f"{{rank}}.json").write_text(json.dumps(found))
-"""
+        def on_train_batch_end(self, trainer, module, *args) -> None:
+            in_steps.extend(calls[self.before :])
+            self.own = float(trainer.callback_metrics["train/bits_per_byte"])
+
+    count = Count()
+    options = {"devices": 2, "strategy": "ddp", "max_steps": -1, "max_epochs": 1}
+    with processes.world(rank, 2):
+        trainer = make_trainer(folder, callbacks=[count], limit_train_batches=3, **options)
+        trainer.fit(make_model(), make_data(folder))
+    assert calls
+    found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byte"])]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow
 def test_processes_measure_training_together_at_the_end_of_an_epoch_only(folder) -> None:
-    script = folder / "measuring.py"
-    script.write_text(MEASURING.format(tests=str(TESTS), folder=str(folder)))
-    processes.run(script)
+    processes.spawn(measured, folder, folder)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     assert [steps for steps, _, _ in found] == [[], []]
     own, together = ([row[i] for row in found] for i in (1, 2))

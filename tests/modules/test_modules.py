@@ -26,7 +26,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from paths import ROOT, TESTS
+from paths import ROOT
 from pytorch_lightning.loggers import CSVLogger
 from scipy import integrate, stats
 from sequence_models import F_, C, H, K, make, measured, trainer
@@ -504,24 +504,16 @@ def test_a_batch_that_does_not_fit_is_told_before_training(
         fit.validate(model, Loader([batch]), verbose=False)
 
 
-PROCESSES = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import json, torch
-from sequence_models import measured
-
-found = measured(Path({folder!r}), 2)
-if torch.distributed.get_rank() == 0:
-    (Path({folder!r}) / "found.json").write_text(json.dumps(found))
-"""
+def of_two(rank: int, folder: Path) -> None:
+    with processes.world(rank, 2):
+        found = measured(folder, 2)
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow
 def test_two_processes_measure_as_one_does(tmp_path: Path) -> None:
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES.format(tests=str(TESTS), folder=str(tmp_path)))
-    processes.run(script)
+    processes.spawn(of_two, tmp_path, tmp_path)
     two = json.loads((tmp_path / "found.json").read_text())
     assert len(two) == 9 and two == pytest.approx(measured(tmp_path, 1), rel=1e-5)
 

@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 import torch
-from layers import H, M, every_cell, flat, make, random_state
+from layers import CELLS, H, M, flat, make, random_state
 from torch.utils._pytree import tree_map
 
 import lightning_lrnn as lrnn
@@ -23,6 +23,18 @@ ROWS, TIME = torch.export.Dim("rows"), torch.export.Dim("time")
 SIZES = ((3, 6), (1, 1), (4, 1), (2, 3), (5, 40), (H, M))
 """Rows and time steps; a program is exported of the first."""
 COMPLEX = ("LRU", "S5")
+IN_TWO_WAYS = ("GILR", "GILRLSTM", "LRU", "SurrogateRNN")
+"""In two directions in `make test` too: a recurrence, two of them, complex numbers, and passes."""
+WAYS = [
+    pytest.param(
+        name,
+        ways,
+        marks=[pytest.mark.nightly] * (ways != 1 + (name in IN_TWO_WAYS)),
+        id=f"{name}-{ways}",
+    )
+    for name in CELLS
+    for ways in (1, 2)
+]
 needs_onnx = pytest.mark.filterwarnings("ignore:# The axis name. .* will not be used:UserWarning")
 
 
@@ -78,9 +90,9 @@ def test_onnx_of_a_layer():
 @needs_onnx
 @pytest.mark.slow
 @torch.no_grad()
-@every_cell
-def test_onnx_of_every_cell_in_two_directions(name):
-    rnn = make(name, bidirectional=True, batch_first=True)
+@pytest.mark.parametrize("name, ways", WAYS)
+def test_onnx_of_every_cell(name, ways):
+    rnn = make(name, bidirectional=ways == 2, batch_first=True)
     check_onnx(rnn, "lengths", *([] if name in COMPLEX else ["hx"]))
 
 
@@ -147,8 +159,8 @@ def test_a_saved_program_without_the_package(name, tmp_path):
 @pytest.mark.slow
 def test_what_aotinductor_compiles_without_the_package(tmp_path):
     program = saved(make("GILR", bidirectional=True, batch_first=True), tmp_path, "lengths")
-    compiled = str(tmp_path / "compiled.pt2")
-    torch._inductor.aoti_compile_and_package(program, package_path=compiled)
+    compiled, how = str(tmp_path / "compiled.pt2"), {"aot_inductor.compile_wrapper_opt_level": "O0"}
+    torch._inductor.aoti_compile_and_package(program, package_path=compiled, inductor_configs=how)
     run_without_the_package(tmp_path, f"torch._inductor.aoti_load_package({compiled!r})")
 
 
