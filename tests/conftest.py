@@ -25,8 +25,6 @@ from lightning_lrnn.backends import Request
 # So that threads share recurrences as small as those of tests, also in processes that they start
 # (`have_cores` in `cpu/threads.py`).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Else Inductor compiles programs to learn of a CPU's vectors, also to load what it compiled.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
