@@ -35,8 +35,8 @@ __device__ inline Two affine(Two A, Two x, Two B) {
 }
 
 template <typename Value>
-__device__ Value apply(const Affine<Value>& stretch, Value h) {
-  return stretch.restarts ? stretch.B : affine(stretch.A, h, stretch.B);
+__device__ Value apply(const Affine<Value>& pair, Value h) {
+  return pair.restarts ? pair.B : affine(pair.A, h, pair.B);
 }
 
 // Both segments as one. Associative, not commutative.

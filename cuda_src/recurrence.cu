@@ -514,7 +514,7 @@ struct Segment {
 struct Shared {
   Ticket ticket;
   Value state_in[kColumns];                // of the tile, by column
-  Pair stretches[2][kSegments][kColumns];  // alternating, so that one barrier a round suffices
+  Pair pairs[2][kSegments][kColumns];  // alternating, so that one barrier a round suffices
 };
 
 // Block: what the segments before this thread's, in its column and tile, do to the state
@@ -524,15 +524,15 @@ struct Prefix {
 };
 
 __device__ Prefix combine_row(Shared& shared, int segment, int column, const Pair& own) {
-  auto& stretches = shared.stretches[0];
-  stretches[segment][column] = own;
+  auto& pairs = shared.pairs[0];
+  pairs[segment][column] = own;
   __syncthreads();
   Prefix found{Pair::identity(), Pair::identity()};
   // After each turn, tile combines the segments 0 ... i.
 #pragma unroll
   for (int i = 0; i < kSegments; ++i) {
     if (i == segment) found.before = found.tile;
-    found.tile = combine(found.tile, stretches[i][column]);
+    found.tile = combine(found.tile, pairs[i][column]);
   }
   return found;
 }
@@ -542,16 +542,16 @@ __device__ Prefix scan_block(Shared& shared, int segment, int column, Pair own) 
   int round = 0;
   // After this loop, own combines the segments 0 ... segment.
   for (int reach = 1; reach < kSegments; reach *= 2, ++round) {
-    auto& stretches = shared.stretches[round % 2];
-    stretches[segment][column] = own;
+    auto& pairs = shared.pairs[round % 2];
+    pairs[segment][column] = own;
     __syncthreads();
-    if (segment >= reach) own = combine(stretches[segment - reach][column], own);
+    if (segment >= reach) own = combine(pairs[segment - reach][column], own);
   }
-  auto& stretches = shared.stretches[round % 2];
-  stretches[segment][column] = own;
+  auto& pairs = shared.pairs[round % 2];
+  pairs[segment][column] = own;
   __syncthreads();
-  return {segment == 0 ? Pair::identity() : stretches[segment - 1][column],
-          stretches[kSegments - 1][column]};
+  return {segment == 0 ? Pair::identity() : pairs[segment - 1][column],
+          pairs[kSegments - 1][column]};
 }
 
 // The sum over the segments of a column, for its first one; in a fixed order.

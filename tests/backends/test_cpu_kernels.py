@@ -87,7 +87,7 @@ def compiled(inputs, dy, dh, parallel=True, y=None, **options):
 
 
 def doubled(a, b, h0, reverse, exclusive):
-    """The loop without masks, of stretches twice as long in each round: for many steps."""
+    """The loop without masks, of segments twice as long in each round: for many steps."""
     if reverse:
         a, b = a.flip(1), b.flip(1)
     b = torch.cat([b[:, :1] + a[:, :1] * h0[:, None], b[:, 1:]], 1)

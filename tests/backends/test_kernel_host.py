@@ -506,8 +506,8 @@ MUTANTS = {
     ),
     "combine with its arguments swapped": (
         "recurrence.cu",
-        "combine(stretches[segment - reach][column], own)",
-        "combine(own, stretches[segment - reach][column])",
+        "combine(pairs[segment - reach][column], own)",
+        "combine(own, pairs[segment - reach][column])",
     ),
     "no barrier in the scan": (
         "recurrence.cu",
@@ -523,8 +523,8 @@ MUTANTS = {
     ),
     "restart not passed on": (
         "affine.cuh",
-        "return stretch.restarts ? stretch.B :",
-        "return false ? stretch.B :",
+        "return pair.restarts ? pair.B :",
+        "return false ? pair.B :",
     ),
     "no conjugates": ("recurrence.cu", "a[s] = conj(a[s]);", ""),
 }
@@ -567,8 +567,8 @@ ROW_MUTANTS = {
     ),
     "a row backwards": (
         "recurrence.cu",
-        "combine(found.tile, stretches[i][column])",
-        "combine(stretches[i][column], found.tile)",
+        "combine(found.tile, pairs[i][column])",
+        "combine(pairs[i][column], found.tile)",
     ),
     "a row without a barrier": (
         "recurrence.cu",

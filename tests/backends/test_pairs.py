@@ -493,7 +493,7 @@ def test_a_broken_second_phase_is_noticed(name, small_tiles, tmp_path):
 # name: (file, what stands there, what is put in its place)
 MUTANTS = {
     "offset dropped": ("affine.cuh", "apply(later, earlier.B)", "later.B"),
-    "a reset ignored": ("affine.cuh", "return stretch.restarts ?", "return false ?"),
+    "a reset ignored": ("affine.cuh", "return pair.restarts ?", "return false ?"),
     "a reset not told": ("carry.cuh", "(tag & kRestarts) != 0", "false"),
     "A behind a reset": ("recurrence.cu", "walk.restarts ? Value(0) : walk.A", "walk.A"),
     "A of the last tile": (

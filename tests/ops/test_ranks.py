@@ -348,7 +348,7 @@ def test_a_sequence_over_ranks(size: int, tmp_path) -> None:
 
 @pytest.mark.slow
 @needs_compiler
-def test_tiles_of_a_stretch_are_given_their_states(tmp_path) -> None:
+def test_tiles_of_a_segment_are_given_their_states(tmp_path) -> None:
     processes.spawn(given_states, tmp_path, 2)
 
 

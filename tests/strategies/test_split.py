@@ -94,7 +94,7 @@ class Pair(NamedTuple):
     y: Any
 
 
-def test_the_stretches_of_a_batch() -> None:
+def test_the_segments_of_a_batch() -> None:
     x, y = torch.arange(24).view(2, 4, 3), torch.arange(2)
     here = x[:, 2:]
     assert torch.equal(Cut(1, 2).of(1, x), here) and torch.equal(Cut(1, 2).of(-2, x), here)
