@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.pytorch import plain_eager
-from lightning_lrnn.gates import Gate
+from lightning_lrnn.gates import Gate, parse, state_is_complex
 from lightning_lrnn.nn.causal_conv import causal_conv
 from lightning_lrnn.nn.checks import (
     check_cell,
@@ -237,6 +237,7 @@ class GatedCell(Cell):
     readout: Gate | None = None
     sizes: tuple[int, int]
     window: int = 1
+    _complex: bool = False
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, **options: Any
@@ -244,6 +245,7 @@ class GatedCell(Cell):
         super().__init__(input_size, hidden_size, bias, **options)
         own = type(self).pre_activations is not GatedCell.pre_activations
         check_gated(self, own=own)
+        self._complex = isinstance(self.gate, Gate) and _makes_complex(self.gate.program)
         weights, biases = self.sizes
         self.weight_ih = self.parameter(weights * hidden_size, self.window * input_size)
         self.bias = self.parameter(biases * hidden_size) if bias and biases else None
@@ -254,6 +256,15 @@ class GatedCell(Cell):
         super().reset_parameters()
         if self.bias is not None:
             memory_bias_(self.bias[: self.hidden_size], self.memory)
+
+    @property
+    def carry_dtype(self) -> torch.dtype:
+        """As that of a `Cell`, and complex where the gate makes complex states of real inputs.
+
+        To be overridden where something else does: pre-activations, or a function without `@gate`.
+        """
+        dtype = state_dtype(self.sample.dtype)
+        return dtype.to_complex() if self._complex else dtype
 
     @property
     def state_size(self) -> int:
@@ -282,10 +293,16 @@ class GatedCell(Cell):
             return context.scan("state", self.gate, *pre, h0=carry, readout=self.readout)
         H = self.hidden_size
         h, overlap = (None, None) if carry is None else carry.split([H, self.state_size - H], -1)
+        if overlap is not None and overlap.is_complex():
+            overlap = overlap.real  # a sum of real projections beside a complex state
         projection, overlap = causal_conv(x, self.weight_ih, bias, self.window, overlap, context)
         pre = self.pre_activations(projection, x, context)
         y, h = context.scan("state", self.gate, *pre, h0=h, readout=self.readout)
         return y, torch.cat([h, overlap.to(h.dtype)], -1)
+
+
+def _makes_complex(program: str) -> bool:
+    return state_is_complex(program, (False,) * parse(program).inputs)
 
 
 def chunks(projection: Tensor, n: int) -> tuple[Tensor, ...]:

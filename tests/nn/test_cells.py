@@ -74,3 +74,54 @@ def test_what_it_can_have():
     own = type("Cell", (Own,), {"gate": staticmethod(plain)})
     x = torch.randn(2, 3)
     assert own(3, 4)(x).shape == Own(3, 4)(x).shape == (2, 4)
+
+
+@lrnn.gate
+def rotate(f, z, theta):
+    return torch.polar(torch.sigmoid(f), theta + 0 * f), torch.complex(z, 0 * z)
+
+
+class Rotated(GatedCell):
+    """A state that its gate makes complex."""
+
+    gate = rotate
+    readout = lrnn.gate(lambda h, f, z, theta: torch.real(h) + torch.imag(h))
+    sizes = (2, 2)
+
+    def __init__(self, input_size, hidden_size, bias=True, **options):
+        super().__init__(input_size, hidden_size, bias, **options)
+        self.theta = self.parameter(hidden_size)
+        torch.nn.init.uniform_(self.theta)
+
+    def pre_activations(self, projection, x, context):
+        return *super().pre_activations(projection, x, context), self.theta
+
+
+class RotatedWindow(Rotated):
+    window = 2
+
+
+@pytest.mark.parametrize("cell_type", [Rotated, RotatedWindow])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_complex_state_of_an_own_cell_is_taken_back(cell_type, dtype):
+    """Seen to fail: a state that the parameters' dtype "cannot hold"."""
+    layer_class = type("Layer", (lrnn.nn.Stack,), {"cell_type": cell_type})
+    rnn = layer_class(3, 4, batch_first=True, dtype=dtype)
+    x = torch.randn(2, 9, 3, dtype=dtype)
+    y, final = rnn(x)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert final.dtype == wide.to_complex()
+    tolerance = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
+    first, middle = rnn(x[:, :4])
+    second, end = rnn(x[:, 4:], middle)
+    torch.testing.assert_close(torch.cat([first, second], 1), y, **tolerance)
+    torch.testing.assert_close(end, final, **tolerance)
+    torch.testing.assert_close(rnn(x, torch.zeros_like(final).real)[0], y, **tolerance)
+    state = None
+    for x_t in x.unbind(1):
+        y_t, state = rnn.step(x_t, state)
+    torch.testing.assert_close(y_t, y[:, -1], **tolerance)
+    rnn.checkpoint_time = 4
+    torch.testing.assert_close(rnn(x)[0], y, **tolerance)
+    (output, carried), cell = rnn.cells[0](x[:, 0]), rnn.cells[0]
+    assert cell(x[:, 1], (output, carried))[1].is_complex()
