@@ -209,8 +209,8 @@ def _line(layer: nn.Module) -> str:
 
 def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | None]:
     """The new layer by the name of the old class; None for the recommended one."""
-    choices = rnn
-    if not isinstance(rnn, Mapping) or "class_path" in rnn:
+    choices, by_class = rnn, isinstance(rnn, Mapping) and "class_path" not in rnn
+    if not by_class:
         choices = dict.fromkeys(KINDS, rnn)
     layers: dict[str, Layer | None] = {}
     for name, value in choices.items():
@@ -231,7 +231,7 @@ def _layers(rnn: Any, options: Mapping[str, Any] | None) -> dict[str, Layer | No
         if not issubclass(layer.layer_class, Stack):
             raise ValueError(
                 f"`rnn` must name layers of lightning_lrnn.nn or subclasses of "
-                f"lightning_lrnn.nn.Stack, got {layer.path} for {name}"
+                f"lightning_lrnn.nn.Stack, got {layer.path}{f' for {name}' if by_class else ''}"
             )
         layers[class_name] = replace(layer, options={**layer.options, **(options or {})})
     return layers
