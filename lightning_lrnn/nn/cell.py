@@ -19,6 +19,8 @@ from lightning_lrnn.nn.checks import (
     check_state,
     check_step,
     form,
+    options_of,
+    refuse_options,
     refuse_script,
 )
 from lightning_lrnn.nn.memory import Memory, memory_bias_
@@ -49,6 +51,7 @@ class Cell(nn.Module):
         memory: expected memory of the units, see `memory_bias_`.
         device: of the parameters.
         dtype: of the parameters.
+        unknown: none; what is given is refused by name.
 
     Attributes:
         projects: whether `proj_size` means something for this cell.
@@ -78,8 +81,11 @@ class Cell(nn.Module):
         memory: Memory = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        if unknown:
+            refuse_options(type(self), unknown, options_of(type(self)))
         cell_name = type(self).__name__.removesuffix("Cell")
         traits = (self.projects, self.memory_in_bias)
         check_cell(cell_name, *traits, input_size, hidden_size, bias, proj_size, memory, dtype)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inspect import getattr_static
+from collections.abc import Collection
+from inspect import Parameter, getattr_static, signature
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -22,11 +23,14 @@ __all__ = [
     "check_input",
     "check_layers",
     "check_module",
+    "check_options",
     "check_packed",
     "check_state",
     "check_step",
     "check_steps",
     "form",
+    "options_of",
+    "refuse_options",
     "refuse_script",
 ]
 
@@ -35,6 +39,46 @@ def check_module(module: Any) -> None:
     """Raises a TypeError unless it is a `torch.nn.Module`."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def check_options(layer_class: Any, options: Collection[str], given: Collection[str]) -> None:
+    """Raises a TypeError unless the class of a layer's cells takes the options.
+
+    Args:
+        layer_class: with a `cell_type`.
+        options: of the cell alone, by name.
+        given: names of the options that every layer gives its cells.
+    """
+    cell_type = layer_class.cell_type
+    taken = options_of(cell_type)
+    if missing := [name for name in given if name not in taken]:
+        raise TypeError(
+            f"{cell_type.__name__}.__init__ must take `**options` and hand them to "
+            f"super().__init__: a layer gives its cells {', '.join(missing)}"
+        )
+    if unknown := [name for name in options if name not in taken]:
+        refuse_options(layer_class, unknown, [*options_of(layer_class), *taken])
+
+
+def refuse_options(owner: type, unknown: Collection[str], known: Collection[str]) -> NoReturn:
+    """Raises a TypeError that names the options of a class; those of `unknown` are none."""
+    raise TypeError(
+        f"{owner.__name__} got an unexpected keyword argument {', '.join(map(repr, unknown))}; its "
+        f"options are {', '.join(dict.fromkeys(known))}"
+    )
+
+
+def options_of(owner: type) -> list[str]:
+    """Names of the options of a class, those included that its base classes take from it."""
+    names = []
+    for base in owner.__mro__:
+        if "__init__" in vars(base):
+            parameters = signature(vars(base)["__init__"]).parameters.values()
+            by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+            names += [p.name for p in parameters if p.kind in by_name]
+            if all(p.kind is not Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return [name for name in names if name not in ("self", "input_size", "hidden_size")]
 
 
 def check_gated(cell: Any, *, own: bool) -> None:

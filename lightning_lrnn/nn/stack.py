@@ -26,6 +26,7 @@ from lightning_lrnn.nn.checks import (
     check_backend,
     check_input,
     check_layers,
+    check_options,
     check_packed,
     check_step,
     check_steps,
@@ -93,6 +94,8 @@ class Stack(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         inherit_arguments(cls)
+        if "cell_type" in vars(cls):
+            _check_cell_type(cls)
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class Stack(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        _check_cell_type(type(self))
         check_layers(hidden_size, num_layers, dropout, bidirectional, batch_first)
         if dropout and num_layers == 1:
             warnings.warn(
@@ -125,7 +129,9 @@ class Stack(nn.Module):
         self.backend, self.checkpoint_time = backend, checkpoint_time
         self.group = None
         self.options = dict(options)
-        options |= {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
+        given = {"proj_size": proj_size, "memory": memory, "device": device, "dtype": dtype}
+        check_options(type(self), options, given)
+        options |= given
         # Not a call with `**options`: jsonargparse would follow it into code it cannot parse.
         make: Callable[..., Cell] = partial(self.cell_type, **options)
         width = self.directions * (proj_size or hidden_size)
@@ -515,3 +521,12 @@ class Stack(nn.Module):
         shown += [f"{k}={v!r}" for k, v in self.options.items() if v is not None]
         shown += [f"backend={self.backend!r}"]
         return ", ".join([str(self.input_size), str(self.hidden_size), *shown])
+
+
+def _check_cell_type(layer_class: type[Stack]) -> None:
+    cell_type = getattr(layer_class, "cell_type", None)
+    if not (isinstance(cell_type, type) and issubclass(cell_type, Cell)):
+        raise TypeError(
+            f"{layer_class.__name__}.cell_type must be a subclass of lightning_lrnn.nn.cell.Cell, "
+            f"as docs/extending.md shows it, got {cell_type!r}"
+        )

@@ -125,3 +125,47 @@ def test_a_complex_state_of_an_own_cell_is_taken_back(cell_type, dtype):
     torch.testing.assert_close(rnn(x)[0], y, **tolerance)
     (output, carried), cell = rnn.cells[0](x[:, 0]), rnn.cells[0]
     assert cell(x[:, 1], (output, carried))[1].is_complex()
+
+
+class Odd(Own):
+    def __init__(self, input_size, hidden_size, bias=True, *, low=0.5, **options):
+        super().__init__(input_size, hidden_size, bias, **options)
+        self.low = low
+
+
+class OddLayer(lrnn.nn.Stack):
+    cell_type = Odd
+
+
+def test_an_option_that_there_is_not_is_told_with_those_that_there_are():
+    """Seen to fail: `Cell.__init__() got an unexpected keyword argument`."""
+    assert OddLayer(3, 4, low=0.25).cells[0].low == 0.25
+    told = "Odd got an unexpected keyword argument 'lo'; its options are bias, low, proj_size, mem"
+    with pytest.raises(TypeError, match=told):
+        Odd(3, 4, lo=1)
+    told = "OddLayer got an unexpected keyword argument 'lo'; its options are num_layers, .*, low"
+    with pytest.raises(TypeError, match=told):
+        OddLayer(3, 4, lo=1)
+
+
+def test_a_cell_that_does_not_take_what_layers_give_it_is_told():
+    class Narrow(Own):
+        def __init__(self, input_size, hidden_size, bias=True):
+            super().__init__(input_size, hidden_size, bias)
+
+    class Layer(lrnn.nn.Stack):
+        cell_type = Narrow
+
+    with pytest.raises(TypeError, match=r"Narrow.__init__ must take `\*\*options` .* proj_size"):
+        Layer(3, 4)
+
+
+@pytest.mark.parametrize("cell_type", [torch.nn.GRUCell, Own(3, 4), lrnn.nn.GILR, None])
+def test_a_layer_whose_cell_type_is_no_class_of_cells_cannot_be_defined(cell_type):
+    with pytest.raises(TypeError, match=r"Layer.cell_type must be a subclass of .*Cell, .* got "):
+        type("Layer", (lrnn.nn.Stack,), {"cell_type": cell_type})
+
+
+def test_a_layer_without_a_cell_type_cannot_be_made():
+    with pytest.raises(TypeError, match=r"Layer.cell_type must be a subclass of .* got None"):
+        type("Layer", (lrnn.nn.Stack,), {})(3, 4)
