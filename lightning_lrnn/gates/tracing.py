@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from lightning_lrnn.gates.advice import ANOTHER_NAME, advice, why_untraceable
 from lightning_lrnn.gates.operations import OPERATIONS
 from lightning_lrnn.gates.program import Constant, GateError, Program, Step, pruned
 
@@ -42,12 +43,6 @@ _NAMES: dict[Any, str] = {
     torch.complex: "complex",
 }
 
-_INSTEAD = {
-    "softplus": ": with `beta=b` it is F.softplus(b * x) / b",
-    "ones_like": ": write 1.0",
-    "zeros_like": ": write 0.0",
-    "full_like": ": write the number",
-}
 # Options that PyTorch's own wrappers pass on, at values that change nothing.
 _DEFAULTS = {"inplace": False, "approximate": "none", "beta": 1, "threshold": 20, "alpha": 1}
 
@@ -58,30 +53,25 @@ class _Tracer(fx.Tracer):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self._function = function
-        self._file = inspect.unwrap(function).__code__.co_filename
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = self._line()
+        node.meta["line"] = _line(self._function, traceback.extract_stack())
         return node
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
             a = a.item()
         if isinstance(a, Tensor | np.ndarray):
-            x = torch.as_tensor(a).detach()
+            x, line = torch.as_tensor(a).detach(), _line(self._function, traceback.extract_stack())
             alike = x.numel() > 0 and bool((x == x.flatten()[0]).all())
             number = f"write {x.flatten()[0].item()!r}, or " if alike else ""
             raise GateError(
                 f"{_name(self._function)} has a tensor of shape {tuple(x.shape)} that is none of "
-                f"its arguments{self._line()}, and numbers alone are compiled in: {number}make it "
+                f"its arguments{line}, and numbers alone are compiled in: {number}make it "
                 f"one more argument, (D,) if it has a value for each feature"
             )
         return super().create_arg(a)
-
-    def _line(self) -> str:
-        lines = [f.lineno for f in traceback.extract_stack() if f.filename == self._file]
-        return f" ({self._file}, line {lines[-1]})" if lines else ""
 
 
 def trace(function: Callable[..., Any]) -> str:
@@ -113,11 +103,9 @@ def trace(function: Callable[..., Any]) -> str:
         graph = _Tracer(function).trace(function)
     except GateError:
         raise
-    except (fx.proxy.TraceError, TypeError, ValueError, NotImplementedError) as error:
-        raise GateError(
-            f"{_name(function)} cannot be traced: {error}. A gate may not branch on values; "
-            "use torch.where"
-        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # those of FX among them
+        line = _line(function, traceback.extract_tb(error.__traceback__))
+        raise GateError(f"{_name(function)}{line} {why_untraceable(error)}") from error
 
     for node in graph.nodes:
         if node.op == "output":
@@ -171,10 +159,14 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
         options = {k: v for k, v in node.kwargs.items() if _DEFAULTS.get(k) != v}
     line = node.meta.get("line", "")
     if operation not in OPERATIONS:
-        name = getattr(node.target, "__name__", node.target)
+        module = getattr(node.target, "__module__", "")
+        name = operation or getattr(node.target, "__name__", str(node.target))
+        name = ANOTHER_NAME.get(name, name)
+        shown = {"math": f"math.{name}"}.get(module, name)
+        shown = f".{name}" if node.target is getattr else shown
         raise GateError(
-            f"{function} uses {name}, which is not an operation of a gate{line}"
-            f"{_INSTEAD.get(operation or str(name), '')}. A gate may use: {', '.join(OPERATIONS)}"
+            f"{function} uses {shown}, which is not an operation of a gate{line}"
+            f"{advice(name, module)}. A gate may use: {', '.join(OPERATIONS)}"
         )
     count = OPERATIONS[operation].arguments
     if options or len(arguments) != count:
@@ -182,7 +174,7 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
         text = ", ".join(extra) or f"{len(arguments)} arguments"
         raise GateError(
             f"{function} calls {operation} with {text}{line}; in a gate it takes {count} argument"
-            f"{'s' * (count > 1)} and no options{_INSTEAD.get(operation, '')}"
+            f"{'s' * (count > 1)} and no options{advice(operation)}"
         )
     for argument in arguments:
         if not isinstance(argument, fx.Node | int | float | None):
@@ -208,6 +200,13 @@ def _step(function: str, node: fx.Node, names: dict[fx.Node, str]) -> Step:
 
 def _is_power_of_none(number: Constant, arguments: Sequence[Any]) -> bool:
     return number is None or (arguments[0] is number and number <= 0)
+
+
+def _line(function: Callable[..., Any], frames: traceback.StackSummary) -> str:
+    """The line of a function's file that was last called, for messages."""
+    file = inspect.unwrap(function).__code__.co_filename
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f" ({file}, line {lines[-1]})" if lines else ""
 
 
 def _name(function: Callable[..., Any]) -> str:

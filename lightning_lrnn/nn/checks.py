@@ -116,9 +116,15 @@ def _check_function(cell: Any, name: str, gets: int | None, returns: int) -> Non
     takes, _, returned = parse(function.program)
     if gets is not None and takes != gets:
         state = "the state and " if name == "readout" else ""
+        hint = ""
+        if name == "gate" and takes > gets:
+            hint = (
+                ". A gate sees no state, which makes the recurrence linear; gates that look at one "
+                "are those of lightning_lrnn.nn.SurrogateRNN"
+            )
         raise ValueError(
             f"{attribute} takes {takes} arguments, and gets {gets}, {state}the projections of "
-            f"`sizes` {cell.sizes}"
+            f"`sizes` {cell.sizes}{hint}"
         )
     if len(returned) != returns:
         raise ValueError(

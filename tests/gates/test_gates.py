@@ -6,7 +6,9 @@ the operator fallback for a number in front; a readout that is not masked at pad
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from gate_functions import REAL
 import lightning_lrnn as lrnn
 from lightning_lrnn import gates
 from lightning_lrnn.core import reference
+from lightning_lrnn.gates.advice import INSTEAD
 
 
 @lrnn.gate
@@ -129,6 +132,72 @@ def test_what_is_no_tensor_of_the_gate_and_no_option_of_an_operation(function, t
     """Seen to fail: `_tensor_constant0`, a second argument that the compiled code left out."""
     with pytest.raises(lrnn.GateError, match=told):
         lrnn.gate(function)
+
+
+def sets(f, z):
+    z[z > 0] = 0
+    return f, z
+
+
+def has_branches(f, z):
+    if f > 0:
+        return f, z
+    return z, f
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (lambda f, z: (math.exp(f), z), r"uses math.exp, .*line \d+\): write torch.exp\. A gate"),
+        (lambda f, z: (math.fabs(f), z), r"uses math.fabs, .*: write torch.abs\. A gate"),
+        (lambda f, z: (math.atan(f), z), r"uses math.atan, .*line \d+\)\. A gate may use"),
+        (
+            lambda f, z: (np.exp(f), z),
+            r"test_gates.py, line \d+\) gives a tensor to NumPy: write",
+        ),
+        (lambda f, z: (f, np.where(z > 0, z, 0)), r"line \d+\) gives a tensor to NumPy"),
+        (lambda f, z: (f * f.shape[-1], z), r"uses \.shape, .*take a number from around it"),
+        (lambda f, z: (f * z.size(0), z), r"uses size, .*take a number from around it"),
+        (lambda f, z: (f, z * float(z.max())), r"line \d+\) calls float of a tensor"),
+        (lambda f, z: (f * len(z), z), r"line \d+\) calls len of a tensor"),
+        (lambda f, z: tuple(x for x in f), r"line \d+\) loops over a tensor"),
+        (sets, r"test_gates.py, line \d+\) sets elements .* z = torch.where\(z > 0, 0, z\)"),
+        (has_branches, r"has_branches .*test_gates.py, line \d+\) branches .*use torch.where"),
+        (lambda f, z: (max(f, z), z), r"line \d+\) branches .*torch.maximum"),
+        (lambda f, z: (torch.where((f > 0) & (z > 0), f, z), z), r"uses &, .*torch.where\(c, tor"),
+        (lambda f, z: (torch.where(~(f > 0), f, z), z), r"uses ~, .*write torch.where\(c, y, x\)"),
+        (
+            lambda f, z: (torch.softmax(f, -1), z),
+            r"uses softmax.*`pre_activations`, or leave",
+        ),
+        (lambda f, z: (F.layer_norm(f, (3,)), z), r"uses layer_norm.*not pointwise: put it into"),
+        (lambda f, z: (f.double(), z), r"uses double, .*evaluated in the dtype of the state"),
+        (lambda f, z: (round(f), z), r"line \d+\) cannot be traced: .*__round__"),
+    ],
+)
+def test_a_message_says_where_and_what_to_write(function, told):
+    """Seen to fail: `exp`, which a gate may use; a hint on branches, without a line, of NumPy."""
+    with pytest.raises(lrnn.GateError, match=told):
+        lrnn.gate(function)
+
+
+NUMBERS = {"full_like", "ones_like", "zeros_like"}
+
+
+@pytest.mark.parametrize("name", sorted(INSTEAD.keys() - NUMBERS))
+def test_what_a_message_says_to_write_is_a_gate_of_the_same_values(name):
+    """Seen to fail: the formula of `sinh` with a plus."""
+    function = getattr(torch, name, None) or getattr(F, name)
+    count = 3 if name in ("addcmul", "lerp") else 2 if name in ("max", "min", "rsub") else 1
+    names = ", ".join("xyw"[:count])
+    inputs = [torch.rand(9, dtype=torch.float64) * 3 + 0.5 for _ in range(count)]
+    if name not in ("log1p", "log2", "log10"):
+        inputs = [x - 2 for x in inputs]
+    with pytest.raises(lrnn.GateError, match=re.escape(f": write {INSTEAD[name]}. A gate may")):
+        gates.trace(eval(f"lambda {names}: function({names})", {"function": function}))
+    formula = eval(f"lambda {names}: {INSTEAD[name]}")
+    (value,) = gates.evaluate(gates.trace(formula), inputs)
+    torch.testing.assert_close(value, function(*inputs))
 
 
 def test_numbers_of_numpy_and_truth_values_are_numbers():

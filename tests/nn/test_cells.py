@@ -29,6 +29,7 @@ def plain(f, z):
 
 one = lrnn.gate(lambda f, z: f.sigmoid())
 three = lrnn.gate(lambda f, z: (f.sigmoid(), z, f))
+of_state = lrnn.gate(lambda h, f, z: (f.sigmoid(), h + z))
 pair = lrnn.gate(lambda h, f, z: (h, f))
 
 
@@ -36,6 +37,11 @@ pair = lrnn.gate(lambda h, f, z: (h, f))
     ("attributes", "error", "told"),
     [
         ({"sizes": (3, 3)}, ValueError, r"Cell.gate takes 2 arguments, and gets 3.*\(3, 3\)"),
+        (
+            {"gate": of_state},
+            ValueError,
+            "takes 3 arguments, and gets 2, .*A gate sees no state, .*SurrogateRNN",
+        ),
         ({"sizes": (2, 3)}, ValueError, r"Cell.sizes must be a number of projections.*\(2, 3\)"),
         ({"sizes": (0, 0)}, ValueError, r"got \(0, 0\)"),
         ({"sizes": None}, TypeError, "Cell must have a `sizes`"),
