@@ -173,11 +173,13 @@ def _check_gated(gate: Any, readout: Any, problem: Problem) -> None:
         if not (callable(function) or (name == "readout" and function is None)):
             raise TypeError(f"`{name}` must be a function of tensors, got {function!r}")
     check_flags(TypeError, reverse=problem.reverse, exclusive=problem.exclusive)
-    arguments.check_pre(problem.pre)
+    arguments.check_pre(problem.pre, gate)
     if problem.gate:
-        _check_program("gate", problem.gate, len(problem.pre), 2)
+        _check_inputs("gate", gate, problem.gate, len(problem.pre))
+        _check_outputs("gate", problem.gate, 2)
         if problem.readout:
-            _check_program("readout", problem.readout, len(problem.pre) + 1, 1)
+            _check_inputs("readout", readout, problem.readout, len(problem.pre) + 1)
+            _check_outputs("readout", problem.readout, 1)
 
 
 def _known(problem: Problem, backend: str) -> Recipe | None:
@@ -314,9 +316,22 @@ def _uses_autograd(problem: Problem, backend: str) -> bool:
     return backends.uses_autograd(backends.resolve(backend, request))
 
 
+def _check_inputs(role: str, function: Any, program: str, inputs: int) -> None:
+    if (takes := _inputs(program)) != inputs:
+        name, names = gates.signature_of(function)
+        raise GateError(
+            f"the {role} takes {takes} inputs, got {inputs}: it is {name}({', '.join(names)})"
+        )
+
+
 @constant
-def _check_program(role: str, program: str, inputs: int, outputs: int) -> None:
-    gates.check_program(role, program, inputs, outputs)
+def _inputs(program: str) -> int:
+    return gates.parse(program).inputs
+
+
+@constant
+def _check_outputs(role: str, program: str, outputs: int) -> None:
+    gates.check_outputs(role, program, outputs)
 
 
 def _run_gate_in_pytorch(

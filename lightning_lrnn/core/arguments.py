@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_lrnn.core.problem import Problem
 from lightning_lrnn.core.pytorch import functorch_wrapped
-from lightning_lrnn.gates import WANTED, GateError
+from lightning_lrnn.gates import WANTED, GateError, signature_of
 
 __all__ = [
     "check_decays_and_impulses",
@@ -37,13 +37,16 @@ def check_decays_and_impulses(a: Tensor, b: Tensor) -> None:
         raise TypeError(f"`a` and `b` must be on one device, got {a.device} and {b.device}")
 
 
-def check_pre(pre: Sequence[Tensor]) -> None:
-    """Raises unless pre-activations are sequences (B, T, D), and parameters (D,) or (B, D)."""
+def check_pre(pre: Sequence[Tensor], gate: Any = None) -> None:
+    """Raises unless pre-activations are sequences (B, T, D), and parameters (D,) or (B, D).
+
+    `gate`: the function whose arguments they are, for messages.
+    """
     sequences = [p for p in pre if isinstance(p, Tensor) and p.ndim == 3]
     if not sequences:
         raise ValueError("a gate needs at least one pre-activation of shape (B, T, D)")
     for index, p in enumerate(pre):
-        _check_pre(f"pre[{index}]", p, sequences[0])
+        _check_pre(index, p, sequences[0], gate)
 
 
 def check_optional(problem: Problem, steps: int | None = None) -> None:
@@ -106,20 +109,33 @@ def _check_tensor(name: str, x: Tensor, shape: tuple[int, ...], device: torch.de
         raise TypeError(f"`{name}` is on {x.device}, the sequences are on {device}")
 
 
-def _check_pre(name: str, p: Tensor, x: Tensor) -> None:
-    B, _, D = x.shape
+def _check_pre(index: int, p: Tensor, x: Tensor, gate: Any) -> None:
+    (B, _, D), name = x.shape, f"`pre[{index}]`"
     forms = x.shape, x.shape[2:], (B, D)
     if not isinstance(p, Tensor) or not any(_has(p, shape) for shape in forms):
         raise ValueError(
-            f"`{name}` must be (B, T, D) = {tuple(x.shape)}, (D,) or (B, D), got {description(p)}"
+            f"{name} must be (B, T, D) = {tuple(x.shape)}, (D,) or (B, D), got {description(p)}"
+            f"{_argument(index, gate)}"
         )
-    _check_layout(name, p)
+    _check_layout(f"pre[{index}]", p)
     if p.device != x.device:
-        raise TypeError(f"`{name}` is on {p.device}, the first sequence on {x.device}")
+        on = f"{name} is on {p.device}, the first sequence on {x.device}"
+        raise TypeError(f"{on}{_argument(index, gate)}")
     if p.ndim == 3 and p.dtype != x.dtype:
-        raise TypeError(f"`{name}` is {p.dtype}, the first sequence {x.dtype}: they must agree")
+        raise TypeError(
+            f"{name} is {p.dtype}, the first sequence {x.dtype}: they must agree"
+            f"{_argument(index, gate)}"
+        )
     if not (p.dtype.is_floating_point or p.dtype.is_complex):
-        raise TypeError(f"`{name}` must be floating or complex, got {p.dtype}")
+        raise TypeError(
+            f"{name} must be floating or complex, got {p.dtype}{_argument(index, gate)}"
+        )
+
+
+def _argument(index: int, gate: Any) -> str:
+    """Which argument of its gate a pre-activation is, for the end of a message."""
+    name, arguments = signature_of(gate)
+    return f"; it is `{arguments[index]}` of {name}" if index < len(arguments) else ""
 
 
 def check_lengths(lengths: Tensor, x: Tensor, steps: int | None = None) -> None:

@@ -19,7 +19,7 @@ from lightning_lrnn.gates.program import (
     GateError,
     Program,
     Step,
-    check_program,
+    check_outputs,
     complex_values,
     evaluate,
     inputs_of,
@@ -27,7 +27,7 @@ from lightning_lrnn.gates.program import (
     pruned,
     state_is_complex,
 )
-from lightning_lrnn.gates.tracing import Gate, gate, program_of, trace
+from lightning_lrnn.gates.tracing import Gate, gate, program_of, signature_of, trace
 
 __all__ = [
     "IDENTITY",
@@ -39,7 +39,7 @@ __all__ = [
     "GateError",
     "Program",
     "Step",
-    "check_program",
+    "check_outputs",
     "complex_values",
     "evaluate",
     "gate",
@@ -47,6 +47,7 @@ __all__ = [
     "parse",
     "program_of",
     "pruned",
+    "signature_of",
     "state_is_complex",
     "trace",
 ]

@@ -18,7 +18,7 @@ from lightning_lrnn.gates.advice import ANOTHER_NAME, advice, why_untraceable
 from lightning_lrnn.gates.operations import OPERATIONS
 from lightning_lrnn.gates.program import Constant, GateError, Program, Step, pruned
 
-__all__ = ["Gate", "gate", "program_of", "trace"]
+__all__ = ["Gate", "gate", "program_of", "signature_of", "trace"]
 
 _NAMES: dict[Any, str] = {
     **{operation.meaning: name for name, operation in OPERATIONS.items()},
@@ -211,6 +211,15 @@ def _line(function: Callable[..., Any], frames: traceback.StackSummary) -> str:
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", repr(function))
+
+
+def signature_of(function: Any) -> tuple[str, list[str]]:
+    """The name of a gate or readout and those of its arguments, as far as they are known."""
+    try:
+        arguments = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        arguments = []
+    return _name(function), arguments
 
 
 class Gate:

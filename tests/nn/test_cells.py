@@ -175,3 +175,47 @@ def test_a_layer_whose_cell_type_is_no_class_of_cells_cannot_be_defined(cell_typ
 def test_a_layer_without_a_cell_type_cannot_be_made():
     with pytest.raises(TypeError, match=r"Layer.cell_type must be a subclass of .* got None"):
         type("Layer", (lrnn.nn.Stack,), {})(3, 4)
+
+
+@lrnn.gate
+def bounded(f, z, floor, ceiling):
+    return torch.clamp(f.sigmoid() * ceiling, 0, 1), z + floor
+
+
+def test_messages_name_the_argument_and_the_gate():
+    """Seen to fail: `pre[2]`, and a program of x0 and x1."""
+
+    class Forgets(GatedCell):
+        gate = bounded
+        sizes = (2, 2)
+        given = ()
+
+        def pre_activations(self, projection, x, context):
+            return *super().pre_activations(projection, x, context), *self.given
+
+    cell, x = Forgets(3, 4), torch.randn(2, 5, 3)
+    rnn = type("Layer", (lrnn.nn.Stack,), {"cell_type": Forgets})(3, 4)
+    told = r"the gate takes 4 inputs, got 2: it is bounded\(f, z, floor, ceiling\)"
+    with pytest.raises(lrnn.GateError, match=told):
+        rnn(x)
+    rnn.cells[0].given = (torch.ones(5), torch.ones(4))
+    with pytest.raises(ValueError, match=r"`pre\[2\]` must be .*\(5,\); it is `floor` of bounded"):
+        rnn(x)
+    rnn.cells[0].given = (torch.ones(4), torch.ones(4, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"`pre\[3\]` must be floating.*`ceiling` of bounded"):
+        rnn(x)
+    rnn.cells[0].given = (torch.ones(4), torch.ones(5, 2, 4).double())
+    with pytest.raises(TypeError, match=r"`pre\[3\]` is torch.float64.*`ceiling` of bounded"):
+        rnn(x)
+    cell.given = (torch.ones(4), torch.ones(4))
+    assert cell(x[0]).shape == (5, 4)
+
+    def plain(f, z):
+        return f, z
+
+    with pytest.raises(ValueError, match=r"got shape \(7,\); it is `z` of .*plain"):
+        lrnn.gated_recurrence(plain, x, torch.ones(7))
+    with pytest.raises(
+        lrnn.GateError, match=r"the readout takes 3 inputs, got 2: it is .*\(h, f, z"
+    ):
+        lrnn.gated_recurrence(lrnn.gate(lambda f: (f, f)), x, readout=lrnn.gate(lambda h, f, z: h))
