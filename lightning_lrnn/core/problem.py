@@ -35,7 +35,7 @@ def sequence_dtype(x: Tensor, *, is_complex: bool) -> torch.dtype:
     """Dtype of results of a gate or readout: that of the sequences, not of parameters."""
     if not is_complex or x.is_complex():
         return x.dtype
-    return state_dtype(x.dtype).to_complex()
+    return torch.promote_types(x.dtype, torch.complex64)  # which torch.compile can trace
 
 
 def lie_as_chunks(tensors: Sequence[Tensor]) -> bool:

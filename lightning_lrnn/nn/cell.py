@@ -270,7 +270,7 @@ class GatedCell(Cell):
         To be overridden where something else does: pre-activations, or a function without `@gate`.
         """
         dtype = state_dtype(self.sample.dtype)
-        return dtype.to_complex() if self._complex else dtype
+        return torch.promote_types(dtype, torch.complex64) if self._complex else dtype
 
     @property
     def state_size(self) -> int:

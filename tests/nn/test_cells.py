@@ -133,6 +133,15 @@ def test_a_complex_state_of_an_own_cell_is_taken_back(cell_type, dtype):
     assert cell(x[:, 1], (output, carried))[1].is_complex()
 
 
+def test_a_complex_state_passes_through_torch_compile():
+    """Seen to fail: `dtype.to_complex()`, which cannot be traced."""
+    rnn = type("Layer", (lrnn.nn.Stack,), {"cell_type": Rotated})(3, 4, batch_first=True)
+    x = torch.randn(2, 9, 3)
+    compiled = torch.compile(lambda x, h: rnn(x, h)[0], fullgraph=True, backend="eager")
+    state = rnn(x)[1].detach()
+    torch.testing.assert_close(compiled(x, state), rnn(x, state)[0])
+
+
 class Odd(Own):
     def __init__(self, input_size, hidden_size, bias=True, *, low=0.5, **options):
         super().__init__(input_size, hidden_size, bias, **options)
