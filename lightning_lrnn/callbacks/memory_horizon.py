@@ -28,7 +28,7 @@ def time_constants(a: Tensor) -> Tensor:
         a: decays, (..., D).
 
     Returns:
-        (D,), float32, on the CPU: 0 where a = 0, inf where |a| >= 1 (no forgetting).
+        (D,), float32, on the CPU: 0 where a = 0, inf where |a| >= 1 (no forgetting, or growth).
     """
     size = a.detach().abs().float().flatten(0, -2)
     # The median first: -1/log is increasing, so it commutes, and the median of an even number of
@@ -45,12 +45,14 @@ def saturation(a: Tensor) -> dict[str, float]:
 
     Returns:
         "closed": |a| < 0.01, all is forgotten; "open": |a| > 0.99, nearly nothing is. Where a
-        decay is not a sigmoid, as in an LRU, these are no more than shares.
+        decay is not a sigmoid, as in an LRU, these are no more than shares. "growing": |a| > 1,
+        of the open ones those that make a state grow, which only a gate of one's own has.
     """
     size = a.detach().abs()
     return {
         "closed": float((size < CLOSED).float().mean()),
         "open": float((size > OPEN).float().mean()),
+        "growing": float((size > 1).float().mean()),
     }
 
 
@@ -59,9 +61,9 @@ class MemoryHorizon(Callback):
 
     They are those of the decays in the batch of a training step, without padding.
     Every logger gets the 10, 50 and 90 % quantiles over the units as "horizon/<layer>/p10", "p50"
-    and "p90", and `saturation` as "saturation/<layer>/closed" and "open"; a WandbLogger also gets a
-    histogram, "horizon/<layer>/units". Units that forget nothing are inf in quantiles, and left out
-    of histograms.
+    and "p90", and `saturation` as "saturation/<layer>/closed", "open" and "growing"; a WandbLogger
+    also gets a histogram, "horizon/<layer>/units". Units that forget nothing, or grow, are inf in
+    quantiles, and left out of histograms.
 
     If a module has no layers of this package, or torch.compile hides them, the decays are those of
     its method `decays(batch) -> dict[str, Tensor]`, (..., D) by layer, if it has one.

@@ -186,7 +186,17 @@ def test_a_horizon_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_saturation() -> None:
     a = torch.tensor([0.0, 0.009, 0.011, 0.5, 0.989, 0.991, 1.0, -0.995])
-    assert saturation(a) == {"closed": 2 / 8, "open": 3 / 8}
+    assert saturation(a) == {"closed": 2 / 8, "open": 3 / 8, "growing": 0}
+
+
+def test_a_unit_that_grows_is_not_one_that_remembers(tmp_path: Path) -> None:
+    """Seen to fail: an infinite horizon and an open gate, as of a decay of 1."""
+    model = make("torch.GRU")
+    model.decays = lambda batch: {"own": torch.tensor([0.5, 1.0, 1.25, -1.5]).expand(2, 7, 4)}
+    train(model, tmp_path, MemoryHorizon(every_n_steps=5))
+    logged = read(tmp_path / "metrics.csv")
+    assert {x for _, x in logged["saturation/own/growing"]} == {0.5}
+    assert {x for _, x in logged["saturation/own/open"]} == {0.75}
 
 
 class Takes(torch.autograd.Function):
@@ -376,7 +386,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), names)
     assert names["model"].flops_per_batch > 2 * 3 * 4 * 32 * 64 * 256  # the head alone
     logged = re.findall(r"`((?:train|recurrence|memory|horizon|saturation)/[^`]+)`", page)
-    assert len(logged) == 13
+    assert len(logged) == 14
 
 
 def loggers() -> list[Any]:
