@@ -1,6 +1,7 @@
 """Linear recurrences for PyTorch Lightning: h_t = a_t * h_{t-1} + b_t, parallel over time."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lightning_lrnn import nn
@@ -40,6 +41,7 @@ __all__ = [
     "warmup",
 ]
 
+_PUBLIC_MODULES = ("backends", "callbacks", "data", "modules", "strategies")
 _OF_LIGHTNING = ("SwitchBackend", "SwitchRNN", "load_switched")
 
 
@@ -52,3 +54,10 @@ def __getattr__(name: str) -> Any:
     if name in ("L", "pl"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # Of the modules only those that are public, and of those only what is imported already.
+    own = [name for name in globals() if name.startswith("__") or name in _PUBLIC_MODULES]
+    of_packages = ["pl"] if find_spec("lightning") is None else ["pl", "L"]
+    return sorted({*__all__, *own, *of_packages})

@@ -71,6 +71,25 @@ def test_the_test_above_can_fail() -> None:
     assert lazy_in(modules) == ["llvmlite", "jsonargparse"]
 
 
+def test_dir_shows_what_is_public_and_imports_nothing() -> None:
+    """Seen to fail: without `__dir__`, which left out SwitchRNN and had TYPE_CHECKING."""
+    statement = """
+import importlib.util, lightning_lrnn
+shown = {name for name in dir(lightning_lrnn) if not name.startswith("_")}
+modules = {"nn", "backends", "pl", *(["L"] if importlib.util.find_spec("lightning") else [])}
+assert shown == {*lightning_lrnn.__all__, *modules}, shown
+assert {"__version__", "__doc__", "__all__"} <= {*dir(lightning_lrnn)}
+"""
+    assert lazy_in(imported_by(statement)) == []
+    every = """
+import lightning_lrnn, lightning_lrnn.callbacks
+for name in dir(lightning_lrnn):
+    getattr(lightning_lrnn, name)
+assert "callbacks" in dir(lightning_lrnn)
+"""
+    assert "pytorch_lightning" in imported_by(every)
+
+
 def test_import_is_small() -> None:
     modules = imported_by("import lightning_lrnn")
     assert sum(not name.startswith("lightning_lrnn") for name in modules) <= OTHERS
