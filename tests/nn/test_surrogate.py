@@ -290,3 +290,17 @@ def test_an_input_gate_starts_a_third_open():
     z, i, n = (cell.bias_ih + cell.bias_hh).detach().chunk(3)
     assert abs(i.sigmoid().mean() - 1 / 3) < 0.02
     assert abs(z.mean()) < 0.02 and abs(n.mean()) < 0.02
+
+
+def test_a_class_of_cells_is_a_surrogate_as_one_by_name_is():
+    """Seen to fail: "`surrogate` must be one of"."""
+    rnns = []
+    for surrogate in ("QRNN", lrnn.nn.QRNNCell):
+        torch.manual_seed(0)
+        rnns.append(lrnn.nn.SurrogateRNN(3, 4, surrogate=surrogate, surrogate_layers=2))
+    x = torch.randn(7, 2, 3)
+    assert torch.equal(rnns[0](x)[0], rnns[1](x)[0])
+    with pytest.raises(ValueError, match="state of QRNN is not its output"):
+        lrnn.nn.SurrogateRNN(3, 4, surrogate=lrnn.nn.QRNNCell, surrogate_size=2)
+    with pytest.raises(ValueError, match=r"`surrogate` must be one of .*, or a class of cells"):
+        lrnn.nn.SurrogateRNN(3, 4, surrogate=lrnn.nn.QRNN)

@@ -157,7 +157,7 @@ class SurrogateRNNCell(Cell):
         bias: bool = True,
         *,
         cell: str | Gate = "LSTM",
-        surrogate: str = "GILR",
+        surrogate: str | type[Cell] = "GILR",
         surrogate_size: float | None = None,
         surrogate_layers: int = 1,
         surrogate_options: Mapping[str, Any] | None = None,
@@ -186,8 +186,9 @@ class SurrogateRNNCell(Cell):
         for layer in range(surrogate_layers):
             self.surrogate.append(surrogate_class(S if layer else input_size, S, bias, **settings))
         if self.shares and not self._surrogates()[0].output_is_state:
+            name = surrogate_class.__name__.removesuffix("Cell")
             raise ValueError(
-                f"the state of {surrogate} is not its output, and cannot be among the "
+                f"the state of {name} is not its output, and cannot be among the "
                 f"hidden_size={hidden_size} columns of the layer's: leave `surrogate_size` out"
             )
 
@@ -407,7 +408,8 @@ class SurrogateRNN(Stack):
 
     Args:
         cell: f, by its name, or a gate.
-        surrogate: the layer that is the surrogate, by its name: "GILR", "TRNN", "QRNN", ...
+        surrogate: the layer that is the surrogate, by its name: "GILR", "TRNN", "QRNN", ...; or a
+            class of cells.
         surrogate_size: None: beside the cells, as wide as the output. Or how many of the
             hidden_size units are the surrogate's in each of its layers: a number, or a share of
             hidden_size below 1. Only for a surrogate whose output is its state.
@@ -427,7 +429,7 @@ class SurrogateRNN(Stack):
         hidden_size: int,
         *args: Any,
         cell: str | Gate = "LSTM",
-        surrogate: str = "GILR",
+        surrogate: str | type[Cell] = "GILR",
         surrogate_size: float | None = None,
         surrogate_layers: int = 1,
         surrogate_options: dict[str, Any] | None = None,
@@ -451,10 +453,15 @@ def _function(cell: Any) -> Function:
     return FUNCTIONS[cell]
 
 
-def _surrogate(name: Any) -> type[Cell]:
-    if not isinstance(name, str) or name not in SURROGATES:
-        raise ValueError(f"`surrogate` must be one of {', '.join(SURROGATES)}, got {name!r}")
-    return SURROGATES[name]
+def _surrogate(surrogate: Any) -> type[Cell]:
+    if isinstance(surrogate, type) and issubclass(surrogate, Cell):
+        return surrogate
+    if not isinstance(surrogate, str) or surrogate not in SURROGATES:
+        raise ValueError(
+            f"`surrogate` must be one of {', '.join(SURROGATES)}, or a class of cells, got "
+            f"{surrogate!r}"
+        )
+    return SURROGATES[surrogate]
 
 
 def _units(size: Any, hidden_size: int, output_size: int, layers: Any) -> int:
