@@ -258,7 +258,7 @@ def gate(function: Callable[..., Any]) -> Gate:
 
     Args:
         function: from pre-activations to `(a, b)`, or from `h` and pre-activations to an output;
-            see `OPERATIONS` for what it may use.
+            what it may use is a table of docs/extending.md.
 
     Raises:
         GateError: naming the operation outside the set, and its line.

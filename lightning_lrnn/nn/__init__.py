@@ -1,5 +1,6 @@
 """Recurrent layers with the interface of `torch.nn.LSTM` and `torch.nn.GRU`, parallel over time."""
 
+from lightning_lrnn.nn.cell import Cell, GatedCell
 from lightning_lrnn.nn.cells.gilr import GILR, GILRCell
 from lightning_lrnn.nn.cells.gilr_lstm import (
     GILRGRU,
@@ -21,6 +22,7 @@ from lightning_lrnn.nn.cells.surrogate import SurrogateRNN, SurrogateRNNCell
 from lightning_lrnn.nn.cells.t_gru import TGRU, TGRUCell
 from lightning_lrnn.nn.cells.t_lstm import TLSTM, TLSTMCell
 from lightning_lrnn.nn.cells.t_rnn import TRNN, TRNNCell
+from lightning_lrnn.nn.memory import memory_bias_
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.torch_rnn import MemoryLSTM
 
@@ -47,10 +49,12 @@ __all__ = [
     "TGRU",
     "TLSTM",
     "TRNN",
+    "Cell",
     "GILRCell",
     "GILRGRUCell",
     "GILRLSTMCell",
     "GILRRNNCell",
+    "GatedCell",
     "HGRNCell",
     "LRUCell",
     "MemoryLSTM",
@@ -62,9 +66,11 @@ __all__ = [
     "RGLRUCell",
     "S5Cell",
     "SRUCell",
+    "Stack",
     "SurrogateRNN",
     "SurrogateRNNCell",
     "TGRUCell",
     "TLSTMCell",
     "TRNNCell",
+    "memory_bias_",
 ]

@@ -1,15 +1,20 @@
-"""A class of cells that cannot be is told when its cell is made, by the name of the class.
+"""Cells of one's own: what a class cannot have is told by its name, and what it can have works.
 
 Seen to fail: without the checks, where PyTorch or a gate's program said something else, later.
 """
 
 from __future__ import annotations
 
+import re
+from functools import partial
+
 import pytest
 import torch
+from paths import ROOT
 
 import lightning_lrnn as lrnn
-from lightning_lrnn.nn.cell import GatedCell
+from lightning_lrnn.nn import GatedCell
+from lightning_lrnn.nn.layer import Layer
 
 
 @lrnn.gate
@@ -228,3 +233,37 @@ def test_messages_name_the_argument_and_the_gate():
         lrnn.GateError, match=r"the readout takes 3 inputs, got 2: it is .*\(h, f, z"
     ):
         lrnn.gated_recurrence(lrnn.gate(lambda f: (f, f)), x, readout=lrnn.gate(lambda h, f, z: h))
+
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = {
+    re.search(r"class (\w+)\(lrnn", code)[1]: code
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S)
+}
+"""The code of the page, by the layer that it makes."""
+
+
+def test_memory_of_another_decay_as_the_page_shows_it():
+    """Seen to fail: the bias of a sigmoid in the place of that of exp(-exp(f))."""
+    names: dict = {}
+    exec(BLOCKS["Leaky"] + BLOCKS["Exponential"], names)
+    rnn = names["Exponential"](3, 512, memory=(20, 80))
+    decays = torch.exp(-torch.exp(rnn.cells[0].bias[:512]))
+    steps = -1 / decays.log()
+    assert 20 <= steps.min() < 22 and 79 < steps.max() <= 80.6
+    assert rnn(torch.randn(2, 1, 3))[0].isfinite().all()
+
+
+def test_cells_of_ones_own_are_a_surrogate_as_the_page_says():
+    """Seen to fail: a class that was no name of `SURROGATES`."""
+    names: dict = {}
+    exec(BLOCKS["Leaky"], names)
+    (shown,) = re.findall(r"`(lrnn\.nn\.SurrogateRNN\([^`]*\))`", PAGE)
+    own = eval(shown, names)
+    assert type(own.cells[0].surrogate[0]).__name__ == "LeakyCell"
+    x = torch.randn(9, 2, 64)
+    y, _ = own(x)
+    first, middle = own(x[:4])
+    torch.testing.assert_close(torch.cat([first, own(x[4:], middle)[0]]), y)
+    with pytest.raises(ValueError, match=r"must be a number, a word .* got <class .*LeakyCell"):
+        Layer.of(partial(type(own), surrogate=names["LeakyCell"]))
