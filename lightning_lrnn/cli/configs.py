@@ -200,8 +200,11 @@ def check_yaml(text: bytes, name: str) -> None:
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key.value, str) and lines.setdefault(key.value, line) != line:
+            if not isinstance(key.value, str):
+                continue
+            if key.value in lines:
                 raise ConfigError(
                     f"{name} has the key {key.value!r} twice, in lines {lines[key.value]} and "
                     f"{line}; leave out one"
                 )
+            lines[key.value] = line
