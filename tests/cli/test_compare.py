@@ -108,6 +108,56 @@ def test_layers_of_pytorch_run_once() -> None:
     assert [run.label for run in found] == ["torch.nn.LSTM", "QRNN-a", "QRNN-b", "own.Layer"]
 
 
+@pytest.mark.parametrize("form", [lambda rnn: rnn, json.dumps], ids=["mapping", "json"])
+def test_a_layer_with_options(form: Any) -> None:
+    """Seen to fail: a mapping was an AttributeError, and JSON had no backends and a label of JSON.
+
+    Others seen to fail: options left out of the folder; a layer without options as JSON.
+    """
+    three, plain = {"window": 3, "memory": [2, 50]}, {"class_path": "QRNN", "init_args": {}}
+    rnns = [
+        {"class_path": "lightning_lrnn.nn.QRNN", "init_args": three},
+        {"class_path": "torch.nn.LSTM", "init_args": {"bias": False}},
+        plain,
+    ]
+    found = layer_runs([*map(form, rnns), "QRNN"], ["scan", "serial"])
+    layer, lstm = "QRNN(window=3, memory=[2, 50])", "torch.nn.LSTM(bias=false)"
+    assert list(map(str, found)) == [
+        f"{layer} scan", f"{layer} serial", lstm, "QRNN scan", "QRNN serial"
+    ]  # fmt: skip
+    assert [run.label for run in found[:4]] == [
+        "QRNN_window_3_memory_2_50-scan",
+        "QRNN_window_3_memory_2_50-serial",
+        "torch.nn.LSTM_bias_false",
+        "QRNN-scan",
+    ]
+    lines = commands("byte_lm", found, [], Path("runs"), None)
+    config = find(parse([*lines[0][:1], f"--config={ROOT}/configs/byte_lm.yaml", *lines[0][2:]]))
+    assert config.class_path == "lightning_lrnn.nn.QRNN" and config.init_args.window == 3
+    assert lines[3][2] == "--model.rnn=QRNN"
+
+
+def find(config: Any) -> Any:
+    return config.fit.model.init_args.rnn
+
+
+def test_a_comparison_of_layers_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        comparison, "_run", lambda _, words, *rest: seen.append(words) or {"error": "", "log": ""}
+    )
+    Path("own.yaml").write_text(
+        "config: byte_lm\nrnn: [{class_path: QRNN, init_args: {window: 3}}, torch.nn.GRU]\n"
+    )
+    assert main(["compare", "own.yaml"]) == 2
+    assert [words[2] for words in seen] == [
+        '--model.rnn={"class_path": "QRNN", "init_args": {"window": 3}}',
+        "--model.rnn=torch.nn.GRU",
+    ]
+    results = json.loads(Path("runs/compare/own/results.json").read_text())
+    assert [run["rnn"] for run in results["runs"]] == ["QRNN(window=3)", "torch.nn.GRU"]
+
+
 def test_options_of_the_user_have_the_last_word(tmp_path: Path) -> None:
     (words,) = commands("c.yaml", [LayerRun("QRNN", "scan")], ["--model.lr=1"], tmp_path, None)
     assert words[:4] == ["fit", "--config=c.yaml", "--model.rnn=QRNN", "--model.backend=scan"]
@@ -247,6 +297,9 @@ def test_a_comparison_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{config: byte_lm, rnn: GILR}", "rnn (list), backend (list), steps (int)"),
         ("{config: byte_lm, layers: [GILR]}", "got `layers: ['GILR']`"),
         ("{config: nothing, rnn: [GILR]}", "there is no config nothing, neither a file nor one of"),
+        ("{config: byte_lm, rnn: [3]}", "{class_path: name, init_args: {option: value}}, got 3"),
+        ("{config: byte_lm, rnn: [{init_args: {}}]}", 'got {"init_args": {}}'),
+        ("{config: byte_lm, rnn: [GILR], backend: [3]}", "there is no backend 3; known are"),
         ("config: [", "own.yaml is no YAML: while parsing"),
     ],
 )
@@ -305,6 +358,10 @@ def test_table_of_all_metrics_where_none_is_monitored() -> None:
         (["compare", "byte_lm", "--rnn", "QRNN", "--model.hiden=3"], "'hiden' is not accepted"),
         (["compare", "byte_lm", "--rnn", "QRNN", "--backend", "fast"], "no backend 'fast'"),
         (["compare", "byte_lm", "--rnn", "QRNN", "--steps", "1", "--seconds", "1"], "not allowed"),
+        (["compare", "byte_lm", "--rnn", "{QRNN"], "--rnn {QRNN is no JSON: while parsing"),
+        (["compare", "byte_lm", "--rnn", "{window: 3}"], "is a name or {class_path: name, init_"),
+        (["compare", "byte_lm", "--rnn", "{class_path: QRNN, window: 3}"], 'got "{class_path: QR'),
+        (["compare", "byte_lm", "--rnn", "{a: 1, a: 2}"], "has the key 'a' twice"),
         (["compare", "byte_lm", "--rnn", "QRNN", "--steps", "0"], "0 is not a positive number"),
         (["plot", "none"], "there is no folder none"),
         (["plot", "."], "has no metrics.csv"),

@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
 
 def compare(
     config: str,
-    rnn: list[str] | None = None,
+    rnn: list[Any] | None = None,
     backend: list[str] | None = None,
     steps: int | None = None,
     seconds: int | None = None,
@@ -138,7 +138,9 @@ def _parser() -> Parser:
         metavar="CONFIG",
         help="a YAML, or a name of `configs list`: a config, or a comparison that names one",
     )
-    parser.add_argument("--rnn", nargs="+", metavar="LAYER", help="as --model.rnn takes them")
+    parser.add_argument(
+        "--rnn", nargs="+", metavar="LAYER", help="a name, a path or JSON, as --model.rnn takes it"
+    )
     parser.add_argument(
         "--backend",
         nargs="+",

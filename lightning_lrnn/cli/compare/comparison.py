@@ -12,45 +12,91 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml  # type: ignore[import-untyped]
+
 from lightning_lrnn.backends import check_name
 from lightning_lrnn.cli.compare.table import metric_of, results_table, short, summary
+from lightning_lrnn.cli.configs import check_yaml
 from lightning_lrnn.cli.fit import parse
 from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.nn import CELLS
-from lightning_lrnn.nn.layer import import_named
+from lightning_lrnn.nn.layer import OPTIONS, import_named
 from lightning_lrnn.nn.stack import Stack
 
 __all__ = ["LayerRun", "commands", "layer_runs", "run"]
 
 
 class LayerRun(NamedTuple):
-    """A layer, and the backend of its recurrences; None for a layer that takes no backend."""
+    """A layer, and the backend of its recurrences; None for a layer that takes no backend.
+
+    Attributes:
+        rnn: what `--model.rnn` takes: a name, or JSON with a class path and options.
+        backend: its name, or None.
+    """
 
     rnn: str
     backend: str | None
 
     @property
+    def layer(self) -> str:
+        """The layer as people read it: `QRNN`, or `QRNN(window=3)`."""
+        if not self.rnn.startswith("{"):
+            return self.rnn
+        rnn = json.loads(self.rnn)
+        options = {**rnn.get("init_args", {}), **rnn.get("dict_kwargs", {})}
+        values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in options.items()}
+        return f"{rnn['class_path']}({', '.join(f'{k}={v}' for k, v in values.items())})"
+
+    @property
     def label(self) -> str:
         """The name of the run's folder."""
-        return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, self)))
+        layer = re.sub(r"\W+$", "", self.layer)
+        return re.sub(r"[^\w.-]+", "_", "-".join(filter(None, (layer, self.backend))))
 
     def __str__(self) -> str:
-        return " ".join(filter(None, self))
+        return " ".join(filter(None, (self.layer, self.backend)))
 
 
-def layer_runs(rnns: list[str], backends: list[str]) -> list[LayerRun]:
+def layer_runs(rnns: list[Any], backends: list[str]) -> list[LayerRun]:
     """Returns every layer that takes a backend with each of them, and each other layer once.
 
     Args:
-        rnns: names or paths of layers.
+        rnns: layers, each a name, a path, a mapping with class_path and init_args, or its JSON.
         backends: names of backends.
+
+    Raises:
+        UserError: for what is none of these.
     """
     runs = []
     for rnn in rnns:
-        name = rnn.removeprefix("lightning_lrnn.nn.")
-        layer = name if name in CELLS else rnn
-        runs += [LayerRun(layer, b) for b in (backends if _takes_backend(layer) else [None])]
+        path, options = _read(rnn)
+        name = path.removeprefix("lightning_lrnn.nn.")
+        layer = name if name in CELLS else path
+        value = json.dumps({"class_path": layer, **options}) if options else layer
+        runs += [LayerRun(value, b) for b in (backends if _takes_backend(layer) else [None])]
     return list(dict.fromkeys(runs))
+
+
+def _read(rnn: Any) -> tuple[str, dict[str, Any]]:
+    """The name or path of a layer, and its options as far as it has some."""
+    mapping = rnn
+    if isinstance(rnn, str):
+        if not rnn.lstrip().startswith("{"):
+            return rnn, {}
+        check_yaml(rnn.encode(), f"--rnn {rnn}")
+        try:
+            mapping = yaml.safe_load(rnn)
+        except yaml.YAMLError as error:
+            raise UserError(f"--rnn {rnn} is no JSON: {' '.join(str(error).split())}") from error
+    options = {k: v for k, v in mapping.items() if v} if isinstance(mapping, dict) else {}
+    path = options.pop("class_path", None)
+    of_options = all(k in OPTIONS and isinstance(v, dict) for k, v in options.items())
+    if not isinstance(path, str) or not of_options:
+        raise UserError(
+            "a layer is a name or {class_path: name, init_args: {option: value}}, got "
+            f"{json.dumps(rnn, default=str)}"
+        )
+    return path, options
 
 
 def _takes_backend(layer: str) -> bool:
@@ -101,7 +147,7 @@ def commands(
 
 def run(
     config: str,
-    rnns: list[str],
+    rnns: list[Any],
     backends: list[str],
     options: list[str],
     folder: Path,
@@ -111,7 +157,7 @@ def run(
 
     Args:
         config: path of the config.
-        rnns: names or paths of layers, as `--model.rnn` takes them.
+        rnns: layers, see `layer_runs`.
         backends: for the layers of this package.
         options: further options of `fit`.
         folder: for results and logs; its name is that of the comparison.
@@ -146,7 +192,7 @@ def run(
             raise
         requested, resolved = layer.backend, outcome.pop("backend", None)
         label = requested if requested != "auto" or not resolved else f"auto ({resolved})"
-        outcomes.append({"rnn": layer.rnn, "backend": requested, "ran": label, **outcome})
+        outcomes.append({"rnn": layer.layer, "backend": requested, "ran": label, **outcome})
         results = summary(config, options, outcomes)
         # After every run: the next one may be killed.
         _write(results, folder)
