@@ -74,15 +74,25 @@ def _language_model(
 
     Raises:
         UserError: if the checkpoint is not one of a LanguageModel, or has a layer that is neither
-            known nor the user's `own`.
+            known nor the user's `own`, or another one than `own`.
     """
     from lightning_lrnn.modules import LanguageModel
-    from lightning_lrnn.nn.layer import is_known
+    from lightning_lrnn.nn.layer import Layer, is_known
 
     options = checkpoint.get("hyper_parameters", {})
     layer = options.get("rnn")
     named = layer.get("class_path") if isinstance(layer, dict) else layer
-    if isinstance(named, str) and not is_known(named) and named != own:
+    if own is not None and isinstance(named, str):
+        try:
+            layer_class = Layer.of(own).path
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if layer_class not in (named, f"lightning_lrnn.nn.{named}"):
+            raise UserError(
+                f"{path} has the layer {named!r}, and --rnn says {own!r}: leave out --rnn, or give "
+                f"a checkpoint with that layer"
+            )
+    if own is None and isinstance(named, str) and not is_known(named):
         raise UserError(
             f"{path} has the layer {named!r}, which is none of this package; if it is to be made, "
             f"say --rnn={named}"

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from lightning_lrnn.nn import CELLS
+from lightning_lrnn.nn.cell import Cell
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.torch_rnn import TorchRNN
 
@@ -79,6 +82,11 @@ class Layer:
             raise ValueError(
                 f"`rnn` must be a class of layers, a functools.partial of one with keywords, or a "
                 f"name, got {rnn!r}; names are {', '.join(KNOWN)}"
+            )
+        if issubclass(rnn_class, (Cell, nn.RNNCellBase)):
+            raise ValueError(
+                f"`rnn`: {rnn_class.__name__} is a cell, which makes single steps: name its layer, "
+                f"as QRNN is that of QRNNCell"
             )
         options = dict(options)
         if issubclass(rnn_class, (Stack, nn.RNNBase)):
@@ -162,12 +170,22 @@ def _class(name: str) -> type[nn.Module]:
         return CELLS[name]
     module, _, attribute = name.rpartition(".")
     layer_class = getattr(sys.modules.get(module), attribute, None)
+    if module.strip(".") and module not in sys.modules:
+        raise ValueError(f"there is no layer {name!r}: {_not_imported(module)}")
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ValueError(
             f"there is no layer {name!r}; known are {', '.join(KNOWN)}, and by its path any "
             f"torch.nn.Module of a module that is imported"
         )
     return layer_class
+
+
+def _not_imported(module: str) -> str:
+    """Why a module is not imported, which is found out without importing it."""
+    top = module.partition(".")[0]
+    if top and (top in sys.modules or find_spec(top)):
+        return f"its module is not imported; `import {module}` first"
+    return f"no module {module!r} is installed or in the folder {Path.cwd()}"
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -5,18 +5,21 @@ Seen to fail: the working directory not on the path of modules.
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from commands import OPTIONS, TINY
 from paths import ROOT
 
 from lightning_lrnn import SwitchRNN, replace_rnn
 from lightning_lrnn.cli import main
+from lightning_lrnn.modules import LanguageModel
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 MODULE = next(b for b in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "class Leaky(" in b)
@@ -50,6 +53,66 @@ def test_a_layer_in_the_working_directory_is_trained_and_asked(
     assert "own" not in sys.modules
     assert main(["generate", checkpoint, "--length=3", "--prompt=def", "--rnn=own.Leaky"]) == 0
     assert capsys.readouterr().out.startswith("def")
+
+    # Another layer than the checkpoint's: it printed the text of the checkpoint's.
+    assert main(["generate", checkpoint, "--length=3", "--rnn=QRNN"]) == 2
+    refusal = capsys.readouterr().err
+    assert "has the layer 'own.Leaky', and --rnn says 'QRNN'" in refusal
+    # In Python, and by a name that is nowhere.
+    LanguageModel.load_from_checkpoint(checkpoint)
+    monkeypatch.delitem(sys.modules, "own")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    with pytest.raises(ValueError, match=r"'own\.Leaky': its module .* `import own` first"):
+        LanguageModel.load_from_checkpoint(checkpoint)
+    assert "own" not in sys.modules
+    Path("own.py").unlink()
+    importlib.invalidate_caches()
+    assert main(["generate", checkpoint, "--rnn=own.Leaky"]) == 2
+    error = capsys.readouterr().err
+    assert f"'own.Leaky': no module 'own' is installed or in the folder {Path.cwd()}\n" in error
+
+
+def test_generate_names_both_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: the text of the checkpoint's layer was printed, whatever `--rnn` said."""
+    model = LanguageModel(rnn="torch.nn.GRU", hidden_size=8, num_layers=1)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint("gru.ckpt")
+    words = ["generate", "gru.ckpt", "--length=3", "--prompt=def"]
+    assert main([*words, "--rnn=own.Leaky"]) == 2
+    assert "layer 'torch.nn.GRU', and --rnn says 'own.Leaky'" in capsys.readouterr().err
+    for rnn in ([], ["--rnn=torch.nn.GRU"]):
+        assert main([*words, *rnn]) == 0
+        assert capsys.readouterr().out.startswith("def")
+
+
+def test_a_module_that_is_not_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: the folder that was searched was not named."""
+    for words in (["fit", "--model.rnn=owm.Leaky"], ["compare", "byte_lm", "--rnn", "owm.Leaky"]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert f"no module 'owm' is installed or in the folder {Path.cwd()}" in error
+    assert main(["fit", "--model.rnn=own.Leeky"]) == 2
+    assert "module 'own' has no attribute 'Leeky'" in capsys.readouterr().err
+
+
+def test_a_cell_in_the_place_of_its_layer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a traceback that said that a single step takes no reset."""
+    said = "LeakyCell is a cell, which makes single steps: name its layer"
+    for words in (["fit"], ["compare", "byte_lm"]):
+        option = (
+            ["--rnn", "own.LeakyCell"] if words[0] == "compare" else ["--model.rnn=own.LeakyCell"]
+        )
+        assert main([*words, *option]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    for cell in (sys.modules["own"].LeakyCell, torch.nn.GRUCell, "lightning_lrnn.nn.QRNNCell"):
+        with pytest.raises(ValueError, match=r"Cell is a cell, which makes single steps: name its"):
+            LanguageModel(rnn=cell)
+    with pytest.raises(ValueError, match=said):
+        SwitchRNN(rnn="own.LeakyCell")
 
 
 def test_it_takes_the_place_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
