@@ -107,7 +107,7 @@ def measure(name: str, threads: int, seconds: float, size: int) -> dict[str, Any
     runs |= {way: timed(function, sequence[:1]) for way, function in of_steps.items()}
     clock = Clock("cpu")
     as_many(clock, runs, seconds / 20, MOST, name)  # warms up
-    samples = as_many(clock, runs, seconds, MOST, f"{name}, {threads} threads")
+    samples = as_many(clock, runs, seconds, MOST, f"{name}, {threads} thread{'s' * (threads > 1)}")
     return {
         "layer": name,
         "threads": threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli.parser import Parser
+from lightning_lrnn.cli.tables import counted
 from lightning_lrnn.core.checks import UserError
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ def info() -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(f"the folder of compiled kernels cannot be read: {error}") from error
     moves = f"({kernel_cache.ENVIRONMENT_VARIABLE} moves it)"
-    print(f"{folder}: {number} compiled kernels, {size / 1e6:.2f} MB {moves}")
+    print(f"{folder}: {counted(number, 'compiled kernel')}, {size / 1e6:.2f} MB {moves}")
 
 
 def clear() -> None:
@@ -44,4 +45,4 @@ def clear() -> None:
         number, size = kernel_cache.clear_cache()
     except (OSError, RuntimeError) as error:
         raise UserError(f"compiled kernels cannot be deleted: {error}") from error
-    print(f"{folder}: {number} files deleted, {size / 1e6:.2f} MB")
+    print(f"{folder}: {counted(number, 'file')} deleted, {size / 1e6:.2f} MB")

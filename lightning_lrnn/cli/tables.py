@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["markdown_table", "text_table"]
+__all__ = ["counted", "markdown_table", "text_table"]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 thread`, `1,200 steps`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -23,6 +23,7 @@ import pytest
 from paths import ROOT
 from wandb_file import group
 
+from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli import main, plot
 from lightning_lrnn.cli.compare import comparison
 from lightning_lrnn.cli.compare.comparison import LayerRun, commands, layer_runs
@@ -399,6 +400,23 @@ def test_table_of_all_metrics_where_none_is_monitored() -> None:
         assert word in table[2]
     assert table[4].split() == "QRNN auto (scan) 0.123 0.5 1.23 1,200 12,345 -".split()
     assert len(table[2]) == len(table[3]) == len(table[4])
+
+
+def test_one_is_told_in_the_singular(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: "1 steps each, CPU, 1 threads", and "1 files deleted"."""
+    run = {"rnn": "QRNN", "ran": None, "monitor": None, "mode": None, "metrics": {}, "steps": 1}
+    run |= {"seconds": 1, "device": "cpu", "threads": 1}
+    assert summary("c.yaml", [], [run])["what"] == "c, 1 step each, CPU, 1 thread"
+    run |= {"steps": 1200, "threads": 2}
+    assert summary("c.yaml", [], [run])["what"] == "c, 1,200 steps each, CPU, 2 threads"
+    monkeypatch.setenv("LIGHTNING_LRNN_CACHE", "kernels")
+    Path("kernels").mkdir()
+    for count, counted in {1: "1 file deleted", 0: "0 files deleted"}.items():
+        monkeypatch.setattr(kernel_cache, "clear_cache", lambda count=count: (count, 0))
+        assert main(["cache", "clear"]) == 0
+        assert counted in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

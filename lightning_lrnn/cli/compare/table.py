@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_lrnn.cli.compare.run import WARM_UP
-from lightning_lrnn.cli.tables import text_table
+from lightning_lrnn.cli.tables import counted, text_table
 
 __all__ = ["metric_of", "results_table", "short", "summary", "value_of"]
 
@@ -33,7 +33,7 @@ def summary(config: str, options: list[str], runs: list[dict[str, Any]]) -> dict
     device = succeeded[0]["device"] if succeeded else ""
     memory = OF_PROCESS if device in ("cpu", "") else OF_GPU
     if device == "cpu":
-        device = f"CPU, {succeeded[0]['threads']} threads"
+        device = f"CPU, {counted(succeeded[0]['threads'], 'thread')}"
     title = ", ".join(item for item in (Path(config).stem, _length(succeeded), device) if item)
     return {
         "config": config,
@@ -52,7 +52,7 @@ def _length(runs: list[dict[str, Any]]) -> str:
     if not steps:
         return ""
     if len(steps) == 1:
-        return f"{steps[0]:,} steps each"
+        return f"{counted(steps[0], 'step')} each"
     return f"{steps[0]:,} to {steps[-1]:,} steps in {max(run['seconds'] for run in runs):.0f} s"
 
 

@@ -25,7 +25,7 @@ from lightning_lrnn.callbacks import SwitchRNN
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.cli.demos.figure import draw_classify
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
-from lightning_lrnn.cli.tables import text_table
+from lightning_lrnn.cli.tables import counted, text_table
 from lightning_lrnn.data import SpokenDigits
 from lightning_lrnn.data.sequences import SequenceBatch
 
@@ -122,7 +122,7 @@ def main(epochs: int = 4, folder: str = "runs/demo-classify", seed: int = 0) -> 
         f"Data      3,000 recordings of spoken digits, 6 to 92 steps of {data.num_features} "
         f"coefficients: {sizes['train']:,} to train,\n"
         f"          {sizes['val']} after each epoch, {sizes['test']} at the end\n"
-        f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+        f"Machine   {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}\n"
         "Project   a LightningModule with torch.nn.LSTM(13, 128, 2, bidirectional=True) on packed\n"
         "          sequences\n"
     )

@@ -21,6 +21,7 @@ import torch
 from lightning_lrnn.callbacks import StopWhenSolved
 from lightning_lrnn.cli.demos.figure import LAST, draw_long_memory
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
+from lightning_lrnn.cli.tables import counted
 from lightning_lrnn.data import LongMemory
 from lightning_lrnn.modules import SequenceClassifier
 from lightning_lrnn.nn import GILRLSTM, MemoryLSTM
@@ -89,7 +90,7 @@ def main(
     print(
         f"Task      the first of {steps:,} symbols is +e_1 or -e_1, all others are any of 128;\n"
         "          after the last it is asked which one the first was\n"
-        f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+        f"Machine   {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}\n"
         f"Models    two residual layers of 16, at most {seconds:.0f} s of training each; both\n"
         f"          start with forget gates for {steps // 2:,} to {2 * steps:,} steps"
     )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_lrnn import backends
-from lightning_lrnn.cli.tables import text_table
+from lightning_lrnn.cli.tables import counted, text_table
 from lightning_lrnn.nn import GILRLSTM
 
 __all__ = ["speed_table"]
@@ -61,7 +61,7 @@ def speed_table(seconds: float = 20.0) -> str:
     return (
         f"{text_table(rows)}\n"
         f"{TOKENS:,} tokens each, {INPUT_SIZE} -> {HIDDEN_SIZE} features, {device}, "
-        f"{torch.get_num_threads()} threads; in brackets: times as fast as torch.nn.LSTM"
+        f"{counted(torch.get_num_threads(), 'thread')}; in brackets: times as fast as torch.nn.LSTM"
     )
 
 

@@ -25,7 +25,7 @@ from pytorch_lightning.demos.transformer import WikiText2
 from lightning_lrnn.callbacks import SwitchRNN, load_switched
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
-from lightning_lrnn.cli.tables import text_table
+from lightning_lrnn.cli.tables import counted, text_table
 
 __all__ = ["main"]
 
@@ -86,7 +86,7 @@ def main(
         print(
             f"Project   pytorch_lightning.demos.lstm.LightningLSTM, as it is installed\n"
             f"Text      the topics of Python's help: {len(text):,} characters, {words:,} words\n"
-            f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}\n"
+            f"Machine   {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}\n"
         )
         print(f"Before    {steps} steps", flush=True)
         before, _ = _run(words, steps, seed, None)

@@ -26,6 +26,7 @@ from lightning_lrnn.cli.demos.figure import draw
 from lightning_lrnn.cli.demos.quiet import quiet_lightning
 from lightning_lrnn.cli.demos.speed import speed_table
 from lightning_lrnn.cli.demos.steps import ROUNDS, Schedule, fitting, in_turn, stepper
+from lightning_lrnn.cli.tables import counted
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.nn import SurrogateRNN
@@ -74,7 +75,7 @@ def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dic
     runs = [name for name, reasons in backends.explain("cpu").items() if not reasons]
     print(
         f"Text      the source of Python's standard library: {data.describe()}\n"
-        f"Machine   {torch.get_num_threads()} threads, PyTorch {torch.__version__}; "
+        f"Machine   {counted(torch.get_num_threads(), 'thread')}, PyTorch {torch.__version__}; "
         f"backends that run here: {', '.join(runs)}\n"
         f"Models    two residual layers, 1.2 M parameters, {seconds:g} s of training each",
         flush=True,
