@@ -6,6 +6,7 @@ import csv
 import math
 import os
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ STAGES = ("train", "val")
 QUANTILES = ("p10", "p50", "p90")
 MAX_SHOWN = 1e5
 """Longer memories, infinite ones too, are drawn here."""
-FEW = 20
-"""Points of a curve that are drawn as such."""
+FEW, FEW_RUNS = 20, 4
+"""Points of a curve that are drawn as such; and runs for which the height is enough."""
+MARKERS = ".x^sv+D"
+"""Of the layers, where there are several runs."""
 
 Curve = list[tuple[int, float]]
 
@@ -81,13 +84,30 @@ def runs_in(folders: list[Path]) -> list[Run]:
         files += [file for file in logs if file not in files]
     parents = [file.absolute().parent for file in files]
     common = Path(os.path.commonpath(parents)) if len(parents) > 1 else parents[0].parent
+    names = _short([parent.relative_to(common).parts for parent in parents])
     runs = [
-        Run(parent.relative_to(common).as_posix(), read(file), _monitored(parent))
-        for file, parent in zip(files, parents, strict=True)
+        Run(name, read(file), _monitored(parent))
+        for name, file, parent in zip(names, files, parents, strict=True)
     ]
     if not any(run.curves for run in runs):
         raise PlotError(f"{files[0]} has no figures yet; the run may have ended before it logged")
     return runs
+
+
+def _short(paths: list[tuple[str, ...]]) -> list[str]:
+    """Names of runs: without folders that say again what the folder above says of each run.
+
+    That is what `compare` makes of one layer: `QRNN-lr0.01/QRNN-auto`.
+    """
+
+    def again(above: str, folder: str) -> bool:
+        return set(folder.removesuffix("-auto").split("-")) <= set(above.split("-"))
+
+    names = ["/".join(path) for path in paths]
+    short = [
+        "/".join([*path[:1], *(b for a, b in pairwise(path) if not again(a, b))]) for path in paths
+    ]
+    return short if len(set(short)) == len(short) else names
 
 
 def _monitored(folder: Path) -> str | None:
@@ -205,20 +225,25 @@ def draw(folders: list[Path], metric: str | None = None, output: str | None = No
     path = Path(output) if output else first / "plot.png"
     with_horizons = [run for run in runs if run.horizons()]
     alone = len(runs) == 1
-    labels = len(runs[0].horizons()) if alone else len(runs)
-    figure = new_figure(WIDTH, HEIGHT + 9 * labels)
+    layers = list(dict.fromkeys(layer for run in runs for layer in run.horizons()))
+    lines = len(layers) if alone else len(runs) + len(layers)
+    room = 12 * max(0, len(runs) - FEW_RUNS)
+    figure = new_figure(WIDTH, HEIGHT + room + 9 * lines)
     axes = figure.subplots(1, 2 if with_horizons else 1, sharex=True, squeeze=False)[0]
     _draw_curves(axes[0], runs, metric)
     if with_horizons:
-        _draw_horizons(axes[1], runs)
+        _draw_horizons(axes[1], runs, layers)
     for axis in axes:
         axis.set_xlabel("optimizer steps")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     if alone:
         figure.suptitle(plain_text(runs[0].name), fontsize=10)
-    handles, names = axes[-1 if alone else 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    # Of one run its layers; of several the runs, then the layers.
+    drawn = axes[1:] if alone and with_horizons else axes
+    found = [axis.get_legend_handles_labels() for axis in drawn]
+    handles, labels = ([*chain(*lists)] for lists in zip(*found, strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return write(figure, path)
 
 
@@ -262,9 +287,8 @@ def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
         )
         few = "." if len(training) < FEW else ""
         axis.plot(*_columns(training), marker=few, **style, alpha=0.45, linewidth=1)
-        axis.plot(
-            *_columns(validated), **style, marker="o", markersize=4, label=plain_text(run.name)
-        )
+        dots = {"marker": "o", "markersize": 4 if len(runs) == 1 else 2.5}
+        axis.plot(*_columns(validated), **style, **dots, label=plain_text(run.name))
         ends += [value for curve in (training, validated) for _, value in curve[len(curve) // 10 :]]
     finite = [value for value in ends if math.isfinite(value)]
     if finite and max(finite) > min(finite):
@@ -275,26 +299,41 @@ def _draw_curves(axis: Any, runs: list[Run], metric: str) -> None:
     axis.set_title("Thin: training; dots: validation", fontsize=10)
 
 
-def _draw_horizons(axis: Any, runs: list[Run]) -> None:
+def _draw_horizons(axis: Any, runs: list[Run], layers: list[str]) -> None:
     """Draws all quantiles of each layer of one run, or the medians of several runs."""
+    from matplotlib.ticker import AutoLocator, NullLocator
+
     alone = len(runs) == 1
+    markers = {layer: MARKERS[index % len(MARKERS)] for index, layer in enumerate(layers)}
     for number, run in enumerate(runs):
-        for index, (layer, quantiles) in enumerate(run.horizons().items()):
-            style = _style(index if alone else number)
+        for layer, quantiles in run.horizons().items():
+            style = _style(layers.index(layer) if alone else number)
             curves = {
                 q: _columns([(step, min(tau, MAX_SHOWN)) for step, tau in curve])
                 for q, curve in quantiles.items()
             }
             if alone:
-                style["linestyle"] = "-"
+                style |= {"linestyle": "-", "marker": ".", "label": plain_text(layer)}
                 for q in ("p10", "p90"):
                     axis.plot(*curves[q], color=style["color"], linestyle=":", linewidth=1)
-            axis.plot(*curves["p50"], **style, marker=".", linewidth=1.2, label=plain_text(layer))
+            else:
+                # As many as tell a layer from another one.
+                style |= {"marker": markers[layer], "markersize": 4}
+                style["markevery"] = max(1, len(curves["p50"][0]) // 10)
+            axis.plot(*curves["p50"], **style, linewidth=1.2)
+    if not alone:
+        for layer, marker in markers.items():
+            axis.plot([], [], marker, color="black", markersize=4, label=plain_text(layer))
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
+    low, high = axis.get_ylim()
+    if high < 10 * low:
+        # Powers of ten, twice and five times as much would be one label or none.
+        axis.yaxis.set_major_locator(AutoLocator())
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_formatter(_sparse)
     axis.set_ylabel("time constant -1 / log a, steps")
-    explanation = "dotted: 10 and 90 %" if alone else "a line per layer"
+    explanation = "dotted: 10 and 90 %" if alone else "a marker per layer"
     axis.set_title(f"Median memory of units; {explanation}", fontsize=10)
 
 

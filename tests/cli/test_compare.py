@@ -13,9 +13,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import struct
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +346,35 @@ def test_a_comparison_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rest == [["SRU"], ["scan", "auto"], limits]
 
 
+def test_the_loop_of_the_page_compares_seeds_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/looking.md").read_text()
+    (loop,) = re.findall(r"```sh\n(.*?)```", page, re.S)
+    say = "lightning-lrnn() { printf '%s\\n' \"$*\"; }\n"
+    said = subprocess.run(["bash", "-c", say + loop], capture_output=True, text=True, check=True)
+    *lines, last = [line.split() for line in said.stdout.splitlines()]
+    assert last[0] == "plot" and len(lines) == 6
+    folders, seen = set(), set()
+    for words in lines:
+        config, rnns, _, options, folder = asked(monkeypatch, *words[1:])
+        assert rnns == ["GILRLSTM", "torch.nn.GRU"] and folder.parent == Path(last[1])
+        found = parse(["fit", f"--config={config}", *options]).fit
+        assert found.trainer.max_steps == 400
+        folders.add(folder)
+        seen.add((found.model.init_args.lr, found.seed_everything))
+    assert len(folders) == 6 and seen == set(product((0.003, 0.01), (0, 1, 2)))
+
+
+def test_the_layers_with_options_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs/looking.md").read_text()
+    (rnns,) = re.findall(r"^rnn: .*class_path.*$", page, re.M)
+    Path("own.yaml").write_text(f"config: byte_lm\n{rnns}\n")
+    found = layer_runs(asked(monkeypatch, "own.yaml")[1], ["auto"])
+    assert list(map(str, found)) == ["QRNN auto", "QRNN(window=3) auto", "own.Leaky"]
+    (line,) = re.findall(r"^lightning-lrnn (compare .*class_path.*)$", page, re.M)
+    found = layer_runs(asked(monkeypatch, *shlex.split(line)[1:])[1], ["auto"])
+    assert list(map(str, found)) == ["QRNN auto", "QRNN(window=3) auto"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -497,6 +529,48 @@ def test_curves_and_horizons_are_read() -> None:
         runs_in([Path("a/empty")])
     # One that has logged nothing keeps no others from being drawn.
     assert main(["plot", "a"]) == 0
+
+
+def test_ten_runs_of_two_layers_can_be_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: one label on the axis, two layers with the same line, names that are double.
+
+    Others seen to fail: a name that two runs have; names that lose their backend.
+    """
+    layers = {f"rnns.{i}.cell": i for i in (0, 1)}
+    for number in range(10):
+        name = ("QRNN", "own.Leaky")[number % 2]
+        rows: list[dict[str, float]] = [{"step": k, "val/loss": 9 / k} for k in (1, 2, 3)]
+        for row in rows:
+            for layer, i in layers.items():
+                row |= {f"horizon/{layer}/{q}": 10 + 20 * i + number for q in ("p10", "p50", "p90")}
+        write(Path(f"sweep/{name}-lr{number}/{name}-auto"), *rows)
+    drawn: list[Any] = []
+    monkeypatch.setattr(plot, "write", lambda figure, path: drawn.append(figure) or path)
+    assert main(["plot", "sweep"]) == 0
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    low, high = figure.axes[1].get_ylim()
+    ticks = zip(
+        figure.axes[1].get_yticks(), figure.axes[1].get_yticklabels(), strict=True
+    )  # Those outside are not drawn.
+    assert len([t for tick, t in ticks if low <= tick <= high and t.get_text()]) >= 4
+    lines = [line for line in figure.axes[1].lines if len(line.get_xdata())]
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(looks) == len(lines) == 20
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    runs = [f"{('QRNN', 'own.Leaky')[n % 2]}-lr{n}" for n in range(10)]
+    assert sorted(names) == sorted([*runs, *layers])
+
+
+def test_names_of_runs_say_nothing_twice() -> None:
+    def short(*names: str) -> list[str]:
+        return plot._short([tuple(name.split("/")) for name in names])
+
+    assert short("QRNN-lr1/QRNN-auto", "b/GRU") == ["QRNN-lr1", "b/GRU"]
+    assert short("GILR/GILR-scan", "QRNN-a/GILR-auto") == ["GILR/GILR-scan", "QRNN-a/GILR-auto"]
+    # Where that leaves two the same name, all are whole.
+    assert short("QRNN/QRNN-auto", "QRNN/QRNN") == ["QRNN/QRNN-auto", "QRNN/QRNN"]
 
 
 def test_names_of_any_project_have_a_stage() -> None:
