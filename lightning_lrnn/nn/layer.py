@@ -18,7 +18,7 @@ from lightning_lrnn.nn.cell import Cell
 from lightning_lrnn.nn.stack import Stack
 from lightning_lrnn.nn.torch_rnn import TorchRNN
 
-__all__ = ["KNOWN", "Layer", "LayerClass", "import_named", "is_known"]
+__all__ = ["KNOWN", "Layer", "LayerClass", "import_named", "is_known", "not_found"]
 
 KNOWN = (*CELLS, "torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN")
 """Names of layers, as a config and the command line use them."""
@@ -170,8 +170,9 @@ def _class(name: str) -> type[nn.Module]:
         return CELLS[name]
     module, _, attribute = name.rpartition(".")
     layer_class = getattr(sys.modules.get(module), attribute, None)
-    if module.strip(".") and module not in sys.modules:
-        raise ValueError(f"there is no layer {name!r}: {_not_imported(module)}")
+    if module.partition(".")[0] and module not in sys.modules:
+        why = not_found(name) or f"its module is not imported; `import {module}` first"
+        raise ValueError(f"there is no layer {name!r}: {why}")
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ValueError(
             f"there is no layer {name!r}; known are {', '.join(KNOWN)}, and by its path any "
@@ -180,12 +181,16 @@ def _class(name: str) -> type[nn.Module]:
     return layer_class
 
 
-def _not_imported(module: str) -> str:
-    """Why a module is not imported, which is found out without importing it."""
-    top = module.partition(".")[0]
-    if top and (top in sys.modules or find_spec(top)):
-        return f"its module is not imported; `import {module}` first"
-    return f"no module {module!r} is installed or in the folder {Path.cwd()}"
+def not_found(path: str) -> str:
+    """Says that there is no module of a path, "" if there is one; nothing is imported.
+
+    Args:
+        path: of a class.
+    """
+    top = path.partition(".")[0]
+    if not top or top in sys.modules or find_spec(top):
+        return ""
+    return f"no module {top!r} is installed or in the folder {Path.cwd()}"
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -90,7 +90,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("fit --trainer.callbacks+=NoSuch", "Got value: NoSuch"),
         ("fit --seed_everything=many", "Got value: many"),
         ("fit --model=NoModel", "there is no class 'NoModel' for `--model`"),
-        ("fit --model=no.such.Model", "there is no class 'no.such.Model' for `--model` (No module"),
+        ("fit --model=no.such.Model", "there is no class 'no.such.Model' for `--model` (no module"),
         ("fit --model=torch.nn.Linear", "does not correspond to a subclass of LightningModule"),
         ("fit --data=LanguageModel", "there is no class 'LanguageModel' for `--data`"),
         ("fit --model.hiden_size 8", "hiden_size"),

@@ -92,6 +92,12 @@ def test_a_module_that_is_not_found(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(words) == 2
         error = capsys.readouterr().err
         assert f"no module 'owm' is installed or in the folder {Path.cwd()}" in error
+    for option in ("--model=owm.M", "--data=owm.D", "--trainer.callbacks+=owm.C"):
+        assert main(["fit", "--config", str(ROOT / "configs/byte_lm.yaml"), option]) == 2
+        error = capsys.readouterr().err
+        assert f"no module 'owm' is installed or in the folder {Path.cwd()}" in error
+    assert main(["fit", "--model=owm.M"]) == 2
+    assert f"or in the folder {Path.cwd()}); give its name" in capsys.readouterr().err
     assert main(["fit", "--model.rnn=own.Leeky"]) == 2
     assert "module 'own' has no attribute 'Leeky'" in capsys.readouterr().err
 

@@ -31,6 +31,7 @@ from lightning_lrnn.core.checks import UserError
 from lightning_lrnn.data import ByteText, DataError
 from lightning_lrnn.modules import LanguageModel
 from lightning_lrnn.modules.checkpoint import CheckpointFiles, check, read
+from lightning_lrnn.nn.layer import not_found
 
 __all__ = ["FitCLI", "main", "parse", "run"]
 
@@ -213,7 +214,8 @@ def _set_class(parser: LightningArgumentParser, part: str, path: str) -> None:
         if isinstance(error, ImportError) and not path.startswith(f"{error.name}."):
             raise
         raise UserError(
-            f"there is no class {path!r} for `--{part}` ({one_sentence(str(error))}); give its "
+            f"there is no class {path!r} for `--{part}` "
+            f"({not_found(path) or one_sentence(str(error))}); give its "
             f"name, or the path that it is imported by"
         ) from error
 

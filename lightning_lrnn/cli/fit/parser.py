@@ -13,7 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from lightning_lrnn.cli.configs import ConfigError, check_yaml
 from lightning_lrnn.core.checks import UserError
-from lightning_lrnn.nn.layer import Layer
+from lightning_lrnn.nn.layer import Layer, not_found
 
 __all__ = ["MODE", "FitParser", "one_sentence"]
 
@@ -23,6 +23,7 @@ LARGEST = 100_000
 """Values of a config, each where an anchor is used counted again."""
 KEY_RNN = 'Parser key "rnn":'
 NO_CLASS = re.compile(r"path but (\S+) either|path string: (\S+)")
+NAMED_CLASS = re.compile(r"given class_path '([^']+)'")
 WHY = re.compile(r"callable class: (.+?)\.* Got value")
 """What jsonargparse says of a layer that it does not find."""
 
@@ -66,7 +67,9 @@ class FitParser(LightningArgumentParser):
             except ValueError as error:
                 why = WHY.search(message)
                 message = f"{error} ({why[1]})" if why else str(error)
-        raise UserError(one_sentence(message)) from ex
+        named = NAMED_CLASS.search(message)
+        missing = not_found(named[1]) if named and "." in named[1] else ""
+        raise UserError("; ".join(filter(None, (one_sentence(message), missing)))) from ex
 
 
 def one_sentence(message: str) -> str:
