@@ -412,15 +412,16 @@ class SequenceTable(SequenceData):
         self.target_names = chosen(self.target, series[0], "target")
         self.feature_names = self._features(series[0])
         self.classes = self._named_classes
-        if self.given is not None:
-            self._take(self.given)
         self.fitted = {
             "task": self.task,
             "features": self.feature_names,
             "targets": self.target_names,
             "known": None if self.known is None else self._known_names(series[0]),
             "categories": self._values,
+            "freq": self.grid and self.grid.freq,
         }
+        if self.given is not None:
+            self._take(self.given)
         if table:
             parts = self._streamed(table)
         else:
@@ -441,13 +442,28 @@ class SequenceTable(SequenceData):
             ("target", self.target_names, state["targets"]),
             ("classes", self.classes, state["classes"]),
             ("scaling", [self.scaling], [state["inputs"]["how"]]),
-            ("known", _future_text(self.known), _future_text(state.get("known"))),
+            ("known", *map(self._future_text, (self.fitted["known"], state.get("known")))),
+            ("freq", *self._spacings(state.get("freq"))),
         ):
             if list(own) != list(trained):
                 raise DataError(
                     f"the model was trained with `{argument}` {listed(trained)}, here it is "
                     f"{listed(own)}: give what it was trained with, or set `refit: true`"
                 )
+
+    def _future_text(self, known: Sequence[str] | None) -> list[str]:
+        """What is known of the future by `known` and what is made, without the latter."""
+        if known is None:
+            return ["nothing of the future"]
+        made = {name for k, v in self._values.items() for name in one_hot_names(k, v)}
+        made |= {f"{name}.{part}" for name in TIME_FEATURES for part in ("sin", "cos")}
+        return sorted({*known} - made) or ["[], the calendar and categories alone"]
+
+    def _spacings(self, trained: str | None) -> tuple[list[str], list[str]]:
+        """`freq` here and in training, alike if they are the same; a model may know of none."""
+        if trained is None or (self.grid and self.grid.is_spaced(trained)):
+            return [], []
+        return [self.grid.freq if self.grid else "left out"], [trained]
 
     def _read(self, path: Path) -> list[Series]:
         """All series, on the grid of `freq`, with the columns that are made of others."""
@@ -759,10 +775,6 @@ class SequenceTable(SequenceData):
                 "scale it by itself",
                 stacklevel=2,
             )
-
-
-def _future_text(known: Sequence[str] | None) -> list[str]:
-    return ["nothing of the future"] if known is None else ["what is known of the future"]
 
 
 def _names(argument: str, names: Name | Sequence[Name] | None) -> list[str]:

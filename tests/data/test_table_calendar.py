@@ -173,8 +173,26 @@ def test_a_model_reads_the_steps_ahead_and_brings_its_categories(tmp_path):
         warnings.simplefilter("ignore")  # that it is scaled as the model's
         other.setup()
     assert other.feature_names == data.feature_names
-    with pytest.raises(DataError, match="the model was trained with `known` what is known"):
-        table(again, checkpoint=str(tmp_path / "model.ckpt"), **(options | {"known": None})).setup()
+    for changed, told in (
+        ({"known": None}, "`known` Temperatur, here it is nothing of the future"),
+        ({"known": []}, r"`known` Temperatur, here it is \[\], the calendar and categories alone"),
+        ({"known": ["Temperatur", "Ort"]}, "`known` Temperatur, here it is Ort, Temperatur"),
+        ({"freq": "30min"}, "`freq` 1h, here it is 30min"),
+        ({"freq": None}, "`freq` 1h, here it is left out"),
+    ):
+        with warnings.catch_warnings(), pytest.raises(DataError, match=f"trained with {told}"):
+            warnings.simplefilter("ignore")
+            table(again, checkpoint=str(tmp_path / "model.ckpt"), **options | changed).setup()
+    # The same steps by another name; a model that was trained without `freq`, or before it counted.
+    state = data.state_dict()
+    for kept in (state, {"fitted_data": {**state["fitted_data"], "freq": None}}):
+        same = table(tmp_path / "last.csv", **options | {"freq": "60min"})
+        same.load_state_dict(kept)
+        same.setup()
+    old = {k: v for k, v in state["fitted_data"].items() if k != "freq"}
+    same = table(tmp_path / "last.csv", **options)
+    same.load_state_dict({"fitted_data": old})
+    same.setup()
     with pytest.raises(DataError, match="`ahead` False"):
         pl.Trainer(max_steps=1, **quiet).fit(Forecaster(7, 12), table(again, **options))
 

@@ -44,17 +44,17 @@ class Grid:
 
     def __init__(self, freq: str, zone: str | None = None) -> None:
         self.freq, self.zone = str(freq), zone
-        self._number: float | None = None
-        try:
-            self._number = float(self.freq)
-            known = self._number > 0
-        except ValueError:
-            known = _is_offset(self.freq)
-        if not known:
+        spacing = _spacing(self.freq)
+        self._number = spacing if isinstance(spacing, float) else None
+        if spacing is None or (self._number is not None and not self._number > 0):
             raise DataError(
                 f"`freq` must be a spacing as pandas names it ('1h', '15min', 'D', 'MS'), or a "
                 f"number for times that are numbers, got {self.freq!r}"
             )
+
+    def is_spaced(self, freq: str) -> bool:
+        """Whether another `freq` means the same steps, as "60min" and "1h" do."""
+        return _spacing(self.freq) == _spacing(freq)
 
     def filled(self, series: Series, steady: Sequence[str], beyond: int = 0) -> tuple[Series, int]:
         """The series with all steps from its first to its last one, and `beyond` more.
@@ -171,12 +171,16 @@ def closed_up(times: Column) -> int:
     return int((steps - 1).sum())
 
 
-def _is_offset(freq: str) -> bool:
+def _spacing(freq: str) -> Any:
+    """A number, or the offset that pandas means by it; None for neither."""
     try:
-        pandas().tseries.frequencies.to_offset(freq)
+        return float(freq)
     except ValueError:
-        return False
-    return True
+        pass
+    try:
+        return pandas().tseries.frequencies.to_offset(freq)
+    except ValueError:
+        return None
 
 
 def _with_gaps(series: Series, rows: NDArray[np.int64], steady: Sequence[str]) -> Series:
