@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,9 @@ from lightning_lrnn.data.splits import PARTS, split
 from lightning_lrnn.data.tables.calendar import (
     TIME_FEATURES,
     category_names,
+    is_steady,
     one_hot_names,
+    refuse_unseen,
     with_calendar,
     with_categories,
 )
@@ -41,8 +44,10 @@ from lightning_lrnn.data.tables.fitted import (
     Array,
     ColumnScaling,
     carried_on,
+    gaps_of,
     refuse_gaps,
     refuse_unknown,
+    report_filled,
 )
 from lightning_lrnn.data.tables.forecasts import (
     KnownSeries,
@@ -130,15 +135,16 @@ class SequenceTable(SequenceData):
             are written in it.
         freq: spacing of the rows, as pandas names it ("1h", "15min", "D", "MS"), or a number for
             times that are numbers: rows that are missing are put in, told, and empty but for
-            `group` and `categories`, so that no window jumps. A target that is empty counts
-            nowhere; for features see `missing`.
+            `group` and `categories` that do not change in a group, so that no window jumps. A
+            target that is empty counts nowhere; for features see `missing`.
         time_features: of "hour", "weekday" and "month", as sin and cos; see
             `lightning_lrnn.data.tables.calendar.with_calendar`.
         categories: columns of names: each value has an input that is 1 where a row has it, of which
-            the model's encoder makes an embedding.
+            the model's encoder makes an embedding. For empty cells see `missing`; a value that the
+            model was not trained with is an error.
         known: features that are known of the steps ahead of a forecast, in the rows behind the last
             target; `time_features` and `categories` are as well. [] for these alone, None to use
-            nothing of the future.
+            nothing of the future. A category that does not change in a group needs no such rows.
         window: steps of a sequence; None for whole series, but in forecasts.
         stride: steps from window to window; None for 1 in a forecast, else for `window`.
         horizon: steps ahead of a forecast.
@@ -147,8 +153,10 @@ class SequenceTable(SequenceData):
         split_by: "group" or "time"; None for "time" in a forecast, else for "group".
         scaling: "standard" for mean 0 and standard deviation 1 over all series of the training
             part; "group" for each series by itself, which can only be if split by time; "none".
-        missing: what to do about features that are NaN: "error", "mean" to put the mean of the
-            training part there (0 after scaling), or "last" to put the value before there.
+        missing: what to do about features that have no value: "error", "mean" to put the mean of
+            the training part there (0 after scaling), or "last" to put the value before there, the
+            mean before the first. How many are filled is told. `known` features that end before the
+            forecast does are an error.
         predict: what is predicted: the test part, or, of a forecast, the "future", what comes after
             the last known target of each series; see `forecast_table`.
         checkpoint: a file of a trained model, whose scaling and classes are taken. By `ckpt_path`,
@@ -237,6 +245,7 @@ class SequenceTable(SequenceData):
         self.categories = _names("categories", categories)
         self.known = None if known is None else _names("known", known)
         self._values: dict[str, list[str]] = {}
+        self._steady: list[str] = []
         self.classes = self._named_classes = _names("classes", classes)
         self.feature_names: list[str] = []
         self.target_names: list[str] = []
@@ -418,6 +427,7 @@ class SequenceTable(SequenceData):
             "targets": self.target_names,
             "known": None if self.known is None else self._known_names(series[0]),
             "categories": self._values,
+            "steady": self._steady,
             "freq": self.grid and self.grid.freq,
         }
         if self.given is not None:
@@ -470,7 +480,13 @@ class SequenceTable(SequenceData):
         form, zone = (self.form, self.time_format), self.time_zone
         series = read_series(path, self.group, self.time, *form, zone)
         beyond = self.horizon if self.predict == "future" else 0
-        steady = [*self.group, *self.categories]
+        trained = {} if self.given is None else self.given
+        self._steady = [
+            name
+            for name in trained.get("steady", self.categories)
+            if name in self.categories and is_steady(series, name)
+        ]
+        steady = [*self.group, *self._steady]
         if self.grid is not None:
             series = on_grid(series, self.grid, steady, beyond)
         else:
@@ -478,16 +494,22 @@ class SequenceTable(SequenceData):
             if beyond and self.known is not None:
                 series = [continued(one, steady, beyond) for one in series]
         series = [with_calendar(one, self.time_features) for one in series]
-        known = {} if self.given is None else self.given.get("categories", {})
+        known = trained.get("categories", {})
         self._values = {
             name: known.get(name) or category_names(series, name) for name in self.categories
         }
+        refuse_unseen(series, self._values, self.path)
         return [with_categories(one, self._values) for one in series]
 
     def _made_columns(self, series: Series) -> list[str]:
         """The names of the columns that are made from the calendar and from categories."""
         of_time = chosen(self.time_features, series, "time_features")
         return of_time + [one for k, v in self._values.items() for one in one_hot_names(k, v)]
+
+    def _sources(self) -> list[str]:
+        """The features by their names in the table, where a category is one column."""
+        made = {name: k for k, v in self._values.items() for name in one_hot_names(k, v)}
+        return [made.get(name, name) for name in self.feature_names]
 
     def _known_names(self, series: Series) -> list[str]:
         """The features that are known of the steps ahead."""
@@ -560,9 +582,15 @@ class SequenceTable(SequenceData):
         # What lies behind the last window is no input, nor is what no window has.
         behind = 0 if future else horizon
         needed = [n if i in with_windows else 0 for i, n in enumerate(steps)]
-        known_ahead = self._known_ahead(series, features, needed)
+        until = [n + horizon - behind if n else 0 for n in needed]
+        known_ahead = self._known_ahead(series, features, until)
         used = [max(0, n - behind) for n in needed]
-        inputs = self._inputs(series, features, spans["train"], used)
+        ahead = torch.zeros(features[0].shape[1]) if known_ahead is None else known_ahead
+        gaps = [
+            gaps_of(x, stop, ahead.bool().numpy(), last)
+            for x, stop, last in zip(features, used, until, strict=True)
+        ]
+        inputs = self._inputs(series, features, spans["train"], gaps)
         beyond = torch.full((horizon, len(self.target_names)), torch.nan)
         targets = [
             torch.cat([outputs.scaled(one.name, value[:n]), beyond])
@@ -584,7 +612,7 @@ class SequenceTable(SequenceData):
     ) -> Tensor | None:
         """Which features are known of the steps ahead, bool (F,); None if none is used.
 
-        `steps` are those that windows have, 0 of a series without any.
+        `steps` are those that windows reach to, 0 of a series without any.
         """
         ahead = getattr(getattr(self.trainer, "lightning_module", None), "ahead", None)
         if ahead is not None and ahead is not (self.known is not None):
@@ -596,12 +624,7 @@ class SequenceTable(SequenceData):
             return None
         names = self._known_names(series[0])
         known = np.array([name in names for name in self.feature_names])
-        names = [name for name in self.feature_names if name in names]
-        beyond = self.horizon if self.predict == "future" else 0
-        until = [n + beyond if n else 0 for n in steps]
-        refuse_unknown(series, features, self.feature_names, known, until)
-        if self.missing == "error":
-            refuse_gaps(series, [x[:, known] for x in features], names, until)
+        refuse_unknown(series, features, self._sources(), self.categories, known, steps)
         return torch.from_numpy(known)
 
     def _starts(self, spans: dict[str, list[Span]]) -> dict[str, list[tuple[int, range]]]:
@@ -708,7 +731,8 @@ class SequenceTable(SequenceData):
             KnownSeries(one.name, one.groups, len(one), one.times, one.zone) for one in series
         ]
         spans = self._spans([one.name for one in series], steps, strata)
-        inputs = self._inputs(series, features, spans["train"], steps)
+        gaps = [np.isnan(x) for x in features]
+        inputs = self._inputs(series, features, spans["train"], gaps)
         parts: dict[str, SequenceRows] = {}
         for part, within in spans.items():
             windows = [w for span in within for w in step_spans(span, self.window, self.stride)]
@@ -724,11 +748,12 @@ class SequenceTable(SequenceData):
         series: Sequence[Series],
         features: list[Array],
         train: Sequence[Span],
-        used: Sequence[int],
+        gaps: Sequence[NDArray[np.bool_]],
     ) -> list[Tensor]:
-        """Scaled, without gaps, the first so many steps of each series."""
+        """Scaled and without gaps (T, F), of which only those count that a window has."""
         if self.missing == "error":
-            refuse_gaps(series, features, self.feature_names, used)
+            refuse_gaps(series, gaps, self._sources(), self.categories)
+        report_filled(series, gaps, self._sources(), self.missing)
         scaling = self._fitted("inputs", series, features, train, self.feature_names)
         if self.missing == "last":
             features = [carried_on(x) for x in features]

@@ -20,7 +20,7 @@ import yaml
 from paths import ROOT
 
 from lightning_lrnn.data import DataError, SequenceTable
-from lightning_lrnn.data.tables import forecasts
+from lightning_lrnn.data.tables import fitted, forecasts
 from lightning_lrnn.data.tables.files import Series, _timed, _zoned
 from lightning_lrnn.data.tables.forecasts import _shown, known_series
 from lightning_lrnn.modules import Forecaster
@@ -142,7 +142,10 @@ def test_calendar_alone_goes_on_beyond_the_table(tmp_path):
     options = {"time_zone": ZONE, "freq": "1h", "missing": "last", "predict": "future"}
     data = table(path, features=["Last"], time_features=["hour"], known=[], **options)
     assert data.part("future")[0].inputs.shape == (36, 4)
-    told = r"'Temperatur' of .*'Fürth' is `known`, but has no value after step 960 of 972, .*972"
+    told = (
+        r"'Temperatur' of .*'Fürth' is in `known`, but has no value after step 960 of 972, "
+        r"line 958 \(2024-11-09T22:00:00\+01:00\), .* to step 972 \(2024-11-10T10:00:00\+01:00\)"
+    )
     with pytest.raises(DataError, match=told):
         table(path, features=["Last"], known=["Temperatur"], **options).setup()
 
@@ -195,6 +198,101 @@ def test_a_model_reads_the_steps_ahead_and_brings_its_categories(tmp_path):
     same.setup()
     with pytest.raises(DataError, match="`ahead` False"):
         pl.Trainer(max_steps=1, **quiet).fit(Forecaster(7, 12), table(again, **options))
+
+
+def holidays(
+    path: Path, cells: dict[int, str] | None = None, future: int = 3, warm: dict | None = None
+) -> Path:
+    """Two sites of 60 days and some ahead, of which each has one type; every sixth is a holiday."""
+    days = pd.date_range("2024-01-01", periods=60 + future, freq="D").strftime("%Y-%m-%d")
+    lines = ["site,t,y,warm,type,holiday"]
+    for site, kind in (("a", "school"), ("b", "office")):
+        for k, day in enumerate(days):
+            holiday = (cells or {}).get(k, "no" if k % 6 else "yes")
+            celsius = (warm or {}).get(k, k % 7)
+            lines.append(f"{site},{day},{k if k < 60 else ''},{celsius},{kind},{holiday}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def days(path: Path, **options) -> SequenceTable:
+    return SequenceTable(
+        str(path), "forecast", "y", features=["y"], group="site", time="t", window=8, horizon=3,
+        predict="future", **{"known": ["warm"], "categories": ["type", "holiday"], **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["Yes", " no"])
+def test_a_category_that_the_model_does_not_know(tmp_path, value):
+    """Seen to fail: it counted as no value at all, without a word."""
+    path = tmp_path / "t.csv"
+    trained = days(holidays(path))
+    trained.setup()
+    again = days(holidays(path, {3: value, 59: value}))
+    again.load_state_dict(trained.state_dict())
+    told = f"column 'holiday' of .*t.csv has '{value}' in 4 rows of a, b, which .* it knows no, yes"
+    with pytest.raises(DataError, match=told):
+        again.setup()
+
+
+def test_a_category_without_value_is_missing(tmp_path):
+    """Seen to fail: an empty cell was a value of its own, with which nothing was trained."""
+    path = tmp_path / "t.csv"
+    for step in (20, 61):
+        with pytest.raises(DataError, match=rf"'holiday' of .* step {step + 1} of 66, line .*2024"):
+            days(holidays(path, {step: ""})).setup()
+    last = days(holidays(path, {61: "", 62: "no"}, future=3), missing="last").part("future")[0]
+    column = days(path, missing="last")
+    column.setup()
+    at = column.feature_names.index("holiday=yes")
+    # Of step 60, a holiday, to step 61.
+    assert last.inputs[-3:, at].sign().tolist() == [1, 1, -1]
+
+
+def test_a_category_is_carried_on_only_if_it_does_not_change(tmp_path):
+    """Seen to fail: a last day that was a holiday made holidays of all days ahead."""
+    path = tmp_path / "t.csv"
+    data = days(holidays(path, future=0), categories="type", known=[])
+    assert (data.part("future")[0].inputs[:, 2] > 0).all() and data.fitted["steady"] == ["type"]
+    told = (
+        r"'holiday' of .* is in `categories`, but has no value after step 60 of 63, line 61 "
+        r"\(2024-02-29\), and the forecast reaches to step 63 \(2024-03-03\)"
+    )
+    for missing in ("error", "last", "mean"):
+        with pytest.raises(DataError, match=told):
+            days(path, known=[], missing=missing).setup()
+    # Also if the table at hand has no holiday.
+    trained = days(holidays(path), known=[])
+    trained.setup()
+    short = days(holidays(path, dict.fromkeys(range(63), "no"), future=0), known=[])
+    short.load_state_dict(trained.state_dict())
+    with pytest.raises(DataError, match=told):
+        short.setup()
+
+
+@pytest.mark.parametrize("step", [60, 61, 62])
+def test_a_gap_ahead_is_filled_wherever_it_is(tmp_path, monkeypatch, step):
+    """Seen to fail: at the last step it was told that there is no value after it."""
+    path = holidays(tmp_path / "t.csv", future=5, warm={step: "", 20: "", 21: ""})
+    with pytest.raises(DataError, match=r"'warm' of .* has no value at step 21 of 68.*2024-01-21"):
+        days(path).setup()
+    holidays(path, future=5, warm={step: ""})
+    with pytest.raises(DataError, match=rf"'warm' of .* has no value at step {step + 1} of 68"):
+        days(path).setup()
+    holidays(path, future=5, warm={step: "", 20: "", 21: ""})
+    said: list[str] = []
+    monkeypatch.setattr(fitted, "rank_zero_info", said.append)
+    data = days(path, missing="last")
+    warm = data.part("future")[0].inputs[8:, data.feature_names.index("warm")]
+    assert (warm.diff() == 0).tolist() == [step == 61, step == 62]
+    assert said == [
+        "`missing: last` fills values that are missing: warm 6, at most 2 in a row, of a "
+        "(2024-01-21)"
+    ]
+    # What no forecast reads is not told.
+    said.clear()
+    days(holidays(path, future=5, warm={64: ""}), missing="last").setup()
+    assert not said
 
 
 @pytest.mark.parametrize(

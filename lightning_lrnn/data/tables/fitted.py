@@ -8,16 +8,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_lrnn.data.errors import DataError
 from lightning_lrnn.data.scaling import Scaling
 from lightning_lrnn.data.tables.files import Series
 from lightning_lrnn.data.tables.rows import Span
+from lightning_lrnn.data.tables.times import shown
 
-__all__ = ["Array", "ColumnScaling", "carried_on", "refuse_empty", "refuse_gaps", "refuse_unknown"]
+__all__ = [
+    "Array",
+    "ColumnScaling",
+    "carried_on",
+    "gaps_of",
+    "refuse_empty",
+    "refuse_gaps",
+    "refuse_unknown",
+    "report_filled",
+]
 
 Array = NDArray[np.float64]
+MOST = 8
+"""Columns that are named in a message."""
 SAME = 1e-6
 """Difference of means, in standard deviations, and of these, that is none."""
 
@@ -156,37 +169,103 @@ def refuse_empty(empty: NDArray[np.bool_], names: Sequence[str]) -> None:
         )
 
 
+def gaps_of(x: Array, stop: int, known: NDArray[np.bool_], until: int) -> NDArray[np.bool_]:
+    """Where inputs (T, F) have no value, of those that a forecast reads.
+
+    Args:
+        x: the inputs of a series.
+        stop: steps of which all are read.
+        known: (F,), those that are read ahead as well.
+        until: steps of which these are read.
+    """
+    gaps = np.isnan(x)
+    gaps[stop:] &= known
+    gaps[until:] = False
+    return gaps
+
+
 def refuse_gaps(
-    series: Sequence[Series], features: Sequence[Array], names: Sequence[str], stops: Sequence[int]
+    series: Sequence[Series],
+    gaps: Sequence[NDArray[np.bool_]],
+    names: Sequence[str],
+    categories: Sequence[str],
 ) -> None:
-    """Raises DataError if a feature is NaN in the first so many steps of a series."""
-    for one, x, stop in zip(series, features, stops, strict=True):
-        if np.isnan(x[:stop]).any():
-            step, column = np.argwhere(np.isnan(x))[0]
+    """Raises DataError if a column, by its name in the table, has a gap (T, F)."""
+    for one, where in zip(series, gaps, strict=True):
+        if where.any():
+            step, column = np.argwhere(where)[0]
+            argument = "categories" if names[column] in categories else "features"
             raise DataError(
-                f"column {names[column]!r} of {one.source} has no value at {one.where(int(step))}: "
-                "fill it, leave the column out of `features`, or set `missing: last` or `mean`"
+                f"column {names[column]!r} of {one.source} has no value at {one.where(int(step))}"
+                f"{_time_of(one, step)}: fill it, leave the column out of `{argument}`, or set "
+                "`missing: last` or `mean`"
             )
+
+
+def report_filled(
+    series: Sequence[Series],
+    gaps: Sequence[NDArray[np.bool_]],
+    names: Sequence[str],
+    missing: str,
+) -> None:
+    """Tells of each column how many gaps (T, F) are filled, and where the longest is."""
+    columns = []
+    # The columns of a category have their gaps together.
+    for name, column in {name: i for i, name in enumerate(names)}.items():
+        count = sum(int(where[:, column].sum()) for where in gaps)
+        if count:
+            runs = [_longest_run(where[:, column]) for where in gaps]
+            most = max(range(len(runs)), key=lambda i: runs[i][1])
+            start, length = runs[most]
+            one = series[most]
+            place = _time_of(one, start) or f" (step {start + 1})"
+            columns.append(f"{name} {count:,}, at most {length:,} in a row, of {one.name}{place}")
+    if columns:
+        more = f"; and {len(columns) - MOST} more columns" if len(columns) > MOST else ""
+        rank_zero_info(
+            f"`missing: {missing}` fills values that are missing: {'; '.join(columns[:MOST])}{more}"
+        )
+
+
+def _longest_run(gaps: NDArray[np.bool_]) -> tuple[int, int]:
+    """First step and length of the longest run of gaps (T,)."""
+    edges = np.flatnonzero(np.diff(np.pad(gaps.astype(np.int8), 1)))
+    if not len(edges):
+        return 0, 0
+    lengths = edges[1::2] - edges[::2]
+    longest = int(np.argmax(lengths))
+    return int(edges[2 * longest]), int(lengths[longest])
+
+
+def _time_of(series: Series, step: int) -> str:
+    """The time of a step in brackets, if there is one."""
+    if series.times is None:
+        return ""
+    return f" ({shown(series.times[step : step + 1], series.zone)[0]})"
 
 
 def refuse_unknown(
     series: Sequence[Series],
     features: Sequence[Array],
     names: Sequence[str],
+    categories: Sequence[str],
     known: NDArray[np.bool_],
     stops: Sequence[int],
 ) -> None:
     """Raises DataError if a feature that is known ahead, bool (F,), ends before that.
 
-    It is no gap, which something else could stand in for.
+    It is no gap, which something else could stand in for. Names are those in the table.
     """
     for one, x, stop in zip(series, features, stops, strict=True):
-        ends = known & np.isnan(x[stop - 1])
-        if stop and ends.any():
+        lasts = np.where(np.isnan(x), -1, np.arange(len(x))[:, None]).max(0, initial=-1)
+        ends = known & (lasts < stop - 1)
+        if ends.any():
             column = int(np.argmax(ends))
-            after = int(np.flatnonzero(~np.isnan(x[:stop, column]))[-1:].sum())
+            name, last = names[column], int(lasts[column])
+            argument = "categories" if name in categories else "known"
+            after = f" after {one.where(last)}{_time_of(one, last)}" if last >= 0 else ""
             raise DataError(
-                f"column {names[column]!r} of {one.source} is `known`, but has no value after "
-                f"{one.where(after)}, and the forecast reaches to step {stop}: give rows with it "
-                "behind the last target, or leave it out of `known`"
+                f"column {name!r} of {one.source} is in `{argument}`, but has no value{after}, and "
+                f"the forecast reaches to step {stop}{_time_of(one, stop - 1)}: give rows with it "
+                f"behind the last target, or leave it out of `{argument}`"
             )
