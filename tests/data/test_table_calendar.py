@@ -71,6 +71,21 @@ def test_rows_that_are_missing_are_empty_ones(tmp_path, recwarn):
     assert not [w for w in recwarn if "missing between" in str(w.message)]
 
 
+@pytest.mark.parametrize(("freq", "warned"), [("15min", True), ("1h", False)])
+def test_a_freq_that_is_finer_than_the_table_is_told(tmp_path, freq, warned):
+    data = table(
+        german(tmp_path / "last.csv"), time_zone=ZONE, freq=freq, missing="mean", features=["Last"]
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup()
+    told = [str(w.message) for w in caught if "is finer than the table" in str(w.message)]
+    assert len(told) == warned
+    if warned:
+        assert "of which 1,937 of 1,939 rows come 4 such steps after the row before" in told[0]
+        assert "2024-10-01T00:00:00+02:00 and 2024-10-01T01:00:00+02:00: empty" in told[0]
+
+
 def test_rows_that_are_closed_up_are_told(tmp_path):
     path = german(tmp_path / "last.csv")
     data = table(path, time_zone=ZONE, features=["Last"])

@@ -56,7 +56,9 @@ class Grid:
         """Whether another `freq` means the same steps, as "60min" and "1h" do."""
         return _spacing(self.freq) == _spacing(freq)
 
-    def filled(self, series: Series, steady: Sequence[str], beyond: int = 0) -> tuple[Series, int]:
+    def filled(
+        self, series: Series, steady: Sequence[str], beyond: int = 0
+    ) -> tuple[Series, NDArray[np.int64]]:
         """The series with all steps from its first to its last one, and `beyond` more.
 
         Args:
@@ -66,7 +68,7 @@ class Grid:
             beyond: steps behind the last one.
 
         Returns:
-            The series, and how many rows between its first and its last one were missing.
+            The series, and the step of the grid that each of its times is.
 
         Raises:
             DataError: for times that are not on the grid, or are no dates where `freq` wants some.
@@ -84,10 +86,9 @@ class Grid:
             )
         rows = np.full(len(grid), -1)
         rows[at] = np.arange(len(times))
-        missing = len(grid) - beyond - len(times)
-        if missing or beyond:
+        if len(grid) > len(times):
             series = replace(_with_gaps(series, rows, steady), times=grid)
-        return series, missing
+        return series, at
 
     def _places(self, grid: Column, times: Column) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Which step of the grid each time is, and whether it lies beside it."""
@@ -125,7 +126,8 @@ def on_grid(
 ) -> list[Series]:
     """`Grid.filled` of all series; tells how many rows were missing."""
     pairs = [grid.filled(one, steady, beyond) for one in all_series]
-    series, missing = [one for one, _ in pairs], [gaps for _, gaps in pairs]
+    _warn_of_finer(all_series, [np.diff(at) for _, at in pairs], grid)
+    series, missing = [one for one, _ in pairs], [len(one) - beyond - len(at) for one, at in pairs]
     if sum(missing):
         most = int(np.argmax(missing))
         rank_zero_info(
@@ -133,6 +135,30 @@ def on_grid(
             f"and are empty now; most, {missing[most]:,}, of {series[most].name}"
         )
     return series
+
+
+def _warn_of_finer(
+    all_series: Sequence[Series], apart: Sequence[NDArray[np.int64]], grid: Grid
+) -> None:
+    """Warns of a grid of which most rows come the same number of steps after the row before."""
+    steps, counts = np.unique(np.concatenate(apart), return_counts=True)
+    if not len(steps):
+        return
+    count, usual = counts.max(), steps[np.argmax(counts)]
+    if usual > 1 and count > OFTEN * counts.sum():
+        series, at = next(
+            (one, int(np.argmax(jumps == usual)))
+            for one, jumps in zip(all_series, apart, strict=True)
+            if usual in jumps
+        )
+        assert series.times is not None
+        times = " and ".join(shown(series.times[at : at + 2], series.zone))
+        warnings.warn(
+            f"`freq: {grid.freq}` is finer than the table, of which {count:,} of "
+            f"{counts.sum():,} rows come {usual} such steps after the row before, as {times}: "
+            "empty rows are put between them; take the `freq` of the table",
+            stacklevel=2,
+        )
 
 
 def warn_of_jumps(all_series: Sequence[Series]) -> None:
