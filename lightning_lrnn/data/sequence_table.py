@@ -78,6 +78,8 @@ from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceTable"]
 
+MOST = 8
+"""Columns that a warning names."""
 TASKS = ("forecast", "classify", "tag")
 Name = str | int
 UNNAMED = re.compile(r"\s*|(Unnamed: \d+|__index_level_\d+__)(\.\d+)?")
@@ -110,8 +112,9 @@ class SequenceTable(SequenceData):
 
     Scaling is fitted on the steps of the training part alone. A column that is constant there is
     divided by 1. It is kept in the model's checkpoint, with the classes and the names of the
-    columns: other data are scaled as those that the model was trained on, and how they differ is
-    told by a warning. Parts may be empty then, until they are asked for.
+    columns: other data are scaled as those that the model was trained on, and a warning tells which
+    columns are far from where they were, and which series are new. Parts may be empty then, until
+    they are asked for.
 
     Not in memory: of a Parquet table that is sorted by group and time the windows of a forecast are
     read when they are asked for, by row groups, of which a few are in memory. In training row
@@ -465,9 +468,7 @@ class SequenceTable(SequenceData):
         """What is known of the future by `known` and what is made, without the latter."""
         if known is None:
             return ["nothing of the future"]
-        made = {name for k, v in self._values.items() for name in one_hot_names(k, v)}
-        made |= {f"{name}.{part}" for name in TIME_FEATURES for part in ("sin", "cos")}
-        return sorted({*known} - made) or ["[], the calendar and categories alone"]
+        return sorted({*known} - {*self._made_names()}) or ["[], the calendar and categories alone"]
 
     def _spacings(self, trained: str | None) -> tuple[list[str], list[str]]:
         """`freq` here and in training, alike if they are the same; a model may know of none."""
@@ -501,9 +502,9 @@ class SequenceTable(SequenceData):
         refuse_unseen(series, self._values, self.path)
         return [with_categories(one, self._values) for one in series]
 
-    def _made_columns(self, series: Series) -> list[str]:
-        """The names of the columns that are made from the calendar and from categories."""
-        of_time = chosen(self.time_features, series, "time_features")
+    def _made_names(self) -> list[str]:
+        """The columns that are made from the calendar and from categories."""
+        of_time = [f"{name}.{part}" for name in self.time_features for part in ("sin", "cos")]
         return of_time + [one for k, v in self._values.items() for one in one_hot_names(k, v)]
 
     def _sources(self) -> list[str]:
@@ -514,7 +515,7 @@ class SequenceTable(SequenceData):
     def _known_names(self, series: Series) -> list[str]:
         """The features that are known of the steps ahead."""
         return list(
-            dict.fromkeys([*chosen(self.known or [], series, "known"), *self._made_columns(series)])
+            dict.fromkeys([*chosen(self.known or [], series, "known"), *self._made_names()])
         )
 
     def _features(self, series: Series) -> list[str]:
@@ -786,18 +787,31 @@ class SequenceTable(SequenceData):
         else:
             scaling = ColumnScaling.from_state(self.given[key])
             if own is not None:
-                self._tell(key, scaling.differences(own))
+                self._warn_of_shifts(key, scaling, own)
                 # A series that the model has never seen has no other scaling than its own.
                 scaling.each.update({k: v for k, v in own.each.items() if k not in scaling.each})
         self.fitted[key] = scaling.state()
         return scaling
 
-    def _tell(self, key: str, differences: Sequence[str]) -> None:
-        if differences:
+    def _warn_of_shifts(self, key: str, trained: ColumnScaling, own: ColumnScaling) -> None:
+        """Warns of columns far from where they were in training, and of groups that are new."""
+        apart = set(self._made_names())
+        if key == "inputs":
+            apart |= {*self.target_names}  # told as outputs
+        if lines := trained.shifts(own, apart):
+            more = f"\n  and {len(lines) - MOST} more" if len(lines) > MOST else ""
             warnings.warn(
-                f"{self.path} is scaled as what the model was trained on, not by itself; the {key} "
-                f"have mean ± standard deviation {'; '.join(differences[:8])}. `refit: true` would "
-                "scale it by itself",
+                f"{self.path} is scaled as what the model was trained on, from which its {key} are "
+                "far (mean ± standard deviation of the training part):\n  "
+                + "\n  ".join(lines[:MOST])
+                + f"{more}\n`refit: true` would scale it by itself",
+                stacklevel=2,
+            )
+        new = [name for name in own.each if name not in trained.each]
+        if new and key == "outputs":
+            warnings.warn(
+                f"{len(new)} series were not in training, and are scaled by the first steps of "
+                f"their own, their training part: {listed(new, MOST)}",
                 stacklevel=2,
             )
 

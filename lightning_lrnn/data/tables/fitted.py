@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,11 @@ Array = NDArray[np.float64]
 MOST = 8
 """Columns that are named in a message."""
 SAME = 1e-6
-"""Difference of means, in standard deviations, and of these, that is none."""
+"""Part of what was constant in training by which it may differ."""
+WIDER = 2
+"""Ratio of standard deviations from which on one is far wider."""
+ALONE = 1.0
+"""Stands for the standard deviation of a column that is constant."""
 
 
 class ColumnScaling(NamedTuple):
@@ -137,17 +141,41 @@ class ColumnScaling(NamedTuple):
             dict(zip(state["series"], each, strict=True)),
         )
 
-    def differences(self, other: ColumnScaling) -> list[str]:
-        """What the columns that the other one scales differently have, for a message."""
-        texts = []
-        for i, name in enumerate(self.names):
-            mean, std = self.common.mean[i], self.common.std[i]
-            mean_here, std_here = other.common.mean[i], other.common.std[i]
-            if max(abs(mean - mean_here), abs(std - std_here)) > SAME * std:
-                texts.append(
-                    f"{name} {mean:.6g} ± {std:.6g}, here {mean_here:.6g} ± {std_here:.6g}"
-                )
-        return texts
+    def shifts(self, other: ColumnScaling, apart: Container[str]) -> list[str]:
+        """What columns have that lie elsewhere in other data, a line each; of each group, if so.
+
+        Elsewhere is a mean more than a standard deviation away, or a standard deviation of less
+        than half or more than twice. A column that is constant there alone is none by that.
+
+        Args:
+            other: fitted to the other data.
+            apart: columns that are left out.
+        """
+        pairs = {"": (self.common, other.common)}
+        if self.how == "group":
+            both = [name for name in other.each if name in self.each]
+            pairs = {f" of {name}": (self.each[name], other.each[name]) for name in both}
+        lines = []
+        for place, (trained, there) in pairs.items():
+            far = abs(there.mean - trained.mean) > trained.std
+            ratio = np.where(there.std == ALONE, 1, there.std / trained.std)
+            constant = trained.std == ALONE
+            far |= np.where(
+                constant,
+                abs(there.mean - trained.mean) > SAME * abs(trained.mean),
+                (ratio > WIDER) | (ratio * WIDER < 1),
+            )
+            lines += [
+                f"{name}{place}: {_text(trained, i)} in training, {_text(there, i)} here"
+                for i, name in enumerate(self.names)
+                if far[i] and name not in apart
+            ]
+        return lines if self.how != "none" else []
+
+
+def _text(scaling: Scaling, column: int) -> str:
+    mean, std = scaling.mean[column], scaling.std[column]
+    return f"always {mean:.6g}" if std == ALONE else f"{mean:.6g} ± {std:.6g}"
 
 
 def _stacked(rows: Sequence[Array]) -> Tensor:
