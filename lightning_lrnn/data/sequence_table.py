@@ -168,6 +168,7 @@ class SequenceTable(SequenceData):
         separator: between the cells of a CSV table.
         decimal: "." or ",", of a CSV table.
         encoding: of a CSV table.
+        thousands: what numbers of a CSV table may have between groups of three digits, such as ".".
         time_format: of times that are text, as `datetime.strptime` has it; None for dates that are
             told by themselves, see `lightning_lrnn.data.tables.times.to_times`.
         package: an installed package in whose folder `path` is.
@@ -219,6 +220,7 @@ class SequenceTable(SequenceData):
         drop_last: bool = False,
         num_workers: int = 0,
         in_memory: bool = True,
+        thousands: str | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -242,7 +244,8 @@ class SequenceTable(SequenceData):
         self.split_by = by_task if split_by is None else split_by
         self.scaling, self.missing, self.predict = scaling, missing, predict
         self.checkpoint, self.refit, self.in_memory = checkpoint, refit, in_memory
-        self.form, self.time_format = CsvFormat(separator, decimal, encoding), time_format
+        self.time_format = time_format
+        self.form = CsvFormat(separator, decimal, encoding, thousands)
         self.time_zone, self.grid = time_zone, None if freq is None else Grid(str(freq), time_zone)
         self.time_features = _names("time_features", time_features)
         self.categories = _names("categories", categories)
@@ -438,7 +441,7 @@ class SequenceTable(SequenceData):
         if table:
             parts = self._streamed(table)
         else:
-            features = [numbers(one, self.feature_names) for one in series]
+            features = [numbers(one, self.feature_names, self.target_names) for one in series]
             make = self._forecasts if self.task == "forecast" else self._classes
             parts = make(series, features)
         self.fitted["classes"] = list(self.classes)
@@ -559,7 +562,7 @@ class SequenceTable(SequenceData):
         self, series: Sequence[Series], features: list[Array]
     ) -> dict[str, SequenceRows]:
         window, horizon = self.window or 1, self.horizon
-        values = [numbers(one, self.target_names) for one in series]
+        values = [numbers(one, self.target_names, self.target_names) for one in series]
         self._known = [known_series(one, value) for one, value in zip(series, values, strict=True)]
         steps = [known.steps for known in self._known]
         spans = self._spans([one.name for one in series], steps)

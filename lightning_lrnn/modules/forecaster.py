@@ -146,9 +146,11 @@ class Forecaster(SequenceModule):
         super().check(batch)
         _, *shape = batch.targets.shape
         if shape != [self.horizon, self.num_targets]:
+            beside = f"; beside a checkpoint on the command line, `--model.horizon {shape[0]}`"
             raise ValueError(
                 f"`targets` must be (B, {self.horizon}, {self.num_targets}), got "
                 f"{tuple(batch.targets.shape)}: set `model.horizon` and `model.num_targets`"
+                f"{beside if shape[0] != self.horizon else ''}"
             )
 
     def loss(self, output: Tensor, batch: SequenceBatch) -> Tensor:

@@ -164,6 +164,7 @@ def test_options_of_fit(words: str, answer: str, capsys: pytest.CaptureFixture[s
     [
         ("--model.num_features=7", "`inputs` have 2 features, the model was made for 7: set"),
         ("--model.horizon=2", "`targets` must be (B, 2, 1), got (2, 1, 1): set `model.horizon`"),
+        ("--model.horizon=2", "beside a checkpoint on the command line, `--model.horizon 1`"),
         ("--data.target=y", "`target`: t.csv has no column 'y'; there are x, t"),
         ("--data.horizon=0", f"`horizon` {COUNT}0"),
         ("--model.quantiles=[0.1]", "`quantiles` must rise"),

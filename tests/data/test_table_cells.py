@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +24,7 @@ from lightning_lrnn.data import DataError
 from lightning_lrnn.data.tables.cells import Unlike, label, labels, packed, to_numbers, typed
 from lightning_lrnn.data.tables.columns import class_names, numbers
 from lightning_lrnn.data.tables.csv_files import CsvFormat
-from lightning_lrnn.data.tables.files import read_series
+from lightning_lrnn.data.tables.files import Series, read_series
 from lightning_lrnn.data.tables.times import TimeError, following, to_times
 
 arrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
@@ -94,7 +95,13 @@ def test_other_formats_are_named(tmp_path: Path) -> None:
     ("shown", "hint"),
     [
         ("x", ""),
-        ("1,020", "commas are decimal with"),
+        (
+            "1,020",
+            "or make numbers of it; commas are decimal with .*; ',' between .* `thousands: ','`",
+        ),
+        ("1.020,5", "commas are decimal with .*; '.' between thousands .* `thousands: '.'`"),
+        ("10,25", "commas are decimal with `decimal: ','`$"),
+        ("1 020 000.5", "`thousands: ' '`"),
         ("inf", ""),
         ("1_0", ""),
         ("٣", ""),
@@ -111,6 +118,29 @@ def test_a_bad_cell_is_named_by_its_row_and_value(tmp_path: Path, shown: str, hi
         with pytest.raises(DataError, match=hint):
             numbers(series, ["y"])
     np.testing.assert_array_equal(numbers(other, ["y"])[:, 0], [1, np.nan])
+
+
+def test_points_between_thousands(tmp_path: Path) -> None:
+    """Only where groups have three digits; names are left as they are."""
+    cells = ["1.193,2", "-1.200.000", " 12.345 ", "7", "", "0,5", "NA"]
+    text = "g;x\n" + "".join(f"1.234;{cell}\n" for cell in cells)
+    (series,) = _csv(tmp_path, text, CsvFormat(";", ",", "utf-8", "."), ["g"])
+    wanted = [1193.2, -1.2e6, 12345, 7, np.nan, 0.5, np.nan]
+    np.testing.assert_array_equal(numbers(series, ["x"])[:, 0], wanted)
+    assert series.groups == ("1.234",) and series.column("x")[0] == 1193.2
+    for wrong in ("1.5", "1.1930", "1.19,2", "1,193.2"):
+        (series,) = _csv(tmp_path, f"x\n{wrong}\n", CsvFormat(";", ",", "utf-8", "."))
+        with pytest.raises(DataError, match=f"has '{wrong}' where a number is wanted"):
+            numbers(series, ["x"])
+    (series,) = _csv(tmp_path, "x\n1.193,2\n", CsvFormat(";", ",", "utf-8"))
+    told = r"line 2\): make numbers of it; '\.' between thousands is taken with `thousands: '\.'`"
+    with pytest.raises(DataError, match=told):
+        numbers(series, ["x"], ["x"])
+
+
+def _csv(folder: Path, text: str, form: CsvFormat, group: Sequence[str] = ()) -> list[Series]:
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    return read_series(folder / "t.csv", group, form=form)
 
 
 def test_names_are_what_is_written(tmp_path: Path) -> None:
@@ -245,7 +275,15 @@ def test_times_are_sorted(tmp_path: Path, write: Any) -> None:
 @pytest.mark.parametrize(
     ("stamps", "told"),
     [
-        (["03/04/2024", "04/05/2024"], "whether day or month comes first: give `time_format`"),
+        *(
+            ([text], f"'{text}', of which .* give `time_format: '{day}'`, or '{month}'")
+            for text, day, month in (
+                ("03/04/2024", "%d/%m/%Y", "%m/%d/%Y"),
+                ("01.11.2024 00:00", "%d.%m.%Y %H:%M", "%m.%d.%Y %H:%M"),
+                ("1-2-2024T07:08:09.5Z", "%d-%m-%YT%H:%M:%S.%f%z", "%m-%d-%YT%H:%M:%S.%f%z"),
+                ("01/02/2024, 07:08 PM", "%d/%m/%Y, %I:%M %p", "%m/%d/%Y, %I:%M %p"),
+            )
+        ),
         (["2024-01-01", "2023-02-29"], "has a date that there is not"),
         (
             ["2024-01-01", "13.01.2024"],
@@ -267,11 +305,25 @@ def test_times_that_cannot_be_told(stamps: list[str], told: str) -> None:
     assert re.search(told, error.value.args[1])
 
 
+@pytest.mark.parametrize(
+    "text", ["01.11.2024 00:00", "1-2-2024T07:08:09.5Z", "01/02/2024, 07:08 PM", "01/02/2024 7:08"]
+)
+def test_the_format_that_is_suggested_reads_it(text: str) -> None:
+    with pytest.raises(TimeError) as error:
+        to_times(packed([text]))
+    day, month = re.findall("'(%[^']*)'", error.value.args[1])
+    assert to_times(packed([text]), day) != to_times(packed([text]), month)
+
+
 def test_the_time_of_a_row_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'t' of .*t.csv \(step 2 of 2, line 3\) has 'soon'"):
         read(tmp_path, "t,y\n2020-01-01,1\nsoon,2\n", time="t")
-    with pytest.raises(DataError, match=r"has 5 more than once \(lines 2 and 4\)"):
+    with pytest.raises(
+        DataError, match=r"has 5 more than once \(lines 2 and 4\).* back, give times"
+    ):
         read(tmp_path, "t,y\n5,1\n3,2\n5,3\n", time="t")
+    with pytest.raises(DataError, match="`time_zone`, such as Europe/Berlin, or times with their"):
+        read(tmp_path, "t,y\n2024-10-27 02:00,1\n2024-10-27 02:00,2\n", time="t")
 
 
 def test_day_and_month_are_told_by_the_whole_table(tmp_path: Path) -> None:

@@ -80,17 +80,22 @@ def labels(values: Column) -> NDArray[np.object_]:
     return np.asarray(names[where.reshape(-1)])
 
 
-def to_numbers(values: Column, decimal: str = ".") -> Column:
+def to_numbers(values: Column, decimal: str = ".", thousands: str | None = None) -> Column:
     """Numbers, (T,): int64, uint64, bool or float64; NaN where there is none. Durations in seconds.
 
     Args:
         values: a column.
         decimal: what text has in the place of a point.
+        thousands: what text may have between groups of three digits.
 
     Raises:
         Unlike: for anything else.
     """
     kind = values.dtype.kind
+    if thousands and kind in "SUO":
+        groups = re.compile(rf"[+-]?\d{{1,3}}({re.escape(thousands)}\d{{3}})+(\D.*)?", re.ASCII)
+        values = np.array([_ungrouped(value, groups, thousands) for value in values], dtype=object)
+        kind = "O"
     if kind in "biuf":
         return values
     if kind == "m":
@@ -106,12 +111,20 @@ def to_numbers(values: Column, decimal: str = ".") -> Column:
     return np.full(len(values), np.nan)
 
 
-def typed(values: Column, decimal: str = ".") -> Column:
+def _ungrouped(value: Any, groups: re.Pattern[str], thousands: str) -> Any:
+    """Text without what is between thousands, if that is where it stands; others as they are."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    if isinstance(text, str) and groups.fullmatch(text.strip()):
+        return text.replace(thousands, "")
+    return value
+
+
+def typed(values: Column, decimal: str = ".", thousands: str | None = None) -> Column:
     """Numbers if all cells are, else names with None for none; other columns as they are."""
     if values.dtype.kind not in "SUO":
         return values
     try:
-        return to_numbers(values, decimal)
+        return to_numbers(values, decimal, thousands)
     except Unlike:
         shown = [v.decode() if isinstance(v, bytes) else v for v in values]
         return np.array([None if v == "" else v for v in shown], dtype=object)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from lightning_lrnn.data.tables.files import Series, listed
 from lightning_lrnn.data.text.windows import IGNORE
 
 COMMA = re.compile(r"[+-]?[\d.]*\d,\d+", re.ASCII)
+THOUSANDS = re.compile(
+    r"[+-]?\d{1,3}(?:(?P<t>[., '\u00a0\u202f])\d{3})(?:(?P=t)\d{3})*(?:[.,]\d+)?"
+)
 TOLD_APART = 1e-6
 """Rounding of integers that may be, against their range."""
 
@@ -45,30 +48,34 @@ def chosen(names: Sequence[str], series: Series, argument: str) -> list[str]:
     return columns
 
 
-def numbers(series: Series, names: Sequence[str]) -> NDArray[np.float64]:
+def numbers(
+    series: Series, names: Sequence[str], targets: Container[str] = ()
+) -> NDArray[np.float64]:
     """Columns side by side, (T, len(names)), NaN where there is no value.
+
+    Args:
+        series: that has them.
+        names: of the columns.
+        targets: those of them that have to be there, for messages.
 
     Raises:
         DataError: for text, dates, complex numbers and infinities.
     """
-    columns = [_number(series, name) for name in names]
+    columns = [_number(series, name, name in targets) for name in names]
     return np.stack(columns, -1)
 
 
-def _number(series: Series, name: str) -> NDArray[np.float64]:
+def _number(series: Series, name: str, is_target: bool) -> NDArray[np.float64]:
     try:
-        values = to_numbers(series.cells(name), series.decimal)
+        values = to_numbers(series.cells(name), series.decimal, series.thousands)
     except Unlike as error:
         step, shown = error.args[0]
-        comma = (
-            "; commas are decimal with `decimal: ','`, those between thousands must be taken out"
-            if series.decimal == "." and COMMA.fullmatch(shown)
-            else ""
+        what = (
+            "" if is_target else "leave the column out of `features`, name it in `categories`, or "
         )
         raise DataError(
             f"column {name!r} of {series.source} has {shown!r} where a number is wanted "
-            f"({series.where(step)}): leave the column out of `features`, name it in `categories`, "
-            f"or make numbers of it{comma}"
+            f"({series.where(step)}): {what}make numbers of it{_way_of_writing(shown, series)}"
         ) from None
     column = np.asarray(values, dtype=np.float64)
     infinite = np.isinf(column)
@@ -81,12 +88,26 @@ def _number(series: Series, name: str) -> NDArray[np.float64]:
         low, high = int(values.min()), int(values.max())
         rounding = float(np.spacing(float(max(-low, high))))
         if rounding > 1 and rounding > TOLD_APART * (high - low) > 0:
+            what = "" if is_target else ", or leave the column out of `features`"
             raise DataError(
                 f"column {name!r} of {series.source} has integers from {low} to {high}, which are "
-                f"rounded to {rounding:.0f}: subtract what they have in common, or leave the "
-                "column out of `features`"
+                f"rounded to {rounding:.0f}: subtract what they have in common{what}"
             )
     return column
+
+
+def _way_of_writing(cell: str, series: Series) -> str:
+    """What `decimal` and `thousands` may do about a cell that is no number."""
+    options = []
+    decimal = series.decimal
+    if decimal == "." and COMMA.fullmatch(cell):
+        options.append("; commas are decimal with `decimal: ','`")
+        decimal = "," if "." in cell else decimal
+    grouped = THOUSANDS.fullmatch(cell)
+    if grouped and grouped["t"] != decimal:
+        between = grouped["t"]
+        options.append(f"; {between!r} between thousands is taken with `thousands: {between!r}`")
+    return "".join(options)
 
 
 def class_names(all_series: Sequence[Series], column: str | None) -> list[str]:

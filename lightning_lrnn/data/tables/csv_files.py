@@ -32,11 +32,13 @@ class CsvFormat(NamedTuple):
         separator: between cells, one character.
         decimal: "." or ",".
         encoding: of the characters, a name that Python knows.
+        thousands: what numbers may have between groups of three digits, one character.
     """
 
     separator: str = ","
     decimal: str = "."
     encoding: str = "utf-8"
+    thousands: str | None = None
 
     def check(self) -> None:
         """Raises DataError for what cannot be."""
@@ -48,7 +50,18 @@ class CsvFormat(NamedTuple):
         if self.decimal not in (".", ","):
             raise DataError(f"`decimal` must be '.' or ',', got {self.decimal!r}")
         if self.decimal == self.separator:
-            raise DataError(f"`decimal` and `separator` are both {self.decimal!r}")
+            raise DataError(
+                f"`decimal` and `separator` are both {self.decimal!r}: give the `separator` that "
+                "stands between cells, such as ';', or the `decimal` of the numbers"
+            )
+        if self.thousands is not None:
+            one = isinstance(self.thousands, str) and len(self.thousands) == 1
+            if not one or self.thousands.isalnum() or self.thousands in "+-":
+                raise DataError(
+                    f"`thousands` must be one character, such as '.', got {self.thousands!r}"
+                )
+            if self.thousands == self.decimal:
+                raise DataError(f"`thousands` and `decimal` are both {self.decimal!r}")
         try:
             text = codecs.lookup(self.encoding)._is_text_encoding
         except (LookupError, TypeError, ValueError):

@@ -39,6 +39,7 @@ class Series:
         times: (T,), rising, if there is a column of time; dates of UTC, where `zone` is known.
         zone: in which dates are shown, "UTC" if they are written with an offset; None if unknown.
         decimal: of the numbers in text.
+        thousands: what these may have between groups of three digits.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Series:
     times: Column | None = None
     zone: str | None = None
     decimal: str = "."
+    thousands: str | None = None
 
     def __len__(self) -> int:
         """The number of time steps."""
@@ -70,7 +72,7 @@ class Series:
 
     def column(self, name: str) -> Column:
         """The column of that name, as numbers if all of its cells are numbers."""
-        return typed(self.cells(name), self.decimal)
+        return typed(self.cells(name), self.decimal, self.thousands)
 
     def where(self, step: int) -> str:
         """A step and its position in the file, as text for a message."""
@@ -175,6 +177,7 @@ def _of_file(file: Path, name: str, folder: str, form: CsvFormat | None) -> Seri
         positions,
         unit,
         decimal=form.decimal,
+        thousands=form.thousands,
     )
 
 
@@ -254,11 +257,14 @@ def _sorted(series: Series, time: str | None) -> Series:
     again = np.flatnonzero(times[order][1:] == times[order][:-1])
     if len(again):
         first, second = order[again[0]], order[again[0] + 1]
+        clocks = "give times with their offset"
+        if times.dtype.kind == "M" and series.zone is None:
+            clocks = f"give the `time_zone`, such as Europe/Berlin, or {clocks[5:]}"
         raise DataError(
             f"column {time!r} of {series.source} has {label(series.cells(time)[first])} more than "
             f"once ({series.unit}s {series.positions[first]} and {series.positions[second]}): name "
             "the columns in `group` that tell the series apart, leave out what is double, or, "
-            "where clocks were put back, give times with their offset"
+            f"where clocks were put back, {clocks}"
         )
     return series.at(order)
 

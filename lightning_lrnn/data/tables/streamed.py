@@ -127,7 +127,7 @@ def _runs(
     times = None if time is None else _times(table, block, time, changes)
     known = np.zeros(block.rows, dtype=bool)
     for target in targets:
-        known |= ~np.isnan(numbers(table.read(block, [target]), [target])[:, 0])
+        known |= ~np.isnan(numbers(table.read(block, [target]), [target], [target])[:, 0])
     last_known = np.maximum.accumulate(np.where(known, np.arange(1, block.rows + 1), 0))
     runs, start = [], 0
     for end in ends:

@@ -120,7 +120,7 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
     times_read: list[_Time] = []
     first = ""
     for step, cell in enumerate(values):
-        value = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else cell
+        value = _text(cell) if isinstance(cell, bytes) else cell
         if label(value) is None:
             raise TimeError(step, f"has no time: {WANTED}")
         if not isinstance(value, (str, date)):
@@ -145,7 +145,35 @@ def _of_text(values: Column, form: str | None, decimal: str) -> Column:
             raise TimeError(
                 step, f"has {str(value)!r} beside {first!r}: all times have an offset, or none has"
             )
-    return _joined(times_read)
+    times_joined = _joined(times_read)
+    if isinstance(times_joined, int):
+        shown = _text(values[times_joined]).strip()
+        day, month = (_format(shown, *order) for order in (("%d", "%m"), ("%m", "%d")))
+        raise TimeError(
+            times_joined,
+            f"has the date {shown!r}, of which it cannot be told whether day or month comes first: "
+            f"give `time_format: {day!r}`, or {month!r}, or write dates as 2020-01-31",
+        )
+    return times_joined
+
+
+def _text(cell: Any) -> str:
+    return cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
+
+
+def _format(text: str, one: str, two: str) -> str:
+    """How strptime would read a time of the form AMBIGUOUS, given what its first numbers are."""
+    match = PATTERNS[AMBIGUOUS].fullmatch(text)
+    assert match is not None
+    hour = "%I" if match["half"] else "%H"
+    parts = {"one": one, "two": two, "y": "%Y", "h": hour, "min": "%M", "s": "%S", "f": "%f"}
+    parts |= {"half": "%p", "zone": "%z"}
+    for name, directive in reversed(parts.items()):
+        start, stop = match.span(name)
+        if start >= 0:
+            stop += name == "half"  # its "M"
+            text = text[:start] + directive + text[stop:]
+    return text
 
 
 def _of_object(value: date) -> _Time:
@@ -203,7 +231,8 @@ def _clock(fields: dict[str, str | None]) -> tuple[int, int]:
     return hour * 3600 + minute * 60 + second - offset, int((fields["f"] or "").ljust(9, "0"))
 
 
-def _joined(times: Sequence[_Time]) -> Column:
+def _joined(times: Sequence[_Time]) -> Column | int:
+    """The times; or the first of which day and month cannot be told apart."""
     year, one, two, second, nano = (
         np.array([time[i] for time in times], dtype=np.int64) for i in range(1, 6)
     )
@@ -211,11 +240,7 @@ def _joined(times: Sequence[_Time]) -> Column:
     if times and times[0].kind == AMBIGUOUS:
         month_first, day_first = (one <= 12).all(), (two <= 12).all()
         if month_first and day_first and (one != two).any():
-            raise TimeError(
-                int(np.argmax(one != two)),
-                "has a date of which it cannot be told whether day or month comes first: give "
-                "`time_format`, such as '%d/%m/%Y' or '%m/%d/%Y', or write dates as 2020-01-31",
-            )
+            return int(np.argmax(one != two))
         if day_first and not month_first:
             month, day = two, one
     wrong = (month < 1) | (month > 12) | (day < 1)
@@ -307,8 +332,7 @@ def even(first: Any, step: float, count: int) -> NDArray[Any]:
 
 def has_offset(cell: Any) -> bool:
     """Whether a date says how far it is from UTC."""
-    text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell)
-    return isinstance(cell, bytes | str) and OFFSET.search(text.strip()) is not None
+    return isinstance(cell, bytes | str) and OFFSET.search(_text(cell).strip()) is not None
 
 
 def shown(times: Column, zone: str | None) -> list[str]:
