@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain, islice
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
 
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.probes.season import NaiveErrors, naive_errors, season_of
@@ -32,7 +32,7 @@ class SeasonalNaive(Callback):
     The CRPS of a point forecast is its absolute error, so that naive_mae compares with the model's
     crps and mae alike; its mean pinball loss, over levels that are symmetric about 1/2, is half of
     that. A skill of 0.3 is a CRPS 30 % below that of the baseline; below 0 the model is worse. At
-    the end of `fit`, `validate` and `test` both are printed.
+    the end of `fit`, `validate` and `test` a line has both, and MAE beside MAE.
 
     A season is a number of rows of the data, whose `freq` fills in missing ones. A target that is
     NaN is left out. So is a known target without a known value in any season before; the printed
@@ -146,10 +146,10 @@ class SeasonalNaive(Callback):
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         errors = self._summed(trainer, self._errors(trainer, stage))
         logged = trainer.callback_metrics
-        if f"{stage}/crps" not in logged:
+        if not {f"{stage}/crps", f"{stage}/mae"} <= logged.keys():
             raise DataError(
-                f"SeasonalNaive needs {stage}/crps, which {type(pl_module).__name__} does not log: "
-                "leave the callback out"
+                f"SeasonalNaive needs {stage}/crps and mae, which {type(pl_module).__name__} does "
+                "not log: leave the callback out"
             )
         crps = logged[f"{stage}/crps"].double().cpu()
         naive = torch.tensor(errors.total, dtype=torch.float64) / errors.targets
@@ -157,7 +157,8 @@ class SeasonalNaive(Callback):
         values = {f"{stage}/naive_mae": naive.float(), f"{stage}/skill": skill.float()}
         pl_module.log_dict(values, batch_size=1, sync_dist=True)
         if not trainer.sanity_checking:
-            self._line = self._summary(stage, crps, naive, errors)
+            mae = float(logged[f"{stage}/mae"])
+            self._line = self._summary(stage, mae, float(crps), float(naive), errors)
 
     def _errors(self, trainer: pl.Trainer, stage: str) -> NaiveErrors:
         """The baseline's errors in the windows that this process has evaluated."""
@@ -187,13 +188,16 @@ class SeasonalNaive(Callback):
         total, targets, left_out = trainer.strategy.all_gather(local).view(-1, 3).sum(0).tolist()
         return NaiveErrors(total, int(targets), int(left_out))
 
-    def _summary(self, stage: str, crps: Tensor, naive: Tensor, errors: NaiveErrors) -> str:
-        skill = float(1 - crps / naive)
-        judged = "better" if skill > 0 else "worse"
+    def _summary(
+        self, stage: str, mae: float, crps: float, naive: float, errors: NaiveErrors
+    ) -> str:
+        # Between a point forecast and quantiles the CRPS alone would say too much.
+        less, skill = (1 - of_model / naive if naive else -math.inf for of_model in (mae, crps))
         line = (
-            f"SeasonalNaive, {stage}: the model's CRPS is {crps:.4g}, that of the values one "
-            f"season of {self._steps} steps before is {naive:.4g}: skill {skill:.1%}, the model is "
-            f"{judged} than the baseline."
+            f"SeasonalNaive, {stage}: the MAE of the values one season of {self._steps} steps "
+            f"before is {naive:.4g}, the model's {mae:.4g}, {abs(less):.1%} "
+            f"{'less' if less > 0 else 'more'}. The model's CRPS, which also counts its other "
+            f"quantiles, is {crps:.4g}: skill {skill:.1%}."
         )
         if errors.left_out:
             line += (

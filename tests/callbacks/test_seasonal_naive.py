@@ -102,6 +102,10 @@ def test_the_baseline_is_that_of_the_windows_that_were_evaluated(
     assert logged["val/naive_mae"] == pytest.approx(naive, rel=1e-5)
     assert logged["val/skill"] == pytest.approx(1 - logged["val/crps"] / naive, rel=1e-5)
     assert len(said) == 1 and f"one season of {steps} steps before is {naive:.4g}" in said[0]
+    mae, crps = (float(logged[f"val/{name}"]) for name in ("mae", "crps"))
+    change = f"{abs(1 - mae / naive):.1%} {'less' if mae < naive else 'more'}"
+    assert f"the model's {mae:.4g}, {change}. " in said[0]
+    assert f"is {crps:.4g}: skill {1 - crps / naive:.1%}." in said[0]
 
     (found,) = run.test(forecaster, data, verbose=False)
     naive, _ = by_a_loop(data, "test", 10**6, steps)
@@ -228,7 +232,7 @@ def test_what_has_no_baseline_is_refused_before_training() -> None:
         def make_evaluation_metrics(self) -> Any:
             return super(Forecaster, self).make_evaluation_metrics()
 
-    with pytest.raises(DataError, match="needs val/crps, which Bare does not log"):
+    with pytest.raises(DataError, match="needs val/crps and mae, which Bare does not log"):
         run = trainer(Path(), callbacks=[SeasonalNaive()])
         run.validate(Bare(1, HORIZON, len(TARGETS)), sales(), verbose=False)
 
