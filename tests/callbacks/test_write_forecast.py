@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from lightning_lrnn.callbacks import WriteForecast
+from lightning_lrnn.callbacks import WriteClasses, WriteForecast
 from lightning_lrnn.cli import main
+from lightning_lrnn.data import DataError
 
 pytest.importorskip("pyarrow")
 
@@ -52,6 +53,8 @@ def test_what_comes_next_is_a_table() -> None:
     assert [row["steps_ahead"] for row in rows] == ["1", "2", "3"] * 3
     assert [row["shop"] for row in rows] == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
     assert [row["day"] for row in rows] == ["2024-03-01", "2024-03-02", "2024-03-03"] * 3
+    digits = [row[f"0.{k}"].strip("-0.").replace(".", "") for row in rows for k in range(1, 10)]
+    assert 7 <= max(map(len, digits)) <= 9
     for row in rows:
         levels = [float(row[f"0.{k}"]) for k in range(1, 10)]
         assert levels == sorted(levels) and levels[0] > -1000
@@ -84,3 +87,12 @@ def test_what_cannot_be_written_is_told(
 def test_an_empty_path_is_refused() -> None:
     with pytest.raises(ValueError, match="`path` is empty"):
         WriteForecast("")
+
+
+@pytest.mark.parametrize("path", ["f.xlsx", "f", "f.parquet"])
+@pytest.mark.parametrize("callback", [WriteForecast, WriteClasses])
+def test_another_kind_of_file_is_refused(callback: Any, path: str) -> None:
+    """Seen to fail: a CSV table with the name of another kind."""
+    with pytest.raises(DataError, match=rf"`path` must end in .csv, .* got '{path}'"):
+        callback(path)
+    callback("f.CSV")

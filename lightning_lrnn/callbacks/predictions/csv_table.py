@@ -12,8 +12,16 @@ import pytorch_lightning as pl
 
 from lightning_lrnn.core.files import write_whole
 from lightning_lrnn.data.errors import DataError, why
+from lightning_lrnn.data.paths import check_path
 
-__all__ = ["refuse_several_processes", "write_csv"]
+__all__ = ["check_csv_path", "refuse_several_processes", "write_csv"]
+
+
+def check_csv_path(path: str) -> None:
+    """Raises DataError for a path that is none, or names another kind of file than a CSV table."""
+    check_path(path)
+    if Path(path).suffix.lower() != ".csv":
+        raise DataError(f"`path` must end in .csv, for a CSV table is written, got {path!r}")
 
 
 def refuse_several_processes(trainer: pl.Trainer, outputs: str) -> None:

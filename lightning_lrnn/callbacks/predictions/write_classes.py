@@ -9,10 +9,13 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_lrnn.callbacks.callback import Callback
-from lightning_lrnn.callbacks.predictions.csv_table import refuse_several_processes, write_csv
+from lightning_lrnn.callbacks.predictions.csv_table import (
+    check_csv_path,
+    refuse_several_processes,
+    write_csv,
+)
 from lightning_lrnn.callbacks.predictions.row_names import NumberedRows, names_of_rows
 from lightning_lrnn.data.errors import DataError
-from lightning_lrnn.data.paths import check_path
 from lightning_lrnn.modules.sequence_module import steps_of
 
 __all__ = ["WriteClasses"]
@@ -34,15 +37,17 @@ class WriteClasses(Callback):
     data without any, their numbers, which count from 0.
 
     Args:
-        path: of the CSV, which is there when all of it is written, in the place of an older one.
+        path: of the CSV (.csv), which is there when all of it is written, in the place of an older
+            one.
 
     Raises:
-        lightning_lrnn.data.DataError: in `predict`, for a model without classes, data with another
-            number of them, several processes, or if the file cannot be written.
+        lightning_lrnn.data.DataError: for another suffix; in `predict`, for a model without
+            classes, data with another number of them, several processes, or if the file cannot be
+            written.
     """
 
     def __init__(self, path: str = "classes.csv") -> None:
-        check_path(path)
+        check_csv_path(path)
         self.path = path
         self._classes: list[str] = []
         self._table: dict[str, list[Any]] = {}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lightning_lrnn.callbacks.callback import Callback
 from lightning_lrnn.callbacks.predictions.csv_table import (
+    check_csv_path,
     refuse_several_processes,
     write_csv,
 )
 from lightning_lrnn.data.errors import DataError
-from lightning_lrnn.data.paths import check_path
 
 __all__ = ["WriteForecast"]
 
@@ -28,15 +28,16 @@ class WriteForecast(Callback):
     an older one.
 
     Args:
-        path: of the CSV.
+        path: of the CSV (.csv).
 
     Raises:
-        lightning_lrnn.data.DataError: in `predict`, for data without `forecast_table`, a model
-            without `quantiles`, several processes, or if the file cannot be written.
+        lightning_lrnn.data.DataError: for another suffix; in `predict`, for data without
+            `forecast_table`, a model without `quantiles`, several processes, or if the file cannot
+            be written.
     """
 
     def __init__(self, path: str = "forecast.csv") -> None:
-        check_path(path)
+        check_csv_path(path)
         self.path = path
         self._batches: list[Tensor] = []
 

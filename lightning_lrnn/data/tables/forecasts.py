@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ __all__ = [
 
 STEPS_AHEAD = "steps_ahead"
 """Column of a table of forecasts: how far ahead a row is, from 1 on."""
+PRECISION = 6
+"""Digits behind the first one that float32 has."""
 MOST = 5
 """Series that are named in a message."""
 
@@ -136,9 +139,28 @@ def forecast_table(
                 columns[time or "step"].append(when)
                 columns[STEPS_AHEAD].append(ahead)
                 columns["target"].append(target)
+    predictions = _rounded(predictions, rows)
     for i, level in enumerate(quantiles):
         columns[f"{level:g}"] = predictions[..., i].reshape(-1).tolist()
     return columns
+
+
+def _rounded(predictions: NDArray[Any], rows: ForecastRows) -> NDArray[Any]:
+    """Forecasts without the digits that float32 has made up, below a ten-millionth of their scale.
+
+    That is the smaller one of the scale of their series and of the largest of them.
+    """
+    rounded = predictions.astype(np.float64)
+    members = np.array([series for series, _ in rows.starts])
+    for series in np.unique(members):
+        of_series = members == series
+        for target, scale in enumerate(rows.scale[series][0].tolist()):
+            values = rounded[of_series, :, target]
+            unit = min(scale, float(abs(values).max()))
+            if 0 < unit < math.inf:
+                decimals = PRECISION - math.floor(math.log10(unit))
+                rounded[of_series, :, target] = np.round(values, decimals)
+    return rounded
 
 
 def _shown(times: Column, zone: str | None) -> list[Any]:
