@@ -161,7 +161,12 @@ def main(words: list[str]) -> None:
 
 
 def plot(
-    *runs: str, metric: str | None = None, actual: str | None = None, output: str | None = None
+    *runs: str,
+    metric: str | None = None,
+    actual: str | None = None,
+    output: str | None = None,
+    series: str | None = None,
+    table: str | None = None,
 ) -> None:
     """Draws the logs that a CSVLogger has written, of all runs in one figure; or a forecast.
 
@@ -174,14 +179,19 @@ def plot(
             what was and what came; or the config (.yaml) whose data say how their table is written.
         output: path of the PNG; by default plot.png in the first folder, or forecast.png beside
             forecast.csv.
+        series: of a forecast, what is drawn: values of group or targets, with commas between them,
+            such as "Fürth,Köln"; by default the first ones.
+        table: of a forecast, with a config as --actual, the table that is read in the place of the
+            config's, such as a newer one.
     """
     paths = [Path(run) for run in runs]
     if not any(_is_forecast(path) for path in paths):
-        if actual is not None:
-            raise PlotError(
-                f"--actual is for a forecast, and {paths[0]} is none: give the CSV that "
-                "WriteForecast has written, or leave --actual out"
-            )
+        for name, value in (("actual", actual), ("series", series), ("table", table)):
+            if value is not None:
+                raise PlotError(
+                    f"--{name} is for a forecast, and {paths[0]} is none: give the CSV that "
+                    f"WriteForecast has written, or leave --{name} out"
+                )
         print(draw(paths, metric, output))
         return
     if len(paths) > 1 or metric is not None:
@@ -189,7 +199,10 @@ def plot(
     # It reads tables, for which all of Lightning is imported.
     from lightning_lrnn.cli.plot_forecast import draw_forecast
 
-    print(draw_forecast(paths[0], *(Path(name) if name else None for name in (actual, output))))
+    if table and not actual:
+        raise PlotError("--table is read as a config says: give that as --actual")
+    files = [Path(name) if name else None for name in (actual, output, table)]
+    print(draw_forecast(paths[0], files[0], files[1], series, files[2]))
 
 
 def _is_forecast(path: Path) -> bool:

@@ -33,6 +33,8 @@ PAST = 3
 """What is shown of the past, times the steps ahead; and at least FEW steps."""
 WIDE, NARROW, MEDIAN = "#c6dbef", "#8fbfe0", "#08519c"
 
+CONFIG = "Give --actual the config (.yaml) whose `data` say how the table is written"
+
 Values = tuple[NDArray[Any], NDArray[np.float64]]
 """Times (T,) and values (T,)."""
 
@@ -108,20 +110,24 @@ def read_forecast(path: Path) -> list[Forecast]:
         raise PlotError(f"{path} is no table of WriteForecast: {error}") from error
 
 
-def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | None]:
+def actual_values(
+    path: Path, forecasts: Sequence[Forecast], table: Path | None = None
+) -> list[Values | None]:
     """What a table, or a folder of them, has of the series that are forecast; None for nothing.
 
     Args:
         path: of the data that the forecast was made from, with the same names of columns; or of a
             config, whose data say where they are and how they are written.
         forecasts: at least one.
+        table: what is read in the place of a config's table, written as that.
 
     Raises:
         PlotError: for a table without such columns, times of another kind, or none of the series.
     """
     names, time = list(forecasts[0].names), forecasts[0].time
     try:
-        path, form, written, zone = _source(path)
+        config = path
+        path, form, written, zone = _source(path, table)
         check_zone(zone)
         columns = read_series(path, form=form)[0].columns
         # As `forecast_table` calls the files of a folder, and steps without times.
@@ -131,7 +137,9 @@ def actual_values(path: Path, forecasts: Sequence[Forecast]) -> list[Values | No
         by_group = {each.groups or ((each.name,) if names else ()): each for each in series}
         values = [_values(by_group.get(tuple(f.names.values())), f, path) for f in forecasts]
     except DataError as error:
-        raise PlotError(f"the actual values cannot be read: {error}") from error
+        # Of options of data that the command does not have.
+        hint = f". {CONFIG}" if path == config and "`" in str(error) else ""
+        raise PlotError(f"the actual values cannot be read: {error}{hint}") from error
     if not any(values):
         wanted = listed(", ".join(f.names.values()) for f in forecasts)
         raise PlotError(f"{path} has none of the series {wanted}: give the table of these")
@@ -160,20 +168,24 @@ def _values(series: Series | None, forecast: Forecast, path: Path) -> Values | N
     return times[shown], numbers(series, [forecast.target])[shown, 0]
 
 
-def _source(path: Path) -> tuple[Path, CsvFormat, str | None, str | None]:
+def _source(
+    path: Path, table: Path | None = None
+) -> tuple[Path, CsvFormat, str | None, str | None]:
     """A table, how it is written, and format and zone of its times; of a config those of its data.
 
     Raises:
         PlotError: for a config without data that have a path.
     """
     if path.suffix not in (".yaml", ".yml"):
+        if table is not None:
+            raise PlotError(f"--table is read as a config says, and {path} is none: {CONFIG}")
         return path, CsvFormat(), None, None
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
         options = data.get("init_args", data)
-        table = Path(options["path"])
-        if options.get("package"):
+        if table is None and options.get("package"):
             table = package_file(options["package"], options["path"])
+        table = table or Path(options["path"])
         form = CsvFormat(*(options.get(k, v) for k, v in CsvFormat()._asdict().items()))
         return table, form, options.get("time_format"), options.get("time_zone")
     except (OSError, KeyError, TypeError, AttributeError, UnicodeError, yaml.YAMLError) as error:
@@ -200,13 +212,21 @@ def _zoned(series: Series, time: str) -> bool:
     return not isinstance(first, bytes | str) or has_offset(first)
 
 
-def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = None) -> Path:
+def draw_forecast(
+    path: Path,
+    actual: Path | None = None,
+    output: Path | None = None,
+    series: str | None = None,
+    table: Path | None = None,
+) -> Path:
     """Draws the last forecasts of the first series in a file of WriteForecast.
 
     Args:
         path: of the file.
         actual: the table with what was, and perhaps what came; None for none.
         output: of the PNG; None for one beside the file.
+        series: what is drawn: values of group or targets, with commas between them; None for all.
+        table: see `actual_values`.
 
     Returns:
         The path of the PNG.
@@ -215,11 +235,11 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
         PlotError: if there is nothing to draw, or it cannot be written.
         ModuleNotFoundError: without matplotlib.
     """
-    forecasts = read_forecast(path)
+    forecasts = _chosen(read_forecast(path), series)
     shown = [forecast.last() for forecast in forecasts[:MOST]]
     values: list[Values | None] = [None] * len(shown)
     if actual:
-        values = actual_values(actual, shown)
+        values = actual_values(actual, shown, table)
         if zone := _source(actual)[-1]:
             # Offsets in a file do not say what clocks show at other times.
             shown = [
@@ -246,11 +266,32 @@ def draw_forecast(path: Path, actual: Path | None = None, output: Path | None = 
     return write(figure, output or path.with_suffix(".png"))
 
 
+def _chosen(forecasts: list[Forecast], series: str | None) -> list[Forecast]:
+    """Those with one of the names, of which each has to be there."""
+    if series is None:
+        return forecasts
+    names = [name.strip() for name in series.split(",")]
+    by_name: dict[str, None] = {}
+    for forecast in forecasts:
+        by_name |= dict.fromkeys([*forecast.names.values(), forecast.target])
+    if unknown := [name for name in names if name not in by_name]:
+        raise PlotError(f"--series: there is no {unknown[0]!r}; there are {listed(by_name)}")
+    targets = {forecast.target for forecast in forecasts}
+    chosen_targets = targets.intersection(names) or targets
+    groups = {*names} - targets
+    return [
+        forecast
+        for forecast in forecasts
+        if forecast.target in chosen_targets
+        and (not groups or groups.intersection(forecast.names.values()))
+    ]
+
+
 def _drawn_part(forecasts: Sequence[Forecast]) -> str:
     """A title's part that says how much of a file is drawn; empty if it is all."""
     text = "the last forecast" if len(forecasts[0].last().times) < len(forecasts[0].times) else ""
     if len(forecasts) > MOST:
-        text = f"{text or 'forecasts'} of the first {MOST} of {len(forecasts)} series"
+        text = f"{text or 'forecasts'} of the first {MOST} of {len(forecasts)} (--series chooses)"
     return text and f": {text}"
 
 
@@ -297,7 +338,7 @@ def _name_axes(panel: Any, forecast: Forecast, times: NDArray[Any]) -> None:
         ends = (t.astype("datetime64[s]").item() for t in (times.min(), times.max()))
         local_ends = (end.replace(tzinfo=timezone.utc).astimezone(clocks) for end in ends)
         days = dict.fromkeys(f"{end:%Y-%m-%d}" for end in local_ends)
-        label += f"{f' ({clocks})' if forecast.zone else ''}, {' to '.join(days)}"
+        label += f"{f' ({clocks})' if forecast.zone else ''},\n{' to '.join(days)}"
     panel.set_xlabel(plain_text(label))
     panel.set_ylabel(plain_text(forecast.target))
     names = ", ".join(f"{column} {value}" for column, value in forecast.names.items())

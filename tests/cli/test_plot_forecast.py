@@ -130,17 +130,17 @@ def test_a_config_says_how_its_table_is_written(figures: list[Any]) -> None:
     assert actual.get_ydata().tolist() == [0.5, 1.5, 3.5, 4.5]
     assert set(np.diff(actual.get_xdata())) == {np.timedelta64(1, "h")}
     assert median.get_xdata()[0] == actual.get_xdata()[3]
-    assert panel.get_xlabel() == "Zeit (Europe/Berlin), 2024-03-31"
+    assert panel.get_xlabel() == "Zeit (Europe/Berlin),\n2024-03-31"
     assert ticks(panel)[-1] == "05:00"
     # By itself a file says by how much its clocks differ from UTC.
     draw_forecast(Path("zone.csv"))
     (panel,) = figures[1].axes
-    assert panel.get_xlabel() == "Zeit (UTC+02:00), 2024-03-31"
+    assert panel.get_xlabel() == "Zeit (UTC+02:00),\n2024-03-31"
     assert {tick[:3] for tick in ticks(panel)} == {"04:"}
     rows[0] = rows[0].replace("04:00:00+02:00", "01:00:00+01:00")
     Path("spring.csv").write_text("\n".join(["Ort,Zeit,target,0.5", *rows]))
     draw_forecast(Path("spring.csv"))
-    assert figures[2].axes[0].get_xlabel() == "Zeit (UTC), 2024-03-31"
+    assert figures[2].axes[0].get_xlabel() == "Zeit (UTC),\n2024-03-31"
     table = "Ort,Zeit,kW\n" + "\n".join(hours).replace(",", ".").replace(";", ",")
     Path("plain.csv").write_text(table, encoding="utf-8")
     with pytest.raises(PlotError, match=r"plain\.csv have none: give --actual the config whose"):
@@ -152,6 +152,51 @@ def test_a_config_says_how_its_table_is_written(figures: list[Any]) -> None:
         draw_forecast(Path("zone.csv"), Path("mars.yaml"))
     with pytest.raises(PlotError, match=r"load\.yaml is no config whose `data` have a `path`"):
         draw_forecast(Path("zone.csv"), Path("load.yaml"))
+
+
+def test_a_newer_table_is_read_as_the_config_says(figures: list[Any]) -> None:
+    text = Path("sales.csv").read_text().replace(",", ";")
+    Path("old.csv").write_text(text.replace("a;2024-01-28;27", "a;2024-01-28;99"))
+    Path("newer.csv").write_text(text)
+    Path("sales.yaml").write_text("data: {path: old.csv, separator: ';'}")
+    for table in (None, Path("newer.csv")):
+        draw_forecast(Path("forecast.csv"), Path("sales.yaml"), None, "a", table)
+    old, new = (figure.axes[0].lines[1].get_ydata().tolist() for figure in figures)
+    assert new == list(range(8, 30)) and old != new
+    assert all(len(figure.axes) == 1 for figure in figures)
+
+
+def test_labels_of_panels_side_by_side_are_whole(figures: list[Any]) -> None:
+    """Seen to fail: that of the right panel was cut at the edge of the figure."""
+    rows = [f"{s},2024-03-{d:02}T04:00:00+01:00,kW,1" for s in "ab" for d in range(1, 29)]
+    Path("zone.csv").write_text("\n".join(["Ort,Zeitpunkt,target,0.5", *rows]))
+    Path("t.csv").write_text("Ort,Zeitpunkt,kW\na,2024-02-01,1\nb,2024-02-01,1\n")
+    Path("t.yaml").write_text("data: {path: t.csv, time_zone: Europe/Berlin}")
+    draw_forecast(Path("zone.csv"), Path("t.yaml"))
+    figure = figures[0]
+    figure.canvas.draw()
+    for panel in figure.axes:
+        box = panel.xaxis.label.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("series", "titles"),
+    [
+        ("h", ["kW, site h", "l, site h"]),
+        ("h, b", ["kW, site b", "l, site b", "kW, site h", "l, site h"]),
+        ("l", [f"l, site {name}" for name in "abcdef"]),
+        ("l,h,a", ["l, site a", "l, site h"]),
+    ],
+)
+def test_series_are_chosen(figures: list[Any], series: str, titles: list[str]) -> None:
+    """Seen to fail: of eight sites with two targets each only the first three were drawn."""
+    rows = [
+        f"{site},{k},{target},1" for site in "abcdefgh" for k in (1, 2) for target in ("kW", "l")
+    ]
+    Path("sites.csv").write_text("\n".join(["site,step,target,0.5", *rows]))
+    draw_forecast(Path("sites.csv"), series=series)
+    assert [panel.get_title() for panel in figures[0].axes] == titles
 
 
 def ticks(panel: Any) -> list[str]:
@@ -167,7 +212,7 @@ def test_what_is_drawn(figures: list[Any]) -> None:
     (figure,) = figures
     assert [panel.get_title() for panel in figure.axes] == ["sold, shop a", "sold, shop b"]
     panel = figure.axes[1]
-    assert panel.get_xlabel() == "day, 2024-01-09 to 2024-01-30" and panel.get_ylabel() == "sold"
+    assert panel.get_xlabel() == "day,\n2024-01-09 to 2024-01-30" and panel.get_ylabel() == "sold"
     median, actual = panel.lines
     assert median.get_ydata().tolist() == [33.0, 34.0] and len(actual.get_ydata()) == 22
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
@@ -191,7 +236,7 @@ def test_of_many_series_the_first_are_drawn_and_of_one_step_bars(figures: list[A
     write("many.csv", ["shop"], [[f"{k:02}"] for k in range(9)], starts=(3,))
     draw_forecast(Path("many.csv"))
     assert len(figures[0].axes) == MOST
-    assert figures[0].get_suptitle() == "many.csv: forecasts of the first 6 of 9 series"
+    assert figures[0].get_suptitle() == "many.csv: forecasts of the first 6 of 9 (--series chooses)"
     Path("step.csv").write_text(f"step,target,{LEVELS}\n31,$y$,3,1,5,2,4")
     draw_forecast(Path("step.csv"))
     (panel,) = figures[1].axes
@@ -225,6 +270,17 @@ def test_the_command_draws_dates_and_numbers(capsys: pytest.CaptureFixture[str])
         (["forecast.csv", "sales.csv"], "drawn by itself: give one file, and no --metric"),
         (["forecast.csv", "--metric", "loss"], "drawn by itself: give one file, and no --metric"),
         (["sales.csv", "--actual", "sales.csv"], "--actual is for a forecast, and sales.csv is no"),
+        (
+            ["forecast.csv", "--actual", "latin.csv"],
+            "such as cp1252 or latin-1. Give --actual the co",
+        ),
+        (["forecast.csv", "--series", "a,z"], "--series: there is no 'z'; there are a, sold, b"),
+        (["forecast.csv", "--table", "sales.csv"], "--table is read as a config says: give that"),
+        (
+            ["forecast.csv", "--table", "far.csv", "--actual", "sales.csv"],
+            "--table is read as a config says, and sales.csv is none: Give --actual the config",
+        ),
+        (["sales.csv", "--series", "a"], "--series is for a forecast, and sales.csv is none"),
         (["bad.csv"], "bad.csv is no table of WriteForecast: column '0.5' of bad.csv"),
         (["odd.csv"], "column 'day' of odd.csv has 'soon' for a time"),
         (["empty.csv"], "empty.csv is no table of WriteForecast: empty.csv is empty but for its"),
@@ -237,6 +293,7 @@ def test_mistakes_are_told(
     Path("other.csv").write_text("shop,day,x\na,2024-01-01,1")
     Path("far.csv").write_text("shop,day,sold\nc,2024-01-01,1")
     Path("hours.csv").write_text("shop,day,sold\na,1,1\nb,1,1")
+    Path("latin.csv").write_bytes("shop,day,sold\nä,1,1".encode("latin-1"))
     Path("bad.csv").write_text("day,target,0.5\n1,y,much")
     Path("odd.csv").write_text("day,target,0.5\nsoon,y,1")
     Path("empty.csv").write_text("day,target,0.5\n")
