@@ -485,6 +485,11 @@ class SequenceTable(SequenceData):
         series = read_series(path, self.group, self.time, *form, zone)
         beyond = self.horizon if self.predict == "future" else 0
         trained = {} if self.given is None else self.given
+        known = trained.get("categories", {})
+        self._values = {
+            name: known.get(name) or category_names(series, name) for name in self.categories
+        }
+        refuse_unseen(series, self._values, self.path)
         self._steady = [
             name
             for name in trained.get("steady", self.categories)
@@ -498,11 +503,6 @@ class SequenceTable(SequenceData):
             if beyond and self.known is not None:
                 series = [continued(one, steady, beyond) for one in series]
         series = [with_calendar(one, self.time_features) for one in series]
-        known = trained.get("categories", {})
-        self._values = {
-            name: known.get(name) or category_names(series, name) for name in self.categories
-        }
-        refuse_unseen(series, self._values, self.path)
         return [with_categories(one, self._values) for one in series]
 
     def _made_names(self) -> list[str]:

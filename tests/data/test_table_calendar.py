@@ -241,11 +241,24 @@ def days(path: Path, **options) -> SequenceTable:
 def test_a_category_that_the_model_does_not_know(tmp_path, value):
     """Seen to fail: it counted as no value at all, without a word."""
     path = tmp_path / "t.csv"
-    trained = days(holidays(path))
+    trained = days(holidays(path), freq="D")
     trained.setup()
-    again = days(holidays(path, {3: value, 59: value}))
+    again = days(holidays(path, {3: value, 59: value}), freq="D")
     again.load_state_dict(trained.state_dict())
     told = f"column 'holiday' of .*t.csv has '{value}' in 4 rows of a, b, which .* it knows no, yes"
+    with pytest.raises(DataError, match=told):
+        again.setup()
+
+
+def test_rows_that_are_put_in_do_not_count_as_unknown(tmp_path):
+    path = tmp_path / "t.csv"
+    trained = days(holidays(path), freq="D", missing="last")
+    trained.setup()
+    text = path.read_text().replace("school", "college")
+    path.write_text(re.sub("a,2024-01-05.*\n", "", text))
+    again = days(path, freq="D", missing="last")
+    again.load_state_dict(trained.state_dict())
+    told = "column 'type' of .* has 'college' in 62 rows of a, which .* it knows office, school"
     with pytest.raises(DataError, match=told):
         again.setup()
 

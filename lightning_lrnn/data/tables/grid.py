@@ -54,7 +54,7 @@ class Grid:
 
     def is_spaced(self, freq: str) -> bool:
         """Whether another `freq` means the same steps, as "60min" and "1h" do."""
-        return _spacing(self.freq) == _spacing(freq)
+        return bool(_spacing(self.freq) == _spacing(freq))
 
     def filled(
         self, series: Series, steady: Sequence[str], beyond: int = 0
