@@ -125,6 +125,7 @@ def listed() -> Iterator[tuple[str, nvrtc.Macros]]:
             ("f32", "folded"),
             ("lstm with readout bf16", "chained"),
             ("c128", "folded"),
+            ("f64", "chained"),
         ):
             how = variant(KINDS[name], step, True, 32, carry)
             yield f"scan {step} {name} {carry} reused x32", (*how, REUSED)

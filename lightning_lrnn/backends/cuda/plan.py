@@ -254,7 +254,7 @@ def _blocks(
         return BLOCKS + (tiles == "whole" and (plain or (small and few)))
     if carry == "folded" or (carry == "given" and tiles == "any"):
         return BLOCKS + (small and not gate.state.startswith("c"))
-    return BLOCKS + small + (small and few)
+    return BLOCKS + small + (small and few and gate.state != "f64")  # which spills on sm_120
 
 
 def _is_crowded(pass_: Pass, carry: str) -> bool:
