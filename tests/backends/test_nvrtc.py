@@ -312,7 +312,9 @@ def driver(monkeypatch):
     @contextlib.contextmanager
     def device(which):
         seen.calls.append(("enter", which.index))
+        before, seen.device = seen.device, which.index
         yield
+        seen.device = before
         seen.calls.append(("exit", which.index))
 
     class Device:

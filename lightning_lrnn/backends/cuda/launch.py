@@ -84,8 +84,10 @@ class Kernels:
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         B, T, D = problem.x.shape
         self._shape = B, T, int(D)
-        self._last: tuple[Callable[..., bool], _Launch] | None = None
-        """Of the backward passes, and a guard of the tensors that it takes wherever they lie."""
+        self._layout = "apart" if is_always_apart(self._shape) else None
+        self._last: tuple[tuple[int, ...], Callable[..., bool], _Launch] | None = None
+        """Which pre-activations a backward pass reads, a guard of these, the hidden states and the
+        gradient of y, and the pass that such tensors have wherever they lie."""
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._parameters = any([p.ndim < 3 for p in problem.pre])
         self._passes: dict[tuple[object, ...], _Launch] = {}
@@ -107,7 +109,7 @@ class Kernels:
         if self._lazy:
             pre = _plain(pre)
         x = pre[self._first]
-        layout = layout_of(self._shape, lengths, pre, reverse=reverse)
+        layout = self._layout or layout_of(self._shape, lengths, pre, reverse=reverse)
         launch = self._passes.get((layout,))
         if launch is None:
             launch = self._passes[layout,] = self._planned("forward", problem, layout)
@@ -127,10 +129,11 @@ class Kernels:
         _, _, pre, h0, lengths, reset, _, _ = problem
         dy, dh_final, out = gradients
         donated = [] if out is None else [g for g in out if g is not None]
-        last = self._last
-        if last is not None and not donated and last[0](*pre, h, dy):
-            launch = last[1]
-        else:
+        launch = None
+        if self._last is not None and not donated:
+            read, like_these, of_these = self._last
+            launch = of_these if like_these(*[pre[i] for i in read], h, dy) else None
+        if launch is None:
             *pre, h, dy = tensors = _plain((*pre, h, dy))
             launch = self._adjoint(problem, tensors, donated)
         dh0 = launch.new_state(h)
@@ -160,7 +163,7 @@ class Kernels:
             tensors: that are read: the pre-activations, the hidden states, the gradient of y.
             donated: where the gradients go, if not into new tensors.
         """
-        layout = layout_of(
+        layout = self._layout or layout_of(
             self._shape, problem.lengths, [*tensors, *donated], reverse=not problem.reverse
         )
         # Hooks of autograd may hand out other strides than they were given.
@@ -171,9 +174,12 @@ class Kernels:
             _, T, D = self._shape
             row, step = donated[0].stride()[:2] if donated else (T * D, D)
             launch.tell_strides(tensors, row=row, step=step)
-        if not donated and is_always_apart(self._shape):
-            guard = guard_of(*tensors)
-            self._last = None if guard is None else (guard, launch)
+        if self._layout and not donated:
+            *pre, h, dy = tensors
+            # In the place of one that is not read may stand h, and a guard takes no tensor twice.
+            read = tuple([i for i, needed in enumerate(launch.needed) if needed])
+            guard = guard_of(*[pre[i] for i in read], h, dy)
+            self._last = None if guard is None else (read, guard, launch)
         return launch
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
@@ -262,12 +268,14 @@ class _Launch:
         state: dtype of the hidden states.
         output: dtype of what a readout makes of them.
         tiles: of time.
+        needed: which pre-activations are read.
     """
 
     def __init__(
         self, step: str, code: Fused, how: Plan, problem: Problem, *, keeps: bool = False
     ) -> None:
         self.state, self.output, self.tiles = DTYPE[code.state], DTYPE[code.output], how.tiles
+        self.needed = code.needed
         self._how, self._device, self._keeps = how, problem.x.device, keeps
         # What is kept for the pass must outlive other launches.
         reused = workspace.REUSED in how.macros and not keeps
@@ -321,9 +329,9 @@ class _Launch:
             given: what a pair has left, if the kernel reads that.
         """
         words = self._words[:]
-        for i, x in enumerate(tensors):
+        for address, x in zip(self._addresses, tensors, strict=False):
             if x is not None:
-                words[self._addresses[i]] = x.data_ptr()
+                words[address] = x.data_ptr()
         shared = given
         if given is None and self._how.words:
             shared = self._new_workspace(self._how.words, self._device)

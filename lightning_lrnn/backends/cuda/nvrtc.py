@@ -236,20 +236,15 @@ def launch(
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
-    if _pytorch().current_device() == device.index:
-        return _launch(function, grid, block, parameter, device.index)
-    import torch
+    driver, pytorch, index = _driver(), _pytorch(), device.index
+    if pytorch.current_device() != index:
+        import torch
 
-    with torch.cuda.device(device):
-        return _launch(function, grid, block, parameter, device.index)
-
-
-def _launch(function: Any, grid: int, block: int, parameter: array[int], index: int) -> None:
-    """Launches a kernel on the current device, whose index is given."""
-    driver = _driver()
+        with torch.cuda.device(device):
+            return launch(function, grid, block, parameter, device)
     pointer = _POINTER[:]  # copied in less time than made
     pointer[0] = parameter.buffer_info()[0]
-    stream = driver.CUstream(_pytorch().current_stream(index))
+    stream = driver.CUstream(pytorch.current_stream(index))
     # The driver copies what the pointer points to before it returns.
     arguments = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
     success = driver.CUresult.CUDA_SUCCESS
