@@ -32,7 +32,7 @@ def main(words: list[str]) -> None:
 
 
 def text(
-    seconds: PositiveNumber = 90.0, folder: str = "runs/demo", seed: NaturalNumber = 0
+    seconds: PositiveNumber = 35.0, folder: str = "runs/demo", seed: NaturalNumber = 0
 ) -> None:
     """Train a byte language model on the standard library's source.
 

@@ -57,7 +57,7 @@ class DemoModel(LanguageModel):
         return None
 
 
-def main(seconds: float = 90.0, folder: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
+def main(seconds: float = 35.0, folder: str = "runs/demo", seed: int = 0) -> dict[str, Any]:
     """Runs the demo and leaves logs, checkpoints and a figure in a folder.
 
     Args:
