@@ -41,6 +41,7 @@ from lightning_lrnn.data.tables.columns import (
 from lightning_lrnn.data.tables.csv_files import CsvFormat
 from lightning_lrnn.data.tables.files import Series, listed, read_series
 from lightning_lrnn.data.tables.fitted import (
+    MOST,
     Array,
     ColumnScaling,
     carried_on,
@@ -78,8 +79,6 @@ from lightning_lrnn.data.text.windows import IGNORE
 
 __all__ = ["SequenceTable"]
 
-MOST = 8
-"""Columns that a warning names."""
 TASKS = ("forecast", "classify", "tag")
 Name = str | int
 UNNAMED = re.compile(r"\s*|(Unnamed: \d+|__index_level_\d+__)(\.\d+)?")

@@ -18,6 +18,7 @@ from lightning_lrnn.data.tables.rows import Span
 from lightning_lrnn.data.tables.times import shown
 
 __all__ = [
+    "MOST",
     "Array",
     "ColumnScaling",
     "carried_on",
@@ -30,12 +31,12 @@ __all__ = [
 
 Array = NDArray[np.float64]
 MOST = 8
-"""Columns that are named in a message."""
+"""Columns, or series, that are named in a message."""
 SAME = 1e-6
 """Part of what was constant in training by which it may differ."""
 WIDER = 2
 """Ratio of standard deviations from which on one is far wider."""
-ALONE = 1.0
+CONSTANT = 1.0
 """Stands for the standard deviation of a column that is constant."""
 
 
@@ -158,8 +159,8 @@ class ColumnScaling(NamedTuple):
         lines = []
         for place, (trained, there) in pairs.items():
             far = abs(there.mean - trained.mean) > trained.std
-            ratio = np.where(there.std == ALONE, 1, there.std / trained.std)
-            constant = trained.std == ALONE
+            ratio = np.where(there.std == CONSTANT, 1, there.std / trained.std)
+            constant = trained.std == CONSTANT
             far |= np.where(
                 constant,
                 abs(there.mean - trained.mean) > SAME * abs(trained.mean),
@@ -175,7 +176,7 @@ class ColumnScaling(NamedTuple):
 
 def _text(scaling: Scaling, column: int) -> str:
     mean, std = scaling.mean[column], scaling.std[column]
-    return f"always {mean:.6g}" if std == ALONE else f"{mean:.6g} ± {std:.6g}"
+    return f"always {mean:.6g}" if std == CONSTANT else f"{mean:.6g} ± {std:.6g}"
 
 
 def _stacked(rows: Sequence[Array]) -> Tensor:
