@@ -24,7 +24,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from lightning_lrnn.backends.cuda import plan as cuda_plan
 from lightning_lrnn.backends.cuda.codegen import fused
 from lightning_lrnn.backends.cuda.plan import SERIAL_THREADS, Plan, plan, slots
 from lightning_lrnn.backends.operands import STORAGE, Operand
+from lightning_lrnn.core import pytorch
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY
 
@@ -213,12 +214,13 @@ class Pass:
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
     """New memory is NaN, so that what a kernel does not write is seen."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+
+    def filled(device: str) -> Callable[..., Tensor]:
+        allocate = pytorch.empty_strided[device]
+        return lambda *form: allocate(*form).fill_(math.nan)
+
+    with mock.patch.dict(pytorch.empty_strided, {d: filled(d) for d in pytorch.empty_strided}):
         yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def error(values: list[Tensor], wanted: list[Tensor]) -> float:

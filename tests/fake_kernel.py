@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import re
@@ -14,7 +13,7 @@ from plain_calls import adjoint_of
 
 from lightning_lrnn.backends.cuda import nvrtc, plan
 from lightning_lrnn.backends.operands import DTYPE
-from lightning_lrnn.core import reference
+from lightning_lrnn.core import pytorch, reference
 
 
 def view(pointer: int, dtype: torch.dtype, shape: tuple, strides: tuple | None = None):
@@ -119,7 +118,7 @@ def launches(monkeypatch):
         seen.append((dict(kernel), grid, block))
         Kernel(kernel)(grid, arguments)
 
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(pytorch, "current_device", lambda: None)  # as `index` of a CPU is
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(nvrtc, "kernel", lambda source, macros, capability: macros)

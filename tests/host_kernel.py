@@ -131,7 +131,6 @@ def as_cuda(compiler: Compiler):
         seen.append((dict(macros), launch(compiler.kernel(macros), grid, block, problem)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
         patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setattr(pytorch, "current_device", lambda: None)

@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_calls import PlainCalls
+from poison import poison
 from sweeps import DTYPES, TOLERANCE
 from torch import Tensor
 
@@ -34,7 +35,8 @@ FLAGS = list(itertools.product([False, True], repeat=2))
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch):
-    """Outputs start as NaN, and large pages are asked for at any size."""
+    """Results and room for states start as NaN."""
+    poison(monkeypatch)
     empty = torch.empty
 
     def poisoned(*arguments, **options):

@@ -10,6 +10,7 @@ warm-up that leaves out a width or the backward pass; a reason left out.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 
@@ -22,7 +23,7 @@ from sweeps import TOLERANCE
 import lightning_lrnn as lrnn
 from lightning_lrnn.backends.cuda import availability, launch, nvrtc, plan, warmup
 from lightning_lrnn.backends.operands import STORAGE
-from lightning_lrnn.core import reference
+from lightning_lrnn.core import pytorch, reference
 from lightning_lrnn.core.problem import Gradients, Problem
 from lightning_lrnn.gates import IDENTITY
 from lightning_lrnn.nn.cells.surrogate import lstm, output_tanh
@@ -547,6 +548,43 @@ def test_capture_without_warmup_says_so(monkeypatch):
     with pytest.raises(RuntimeError, match="warmup"), torch.cuda.graph(graph):
         b.clone()  # an empty graph has a warning of its own
         cuda.run(a, b, h0, None, None, **options, parallel=True)
+
+
+def test_all_is_done_on_the_device_of_the_problem(launches, monkeypatch):
+    """Which PyTorch's current one is only meanwhile."""
+    current, events = [3], []
+
+    @contextlib.contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    def noted(name, function):
+        def note(*arguments):
+            events.append((name, current[-1]))
+            return function(*arguments)
+
+        return note
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(pytorch, "current_device", lambda: current[-1])
+    monkeypatch.setattr(nvrtc, "launch", noted("launch", lambda *_: None))
+    allocate = noted("allocate", pytorch.empty_strided["cpu"])
+    monkeypatch.setitem(pytorch.empty_strided, "cpu", allocate)
+    a, b, _, dy, *_ = problem(torch.float32)
+    plain = Problem(IDENTITY, "", (a, b), None, None, None, False, False)
+    kernels = launch.backend(plain, parallel=True)
+    for run, allocated in (
+        (lambda: kernels.forward(plain), 2),
+        (lambda: kernels.backward(plain, b, Gradients(dy, None)), 3),
+        (lambda: kernels.pair(plain), 2),
+        (lambda: kernels.adjoint_impulse(plain, b, dy), 1),
+    ):
+        events.clear()
+        run()
+        assert events == [("allocate", None)] * allocated + [("launch", None)]
+        assert current == [3]
 
 
 @pytest.mark.gpu

@@ -12,7 +12,6 @@ kernel argument more, and one of another type.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import multiprocessing
@@ -39,6 +38,7 @@ from plain_calls import PlainCalls
 
 from lightning_lrnn.backends.cuda import launch, nvrtc
 from lightning_lrnn.backends.cuda.workspace import REUSED
+from lightning_lrnn.core import pytorch
 
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings.nvrtc")
@@ -348,7 +348,7 @@ def test_arguments_fit_the_kernel(step, parallel, launched):
 def launched(monkeypatch):
     """(variant, arguments) of every launch, none of which takes place."""
     seen = []
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(pytorch, "current_device", lambda: None)  # as `index` of a CPU is
     monkeypatch.setattr(launch, "_kernel", lambda variant, _: variant)
     monkeypatch.setattr(nvrtc, "launch", lambda k, g, b, args, _: seen.append((k, args)))
     return seen

@@ -7,7 +7,6 @@ of `can_be_packed` left out.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import torch
 from gate_functions import FUNCTIONS, REAL
 from host_kernel import as_cuda, mutated, needs_compiler
 from kernel_variants import KINDS, PACKED_KINDS, PASSES
+from poison import poison
 from torch.utils._pytree import tree_map_only
 
 from lightning_lrnn.backends.cuda import launch, plan, warmup
@@ -89,16 +89,6 @@ def made(kind, dtype, shape, masks, *, reverse=False, exclusive=False):
     return Problem(gate, readout, tuple(pre), h0, lengths, reset, reverse, exclusive)
 
 
-@contextlib.contextmanager
-def poisoned():
-    """New memory is NaN, so that what a kernel does not write is seen."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
     """All that both passes give, or also the pair of a segment; every kernel is packed, or none."""
     torch.manual_seed(1)
@@ -106,8 +96,8 @@ def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
     with (
         pytest.MonkeyPatch.context() as patch,
         as_cuda(compiler or emulated.compiler()) as seen,
-        poisoned(),
     ):
+        poison(patch)
         patch.setattr(plan, "PACKED", packed)
         kernels = launch.backend(problem, parallel=parallel)
         states = kernels.forward(problem)

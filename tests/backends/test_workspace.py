@@ -199,8 +199,7 @@ def test_a_broken_kernel_is_noticed(name, small_tiles, kept, monkeypatch, tmp_pa
 @pytest.fixture
 def machine(kept, monkeypatch):
     """Where the current stream is what a test says."""
-    machine = SimpleNamespace(device=None, stream=0, captures=False)
-    monkeypatch.setattr(pytorch, "current_device", lambda: machine.device)
+    machine = SimpleNamespace(stream=0, captures=False)
     monkeypatch.setattr(pytorch, "current_stream", lambda index: machine.stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: machine.captures)
     monkeypatch.setattr(workspace, "WORDS", 64)
@@ -232,17 +231,16 @@ def test_one_for_each_thread(machine):
     assert taken() is first
 
 
-@pytest.mark.parametrize("why", ["captures", "device", "large"])
+@pytest.mark.parametrize("why", ["captures", "large"])
 def test_zeros_of_its_own(machine, why):
-    """Of a graph, or where it is not known whether there is one; of many words."""
+    """Of a graph; of many words."""
     first = taken().fill_(1)
     machine.captures = why == "captures"
-    machine.device = 1 if why == "device" else None
     words = 65 if why == "large" else 5
     found = [taken(words) for _ in range(2)]
     assert found[0] is not found[1]
     assert all(len(x) == words and not x.any() for x in found)
-    machine.captures, machine.device = False, None
+    machine.captures = False
     assert taken() is first
 
 

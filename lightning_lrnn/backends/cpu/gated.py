@@ -20,7 +20,8 @@ from lightning_lrnn.backends.cpu.plan import (
 )
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
-from lightning_lrnn.core.problem import Gradients, Problem, States, contiguous
+from lightning_lrnn.core.problem import Gradients, Problem, States
+from lightning_lrnn.core.pytorch import empty_strided
 
 __all__ = ["Gated", "empty", "gated"]
 
@@ -45,16 +46,18 @@ class Gated:
         self._inputs = len(problem.pre)
         self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         self._parameters = any([p.ndim < 3 for p in problem.pre])
-        x = problem.pre[self._first]
-        alike = x.is_contiguous() and x.dtype is compiled.state
-        self._alike = alike and x.nbytes < LARGE_PAGE  # `empty` need not ask
-        self._small = not self._parameters and max(p.nbytes for p in problem.pre) < LARGE_PAGE
+        self._dtypes = [p.dtype for p in problem.pre]
+        B, T, D = problem.x.shape
+        self._shape, self._strides = (B, T, D), (T * D, D, 1)
+        most = B * T * D * torch.complex128.itemsize
+        self._empty = empty_strided["cpu"] if most < LARGE_PAGE else empty
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._flags = bool(problem.reverse), bool(problem.exclusive)
         self._adjoint_division = divided(
             problem.x, operations(*self._programs, backward=True), parallel=parallel
         )
         self._state = zeros_of(problem.x, state_dtype(compiled.state))
+        self._state_form = (B, D), (D, 1), self._state.dtype
         self._first_state = zeros_of(problem.x, compiled.state)
         self._forward: Launch | None = None
         self._backward: dict[tuple[object, ...], Launch] = {}
@@ -63,10 +66,9 @@ class Gated:
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state."""
         _, readout, pre, h0, lengths, reset, _, _ = problem
-        x = pre[self._first]
-        hidden = torch.empty_like(x) if self._alike else empty(x, self._code.state)
-        y = empty(x, self._code.output) if readout else hidden
-        final = torch.empty_like(self._state)
+        hidden = self._empty(self._shape, self._strides, self._code.state)
+        y = self._empty(self._shape, self._strides, self._code.output) if readout else hidden
+        final = empty_strided["cpu"](*self._state_form)
         if self._lazy:
             pre = list(map(resolved, pre))
         tensors = [*pre, y, hidden]
@@ -100,7 +102,7 @@ class Gated:
             pre, h = list(map(resolved, pre)), resolved(h)
         dy, final, out = gradients
         dy = spread(resolved(dy))
-        c = torch.empty_like(self._state)
+        c = empty_strided["cpu"](*self._state_form)
         # Rounded as the states after it are.
         first = self._first_state if h0 is None else h0.to(h.dtype)
         dpre = self._room_for_gradients(pre, h, out)
@@ -170,8 +172,8 @@ class Gated:
         self, pre: Sequence[Tensor], h: Tensor, out: Sequence[Tensor | None] | None
     ) -> list[Tensor]:
         """Where gradients go: of a parameter a sum for every part of time and row."""
-        if out is None and self._small:
-            return [contiguous(p, p.dtype) for p in pre]
+        if out is None and not self._parameters:
+            return [self._empty(self._shape, self._strides, t) for t in self._dtypes]
         division = self._adjoint_division
         room = []
         for i, p in enumerate(pre):
@@ -184,20 +186,21 @@ class Gated:
                 room.append(sums.transpose(0, 1))
             else:
                 donated = out[i] if out is not None else None
-                room.append(empty(p, p.dtype) if donated is None else donated)
+                if donated is None:
+                    donated = self._empty(self._shape, self._strides, p.dtype)
+                room.append(donated)
         if out is not None and h.nbytes >= LARGE_PAGE:
             in_large_pages(next(g for g in out if g is not None))
         return room
 
 
-def empty(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous tensor of a shape; a large one in large pages.
+def empty(size: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without values; a large one in large pages.
 
     What a training step allocates is freed all at once, which is enough for the allocator to return
     it to the system, so each step gets its pages anew. Large ones are 512 times fewer.
     """
-    x = contiguous(like, dtype)
-    return x if x.nbytes < LARGE_PAGE else in_large_pages(x)
+    return in_large_pages(empty_strided["cpu"](size, strides, dtype))
 
 
 def _folded(pairs: Tensor) -> tuple[Tensor, Tensor] | None:

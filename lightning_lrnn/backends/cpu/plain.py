@@ -92,7 +92,7 @@ class _Folded:
     def forward(self, problem: Problem) -> States:
         a, b = map(resolved, problem.pre)
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
-        h0, y = problem.h0, empty(b, b.dtype)
+        h0, y = problem.h0, _empty(b)
         forward = Direction(backward=False, reverse=reverse, inside=True)
         final = b.new_zeros(b.shape[0], b.shape[2]) if h0 is None else h0.clone()
         for folds, steps in parts(problem, b.shape[1], backwards=reverse):
@@ -108,7 +108,7 @@ class _Folded:
     ) -> tuple[list[Tensor], Tensor]:
         a, y, dy = resolved(problem.pre[0]), resolved(h), spread(resolved(gradients.y))
         reverse, exclusive = bool(problem.reverse), bool(problem.exclusive)
-        da, db, h0 = empty(y, y.dtype), empty(y, y.dtype), problem.h0
+        da, db, h0 = _empty(y), _empty(y), problem.h0
         adjoint = Direction(backward=True, reverse=reverse, inside=exclusive)
         c = y.new_zeros(y.shape[0], y.shape[2])
         first = c.clone() if h0 is None else h0
@@ -125,6 +125,11 @@ class _Folded:
                 tensors = [inputs[0], None, inputs[1], y[:, steps], first, *outputs]
                 _row_pass(tensors, [5, 6], c, adjoint, exclusive=exclusive)
         return [da, db], c
+
+
+def _empty(like: Tensor) -> Tensor:
+    B, T, D = like.shape
+    return empty((B, T, D), (T * D, D, 1), like.dtype)
 
 
 def parts(problem: Problem, most: int, *, backwards: bool) -> list[tuple[bool, slice]]:

@@ -231,20 +231,15 @@ def launch(
         block: number of threads in a block.
         parameter: the fields, pointers among them (0 for none). Neither their number nor their
             meaning is checked against the kernel's.
-        device: a CUDA device with an index.
+        device: PyTorch's current CUDA device, with its index.
 
     Raises:
         RuntimeError: if the driver refuses the launch; with its reason.
     """
-    driver, pytorch, index = _driver(), _pytorch(), device.index
-    if pytorch.current_device() != index:
-        import torch
-
-        with torch.cuda.device(device):
-            return launch(function, grid, block, parameter, device)
+    driver, index = _driver(), device.index
     pointer = _POINTER[:]  # copied in less time than made
     pointer[0] = parameter.buffer_info()[0]
-    stream = driver.CUstream(pytorch.current_stream(index))
+    stream = driver.CUstream(_pytorch().current_stream(index))
     # The driver copies what the pointer points to before it returns.
     arguments = function, grid, 1, 1, block, 1, 1, 0, stream, pointer.buffer_info()[0], 0
     success = driver.CUresult.CUDA_SUCCESS

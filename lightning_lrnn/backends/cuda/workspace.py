@@ -44,18 +44,18 @@ def zeroed(words: int, device: torch.device) -> Tensor:
 
 
 def reused(words: int, device: torch.device) -> Tensor:
-    """At least so many words, for this thread's next launch on the device's current stream.
+    """At least so many words, for this thread's next launch on the current stream.
 
     The words of a graph are its own, and are zeroed by a node of it: a graph may be replayed on
-    any stream. So are those of a launch on another device than the current one, whose stream would
-    have to be asked whether it is captured.
+    any stream.
+
+    Args:
+        words: of the launch.
+        device: the current one.
     """
-    index = device.index
-    if words > WORDS or pytorch.current_device() != index:
+    if words > WORDS or torch.cuda.is_current_stream_capturing():
         return zeroed(words, device)
-    if torch.cuda.is_current_stream_capturing():
-        return zeroed(words, device)
-    of, key = _kept.of, (device, pytorch.current_stream(index))
+    of, key = _kept.of, (device, pytorch.current_stream(device.index))
     memory, left = of.pop(key, (None, 0))
     if memory is None or left == 0:
         memory, left = zeroed(WORDS, device), LAUNCHES
