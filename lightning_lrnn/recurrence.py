@@ -17,7 +17,7 @@ from lightning_lrnn.core.checks import check_flags
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.evaluation import broadcastable, operands
 from lightning_lrnn.core.masks import padding_mask
-from lightning_lrnn.core.problem import Problem, sequence, sequence_dtype
+from lightning_lrnn.core.problem import Problem, problem_of, sequence, sequence_dtype
 from lightning_lrnn.core.pytorch import (
     constant,
     forward_mode,
@@ -88,7 +88,7 @@ def linear_recurrence(
         ValueError: for shapes that do not fit, TypeError: for dtypes or devices that do not.
         lightning_lrnn.backends.BackendError: if the named backend cannot run.
     """
-    problem = Problem(gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive)
+    problem = problem_of((gates.IDENTITY, "", (a, b), h0, lengths, reset, reverse, exclusive))
     if isinstance(a, Tensor) and a.ndim == 1:
         problem = _parameters_as_gate(problem)
     if group is not None and (ranks := ranks_of(group)) is not None:
@@ -145,7 +145,7 @@ def gated_recurrence(
     programs = ("", "")
     if fusible:
         programs = gate.program, "" if readout is None else readout.program  # type: ignore[attr-defined]
-    problem = Problem(*programs, pre, h0, lengths, reset, reverse, exclusive)
+    problem = problem_of((*programs, pre, h0, lengths, reset, reverse, exclusive))
     if group is not None and (ranks := ranks_of(group)) is not None:
         check = partial(_check_gated, gate, readout, problem)
         if fusible:

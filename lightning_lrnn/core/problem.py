@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ __all__ = [
     "Gradients",
     "Problem",
     "States",
-    "contiguous",
     "lie_as_chunks",
+    "problem_of",
     "sequence",
     "sequence_dtype",
 ]
@@ -128,11 +129,8 @@ class Problem(NamedTuple):
         return tuple(form)
 
 
-def contiguous(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """An uninitialised contiguous tensor of the shape of `like`, for a backend's result."""
-    if like.dtype is dtype and like.is_contiguous():
-        return torch.empty_like(like)  # in half the time
-    return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+problem_of: Callable[[tuple[Any, ...]], Problem] = partial(tuple.__new__, Problem)
+"""The problem of all fields in their order, in half the time of `Problem`."""
 
 
 class States(NamedTuple):

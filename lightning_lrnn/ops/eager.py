@@ -49,7 +49,7 @@ def run(recipe: Recipe, problem: Problem) -> tuple[Tensor, Tensor]:
     if wants_gradient is None:
         wants_gradient = any_requires_grad(*pre, h0)
     if wants_gradient and torch.is_grad_enabled():
-        y, _, final = _differentiable(recipe, problem, h0, *pre)
+        y, *_, final = _differentiable(recipe, problem, h0, *pre)
     else:
         assert recipe.backend is not None
         y, _, final = compute(recipe.name, recipe.backend, problem)
@@ -74,19 +74,20 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, recipe: Recipe, problem: Problem, h0: Tensor | None, *pre: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, ...]:
         assert recipe.backend is not None
         y, h, final = compute(recipe.name, recipe.backend, problem)
         save(ctx, recipe, problem, h)
-        return y, h if problem.readout else None, final
+        return (y, h, final) if problem.readout else (y, final)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        dh0, dpre = differentiate(ctx, *gradients)
+    def backward(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+        of_h = others[0] if len(others) == 2 else None
+        dh0, dpre = differentiate(ctx, dy, of_h, others[-1])
         return None, None, dh0, *dpre
 
 
-_differentiable: Callable[..., tuple[Tensor, Tensor | None, Tensor]] = applied(_Differentiable)
+_differentiable: Callable[..., tuple[Tensor, ...]] = applied(_Differentiable)
 
 
 def save(ctx: Any, recipe: Recipe, problem: Problem, h: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_lrnn.core.problem import Gradients, Problem
+from lightning_lrnn.core.problem import Gradients, problem_of
 from lightning_lrnn.core.pytorch import add_batch_dim, is_batched, keep_graph, remove_batch_dim
 from lightning_lrnn.ops import double_backward
 from lightning_lrnn.ops.first_order import first_order_gradients, zeros_of_output
@@ -45,7 +45,7 @@ def differentiate(
     first_order = of_h is None and not torch.is_grad_enabled()
     for i in recipe.unread:
         pre[i] = (_placeholder if first_order else _zeros)(h, recipe.dtypes[i])
-    problem = Problem(gate, readout, pre, h0, lengths, reset, reverse, exclusive)
+    problem = problem_of((gate, readout, pre, h0, lengths, reset, reverse, exclusive))
     if first_order:
         gradients = Gradients(zeros_of_output(problem, h) if dy is None else dy, dh_final)
         in_place = donated and not again and not keep_graph()
