@@ -6,9 +6,9 @@ Of `linear_recurrence` and of a fused gate at (1, 4, 8) in float32, by the CPU's
 CUDA's on tensors of the CPU with a driver that does nothing: so its part of a call is measured
 without a device, but for what PyTorch's allocator and the driver take there. Beside them what
 PyTorch takes for an operator of its own, and for `nothing`: an autograd function that allocates the
-same outputs and gradients and does nothing else. No differentiable call in Python takes less,
-forward or backward. "backward" is all of a backward pass, and "ours" what of it is beyond that of
-`nothing`. All in turn; medians of rounds, and all rounds in benchmarks/results/host.json.
+same outputs and gradients and does nothing else; beside CUDA's once more, as a machine's speed
+drifts. "backward" is all of a backward pass, and "ours" what of it is beyond that of `nothing`. In
+turn; medians of rounds, and all rounds in benchmarks/results/host.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Clock, about, environment, in_turn, repeated
+from timing import Clock, Run, about, environment, in_turn, repeated
 
 import lightning_lrnn as lrnn
 from lightning_lrnn import backends
@@ -86,36 +86,41 @@ def calls() -> dict[str, Callable[..., Any]]:
 
 
 def measured(functions: dict[str, Callable[..., Any]], rounds: int) -> dict[str, list[float]]:
-    """Samples in seconds of one call: without a gradient, with one, and with its backward pass."""
+    """Samples in seconds of one call: without a gradient, with one, and of its backward pass."""
     pre = [torch.rand(SHAPE) for _ in range(2)]
     leaves = [p.clone().requires_grad_() for p in pre]
     ones = torch.ones(SHAPE)
     runs = {}
     for name, function in functions.items():
 
-        def both(function: Callable[..., Any] = function) -> None:
-            y = function(*leaves)
-            torch.autograd.grad(y[0] if isinstance(y, tuple) else y, leaves, ones)
+        def outputs(function: Callable[..., Any] = function) -> list[torch.Tensor]:
+            results = [function(*leaves) for _ in range(CALLS)]
+            return [y[0] if isinstance(y, tuple) else y for y in results]
 
-        runs[f"{name}, without"] = lambda function=function: function(*pre)
-        runs[f"{name}, differentiable"] = lambda function=function: function(*leaves)
-        runs[f"{name}, both"] = both
-    for run in runs.values():
-        for _ in range(20):
-            run()
-    timed = {name: repeated(run, CALLS, "cpu") for name, run in runs.items()}
-    samples = in_turn(Clock("cpu"), timed, rounds, "host")
+        def backward(outputs: list[torch.Tensor]) -> None:
+            for y in outputs:
+                torch.autograd.grad(y, leaves, ones)
+
+        def call(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Run:
+            return repeated(lambda: function(*inputs), CALLS, "cpu")
+
+        runs[f"{name}, without"] = call(function, pre)
+        runs[f"{name}, differentiable"] = call(function, leaves)
+        runs[f"{name}, backward"] = Run(backward, before=outputs)
+    in_turn(Clock("cpu"), runs, 1, "host")  # what is compiled and kept at a first call
+    samples = in_turn(Clock("cpu"), runs, rounds, "host")
     return {name: [s / CALLS for s in times] for name, times in samples.items()}
 
 
-def rows(samples: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+def rows(samples: dict[str, list[float]]) -> dict[str, tuple[float, ...]]:
     """Microseconds of a call without a gradient, with one, and of its backward pass alone."""
     us = {name: 1e6 * statistics.median(times) for name, times in samples.items()}
     names = dict.fromkeys(name.rsplit(",", 1)[0] for name in us)
     by_name = {}
     for name in names:
-        one, two, both = (us[f"{name}, {arm}"] for arm in ("without", "differentiable", "both"))
-        by_name[name] = one, two, both - two
+        by_name[name] = tuple(
+            us[f"{name}, {arm}"] for arm in ("without", "differentiable", "backward")
+        )
     return by_name
 
 
@@ -124,9 +129,10 @@ def show(report: dict[str, Any]) -> None:
     heads = f"{'without':>12}{'differentiable':>17}{'backward':>11}{'ours':>8}"
     print(f"{'microseconds of a call':30}{heads}")
     by_name = rows(report["samples_in_seconds"])
-    floor = by_name["nothing"][2]
     for name, (one, two, three) in by_name.items():
-        ours = "" if name in BASELINES else f"{three - floor:8.1f}"
+        function, *device = name.split(", ")
+        floor = by_name[", ".join(["nothing", *device])][2]
+        ours = "" if function in BASELINES else f"{three - floor:8.1f}"
         print(f"{name:30}{one:12.1f}{two:17.1f}{three:11.1f}{ours}")
 
 
@@ -145,7 +151,8 @@ def main() -> None:
     ours = calls()
     samples = measured({**baselines, **ours}, options.rounds)
     pretend_cuda()
-    samples |= measured({f"{name}, CUDA": call for name, call in ours.items()}, options.rounds)
+    again = {"nothing": nothing, **ours}
+    samples |= measured({f"{name}, CUDA": call for name, call in again.items()}, options.rounds)
     report = {**environment("cpu"), "calls": CALLS, "samples_in_seconds": samples}
     options.json.write_text(json.dumps(report) + "\n")
     show(report)

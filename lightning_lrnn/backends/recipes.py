@@ -8,7 +8,7 @@ checked every time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lightning_lrnn.gates import derivative
 
 __all__ = [
     "FORMS",
+    "LastPass",
     "Recipe",
     "by_form",
     "by_guard",
@@ -29,6 +30,8 @@ __all__ = [
     "of",
     "remember",
 ]
+
+Pass = TypeVar("Pass")
 
 FORMS = 4096
 """Forms of problems of which recipes are kept: shapes are many where lengths vary."""
@@ -97,6 +100,35 @@ def remember(cache: dict[Key, Any], key: Key, value: Any) -> None:
     if len(cache) >= FORMS:
         cache.clear()
     cache[key] = value
+
+
+class LastPass(Generic[Pass]):
+    """What computed the last backward pass of a form: it computes one whose tensors lie alike.
+
+    Hooks of autograd may hand out gradients of other strides than the time before.
+    """
+
+    _last: tuple[tuple[int, ...], Callable[..., bool], Pass] | None = None
+
+    def find(self, pre: Sequence[Tensor], h: Tensor, dy: Tensor) -> Pass | None:
+        """None if none is kept, or the tensors lie otherwise."""
+        if self._last is None:
+            return None
+        read, like_these, last = self._last
+        return last if like_these(*[pre[i] for i in read], h, dy) else None
+
+    def keep(self, pre: Sequence[Tensor], h: Tensor, dy: Tensor, last: Pass) -> None:
+        """For tensors like these, wherever they lie.
+
+        Args:
+            pre: the pre-activations; `h` in the place of one that is not read.
+            h: the hidden states.
+            dy: gradient of the output.
+            last: what computes the pass.
+        """
+        read = tuple([i for i, p in enumerate(pre) if p is not h])  # a guard takes none twice
+        guard = guard_of(*[pre[i] for i in read], h, dy)
+        self._last = None if guard is None else (read, guard, last)
 
 
 def clear() -> None:

@@ -103,41 +103,6 @@ def test_lazy_conjugates_are_read_as_their_values(launches):
     torch.testing.assert_close(y, expected)
 
 
-def test_a_warm_backward_pass_sees_other_strides(launches):
-    """As a hook of autograd, or another gradient, may bring them."""
-    a, y, dy = (torch.randn(2, 113, 5, dtype=torch.complex64) for _ in range(3))
-    a = a / a.abs().amax()
-    apart = a.repeat_interleave(2, 1)[:, ::2]
-    kernels = launch.backend(
-        Problem(IDENTITY, "", (a, a), None, None, None, False, False), parallel=True
-    )
-    for decays, h, gradient in (
-        *itertools.repeat((a, y, dy), 3),
-        (apart, y, dy),
-        (a, y.repeat_interleave(2, 1)[:, ::2], dy),
-        (a, y, dy.sum((0, 1), keepdim=True).expand_as(dy)),
-        (a, y, dy.conj()),
-        (a.conj(), y, dy),
-        (a, y, dy),
-    ):
-        problem = Problem(IDENTITY, "", (decays, decays), None, None, None, False, False)
-        (da, db), dh0 = kernels.backward(problem, h, Gradients(gradient, None))
-        decays, h, gradient = (x.resolve_conj().contiguous() for x in (decays, h, gradient))
-        expected = cuda.run_backward(
-            decays,
-            h,
-            None,
-            gradient,
-            None,
-            None,
-            None,
-            reverse=False,
-            exclusive=False,
-            parallel=True,
-        )
-        torch.testing.assert_close((da, db, dh0), expected, **TOLERANCE[torch.complex64])
-
-
 @pytest.mark.parametrize("edge", [-1, 0, 1])
 def test_workspace_at_tile_edges(edge, launches):
     """The stand-in counts the workspace's words, and finds them zero."""

@@ -18,6 +18,7 @@ from lightning_lrnn.backends.cpu.plan import (
     operations,
     rounded,
 )
+from lightning_lrnn.backends.recipes import LastPass
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.masks import restarts
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -61,6 +62,7 @@ class Gated:
         self._first_state = zeros_of(problem.x, compiled.state)
         self._forward: Launch | None = None
         self._backward: dict[tuple[object, ...], Launch] = {}
+        self._last: LastPass[Launch] = LastPass()
         self._pairs: dict[tuple[object, ...], Launch] = {}
 
     def forward(self, problem: Problem) -> States:
@@ -98,20 +100,22 @@ class Gated:
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0."""
         _, _, pre, h0, lengths, reset, _, _ = problem
-        if self._lazy:
-            pre, h = list(map(resolved, pre)), resolved(h)
         dy, final, out = gradients
-        dy = spread(resolved(dy))
+        steps = None if out else self._last.find(pre, h, dy)
+        if steps is None:
+            pre, h, dy = list(map(resolved, pre)), resolved(h), spread(resolved(dy))
         c = empty_strided["cpu"](*self._state_form)
         # Rounded as the states after it are.
         first = self._first_state if h0 is None else h0.to(h.dtype)
         dpre = self._room_for_gradients(pre, h, out)
         tensors = [*pre, dy, h, first, *dpre]
-        # Hooks of autograd may hand out other strides than they were given.
-        form = tuple(map(Tensor.stride, tensors))
-        steps = self._backward.get(form)
         if steps is None:
-            steps = self._backward[form] = self._launch(tensors, backward=True)
+            form = tuple(map(Tensor.stride, tensors))
+            steps = self._backward.get(form)
+            if steps is None:
+                steps = self._backward[form] = self._launch(tensors, backward=True)
+            if not out:
+                self._last.keep(pre, h, dy, steps)
         if lengths is not None or reset is not None:
             lengths, reset = _masks(problem)
         steps(tensors, c, final, lengths, reset)

@@ -29,6 +29,7 @@ from lightning_lrnn.backends.cuda.plan import (
     steps,
 )
 from lightning_lrnn.backends.operands import DTYPE, OPERAND, Operand
+from lightning_lrnn.backends.recipes import LastPass
 from lightning_lrnn.core import pytorch
 from lightning_lrnn.core.dtypes import state_dtype
 from lightning_lrnn.core.problem import Gradients, Problem, States
@@ -91,9 +92,7 @@ class Kernels:
         self._device = problem.x.device
         self._empty = pytorch.empty_strided[self._device.type]
         self._layout = "apart" if is_always_apart(self._shape) else None
-        self._last: tuple[tuple[int, ...], Callable[..., bool], _Launch] | None = None
-        """Which pre-activations a backward pass reads, a guard of these, the hidden states and the
-        gradient of y, and the pass that such tensors have wherever they lie."""
+        self._last: LastPass[_Launch] = LastPass()
         self._lazy = any([p.is_conj() or p.is_neg() for p in problem.pre])
         self._parameters = any([p.ndim < 3 for p in problem.pre])
         self._passes: dict[tuple[object, ...], _Launch] = {}
@@ -106,7 +105,7 @@ class Kernels:
             given: of the same steps, by `pair` for forward, by `adjoint_impulse` for backward.
         """
         other = copy(self)
-        other._given, other._passes, other._last = given, self._given_passes, None
+        other._given, other._passes, other._last = given, self._given_passes, LastPass()
         return other
 
     def forward(self, problem: Problem) -> States:
@@ -138,10 +137,7 @@ class Kernels:
         _, _, pre, h0, lengths, reset, _, _ = problem
         dy, dh_final, out = gradients
         donated = [] if out is None else [g for g in out if g is not None]
-        launch = None
-        if self._last is not None and not donated:
-            read, like_these, of_these = self._last
-            launch = of_these if like_these(*[pre[i] for i in read], h, dy) else None
+        launch = None if donated else self._last.find(pre, h, dy)
         if launch is None:
             *pre, h, dy = tensors = _plain((*pre, h, dy))
             launch = self._adjoint(problem, tensors, donated)
@@ -175,7 +171,6 @@ class Kernels:
         layout = self._layout or layout_of(
             self._shape, problem.lengths, [*tensors, *donated], reverse=not problem.reverse
         )
-        # Hooks of autograd may hand out other strides than they were given.
         form = layout, *[x.stride() for x in (*tensors, *donated)]
         launch = self._passes.get(form)
         if launch is None:
@@ -185,10 +180,7 @@ class Kernels:
             launch.tell_strides(tensors, row=row, step=step)
         if self._layout and not donated:
             *pre, h, dy = tensors
-            # In the place of one that is not read may stand h, and a guard takes no tensor twice.
-            read = tuple([i for i, needed in enumerate(launch.needed) if needed])
-            guard = pytorch.guard_of(*[pre[i] for i in read], h, dy)
-            self._last = None if guard is None else (read, guard, launch)
+            self._last.keep(pre, h, dy, launch)
         return launch
 
     def pair(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor | None] | None:
@@ -291,14 +283,12 @@ class _Launch:
         state: dtype of the hidden states.
         output: dtype of what a readout makes of them.
         tiles: of time.
-        needed: which pre-activations are read.
     """
 
     def __init__(
         self, step: str, code: Fused, how: Plan, problem: Problem, *, keeps: bool = False
     ) -> None:
         self.state, self.output, self.tiles = DTYPE[code.state], DTYPE[code.output], how.tiles
-        self.needed = code.needed
         self._how, self._device, self._keeps = how, problem.x.device, keeps
         # What is kept for the pass must outlive other launches.
         reused = workspace.REUSED in how.macros and not keeps
