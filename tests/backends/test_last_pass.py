@@ -1,7 +1,6 @@
 """A backward pass over tensors that lie as the last ones did, and over others (`LastPass`).
 
-Seen to fail: the guard left out, the gradient of y not guarded, the hidden states not guarded, the
-pass kept with what was read in the place of lazy conjugates.
+Seen to fail: the guard left out, and each of the three tensors left out of it.
 """
 
 from __future__ import annotations
