@@ -54,7 +54,7 @@ def measured(folder: Path, devices: int) -> dict[str, float]:
     """Figures of a validation by so many processes."""
     torch.manual_seed(3)
     x, y, z = torch.randn(24, 9, F_), torch.arange(24) % C, torch.randn(24, H, K)
-    found: dict[str, float] = {}
+    actual: dict[str, float] = {}
     for kind in ("last", "forecast"):
         model = make(kind)
         nn.init.normal_((model.head.linear if kind == "forecast" else model.head).weight)
@@ -67,5 +67,5 @@ def measured(folder: Path, devices: int) -> dict[str, float]:
         loader = DataLoader(rows, 4, collate_fn=collate)
         options = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
         (part,) = trainer(folder, **options).validate(model, loader, verbose=False)
-        found |= {kind + name: value for name, value in part.items()}
-    return found
+        actual |= {kind + name: value for name, value in part.items()}
+    return actual

@@ -23,10 +23,10 @@ def records(folder: Path) -> list[Any]:
     until = time.monotonic() + PATIENCE
     while True:
         files = list(folder.rglob("offline-run-*/run-*.wandb"))
-        found = _parsed(files[0].read_bytes()) if files else []
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
+        actual = _parsed(files[0].read_bytes()) if files else []
+        if any(record.WhichOneof("record_type") == "exit" for record in actual):
             assert len(files) == 1
-            return found
+            return actual
         assert time.monotonic() < until, f"{folder} has no run that was finished"
         time.sleep(0.1)
 
@@ -35,7 +35,7 @@ def _parsed(data: bytes) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     assert data[:4] in (b":W&B", b"")
-    found, payload, at = [], b"", HEAD
+    actual, payload, at = [], b"", HEAD
     while at + HEAD <= len(data):
         if BLOCK - at % BLOCK < HEAD:  # padding to the next block
             at += BLOCK - at % BLOCK
@@ -44,9 +44,9 @@ def _parsed(data: bytes) -> list[Any]:
         payload += data[at + HEAD : at + HEAD + length]
         at += HEAD + length
         if kind in (WHOLE, LAST) and at <= len(data):
-            found.append(Record.FromString(payload))
+            actual.append(Record.FromString(payload))
             payload = b""
-    return found
+    return actual
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

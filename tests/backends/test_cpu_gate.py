@@ -127,14 +127,14 @@ def test_special_values_of_operands():
     x, y = (v.reshape(1, 1, -1).contiguous() for v in torch.cartesian_prod(edges, edges).unbind(1))
     for name in BINARY:
         function = nonzero(gates.OPERATIONS[name].meaning)
-        found, _ = lrnn.gated_recurrence(
+        actual, _ = lrnn.gated_recurrence(
             lrnn.gate(lambda x, y: (x, y)), x, y, readout=readout_of(function, 2), backend="scan"
         )
-        torch.testing.assert_close(found, function(x, y), equal_nan=True, rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(actual, function(x, y), equal_nan=True, rtol=0, atol=0, msg=name)
     z = edges.reshape(1, 1, -1)
     for name, function in UNARY.items():
-        found, _ = lrnn.gated_recurrence(constant, z, readout=readout_of(function), backend="scan")
-        torch.testing.assert_close(found, function(z), equal_nan=True, rtol=1e-6, atol=0, msg=name)
+        actual, _ = lrnn.gated_recurrence(constant, z, readout=readout_of(function), backend="scan")
+        torch.testing.assert_close(actual, function(z), equal_nan=True, rtol=1e-6, atol=0, msg=name)
 
 
 @pytest.mark.usefixtures("parts")
@@ -142,12 +142,12 @@ def test_special_values_of_operands():
 @pytest.mark.parametrize("shape", [(3, 700, 70), (1, 5000, 40), (2, 40, 1100)], ids=str)
 def test_bits_depend_neither_on_threads_nor_on_chance(shape, dtype):
     pre = operands(*shape, dtype)
-    found = []
+    actual = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        found += [results(pre) for _ in range(2)]
-    for result in found[1:]:
-        assert all(map(torch.equal, result, found[0]))
+        actual += [results(pre) for _ in range(2)]
+    for result in actual[1:]:
+        assert all(map(torch.equal, result, actual[0]))
 
 
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
@@ -172,11 +172,11 @@ def test_bits_of_a_column_are_its_own(reverse, exclusive, compiled_anew, monkeyp
 @pytest.mark.parametrize("reverse, exclusive", FLAGS)
 def test_stores_past_the_caches_have_the_same_bits(reverse, exclusive, monkeypatch):
     pre = operands(2, 37, 128)
-    found = []
+    actual = []
     for large in (1 << 40, 0):
         monkeypatch.setattr(launch, "LARGE", large)
-        found.append(results(pre, reverse=reverse, exclusive=exclusive))
-    assert all(map(torch.equal, *found))
+        actual.append(results(pre, reverse=reverse, exclusive=exclusive))
+    assert all(map(torch.equal, *actual))
 
 
 def test_errors_are_those_of_the_formula():
@@ -187,8 +187,8 @@ def test_errors_are_those_of_the_formula():
     exact = results([p.double() for p in pre], lstm.__call__, output_tanh.__call__)
     # A function that is no `gate` is evaluated by PyTorch.
     for gate, readout in ((lstm, output_tanh), (lstm.__call__, output_tanh.__call__)):
-        found = results(pre, gate, readout)
-        differences = [x.double() - e for x, e in zip(found, exact, strict=True)]
+        actual = results(pre, gate, readout)
+        differences = [x.double() - e for x, e in zip(actual, exact, strict=True)]
         errors.append([d.square().mean().sqrt().item() for d in differences])
     for ours, formula in zip(*errors, strict=True):
         assert ours <= 2 * formula
@@ -197,9 +197,9 @@ def test_errors_are_those_of_the_formula():
 def test_sums_of_parameters_are_exact_enough():
     pre = [torch.randn(1, 40_000, 33), torch.randn(1, 40_000, 33), torch.zeros(33)]
     shifted = lrnn.gate(lambda x, f, bias: (torch.sigmoid(f), x + bias))
-    found = results(pre, shifted, None)[-1]
+    actual = results(pre, shifted, None)[-1]
     exact = results([p.double() for p in pre], shifted, None)[-1]
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(actual.double(), exact, rtol=1e-5, atol=1e-4)
 
 
 def test_what_was_compiled_is_kept(compiled_anew, monkeypatch):
@@ -274,8 +274,8 @@ def test_makes_nothing_but_its_results():
     assert peak_memory(backward) <= 4 * bytes_of_one + small
     # Where no mode looks on, they are chunks of one tensor.
     forward()
-    found = torch.autograd.grad(kept[-1], pre, dy)
-    assert len({g.untyped_storage().data_ptr() for g in found}) == 1
+    actual = torch.autograd.grad(kept[-1], pre, dy)
+    assert len({g.untyped_storage().data_ptr() for g in actual}) == 1
 
 
 def test_why_pytorch_evaluates_a_gate(monkeypatch):

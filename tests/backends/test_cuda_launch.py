@@ -71,12 +71,12 @@ def test_backward(dtype, reverse, exclusive, parallel, launches):
     y, h_final = reference.linear_recurrence(a, b, h0, lengths=lengths, reset=reset, **kept)
     expected = torch.autograd.grad((y, h_final), (a, b, h0), (dy, dh_final))
     rows = y.detach().repeat_interleave(2, 1)[:, ::2]  # strided too
-    found = cuda.run_backward(
+    actual = cuda.run_backward(
         *(x.detach() for x in (a, rows, h0, dy, dh_final)), lengths, reset, **kept,
         parallel=parallel,
     )  # fmt: skip
-    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
-    assert all(x.is_contiguous() for x in found)
+    torch.testing.assert_close(actual, expected, **TOLERANCE[dtype])
+    assert all(x.is_contiguous() for x in actual)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -324,9 +324,9 @@ def on_gpu(dtype=torch.float32, device="cuda", **sizes):
     return a.to(device), b.to(device), h0.to(device), options, expected
 
 
-def agree(found, expected):
+def agree(actual, expected):
     torch.testing.assert_close(
-        [x.cpu() for x in found], list(expected), **TOLERANCE[found[0].dtype]
+        [x.cpu() for x in actual], list(expected), **TOLERANCE[actual[0].dtype]
     )
 
 
@@ -340,9 +340,9 @@ def test_runs_on_the_current_stream():
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late.copy_(b)
-        found = cuda.run(a, late, h0, None, None, **options, parallel=True)
+        actual = cuda.run(a, late, h0, None, None, **options, parallel=True)
     stream.synchronize()
-    agree(found, expected)
+    agree(actual, expected)
 
 
 @pytest.mark.gpu
@@ -381,9 +381,9 @@ def test_ten_runs_give_the_same_bits(shape, contended):
                     for _ in range(5):
                         torch.mm(other, other)
                     beside.append(run())
-        found = run()
+        actual = run()
         torch.cuda.synchronize()
-        for results in [found, *(beside if contended else [])]:
+        for results in [actual, *(beside if contended else [])]:
             assert all(map(torch.equal, results, first))
 
 
@@ -392,8 +392,8 @@ def test_ten_runs_give_the_same_bits(shape, contended):
 def test_runs_in_a_new_thread(parallel):
     """A thread without a CUDA context, whose memory PyTorch has at hand."""
     a, b, h0, options, expected = on_gpu()
-    found = cuda.run(a, b, h0, None, None, **options, parallel=parallel)
-    del found
+    actual = cuda.run(a, b, h0, None, None, **options, parallel=parallel)
+    del actual
     results = []
     thread = threading.Thread(
         target=lambda: results.append(cuda.run(a, b, h0, None, None, **options, parallel=parallel))
@@ -411,11 +411,11 @@ def test_captured_in_a_graph(parallel):
     still = torch.zeros_like(b)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = cuda.run(a, still, h0, None, None, **options, parallel=parallel)
+        actual = cuda.run(a, still, h0, None, None, **options, parallel=parallel)
     for _ in range(2):  # the second replay finds what the first left in the workspace
         still.copy_(b)
         graph.replay()
-        agree(found, expected)
+        agree(actual, expected)
         still.zero_()
 
 
@@ -478,8 +478,8 @@ def test_two_graphs_and_eager_calls_at_the_same_time():
         with torch.cuda.stream(streams[2]):
             eager = [gated(*inputs) for inputs in made]
         torch.cuda.synchronize()
-        for found in (eager, [outputs for _, outputs in graphs]):
-            for one, wanted in zip(found, expected, strict=True):
+        for actual in (eager, [outputs for _, outputs in graphs]):
+            for one, wanted in zip(actual, expected, strict=True):
                 assert all(map(torch.equal, one, wanted))
 
 
@@ -500,8 +500,8 @@ def test_folds_and_walks_agree_with_float64(shape):
         y, h_final = lrnn.linear_recurrence(*leaves, backend=backend)
         gradients = torch.autograd.grad(y, leaves, dy.to(dtype))
         results.append([x.detach().double() for x in (y, h_final, *gradients)])
-    for wanted, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+    for wanted, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.gpu

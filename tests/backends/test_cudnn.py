@@ -49,15 +49,15 @@ def device(request, monkeypatch):
 
 def both(rnn, *arguments, leaves, **options):
     """Results and gradients by `serial`, then by `cudnn`."""
-    found = []
+    actual = []
     for rnn.backend in ("serial", "cudnn"):
         results = rnn(*arguments, **options)
         assert lrnn.last_backend() == rnn.backend
         gradients = torch.autograd.grad(
             weighted(results), leaves, allow_unused=True, materialize_grads=True
         )
-        found.append((flat(results), gradients))
-    return found
+        actual.append((flat(results), gradients))
+    return actual
 
 
 @cases
@@ -152,11 +152,11 @@ def test_forms_of_the_tied_gate(gate, device):
     pre = [torch.randn(B, T, H, dtype=F64), torch.randn(H, dtype=F64)]
     leaves = [p.requires_grad_() for p in pre]
     options = {"reset": torch.rand(B, T) < 0.3, "lengths": torch.tensor([T, 0, 5])}
-    found = []
+    actual = []
     for backend in ("serial", "cudnn"):
         results = lrnn.gated_recurrence(gate, *pre, backend=backend, **options)
-        found.append((results, torch.autograd.grad(weighted(results), leaves)))
-    close(*found)
+        actual.append((results, torch.autograd.grad(weighted(results), leaves)))
+    close(*actual)
 
 
 READOUTS = {"state": None, "all": of_all, "lstm": lstm_readout, "inputs": without_state}
@@ -179,13 +179,13 @@ def test_gates(gate, readout, reverse, exclusive, dtype, device):
     leaves = [p.requires_grad_() for p in (*sequences, h0)]
     options = {"readout": readout, "reverse": reverse, "exclusive": exclusive}
     options |= {"reset": reset, "lengths": lengths}
-    found = []
+    actual = []
     for backend in ("serial", "cudnn"):
         results = lrnn.gated_recurrence(gate, *sequences, h0=h0, backend=backend, **options)
         grads = torch.autograd.grad(weighted(results), leaves, materialize_grads=True)
-        found.append((results, grads))
+        actual.append((results, grads))
     rough = {"rtol": 8e-2, "atol": 8e-2}
-    close(*found, **({"rtol": 1e-9, "atol": 1e-9} if dtype == F64 else rough))
+    close(*actual, **({"rtol": 1e-9, "atol": 1e-9} if dtype == F64 else rough))
 
 
 @pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
@@ -199,9 +199,9 @@ def test_a_parameter_has_more_bits_than_the_sequences(device):
     """5.015 is not a bfloat16, and the decay that is made of it, 0.9934, is none either."""
     gate, f = lrnn.gate(tanh_first), torch.tensor([5.015])
     z = torch.ones(1, 150, 1).bfloat16()
-    found = [lrnn.gated_recurrence(gate, f, z, backend=name) for name in ("serial", "cudnn")]
-    assert found[1][0].dtype == torch.bfloat16
-    close(found[1][1], found[0][1], rtol=3e-3, atol=0)
+    actual = [lrnn.gated_recurrence(gate, f, z, backend=name) for name in ("serial", "cudnn")]
+    assert actual[1][0].dtype == torch.bfloat16
+    close(actual[1][1], actual[0][1], rtol=3e-3, atol=0)
 
 
 @pytest.mark.parametrize("start", [0.0, 5000.0])

@@ -83,11 +83,11 @@ def check(fusing_backend, gate, pre, h0=None, readout=None, dtype=torch.float64,
     moved_gradients = [g.to(device) for g in gradients]
     got = torch.autograd.grad(result, leaves, moved_gradients, allow_unused=True)
     want = torch.autograd.grad(expected, wides, [wide(g) for g in gradients], allow_unused=True)
-    for found, wanted in zip([*result, *got], [*expected, *want], strict=True):
+    for actual, wanted in zip([*result, *got], [*expected, *want], strict=True):
         if wanted is None:
-            assert found is None or not found.any()
+            assert actual is None or not actual.any()
             continue
-        torch.testing.assert_close(wide(found.cpu()), wanted.detach(), **TOLERANCE[dtype])
+        torch.testing.assert_close(wide(actual.cpu()), wanted.detach(), **TOLERANCE[dtype])
 
 
 def make(kinds, shape, dtype=torch.float64):
@@ -298,7 +298,7 @@ def side_by_side(fusing_backend, T, dtype, *, reverse, **options):
     for place_, p in zip(elsewhere, pre, strict=True):
         place_.copy_(p.detach()).requires_grad_()
     results = []
-    for leaves, found in ((pre, layouts), (elsewhere, ["apart", "apart"])):
+    for leaves, actual in ((pre, layouts), (elsewhere, ["apart", "apart"])):
         emulated.launches.clear()
         y, h_final = lrnn.gated_recurrence(
             lstm,
@@ -309,7 +309,7 @@ def side_by_side(fusing_backend, T, dtype, *, reverse, **options):
             **options,
         )
         gradients = torch.autograd.grad([y, h_final], leaves, [y.detach(), h_final.detach()])
-        assert [macros["LRNN_LAYOUT"] for macros, _ in emulated.launches] == found
+        assert [macros["LRNN_LAYOUT"] for macros, _ in emulated.launches] == actual
         results.append([y, h_final, *gradients])
     assert all(map(torch.equal, *results))
 
@@ -458,11 +458,11 @@ def test_gradients_of_a_projection_are_not_copied_together(fusing_backend, layer
     rnn = layer(4, 6, batch_first=batch_first, bidirectional=True, backend=fusing_backend[0])
     x, lengths = torch.randn(3, 70, 4), torch.tensor([70, 0, 33])
     x = x if batch_first else x.transpose(0, 1).contiguous()
-    results, joined, found = [], projections.joined, []
+    results, joined, actual = [], projections.joined, []
 
     def noted(chunks):
-        found.append(joined(chunks))
-        return found[-1]
+        actual.append(joined(chunks))
+        return actual[-1]
 
     for together in (False, True):
         with pytest.MonkeyPatch.context() as patch:
@@ -475,7 +475,7 @@ def test_gradients_of_a_projection_are_not_copied_together(fusing_backend, layer
     assert all(map(torch.equal, *results))
     scans = 2 * (1 if layer is nn.GILR else 2)
     # Pre-activations both times, and their gradients where the layer asks for them in one piece.
-    assert len(found) == scans * (1 + 2) and all(whole is not None for whole in found)
+    assert len(actual) == scans * (1 + 2) and all(whole is not None for whole in actual)
 
 
 @pytest.mark.slow

@@ -64,9 +64,9 @@ def instructions(macros: nvrtc.Macros) -> Counter:
         command = [str(disassembler()), "-c", file.name]
         said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     pattern = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
-    found = Counter(re.findall(pattern, said, re.MULTILINE))
-    del found["NOP"]  # what fills the last lines
-    return found
+    actual = Counter(re.findall(pattern, said, re.MULTILINE))
+    del actual["NOP"]  # what fills the last lines
+    return actual
 
 
 def of_lengths(
@@ -90,8 +90,8 @@ def per_step(name: str, step: str) -> tuple[float, float]:
     return per_column[0] / (1 + packed), per_column[1] / (1 + packed)
 
 
-def record(found: dict[str, dict[str, tuple[float, float]]]) -> None:
-    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items())
+def record(actual: dict[str, dict[str, tuple[float, float]]]) -> None:
+    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in actual.items())
     version = ".".join(map(str, nvrtc.version()))
     RESULTS.write_text(
         f'{{\n  "nvrtc": "{version}",\n  "architecture": "{ARCHITECTURE}",\n  "unit": '
@@ -106,12 +106,12 @@ def record(found: dict[str, dict[str, tuple[float, float]]]) -> None:
 )
 def test_as_recorded(names):
     """Within a tenth: another NVRTC may place an instruction differently."""
-    found = {name: {step: per_step(name, step) for step in PASSES} for name in names}
+    actual = {name: {step: per_step(name, step) for step in PASSES} for name in names}
     if names is ALL and os.environ.get("LIGHTNING_LRNN_RECORD_INSTRUCTIONS"):
-        record(found)
+        record(actual)
     recorded = json.loads(RESULTS.read_text())["variants"]
     assert set(recorded) == set(ALL)
-    for name, passes in found.items():
+    for name, passes in actual.items():
         for step, figures in passes.items():
             assert figures == pytest.approx(recorded[name][step], rel=0.1), (name, step)
 

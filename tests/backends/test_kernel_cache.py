@@ -257,13 +257,13 @@ import lightning_lrnn as lrnn
 torch.manual_seed(0)
 layer = lrnn.nn.GILRLSTM(4, 8, backend="scan")
 x = torch.randn(2, 40_000, 1)
-with warnings.catch_warnings(record=True) as told:
+with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     y = layer(torch.ones(5, 3, 4))[0]
     y.sum().backward()
     z = lrnn.linear_recurrence(x.sigmoid(), x, backend="scan")[0]
 print(float(y.sum()), float(sum(p.grad.sum() for p in layer.parameters())), float(z.sum()))
-print(len(told), "numba" in sys.modules)
+print(len(caught), "numba" in sys.modules)
 """
 
 
@@ -279,8 +279,8 @@ def on_a_cpu(tmp_path):
 
 def test_damaged_code_of_a_cpu_is_told_once_and_compiled_anew(folder, tmp_path):
     """All of it: the walk, the steps of gates, and of one feature."""
-    results, told = on_a_cpu(tmp_path)
-    assert told == "0 False"
+    results, state = on_a_cpu(tmp_path)
+    assert state == "0 False"
     entries = sorted(folder.iterdir())
     assert len(entries) >= 4 and {entry.suffix for entry in entries} == {".o"}
     for index, code in enumerate(entries):

@@ -406,11 +406,11 @@ def test_what_is_emitted_may_be_known_when_compiled(
 ) -> None:
     # The same bits; and nobody need tell.
     variant = Variant(schedule=schedule)
-    told = library.kernel_of(variant, pass_)
+    general = library.kernel_of(variant, pass_)
     for emit, exclusive in (("state_after", False), ("state_before", True)):
         known = library.kernel_of(replace(variant, others=(("LRNN_EMIT", emit),)), pass_)
         problem = make(variant, (2, 3 * variant.tile + 5, 3), exclusive=exclusive, resets=True)
-        expected = run(told, variant, problem, pass_).outputs
+        expected = run(general, variant, problem, pass_).outputs
         problem.exclusive = not exclusive
         assert all(map(torch.equal, run(known, variant, problem, pass_).outputs, expected))
 

@@ -241,16 +241,16 @@ def reports(whole: bool) -> list[Report]:
         pytest.skip(f"NVRTC is not installed: {error}")
     context = multiprocessing.get_context("spawn")  # forking beside PyTorch's threads is unsafe
     with ProcessPoolExecutor(2, mp_context=context) as pool:
-        found = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
+        actual = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
     if whole and os.environ.get(RECORD):
-        record(found)
-    return found
+        record(actual)
+    return actual
 
 
-def record(found: list[Report]) -> None:
+def record(actual: list[Report]) -> None:
     """By variant and architecture: [registers, bytes of shared memory]."""
     table: dict[str, dict[str, list[int]]] = {}
-    for r in found:
+    for r in actual:
         table.setdefault(r.variant, {})[r.architecture] = [r.registers, r.shared]
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items()))
     version = ".".join(map(str, nvrtc.version()))

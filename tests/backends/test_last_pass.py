@@ -35,11 +35,11 @@ def spread(x):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_other_strides_are_seen(device, launches, monkeypatch):
     """As a hook of autograd, or another gradient, may bring them."""
-    found = []
+    actual = []
 
     def find(self, *tensors):
-        found.append(original(self, *tensors))
-        return found[-1]
+        actual.append(original(self, *tensors))
+        return actual[-1]
 
     original = LastPass.find
     monkeypatch.setattr(LastPass, "find", find)
@@ -60,7 +60,7 @@ def test_other_strides_are_seen(device, launches, monkeypatch):
     like_before = []
     for decays, h, gradient in calls:
         (da, db), dh0 = backend.backward(problem(decays, h), h, Gradients(gradient, None))
-        like_before.append(found[-1] is not None)
+        like_before.append(actual[-1] is not None)
         exact = adjoint_of(loop, decays, h, None, gradient, None, None, None, **FLAGS)
         torch.testing.assert_close((da, db, dh0), exact)
     # What a lazy conjugate stands for lies as the usual one.

@@ -103,20 +103,20 @@ def computed(problem, compiler=None, *, packed=True, parallel=True, pair=False):
         states = kernels.forward(problem)
         dy, dh_final = torch.randn_like(states.y), torch.randn_like(states.final)
         gradients, dh0 = kernels.backward(problem, states.h, Gradients(dy, dh_final))
-        found = [*states, *gradients, dh0]
+        actual = [*states, *gradients, dh0]
         if pair:
             A, B, kept = kernels.pair(problem)
             C, _ = kernels.adjoint_impulse(problem, states.h, dy)
-            found += [A, B, C]
+            actual += [A, B, C]
             # What it leaves for its pass is of one feature to a thread.
             assert (kept is None) == (problem.x.shape[1] <= TILE)
     possible = [m for m, _ in seen if m["LRNN_RESULT"] == "outputs" or kept is None]
     assert {macros["LRNN_PACKED"] for macros in possible} == {str(int(packed))}
-    return found, [macros for macros, _ in seen]
+    return actual, [macros for macros, _ in seen]
 
 
-def same_bits(found, expected):
-    return all(map(torch.equal, found, expected)) and all(x.isfinite().all() for x in expected)
+def same_bits(actual, expected):
+    return all(map(torch.equal, actual, expected)) and all(x.isfinite().all() for x in expected)
 
 
 CASES = [
@@ -142,8 +142,8 @@ def test_same_bits(kind, dtype, shape, masks, how):
     for reverse, exclusive in FLAGS if shape[1] < 1_000 else FLAGS[1:3]:
         problem = made(kind, dtype, shape, masks, reverse=reverse, exclusive=exclusive)
         expected, single = computed(problem, packed=False, parallel=parallel, pair=pair)
-        found, variants = computed(problem, parallel=parallel, pair=pair)
-        assert same_bits(found, expected)
+        actual, variants = computed(problem, parallel=parallel, pair=pair)
+        assert same_bits(actual, expected)
         chains = shape[0] * -(-shape[2] // 4)
         carry = "chained" if chains >= plan.CHAINS or not parallel else "folded"
         assert variants[0]["LRNN_CARRY"] == single[0]["LRNN_CARRY"] == carry
@@ -185,8 +185,8 @@ def test_each_word_is_moved_once():
 def misaligned(x):
     """The same values, two bytes behind a multiple of four."""
     memory = torch.empty(x.numel() + 2, dtype=x.dtype)
-    found = memory[1 - memory.data_ptr() // 2 % 2 :][: x.numel()].view(x.shape)
-    return found.copy_(x)
+    actual = memory[1 - memory.data_ptr() // 2 % 2 :][: x.numel()].view(x.shape)
+    return actual.copy_(x)
 
 
 def test_what_does_not_lie_in_pairs_is_not_packed():

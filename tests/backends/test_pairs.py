@@ -96,9 +96,9 @@ def test_pairs_are_those_of_the_recurrences(kind, dtype, shape, masks, monkeypat
             continue
         _, h, _ = backend.forward(problem)
         dy = torch.randn(shape, dtype=h.dtype)
-        found = the_pair(pair, backend.adjoint_impulse(problem, h, dy))
+        actual = the_pair(pair, backend.adjoint_impulse(problem, h, dy))
         expected = by_recurrences("scan", problem, h, dy, monkeypatch)
-        for one, other in zip(found, expected, strict=True):
+        for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, other, **near(dtype))
 
 
@@ -151,14 +151,14 @@ def agrees(name, device, case, monkeypatch):
         h = backend.forward(problem).h
         dy = torch.randn(shape, dtype=h.dtype, device=device)
         emulated.launches.clear()
-        found = the_pair(backend.pair(problem), backend.adjoint_impulse(problem, h, dy))
+        actual = the_pair(backend.pair(problem), backend.adjoint_impulse(problem, h, dy))
         if name == "emulated":
             passes = [macros["LRNN_PASS"] for macros, _ in emulated.launches]
             assert passes == ["forward", "backward"]
         same = by_recurrences(name, problem, h, dy, monkeypatch)
         wide, h, dy = tree_map_only(torch.Tensor, widened, (problem, h, dy))
         exact = by_recurrences("scan", Problem(*wide), h, dy, monkeypatch)
-        for one, other, true in zip(found, same, exact, strict=True):
+        for one, other, true in zip(actual, same, exact, strict=True):
             assert one.dtype == other.dtype == problem.state_dtype
             torch.testing.assert_close(one, other, **near(dtype))
             torch.testing.assert_close(one.cpu(), true.to(one.dtype), **near(dtype))
@@ -299,7 +299,7 @@ def given_states_agree(name, device, case):
         h0, c = (torch.randn(shape[0], shape[2], **state) for _ in range(2))
         dy = torch.randn(shape, dtype=problem.hidden_dtype, device=device)
         emulated.launches.clear()
-        h, found, given = both_passes(name, problem, h0, dy, c)
+        h, actual, given = both_passes(name, problem, h0, dy, c)
         assert [g.numel() for g in given] == [
             pairs.kept_words(name, problem, backward=backward) for backward in (False, True)
         ]
@@ -314,7 +314,7 @@ def given_states_agree(name, device, case):
         wide = Problem(*wide)._replace(h0=h0)
         y, _, final = backends.prepared("scan", wide).forward(wide)
         dpre, dh0 = backends.prepared("scan", wide).backward(wide, h, Gradients(dy, c))
-        for one, true in zip(found, [y, final, *dpre, dh0], strict=True):
+        for one, true in zip(actual, [y, final, *dpre, dh0], strict=True):
             tolerance = ROUNDED.get(one.dtype, near(dtype))
             scale = max(1.0, float(true.abs().max()))
             torch.testing.assert_close(widened(one) / scale, true / scale, **tolerance)
@@ -479,8 +479,8 @@ def test_a_broken_second_phase_is_noticed(name, small_tiles, tmp_path):
         with as_cuda(compiler):
             kernels = launch.backend(problem, parallel=True)
             given = kernels.pair(problem)[-1]
-            found = kernels.after(given).forward(problem._replace(h0=h0))
-        for one, exact in zip(found, true, strict=True):
+            actual = kernels.after(given).forward(problem._replace(h0=h0))
+        for one, exact in zip(actual, true, strict=True):
             torch.testing.assert_close(widened(one), exact, rtol=1e-3, atol=1e-3, equal_nan=True)
 
     if name is None:
@@ -567,8 +567,8 @@ def test_a_broken_kernel_is_noticed(name, cases, tmp_path):
 
     def examine():
         for problem, h, dy, expected in cases:
-            found = of_kernel(problem, h, dy, compiler)
-            for one, other in zip(found, expected, strict=True):
+            actual = of_kernel(problem, h, dy, compiler)
+            for one, other in zip(actual, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
     if name is None:

@@ -30,9 +30,9 @@ def check(gate, readout, pre, h0, reverse=False, exclusive=False, lengths=None, 
     flags = {"reverse": reverse, "exclusive": exclusive, "lengths": lengths, "reset": reset}
     expected = lrnn.gated_recurrence(gate, *pre, h0=h0, readout=readout, **flags)
     program = "" if readout is None else readout.program
-    found = by_scan(Problem(gate.program, program, pre, h0, lengths, reset, reverse, exclusive))
-    close(found, expected, rtol=1e-5, atol=1e-5)
-    assert found[0].is_contiguous()
+    actual = by_scan(Problem(gate.program, program, pre, h0, lengths, reset, reverse, exclusive))
+    close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert actual[0].is_contiguous()
 
 
 @torch.no_grad()

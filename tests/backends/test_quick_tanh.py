@@ -63,7 +63,7 @@ def called(kind, storage):
     gate, readout, inputs = PROGRAMS[kind]
     source = fused(gate, readout, of(storage, inputs), "backward").source
     pattern = r"pointwise::((?:quick_)?(?:tanh|sigmoid))\((.*?)\)"
-    return {re.sub(r"t\d+$", "t", " ".join(found)) for found in re.findall(pattern, source)}
+    return {re.sub(r"t\d+$", "t", " ".join(actual)) for actual in re.findall(pattern, source)}
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
@@ -110,23 +110,23 @@ def computed(problem, tanh, sources=SOURCES, *, packed=False):
         patch.setattr(plan, "MAX_COLUMNS", 4)
         patch.setattr(plan, "PACKED", packed)
         patch.setattr(plan, "_is_crowded", lambda *_: False)
-        found = both_passes(problem)
+        actual = both_passes(problem)
     assert {macros["LRNN_PACKED"] for macros, _ in seen} == {str(int(packed))}
-    return found
+    return actual
 
 
-def units(found, expected, dtype):
+def units(actual, expected, dtype):
     """How far they are apart, in units of the last place of the largest in each tensor."""
 
     def of_one(x, y):
         unit = torch.finfo(dtype).eps * 2.0 ** y.abs().max().float().log2().floor()
         return ((x.float() - y.float()).abs().max() / unit).item()
 
-    return max(map(of_one, found, expected))
+    return max(map(of_one, actual, expected))
 
 
-def same_bits(found, expected):
-    return all(map(torch.equal, found, expected))
+def same_bits(actual, expected):
+    return all(map(torch.equal, actual, expected))
 
 
 def is_quick(kind, dtype=torch.bfloat16, sources=SOURCES):

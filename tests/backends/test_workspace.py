@@ -102,8 +102,8 @@ def test_launches_of_all_kinds_take_turns(small_tiles, kept):
             with on_host():
                 expected = both_passes(problem)
             with reusing(), on_host(turn) as seen:
-                found = both_passes(problem)
-            assert all(map(torch.equal, found, expected))
+                actual = both_passes(problem)
+            assert all(map(torch.equal, actual, expected))
             carries |= {macros["LRNN_CARRY"] for macros, _ in seen}
     assert carries == {"chained", "folded"}
     ((memory, left),) = kept.of.values()
@@ -134,8 +134,8 @@ def test_pairs_that_keep_nothing_take_turns(small_tiles, kept, monkeypatch):
         with on_host():
             expected = launch.backend(problem, parallel=True).pair(problem)
         with reusing(), on_host(turn):
-            found = launch.backend(problem, parallel=True).pair(problem)
-        assert found[-1] is None and all(map(torch.equal, found[:-1], expected[:-1]))
+            actual = launch.backend(problem, parallel=True).pair(problem)
+        assert actual[-1] is None and all(map(torch.equal, actual[:-1], expected[:-1]))
     ((memory, _),) = kept.of.values()
     assert memory[0] == 3 << 32
 
@@ -185,8 +185,8 @@ def test_a_broken_kernel_is_noticed(name, small_tiles, kept, monkeypatch, tmp_pa
                 with on_host():
                     expected = launch.backend(problem, parallel=True).forward(problem)
                 with reusing(), on_host(turn, of_sources):
-                    found = launch.backend(problem, parallel=True).forward(problem)
-                assert all(map(torch.equal, found, expected)), "other bits"
+                    actual = launch.backend(problem, parallel=True).forward(problem)
+                assert all(map(torch.equal, actual, expected)), "other bits"
             assert memory[0] == (epoch + 3) << 32
 
     if name is None:
@@ -222,12 +222,12 @@ def test_one_for_each_stream(machine):
 
 
 def test_one_for_each_thread(machine):
-    found = []
-    thread = threading.Thread(target=lambda: found.extend([taken(), taken()]))
+    actual = []
+    thread = threading.Thread(target=lambda: actual.extend([taken(), taken()]))
     first = taken()
     thread.start()
     thread.join()
-    assert found[0] is found[1] is not first
+    assert actual[0] is actual[1] is not first
     assert taken() is first
 
 
@@ -237,34 +237,34 @@ def test_zeros_of_its_own(machine, why):
     first = taken().fill_(1)
     machine.captures = why == "captures"
     words = 65 if why == "large" else 5
-    found = [taken(words) for _ in range(2)]
-    assert found[0] is not found[1]
-    assert all(len(x) == words and not x.any() for x in found)
+    actual = [taken(words) for _ in range(2)]
+    assert actual[0] is not actual[1]
+    assert all(len(x) == words and not x.any() for x in actual)
     machine.captures = False
     assert taken() is first
 
 
 def test_as_many_are_kept_as_there_are_streams_in_use(machine, kept):
-    found = []
+    actual = []
     for machine.stream in range(workspace.STREAMS):
-        found.append(taken())
+        actual.append(taken())
     machine.stream = 0
-    assert taken() is found[0]
+    assert taken() is actual[0]
     machine.stream = workspace.STREAMS  # in the place of 1, unused for longest
     taken()
     assert len(kept.of) == workspace.STREAMS
     machine.stream = 0
-    assert taken() is found[0]
+    assert taken() is actual[0]
     machine.stream = 1
-    assert taken() is not found[1]
+    assert taken() is not actual[1]
 
 
 def test_replaced_before_tags_come_again(machine, monkeypatch):
     assert workspace.LAUNCHES <= LAST
     monkeypatch.setattr(workspace, "LAUNCHES", 3)
-    found = [taken() for _ in range(7)]
-    assert found[0] is found[1] is found[2] is not found[3]
-    assert found[3] is found[4] is found[5] is not found[6]
+    actual = [taken() for _ in range(7)]
+    assert actual[0] is actual[1] is actual[2] is not actual[3]
+    assert actual[3] is actual[4] is actual[5] is not actual[6]
 
 
 @pytest.mark.gpu
@@ -286,11 +286,11 @@ def test_on_a_gpu(shape, monkeypatch):
             replayed = both_passes(problems[0])
         for _ in range(10):
             graph.replay()
-            found = []
+            actual = []
             for stream, problem in zip(streams, problems[1:], strict=True):
                 with torch.cuda.stream(stream):
-                    found += [both_passes(problem) for _ in range(3)]
+                    actual += [both_passes(problem) for _ in range(3)]
             torch.cuda.synchronize()
             wanted = [expected[1]] * 3 + [expected[2]] * 3
-            for one, other in zip([replayed, *found], [expected[0], *wanted], strict=True):
+            for one, other in zip([replayed, *actual], [expected[0], *wanted], strict=True):
                 assert all(map(torch.equal, one, other))

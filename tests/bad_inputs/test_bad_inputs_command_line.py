@@ -155,8 +155,8 @@ def test_words(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_options_of_fit(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SHORT, *words.split(" ")]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "lightning-lrnn: " in line]
-    assert len(told) == 1 and answer in told[0]
+    messages = [line for line in capsys.readouterr().err.splitlines() if "lightning-lrnn: " in line]
+    assert len(messages) == 1 and answer in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_options_of_fit(words: str, answer: str, capsys: pytest.CaptureFixture[s
 )
 def test_a_model_and_its_data(words: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *FORECAST, words]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "lightning-lrnn: " in line]
-    assert len(told) == 1 and answer in told[0]
+    messages = [line for line in capsys.readouterr().err.splitlines() if "lightning-lrnn: " in line]
+    assert len(messages) == 1 and answer in messages[0]
 
 
 @pytest.mark.parametrize("option", ["memory", "checkpoint_time"])
@@ -248,8 +248,8 @@ def test_comparisons(text: str | bytes, answer: str, capsys: pytest.CaptureFixtu
 
 def test_a_folder_that_cannot_be_made(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "byte_lm", "--rnn", "QRNN", "--folder", "text/runs"]) == 2
-    told = capsys.readouterr().err
-    assert told == (
+    message = capsys.readouterr().err
+    assert message == (
         "lightning-lrnn: text/runs/byte_lm cannot be used (Not a directory); choose another\n"
     )
 

@@ -206,7 +206,9 @@ def test_goals_of_a_gpu(benchmark):
         "baseline [its layout] forward": [9.0],
         "baseline forward + backward": [40.0],
     }
-    found = {g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples, baselines=True)}
+    actual = {
+        g.text: g for g in goals.on_cuda(goals.Case((8, 4096, 2048)), samples, baselines=True)
+    }
     prefix = "(8, 4096, 2048)"
     expected = {
         f"{prefix} scan forward, % of a copy, at least 90": (900 / 9.5, True),
@@ -221,11 +223,11 @@ def test_goals_of_a_gpu(benchmark):
             False,
         ),
     }
-    missing = found.pop(
+    missing = actual.pop(
         f"{prefix} best baseline in its own form / scan forward + backward, at least 0.97"
     )
     assert missing.figure is None and str(missing).startswith("  not measured  ")
-    assert {t: (pytest.approx(g.figure), g.reached) for t, g in found.items()} == expected
+    assert {t: (pytest.approx(g.figure), g.reached) for t, g in actual.items()} == expected
     assert goals.of_a_copy(goals.medians(samples), "scan", "forward + backward") == (
         pytest.approx(100 * 24 / 29.5)
     )

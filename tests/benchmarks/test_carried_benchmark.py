@@ -53,22 +53,22 @@ def test_all_steps_count_and_in_the_first_only_new_layers_learn(benchmark, small
     # At the end of the training, and in the loop as it is: L = 1.
     trained, as_it_is = [0.5], [0.9, 1.1]
     small.unseen = [*trained, *as_it_is, *[1.2] * 5]
-    found = benchmark.measure("Small", ["as it is", "new"], {})
-    assert [step for step, _ in found["arms"]["as it is"]["validation"]] == [4, 8]
-    assert [step for step, _ in found["arms"]["new"]["validation"]] == [4, 8, 12, 16, 20]
-    assert benchmark.reached(found, "new") is None and len(small.heads) == 20
+    actual = benchmark.measure("Small", ["as it is", "new"], {})
+    assert [step for step, _ in actual["arms"]["as it is"]["validation"]] == [4, 8]
+    assert [step for step, _ in actual["arms"]["new"]["validation"]] == [4, 8, 12, 16, 20]
+    assert benchmark.reached(actual, "new") is None and len(small.heads) == 20
     assert (small.heads[0] != small.heads[1]).any()
     small.unseen = [*trained, 1.2, 1.031, 1.03]
-    found = benchmark.measure("Small", ["carried"], found)
-    assert set(found["arms"]) == {"as it is", "new", "carried"}
-    carried = found["arms"]["carried"]
+    actual = benchmark.measure("Small", ["carried"], actual)
+    assert set(actual["arms"]) == {"as it is", "new", "carried"}
+    carried = actual["arms"]["carried"]
     assert [step for step, _ in carried["validation"]] == [5, 9, 13]
-    assert benchmark.reached(found, "carried") == 13 and "passes=3" in carried["report"]
+    assert benchmark.reached(actual, "carried") == 13 and "passes=3" in carried["report"]
     assert len(carried["errors"]) == 5
     first, *others = small.heads
     assert [torch.equal(first, other) for other in others] == [True] * 4 + [False] * 7
     small.unseen = [2.0, *as_it_is]
-    assert set(benchmark.measure("Small", ["as it is"], found)["arms"]) == {"as it is"}
+    assert set(benchmark.measure("Small", ["as it is"], actual)["arms"]) == {"as it is"}
 
 
 def test_table(benchmark):

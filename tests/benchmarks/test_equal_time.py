@@ -79,17 +79,17 @@ def test_both_are_tried_at_each_rate(small, monkeypatch, tmp_path, capsys):
 
 
 def test_a_step_is_one_of_training(small):
-    found = small.step_seconds(3)
-    assert list(found) == [OURS, THEIRS] and all(len(times) == 3 for times in found.values())
+    actual = small.step_seconds(3)
+    assert list(actual) == [OURS, THEIRS] and all(len(times) == 3 for times in actual.values())
 
 
 @pytest.mark.parametrize("ours", [2.0, 2.5])
 def test_the_demo_tells_who_is_ahead(ours):
     models = {OURS: {"bits_per_byte": ours, "steps": 30}}
     models[THEIRS] = {"bits_per_byte": 2.25, "steps": 20}
-    told = demo._verdict({"seconds": 90.0, "models": models})
-    assert told.startswith(f"{OURS if ours < 2.25 else THEIRS} is ahead after 90 s: 0.25 bits")
-    assert "1.50 times as many" in told
+    message = demo._verdict({"seconds": 90.0, "models": models})
+    assert message.startswith(f"{OURS if ours < 2.25 else THEIRS} is ahead after 90 s: 0.25 bits")
+    assert "1.50 times as many" in message
 
 
 def test_the_demo_shows_what_auto_takes():

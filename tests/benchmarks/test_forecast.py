@@ -19,11 +19,11 @@ PLACES = ["A", "B", "C"]
 
 @pytest.fixture
 def script(benchmark_script, monkeypatch):
-    found = benchmark_script("forecast")
+    actual = benchmark_script("forecast")
     sizes = {"WINDOW": 24, "HORIZON": 3, "EVERY": 5, "UPDATES": 2, "SAMPLES": 20}
     for name, size in sizes.items():
-        monkeypatch.setattr(found, name, size)
-    return found
+        monkeypatch.setattr(actual, name, size)
+    return actual
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def table():
 
 def test_scores_by_hand(script):
     quantiles = np.array([np.arange(1.0, 10.0), np.full(9, 4.0)])
-    found = script.scores(quantiles, np.array([5.0, 7.0]))
-    assert found == {"mae": 1.5, "crps": pytest.approx((8 / 9 + 3) / 2), "inside": 0.5}
+    actual = script.scores(quantiles, np.array([5.0, 7.0]))
+    assert actual == {"mae": 1.5, "crps": pytest.approx((8 / 9 + 3) / 2), "inside": 0.5}
 
 
 def test_hours_after_midnight_stand_with_the_day_before(script, monkeypatch, tmp_path):
@@ -47,12 +47,12 @@ def test_hours_after_midnight_stand_with_the_day_before(script, monkeypatch, tmp
     (tmp_path / "counts.csv").write_text("\n".join(["date,hour,year,B,A", *lines]))
     monkeypatch.setattr(script, "package_file", lambda *of: tmp_path / "counts.csv")
     monkeypatch.setattr(script, "FIRST", "2024-01-01 23:00")
-    found = script.counts()
-    assert list(found.columns) == ["A", "B"]
+    actual = script.counts()
+    assert list(actual.columns) == ["A", "B"]
     hours = pd.date_range("2024-01-01 23:00", "2024-01-02 07:00", freq="h")
-    pd.testing.assert_index_equal(found.index, hours, check_names=False)
+    pd.testing.assert_index_equal(actual.index, hours, check_names=False)
     # What the clocks skip has the value before.
-    assert found["A"].tolist() == [17, 18, 19, 19, 20, 21, 22, 23, 24]
+    assert actual["A"].tolist() == [17, 18, 19, 19, 20, 21, 22, 23, 24]
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
@@ -70,12 +70,12 @@ def test_both_forecast_what_is_scored(script, table, part, tmp_path):
     np.testing.assert_allclose(np.reshape(scaled, came.shape), came, rtol=1e-6)
     theirs = script.Theirs(table, 1e-3, str(tmp_path))
     theirs.fit()
-    found = theirs.quantiles(part)
-    assert found.shape == quantiles.shape
-    for median in (quantiles[..., 4], found[..., 4]):
+    actual = theirs.quantiles(part)
+    assert actual.shape == quantiles.shape
+    for median in (quantiles[..., 4], actual[..., 4]):
         np.testing.assert_allclose(median.mean((1, 2)), came.mean((1, 2)), atol=300)
     # It scales by the window, so that even untrained it follows the rise from one to the next.
-    assert (np.diff(found[..., 4].mean(-1)) > 0).mean() > 0.8
+    assert (np.diff(actual[..., 4].mean(-1)) > 0).mean() > 0.8
 
 
 def test_a_rate_is_chosen_on_the_tuning_part(script, capsys):

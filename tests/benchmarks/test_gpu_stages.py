@@ -54,7 +54,7 @@ def test_children_use_the_assembled_package(gpu, tmp_path):
         "print(lightning_lrnn.__file__)\n"
         "print(r.files('lightning_lrnn.cuda_src') / 'recurrence.cu')\n"
     )
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, "-c", script],
         cwd=gpu.ROOT,
         env=gpu.environment(tmp_path),
@@ -63,8 +63,8 @@ def test_children_use_the_assembled_package(gpu, tmp_path):
         check=True,
     ).stdout.splitlines()
     package = tmp_path / "lightning_lrnn"
-    assert found == [str(package / "__init__.py"), str(package / "cuda_src" / "recurrence.cu")]
-    assert Path(found[1]).exists()
+    assert actual == [str(package / "__init__.py"), str(package / "cuda_src" / "recurrence.cu")]
+    assert Path(actual[1]).exists()
 
 
 def run(gpu, tmp_path, script, limit=60):
@@ -94,8 +94,8 @@ def test_success_needs_its_words(gpu, tmp_path):
     log.write_text("12 skipped\n")
     assert gpu.confirm({"status": "passed"}, log, r"\d+ passed")["status"] == "failed"
     log.write_text("3 passed, 12 skipped\n")
-    found = gpu.confirm({"status": "passed"}, log, r"\d+ passed.*")
-    assert found == {"status": "passed", "said": "3 passed, 12 skipped"}
+    actual = gpu.confirm({"status": "passed"}, log, r"\d+ passed.*")
+    assert actual == {"status": "passed", "said": "3 passed, 12 skipped"}
     assert gpu.confirm({"status": "timeout"}, log, r"\d+ passed")["status"] == "timeout"
 
 

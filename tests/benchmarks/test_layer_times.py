@@ -44,8 +44,8 @@ def test_a_layer_that_errs_is_not_timed(layers, monkeypatch):
     step = layers.step
 
     def wrong(layer, x, dy):
-        found = step(layer, x, dy)
-        return found if x.dtype == torch.float64 else [1.01 * f for f in found]
+        actual = step(layer, x, dy)
+        return actual if x.dtype == torch.float64 else [1.01 * f for f in actual]
 
     monkeypatch.setattr(layers, "step", wrong)
     with pytest.raises(AssertionError, match=layers.LSTM):
@@ -62,8 +62,8 @@ def found_of(layers, **samples):
 
 
 def test_goals(layers):
-    found = found_of(layers, **{layers.LSTM: [3.0] * 3, layers.GRU: [0.5] * 3})
-    reached = {g.text: g for g in layers.goals_of(layers.SHAPES[2], found)}
+    actual = found_of(layers, **{layers.LSTM: [3.0] * 3, layers.GRU: [0.5] * 3})
+    reached = {g.text: g for g in layers.goals_of(layers.SHAPES[2], actual)}
     holds = {text.split(") ")[1].split(",")[0]: g.reached for text, g in reached.items()}
     assert holds["QRNN"] and holds["SRU"] and not holds["GILR"] and not holds["MinGRU"]
     named = [g for text, g in reached.items() if "GILRLSTM, times" in text]
@@ -72,10 +72,10 @@ def test_goals(layers):
     assert not peak.reached and peak.figure == 1.25
     (error,) = (g for text, g in reached.items() if "error" in text)
     assert error.reached and error.figure == pytest.approx(1.25)
-    others = layers.goals_of(layers.SHAPES[1], found)
+    others = layers.goals_of(layers.SHAPES[1], actual)
     assert next(g for g in others if "GILRLSTM, times" in g.text).reached
-    found["samples_in_seconds"][layers.LSTM + layers.ALONE] = [1.4] * 3
-    others = layers.goals_of(layers.SHAPES[1], found)
+    actual["samples_in_seconds"][layers.LSTM + layers.ALONE] = [1.4] * 3
+    others = layers.goals_of(layers.SHAPES[1], actual)
     assert not next(g for g in others if "GILRLSTM, times" in g.text).reached
 
 

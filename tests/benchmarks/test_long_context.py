@@ -48,9 +48,9 @@ def test_every_layer_has_every_context(benchmark, quick):
     sizes = benchmark.QUICK
     cases = sorted((rnn, context) for rnn in benchmark.LEARNING_RATES for context in sizes.contexts)
     firsts = [(rnn, 32) for rnn in sorted(benchmark.LEARNING_RATES)]
-    assert sorted((found["rnn"], found["context"]) for found in results["starts"]) == firsts
+    assert sorted((actual["rnn"], actual["context"]) for actual in results["starts"]) == firsts
     for kind in ("runs", "timings"):
-        assert sorted((found["rnn"], found["context"]) for found in results[kind]) == cases
+        assert sorted((actual["rnn"], actual["context"]) for actual in results[kind]) == cases
     for run in results["starts"] + results["runs"]:
         assert list(run) == FIELDS
         assert run["backend"] == (None if run["rnn"] == "torch.nn.LSTM" else "scan")
@@ -85,9 +85,9 @@ def test_a_step_has_the_same_bytes_in_every_context(benchmark):
     spans = benchmark.windows_of(text, 1, sizes.span)
     order = benchmark.order_of(len(spans), sizes.bytes_seen // sizes.span, seed=1)
     for context in sizes.contexts:
-        found = list(benchmark.batches(spans, order, context))
-        assert len(found) == sizes.bytes_seen // sizes.span
-        for k, batch in zip(order, found, strict=True):
+        actual = list(benchmark.batches(spans, order, context))
+        assert len(actual) == sizes.bytes_seen // sizes.span
+        for k, batch in zip(order, actual, strict=True):
             assert batch.inputs.shape == (sizes.span // context, context)
             expected = text[k * sizes.span : (k + 1) * sizes.span].long()
             assert torch.equal(batch.targets.flatten(), expected)
@@ -116,10 +116,10 @@ def test_held_out_spans_are_never_trained_on(benchmark, monkeypatch):
 
     monkeypatch.setattr(benchmark.LanguageModel, "loss", noted)
     _, parameters = benchmark.train(text, sizes, "MinGRU", 0, 1e-2)
-    found, _ = benchmark.train(text, sizes, "MinGRU", 0, 1e-2, 128, parameters)
+    actual, _ = benchmark.train(text, sizes, "MinGRU", 0, 1e-2, 128, parameters)
     assert [targets.shape for targets in seen] == [(4, 32)] * 32 + [(4, 128)] * 8
     assert all(not targets.any() for targets in seen)
-    assert found["held_out_bytes"] == 1024 and found["bits_per_byte"] > 8
+    assert actual["held_out_bytes"] == 1024 and actual["bits_per_byte"] > 8
 
 
 def test_a_reading_forgets_where_it_should(benchmark):
@@ -160,7 +160,7 @@ def test_what_is_not_asked_for_is_kept(benchmark, quick, tmp_path, capsys):
     for kind in ("runs", "timings"):
         assert len(after[kind]) == 9
         changed = [a for a, b in zip(after[kind], before[kind], strict=True) if a != b]
-        assert [(found["rnn"], found["context"]) for found in changed] == [("MinGRU", 128)]
+        assert [(actual["rnn"], actual["context"]) for actual in changed] == [("MinGRU", 128)]
     benchmark.main([*one, "--seeds", "1", "--rounds", "0", "--bytes", "1024"])
     after = json.loads(path.read_text())
     assert (len(after["starts"]), len(after["runs"])) == (4, 10)

@@ -140,9 +140,9 @@ def test_what_would_not_fit_is_left_out(paper):
 
 
 @pytest.mark.parametrize(
-    ("table", "told"), [("1", "not close"), ("2", "differs by"), ("heat", "differs by")]
+    ("table", "message"), [("1", "not close"), ("2", "differs by"), ("heat", "differs by")]
 )
-def test_what_is_wrong_is_not_timed(paper, table, told, monkeypatch):
+def test_what_is_wrong_is_not_timed(paper, table, message, monkeypatch):
     forward = Gated.forward
 
     def wrong(self, problem):
@@ -150,7 +150,7 @@ def test_what_is_wrong_is_not_timed(paper, table, told, monkeypatch):
         return states._replace(y=states.y + 0.01 if self._parallel else states.y)
 
     monkeypatch.setattr(Gated, "forward", wrong)
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=message):
         paper.main(["--quick", "--device", "cpu", "--tables", table])
 
 
@@ -162,9 +162,9 @@ def test_short_calls_are_timed_several_at_once(paper):
 
     cell = {"features": 4, "batch": 1, "steps": 16}
     with paper.registered():
-        found = paper.kernels(cell, "cpu", Clock(), paper.Limits(1, 2), paper.QUICK)
-    assert set(found["calls_in_a_sample"].values()) == {paper.CALLS}
-    for times in found["samples_in_seconds"].values():
+        actual = paper.kernels(cell, "cpu", Clock(), paper.Limits(1, 2), paper.QUICK)
+    assert set(actual["calls_in_a_sample"].values()) == {paper.CALLS}
+    for times in actual["samples_in_seconds"].values():
         assert times == pytest.approx([5e-4 / paper.CALLS] * 2)
 
 
@@ -336,8 +336,8 @@ def test_goal(paper, capsys):
         {"features": 4, "steps": 256, "samples_in_seconds": {**slow, "auto": [4.1]}},
         {"features": 4, "steps": 4096, "left_out": "for some reason"},
     ]
-    found = [figure for _, figure in tables.against_serials(cells)]
-    assert found == pytest.approx([5 / 4, 4.1 / 4])
+    actual = [figure for _, figure in tables.against_serials(cells)]
+    assert actual == pytest.approx([5 / 4, 4.1 / 4])
     tables.show_goal("1", "cpu", cells)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split()[:2] == ["MISSED", "1.25"] and "worst of 2 cells" in shown[0]

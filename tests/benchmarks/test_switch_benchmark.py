@@ -98,8 +98,8 @@ def test_what_is_kept_of_a_record(benchmark, options, kept):
         "switched": {**run, "rnn": "auto"},
     }
     options = benchmark.read(["--projects", "Stanza-charlm", *options])
-    found, tasks = benchmark.wanted(list(runs.values()), "auto", options)
-    assert found == [runs[name] for name in kept]
+    actual, tasks = benchmark.wanted(list(runs.values()), "auto", options)
+    assert actual == [runs[name] for name in kept]
     arms = [(seed, arm) for seed in range(options.seeds) for arm in (None, "auto")]
     there = [(1, None)] if "stock" in kept else []
     assert tasks == [("Stanza-charlm", a, s, None) for s, a in arms if (s, a) not in there]

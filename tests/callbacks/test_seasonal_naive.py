@@ -107,10 +107,10 @@ def test_the_baseline_is_that_of_the_windows_that_were_evaluated(
     assert f"the model's {mae:.4g}, {change}. " in said[0]
     assert f"is {crps:.4g}: skill {1 - crps / naive:.1%}." in said[0]
 
-    (found,) = run.test(forecaster, data, verbose=False)
+    (actual,) = run.test(forecaster, data, verbose=False)
     naive, _ = by_a_loop(data, "test", 10**6, steps)
-    assert found["test/naive_mae"] == pytest.approx(naive, rel=1e-5)
-    assert found["test/skill"] == pytest.approx(1 - found["test/crps"] / naive, rel=1e-5)
+    assert actual["test/naive_mae"] == pytest.approx(naive, rel=1e-5)
+    assert actual["test/skill"] == pytest.approx(1 - actual["test/crps"] / naive, rel=1e-5)
     assert len(said) == 2 and said[1].startswith("SeasonalNaive, test: ")
 
 
@@ -119,11 +119,11 @@ def test_a_perfect_and_a_useless_baseline() -> None:
     rows = [f"a,{np.datetime64('2024-01-01') + t},1,{t % 7},0" for t in range(DAYS)]
     Path("sales.csv").write_text("\n".join(["shop,day,open,sold,lost", *rows]))
     run = trainer(Path(), callbacks=[SeasonalNaive()])
-    (found,) = run.validate(model(), sales(), verbose=False)
-    assert found["val/naive_mae"] == 0 and found["val/skill"] == -math.inf
+    (actual,) = run.validate(model(), sales(), verbose=False)
+    assert actual["val/naive_mae"] == 0 and actual["val/skill"] == -math.inf
     run = trainer(Path(), callbacks=[SeasonalNaive(1)])
-    (found,) = run.validate(model(), sales(), verbose=False)
-    assert found["val/naive_mae"] > 0 and found["val/skill"] > -math.inf
+    (actual,) = run.validate(model(), sales(), verbose=False)
+    assert actual["val/naive_mae"] > 0 and actual["val/skill"] > -math.inf
 
 
 def test_targets_without_a_season_before_are_left_out_and_told(
@@ -138,18 +138,18 @@ def test_targets_without_a_season_before_are_left_out_and_told(
     monkeypatch.setattr(seasonal_naive, "rank_zero_info", said.append)
     data = sales()
     trainer(Path(), callbacks=[SeasonalNaive()]).test(model(), data, verbose=False)
-    found = naive_errors(data.part("test"), range(len(data.part("test"))), 7)
-    assert found.left_out > 0
-    assert f"{found.left_out} targets are known in no season before" in said[0]
+    actual = naive_errors(data.part("test"), range(len(data.part("test"))), 7)
+    assert actual.left_out > 0
+    assert f"{actual.left_out} targets are known in no season before" in said[0]
 
 
 def test_values_are_carried_by_whole_seasons() -> None:
     nan = math.nan
     values = torch.tensor([[nan], [1.0], [nan], [2.0], [nan], [nan], [5.0], [nan]])
-    found = carried(values, 3)[:, 0].tolist()
+    actual = carried(values, 3)[:, 0].tolist()
     # Steps 0, 3 and 6 are of one kind, 1, 4 and 7 of another; 2 and 5 are never known.
-    assert found[1:2] + found[3:5] + found[6:] == [1.0, 2.0, 1.0, 5.0, 1.0]
-    assert math.isnan(found[0]) and math.isnan(found[2]) and math.isnan(found[5])
+    assert actual[1:2] + actual[3:5] + actual[6:] == [1.0, 2.0, 1.0, 5.0, 1.0]
+    assert math.isnan(actual[0]) and math.isnan(actual[2]) and math.isnan(actual[5])
 
 
 def test_a_validation_after_fit_is_of_its_own_data() -> None:
@@ -157,8 +157,8 @@ def test_a_validation_after_fit_is_of_its_own_data() -> None:
     forecaster = model()
     run.fit(forecaster, sales())
     other = sales(val_fraction=0.4, refit=True)
-    (found,) = run.validate(forecaster, other, verbose=False)
-    assert found["val/naive_mae"] == pytest.approx(by_a_loop(other, "val", 10**6, 3)[0], rel=1e-5)
+    (actual,) = run.validate(forecaster, other, verbose=False)
+    assert actual["val/naive_mae"] == pytest.approx(by_a_loop(other, "val", 10**6, 3)[0], rel=1e-5)
     with pytest.raises(DataError, match="give the trainer the data, not loaders"):
         run.validate(forecaster, sales().val_dataloader(), verbose=False)
 
@@ -194,8 +194,8 @@ def test_the_season_of_times(times: Any, season: int) -> None:
 
 
 def test_times_that_do_not_say_the_season() -> None:
-    def refused(told: str, *times: Any) -> None:
-        with pytest.raises(DataError, match=told):
+    def refused(message: str, *times: Any) -> None:
+        with pytest.raises(DataError, match=message):
             season_of([KnownSeries(f"s{i}", (), 40, t) for i, t in enumerate(times)])
 
     refused("no column `time`: name it, or give", None)
@@ -219,8 +219,8 @@ def started(callback: SeasonalNaive, module: Any, data: Any) -> None:
 def test_what_has_no_baseline_is_refused_before_training() -> None:
     with pytest.raises(DataError, match="not for SequenceClassifier and Digits: leave it out"):
         started(SeasonalNaive(), SequenceClassifier(8, 10), Digits(steps="rows"))
-    told = "50 steps, but of a only 40 are known before the targets of a window of the val part"
-    with pytest.raises(DataError, match=told):
+    message = "50 steps, but of a only 40 are known before the targets of a window of the val part"
+    with pytest.raises(DataError, match=message):
         started(SeasonalNaive(50), model(), sales())
     frame = __import__("pandas").read_csv("sales.csv").assign(day=[*range(DAYS)] * 2)
     frame.to_parquet("sales.parquet", index=False)
@@ -239,18 +239,18 @@ def test_what_has_no_baseline_is_refused_before_training() -> None:
 
 def in_group(rank: int, folder: Path, alone: dict[str, float]) -> None:
     """A validation and a test by all processes of a group, with two strategies."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    told |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1, "MASTER_PORT": 1}
-    os.environ.update({name: str(value) for name, value in told.items()})
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    environment |= {"GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": 1, "MASTER_PORT": 1}
+    os.environ.update({name: str(value) for name, value in environment.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
     strategies: list[Callable[[], Any]] = [lambda: "ddp", lambda: SequenceParallelStrategy(2)]
     for make in strategies:
         pl.seed_everything(1, verbose=False)
         options = {"devices": 2, "strategy": make(), "callbacks": [SeasonalNaive()]}
         run = trainer(folder, **options)
-        (found,) = run.validate(model(), sales(f"{folder}/sales.csv"), verbose=False)
+        (actual,) = run.validate(model(), sales(f"{folder}/sales.csv"), verbose=False)
         for name, value in alone.items():
-            assert found[name] == pytest.approx(value, rel=1e-4), (make(), name)
+            assert actual[name] == pytest.approx(value, rel=1e-4), (make(), name)
 
 
 @pytest.mark.slow

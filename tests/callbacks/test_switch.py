@@ -83,8 +83,8 @@ def test_what_wandb_watches_is_what_there_is_now(wandb, tmp_path):
     logged = dict(logger.experiment.summary)
     wandb.finish()
     for kind in ("gradients", "parameters"):
-        found = (re.fullmatch(rf"{kind}/(graph_\d+)?(.*)", key) for key in logged)
-        names = {match[2] for match in found if match}
+        actual = (re.fullmatch(rf"{kind}/(graph_\d+)?(.*)", key) for key in logged)
+        names = {match[2] for match in actual if match}
         assert names == {name for name, _ in model.named_parameters()}
 
 

@@ -61,13 +61,13 @@ def test_each_sequence_has_its_class_and_all_probabilities() -> None:
     data = table("classify", "kind")
     model = SequenceClassifier(1, 2, hidden_size=4, num_layers=1, dropout=0)
     nn.init.normal_(model.head.weight)
-    found = predicted(model, data)
+    actual = predicted(model, data)
     assert data.classes == ["ride", "walk"]
     wanted = ["city", "trip", "class", "probability_ride", "probability_walk"]
-    assert list(found[0]) == wanted
+    assert list(actual[0]) == wanted
     rows = data.part("test")
-    assert len(found) == len(rows)
-    for i, row in enumerate(found):
+    assert len(actual) == len(rows)
+    for i, row in enumerate(actual):
         trip = int(row["trip"])
         assert row["city"] == "bonn" and len(rows[i].inputs) == 1 + trip % 3
         p = model(rows[i].inputs[None])[0].softmax(-1)[0].tolist()
@@ -81,10 +81,10 @@ def test_each_sequence_has_its_class_and_all_probabilities() -> None:
 def test_each_step_has_its_time_class_and_probability(packed: bool) -> None:
     data = table("tag", "moving", packed=packed, batch_size=8)
     model = SequenceTagger(1, 2, hidden_size=4, num_layers=1, dropout=0)
-    found = predicted(model, data)
-    assert list(found[0]) == ["city", "trip", "hour", "class", "probability"]
+    actual = predicted(model, data)
+    assert list(actual[0]) == ["city", "trip", "hour", "class", "probability"]
     rows = data.part("test")
-    at = iter(found)
+    at = iter(actual)
     for i in range(len(rows)):
         p = model(rows[i].inputs[None])[0].softmax(-1)[0]
         for hour, step in enumerate(p):
@@ -101,38 +101,38 @@ def test_a_step_of_several_windows_is_written_once_and_windows_say_where_they_st
     for i, kind in enumerate(("a", "b") * 10):
         Path("clips", kind).mkdir(exist_ok=True, parents=True)
         np.save(f"clips/{kind}/{i}.npy", np.arange(7.0)[:, None] + i)
-    found = predicted(
+    actual = predicted(
         SequenceClassifier(1, 2, hidden_size=4, num_layers=1, dropout=0),
         SequenceTable("clips", "classify", window=3, stride=2),
     )
-    assert list(found[0])[:3] == ["series", "step", "class"]
-    names = [row["series"] for row in found[::3]]
-    assert [row["step"] for row in found] == ["1", "3", "5"] * len(names)
+    assert list(actual[0])[:3] == ["series", "step", "class"]
+    names = [row["series"] for row in actual[::3]]
+    assert [row["step"] for row in actual] == ["1", "3", "5"] * len(names)
     assert all("/" in name for name in names) and len(set(names)) == len(names)
 
     Path("t.csv").write_text("x,y\n" + "\n".join(f"{k},{'ab'[k % 2]}" for k in range(40)))
     data = SequenceTable("t.csv", "tag", "y", split_by="time", window=4, stride=3)
     model = SequenceTagger(1, 2, hidden_size=4, num_layers=1, dropout=0)
-    found = predicted(model, data)
+    actual = predicted(model, data)
     rows = data.part("test")
     assert [len(rows[i].inputs) for i in range(len(rows))] == [4, 3]
-    assert [row["step"] for row in found] == ["35", "36", "37", "38", "39", "40"]
+    assert [row["step"] for row in actual] == ["35", "36", "37", "38", "39", "40"]
     p = torch.cat([model(rows[0].inputs[None])[0], model(rows[1].inputs[None])[0][:, 1:]], 1)
     wanted = p.softmax(-1)[0].max(-1).values.tolist()
-    assert [float(row["probability"]) for row in found] == pytest.approx(wanted, rel=1e-4)
+    assert [float(row["probability"]) for row in actual] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_other_data_are_numbered() -> None:
     model = SequenceClassifier(8, 10, hidden_size=4, num_layers=1, dropout=0)
     data = Digits(steps="rows")
-    found = predicted(model, data, limit_predict_batches=2)
-    assert [row["row"] for row in found] == [str(i + 1) for i in range(64)]
-    assert {row["class"] for row in found} <= set(data.classes)
+    actual = predicted(model, data, limit_predict_batches=2)
+    assert [row["row"] for row in actual] == [str(i + 1) for i in range(64)]
+    assert {row["class"] for row in actual} <= set(data.classes)
     # Without data that have names a class is its number.
     loader = data.predict_dataloader()
     model.head.bias.data[7] = 99
-    found = predicted(model, loader, limit_predict_batches=1)
-    assert {row["class"] for row in found} == {"7"} and list(found[0])[2] == "probability_0"
+    actual = predicted(model, loader, limit_predict_batches=1)
+    assert {row["class"] for row in actual} == {"7"} and list(actual[0])[2] == "probability_0"
 
 
 def test_names_are_those_of_the_rows_that_are_predicted() -> None:
@@ -144,9 +144,9 @@ def test_names_are_those_of_the_rows_that_are_predicted() -> None:
     assert "trip" in rows_of("classes.csv")[0]
     # The trainer knows `data` still.
     run.predict(model, data.val_dataloader())
-    found = rows_of("classes.csv")
-    assert [row["row"] for row in found] == [str(i + 1) for i in range(len(data.part("val")))]
-    assert "trip" not in found[0]
+    actual = rows_of("classes.csv")
+    assert [row["row"] for row in actual] == [str(i + 1) for i in range(len(data.part("val")))]
+    assert "trip" not in actual[0]
 
 
 def test_what_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

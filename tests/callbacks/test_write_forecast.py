@@ -79,8 +79,8 @@ def test_what_cannot_be_written_is_told(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    told = answer(capsys, *WORDS, "--data.predict=future", *WRITE)
-    assert "new/forecast.csv cannot be written (No space left on device)" in told
+    message = answer(capsys, *WORDS, "--data.predict=future", *WRITE)
+    assert "new/forecast.csv cannot be written (No space left on device)" in message
     assert not list(Path("new").iterdir())
 
 

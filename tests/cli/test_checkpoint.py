@@ -67,7 +67,7 @@ class Runs:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the command tells while it runs."""
     lines: list[str] = []
     for module in (checkpoint_file, checkpoint_options):
@@ -99,9 +99,9 @@ def test_nothing_in_a_file_runs(
     torch.save({**checkpoint, "more": Runs()}, "bad.ckpt")
     for path in ("bad.ckpt", f"{url}/bad.ckpt"):
         words = [path] if command == "generate" else ["--ckpt_path", path, *FIT]
-        told = error_line(capsys, command, *words)
-        assert f"{path} is not read: it names" in told
-        assert "--weights_only=false" in told
+        message = error_line(capsys, command, *words)
+        assert f"{path} is not read: it names" in message
+        assert "--weights_only=false" in message
     assert not Path("ran").exists()
 
 
@@ -188,23 +188,23 @@ def test_a_checkpoint_chooses_no_class(
 
 
 def test_options_that_nobody_names_are_the_checkpoints(
-    checkpoint: dict[str, Any], told: list[str]
+    checkpoint: dict[str, Any], messages: list[str]
 ) -> None:
     torch.save(checkpoint, "a.ckpt")
     assert main(["test", "--ckpt_path=a.ckpt", *FIT]) == 0
-    assert not told
+    assert not messages
 
 
 LR, DECAY = 0.003, 0.2
 
 
-def test_what_is_typed_has_the_last_word(checkpoint: dict[str, Any], told: list[str]) -> None:
+def test_what_is_typed_has_the_last_word(checkpoint: dict[str, Any], messages: list[str]) -> None:
     torch.save(checkpoint, "a.ckpt")
     Path("own.yaml").write_text("{model: {hidden_size: 16, final_lr: 0.5}}")
     words = ["fit", "--config=own.yaml", "--ckpt_path=a.ckpt", *FIT, "--trainer.max_steps=3"]
     words += [f"--model.lr={LR}", f"--model.weight_decay={DECAY}"]
     assert main(words) == 0
-    assert {line.partition(" (")[0] for line in told} == {
+    assert {line.partition(" (")[0] for line in messages} == {
         "a.ckpt: lr is 0.003 as typed, not 0.005",
         "a.ckpt: weight_decay is 0.2 as typed, not 0.01",
         "a.ckpt: hidden_size is 8, not 16 as configured",
@@ -238,7 +238,7 @@ LOGGED = [word for word in FIT if "logger" not in word]
 
 @pytest.mark.parametrize("logger", ["configured", "default", "none"])
 def test_last_is_that_of_the_newest_run(
-    logger: str, checkpoint: dict[str, Any], told: list[str]
+    logger: str, checkpoint: dict[str, Any], messages: list[str]
 ) -> None:
     Path("own.yaml").write_text(
         "trainer:\n"
@@ -253,7 +253,7 @@ def test_last_is_that_of_the_newest_run(
     # As of a job that is submitted again and again.
     for steps in (2, 4, 5):
         assert main([*words, f"--trainer.max_steps={steps}"]) == 0
-    first, *rest = (line for line in told if "last checkpoint" in line)
+    first, *rest = (line for line in messages if "last checkpoint" in line)
     assert "There is no last checkpoint yet" in first
     assert [line.startswith("The last checkpoint is ") for line in rest] == [True, True]
     times = {file.stat().st_mtime_ns: file for file in Path().rglob("last*.ckpt")}
@@ -414,12 +414,12 @@ def test_a_broken_file_is_a_sentence(
                 status: Any = main(command)
             except Exception as error:
                 status = repr(error)
-            told = capsys.readouterr().err.splitlines()[-1:]
-            fine = status == 2 and "broken.ckpt" in told[0]
+            message = capsys.readouterr().err.splitlines()[-1:]
+            fine = status == 2 and "broken.ckpt" in message[0]
             if command[0] == "generate" and name.startswith(USED_BY_FIT):
                 fine = fine or status == 0
             if not fine:
-                wrong.append((command[0], name, status, told))
+                wrong.append((command[0], name, status, message))
     assert not wrong, wrong
 
 

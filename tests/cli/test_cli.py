@@ -159,8 +159,8 @@ def test_a_config_is_copied_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
-    told = error_line(capsys, "configs", "copy", "byte_lm", "mine.yaml", "--force")
-    assert "mine.yaml cannot be written (No space left on device)" in told
+    message = error_line(capsys, "configs", "copy", "byte_lm", "mine.yaml", "--force")
+    assert "mine.yaml cannot be written (No space left on device)" in message
     error_line(capsys, "configs", "copy", "byte_lm", "new.yaml")
     assert Path("mine.yaml").read_text() == "mine"
     assert {path.name for path in Path().iterdir()} == {"text", "mine.yaml"}
@@ -208,8 +208,8 @@ def test_a_monitor_that_is_not_there(
     words = [f"--trainer.callbacks+={callback}", f"--trainer.callbacks.monitor={name}"]
     words += ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.path=text"]
     assert main(["fit", *OPTIONS, *TINY, *words]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert callback in told and repr(name) in told and "val/bits_per_byte" in told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert callback in message and repr(name) in message and "val/bits_per_byte" in message
 
 
 def test_secrets_are_not_logged() -> None:

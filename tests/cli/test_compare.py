@@ -102,14 +102,16 @@ def test_a_layer_of_ones_own_takes_backends(tmp_path: Path, monkeypatch: Any) ->
 
 
 def test_layers_of_pytorch_run_once() -> None:
-    found = layer_runs(["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"])
-    assert found == [
+    actual = layer_runs(
+        ["torch.nn.LSTM", "QRNN", "lightning_lrnn.nn.QRNN", "own.Layer"], ["a", "b"]
+    )
+    assert actual == [
         LayerRun("torch.nn.LSTM", None),
         LayerRun("QRNN", "a"),
         LayerRun("QRNN", "b"),
         LayerRun("own.Layer", None),
     ]
-    assert [run.label for run in found] == ["torch.nn.LSTM", "QRNN-a", "QRNN-b", "own.Layer"]
+    assert [run.label for run in actual] == ["torch.nn.LSTM", "QRNN-a", "QRNN-b", "own.Layer"]
 
 
 @pytest.mark.parametrize("form", [lambda rnn: rnn, json.dumps], ids=["mapping", "json"])
@@ -124,18 +126,18 @@ def test_a_layer_with_options(form: Any) -> None:
         {"class_path": "torch.nn.LSTM", "init_args": {"bias": False}},
         plain,
     ]
-    found = layer_runs([*map(form, rnns), "QRNN"], ["scan", "serial"])
+    actual = layer_runs([*map(form, rnns), "QRNN"], ["scan", "serial"])
     layer, lstm = "QRNN(window=3, memory=[2, 50])", "torch.nn.LSTM(bias=false)"
-    assert list(map(str, found)) == [
+    assert list(map(str, actual)) == [
         f"{layer} scan", f"{layer} serial", lstm, "QRNN scan", "QRNN serial"
     ]  # fmt: skip
-    assert [run.label for run in found[:4]] == [
+    assert [run.label for run in actual[:4]] == [
         "QRNN_window_3_memory_2_50-scan",
         "QRNN_window_3_memory_2_50-serial",
         "torch.nn.LSTM_bias_false",
         "QRNN-scan",
     ]
-    lines = commands("byte_lm", found, [], Path("runs"), None)
+    lines = commands("byte_lm", actual, [], Path("runs"), None)
     config = find(parse([*lines[0][:1], f"--config={ROOT}/configs/byte_lm.yaml", *lines[0][2:]]))
     assert config.class_path == "lightning_lrnn.nn.QRNN" and config.init_args.window == 3
     assert lines[3][2] == "--model.rnn=QRNN"
@@ -305,11 +307,11 @@ def instead_of_children(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[str, list, list, list, Path]:
     """Config, layers, backends, options and folder of a comparison."""
-    found: list[tuple] = []
+    actual: list[tuple] = []
     results = {"runs": [{"error": ""}]}
-    monkeypatch.setattr(comparison, "run", lambda *a: (found.append(a[:5]), results)[1])
+    monkeypatch.setattr(comparison, "run", lambda *a: (actual.append(a[:5]), results)[1])
     assert main(["compare", *words]) == 2  # Without a run that came to an end.
-    return found[0]
+    return actual[0]
 
 
 @pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
@@ -357,10 +359,10 @@ def test_the_loop_of_the_page_compares_seeds_and_rates(monkeypatch: pytest.Monke
     for words in lines:
         config, rnns, _, options, folder = asked(monkeypatch, *words[1:])
         assert rnns == ["GILRLSTM", "torch.nn.GRU"] and folder.parent == Path(last[1])
-        found = parse(["fit", f"--config={config}", *options]).fit
-        assert found.trainer.max_steps == 400
+        actual = parse(["fit", f"--config={config}", *options]).fit
+        assert actual.trainer.max_steps == 400
         folders.add(folder)
-        seen.add((found.model.init_args.lr, found.seed_everything))
+        seen.add((actual.model.init_args.lr, actual.seed_everything))
     assert len(folders) == 6 and seen == set(product((0.003, 0.01), (0, 1, 2)))
 
 
@@ -368,11 +370,11 @@ def test_the_layers_with_options_of_the_page(monkeypatch: pytest.MonkeyPatch) ->
     page = (ROOT / "docs/looking.md").read_text()
     (rnns,) = re.findall(r"^rnn: .*class_path.*$", page, re.M)
     Path("own.yaml").write_text(f"config: byte_lm\n{rnns}\n")
-    found = layer_runs(asked(monkeypatch, "own.yaml")[1], ["auto"])
-    assert list(map(str, found)) == ["QRNN auto", "QRNN(window=3) auto", "own.Leaky"]
+    actual = layer_runs(asked(monkeypatch, "own.yaml")[1], ["auto"])
+    assert list(map(str, actual)) == ["QRNN auto", "QRNN(window=3) auto", "own.Leaky"]
     (line,) = re.findall(r"^lightning-lrnn (compare .*class_path.*)$", page, re.M)
-    found = layer_runs(asked(monkeypatch, *shlex.split(line)[1:])[1], ["auto"])
-    assert list(map(str, found)) == ["QRNN auto", "QRNN(window=3) auto"]
+    actual = layer_runs(asked(monkeypatch, *shlex.split(line)[1:])[1], ["auto"])
+    assert list(map(str, actual)) == ["QRNN auto", "QRNN(window=3) auto"]
 
 
 @pytest.mark.parametrize(
@@ -644,8 +646,8 @@ def test_runs_without_the_metric_are_not_in_the_legend(monkeypatch: pytest.Monke
         )
     write(Path("a/other"), {"step": 4, "train/loss": 3}, {"step": 9, "train/loss": 2})
     write(Path("a/tested"), {"step": 9, "test/f1": 1})
-    found = {run.name: run.monitor for run in runs_in([Path("a")])}
-    assert found == {"one": "val/f1", "two": "val/f1", "other": None, "tested": None}
+    actual = {run.name: run.monitor for run in runs_in([Path("a")])}
+    assert actual == {"one": "val/f1", "two": "val/f1", "other": None, "tested": None}
     assert main(["plot", "a"]) == 0
     assert main(["plot", "a", "--metric", "loss"]) == 0
     assert drawn == [["one", "two"], ["one", "other", "two"]]

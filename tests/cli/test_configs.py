@@ -184,17 +184,17 @@ def test_a_mistake_about_the_data_is_told_in_one_sentence(
     config = str(files("lightning_lrnn.configs") / "forecast.yaml")
     Path("table.csv").write_text("date,temp_max\n2020-01-01,1\n2020-01-02,2\n")
     mine = ("--data.package=null", "--data.path=table.csv")
-    for options, told in (
+    for options, message in (
         (("--data.package=no_such_package",), "`pip install no_such_package` brings the data"),
         ((*mine, "--data.features=null"), "no window of 28 steps with 7 to forecast"),
         (mine, "has no column 'temp_min'; there are date, temp_max"),
         (("--data.horizon=-1",), "`horizon` must be an integer of at least 1, got -1"),
     ):
-        if "pip" not in told:
+        if "pip" not in message:
             pytest.importorskip("pandas")
         assert main(["fit", "--config", config, *TINY, *options]) == 2
         error_line = capsys.readouterr().err.splitlines()[-1]
-        assert error_line.startswith("lightning-lrnn: ") and told in error_line
+        assert error_line.startswith("lightning-lrnn: ") and message in error_line
 
 
 @pytest.mark.parametrize(

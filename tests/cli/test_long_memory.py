@@ -36,8 +36,8 @@ def test_demo(
     results = json.loads((folder / "results.json").read_text())
     # The baseline starts with the same memory.
     assert layers == [(GILRLSTM, (64, 256)), (MemoryLSTM, (64, 256))]
-    found, lstm = (results["models"][name] for name in ("GILR-LSTM", "torch.nn.LSTM"))
-    assert found["solved"] and found["right"] == found["held_out"] == 200
+    actual, lstm = (results["models"][name] for name in ("GILR-LSTM", "torch.nn.LSTM"))
+    assert actual["solved"] and actual["right"] == actual["held_out"] == 200
     assert "200 of 200 right: solved after" in shown and "GILR-LSTM      solved it in" in shown
     assert not lstm["solved"] and len(lstm["curve"]) == 1 and lstm["right"] < 200
     assert "torch.nn.LSTM  not within 0 s, 1 updates of" in shown
@@ -70,20 +70,20 @@ def run(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[
 
 
 def test_benchmark(benchmark: Any, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    (found,) = run(benchmark, monkeypatch, "--steps", "32", "--seeds", "3", "--seconds", "60")
-    assert found["solved"] and found["seed"] == 3 and found["sampling"] == "paired"
-    *_, (seconds, step, right) = found["validation"]
-    assert right == 1 and step == found["optimizer_steps"] == len(found["training"])
-    assert seconds == found["seconds"] >= found["training"][-1][0]
-    assert all(right == 1 for _, right in found["training"][-20:])
-    assert {"commit", "threads", "processor", "torch"} <= found["environment"].keys()
+    (actual,) = run(benchmark, monkeypatch, "--steps", "32", "--seeds", "3", "--seconds", "60")
+    assert actual["solved"] and actual["seed"] == 3 and actual["sampling"] == "paired"
+    *_, (seconds, step, right) = actual["validation"]
+    assert right == 1 and step == actual["optimizer_steps"] == len(actual["training"])
+    assert seconds == actual["seconds"] >= actual["training"][-1][0]
+    assert all(right == 1 for _, right in actual["training"][-20:])
+    assert {"commit", "threads", "processor", "torch"} <= actual["environment"].keys()
     assert Path("runs.png").stat().st_size > 10_000
     # Others are kept; what is changed is another run; the limit ends it.
     more = ["--steps", "32", "--seeds", "3", "--seconds", "0.05"]
     runs = run(benchmark, monkeypatch, *more, "--set", "data.init_args.sampling=random")
     assert [one["changed"] for one in runs] == [[], ["data.init_args.sampling=random"]]
     assert runs[1]["sampling"] == "random" and not runs[1]["solved"]
-    assert len(runs[1]["training"]) < len(found["training"]) and runs[1]["validation"]
+    assert len(runs[1]["training"]) < len(actual["training"]) and runs[1]["validation"]
     runs = run(benchmark, monkeypatch, *more, "--rnn", "torch.nn.LSTM")
     layer = runs[2]["layer"]
     assert layer["class_path"] == "lightning_lrnn.nn.torch_rnn.MemoryLSTM"
@@ -95,7 +95,7 @@ def test_benchmark(benchmark: Any, monkeypatch: Any, capsys: pytest.CaptureFixtu
 
 
 def test_configs_differ_in_length_alone() -> None:
-    found = []
+    actual = []
     for steps in (1024, 8192, 65536, 1048576):
         config = yaml.safe_load((CONFIGS / f"long_memory_{steps}.yaml").read_text())
         model, data = config["model"]["init_args"], config["data"]["init_args"]
@@ -105,5 +105,5 @@ def test_configs_differ_in_length_alone() -> None:
         assert model.pop("checkpoint_time", None) == (None if steps <= 8192 else 16384)
         config["trainer"]["logger"]["init_args"].pop("name")
         config["trainer"].pop("log_every_n_steps")
-        found.append(config)
-    assert all(config == found[0] for config in found)
+        actual.append(config)
+    assert all(config == actual[0] for config in actual)

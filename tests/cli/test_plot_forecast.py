@@ -98,21 +98,21 @@ def test_actual_values_are_of_the_series_and_around_the_forecast() -> None:
     assert of_a[1].tolist() == [float(day) for day in range(8, 30)]
     assert of_b[1].tolist() == [100.0 + day for day in range(8, 30)]
     early = Forecast({"shop": "b"}, "sold", "day", shown[1].times - np.timedelta64(5, "D"), (), [])
-    (found,) = actual_values(Path("sales.csv"), [early])  # type: ignore[list-item]
-    assert found is not None and found[1].tolist() == [100.0 + day for day in range(3, 25)]
+    (series,) = actual_values(Path("sales.csv"), [early])  # type: ignore[list-item]
+    assert series is not None and series[1].tolist() == [100.0 + day for day in range(3, 25)]
 
 
 def test_series_without_names_or_times_and_those_of_a_folder() -> None:
     Path("y.csv").write_text("y\n" + "\n".join(map(str, range(9))))
     one = Forecast({}, "y", "step", np.array([8, 9, 10]), (0.5,), np.zeros((3, 1)))
-    (found,) = actual_values(Path("y.csv"), [one])
-    assert found is not None and found[0].tolist() == list(range(1, 10))
+    (series,) = actual_values(Path("y.csv"), [one])
+    assert series is not None and series[0].tolist() == list(range(1, 10))
     Path("folder").mkdir()
     for name in ("north", "south"):
         Path("folder", f"{name}.csv").write_text("day,sold\n" + f"1,{len(name)}\n2,7\n")
     one = Forecast({"series": "south"}, "sold", "day", np.array([3]), (0.5,), np.zeros((1, 1)))
-    (found,) = actual_values(Path("folder"), [one])
-    assert found is not None and found[1].tolist() == [5.0, 7.0]
+    (series,) = actual_values(Path("folder"), [one])
+    assert series is not None and series[1].tolist() == [5.0, 7.0]
 
 
 def test_a_config_says_how_its_table_is_written(figures: list[Any]) -> None:

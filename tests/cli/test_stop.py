@@ -77,12 +77,12 @@ def test_two_processes_end_together(ranks: str) -> None:
     words = [word for word in OPTIONS if "logger" not in word]
     words += ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.path=text"]
     words += ["--trainer.callbacks+=signals.Signals", f"--trainer.callbacks.ranks={ranks}"]
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, "-m", "lightning_lrnn", "fit", *words, *TINY],
         env={**os.environ, "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert found.returncode == STATUS, found.stderr[-2000:]
-    assert "the end of the training" not in found.stdout
+    assert actual.returncode == STATUS, actual.stderr[-2000:]
+    assert "the end of the training" not in actual.stdout

@@ -97,11 +97,11 @@ def test_every_parameter_is_an_option(path: str) -> None:
         config = parse(expanded(sweep, chosen))["fit"]
         for name, value in chosen.items():
             section, key = name.split(".")
-            found = config[section]["init_args"][key]
+            actual = config[section]["init_args"][key]
             if key == "rnn":
-                assert found.class_path.rpartition(".")[2] == value.rpartition(".")[2]
+                assert actual.class_path.rpartition(".")[2] == value.rpartition(".")[2]
             else:
-                assert found == value
+                assert actual == value
         assert config["trainer"]["logger"].class_path.endswith("WandbLogger")
 
 

@@ -90,15 +90,15 @@ def test_metrics_at_the_end(ends: str) -> None:
         inputs = torch.nn.utils.rnn.pack_padded_sequence(inputs, lengths, True, False)
     batch = SequenceBatch(inputs, targets, lengths if ends == "lengths" else None)
     output = model.run(batch, None)[0].detach()
-    found = model.make_metrics()
-    model.measure(found, output, batch, model.loss(output, batch))
+    actual = model.make_metrics()
+    model.measure(actual, output, batch, model.loss(output, batch))
 
     rows = [row for row in range(3) if lengths[row]]
     p = torch.stack([output[row, lengths[row] - 1] for row in rows]).softmax(-1)
     target = torch.stack([targets[row, lengths[row] - 1] for row in rows])
-    assert float(found.compute()["end_error"]) == pytest.approx(largest_error(p, target))
+    assert float(actual.compute()["end_error"]) == pytest.approx(largest_error(p, target))
     right = float((p.argmax(-1) == target).float().mean())
-    assert float(found.compute()["accuracy"]) == pytest.approx(right)
+    assert float(actual.compute()["accuracy"]) == pytest.approx(right)
     # The loss is over all steps all the same.
     everywhere = F.cross_entropy(output.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     torch.testing.assert_close(model.loss(output, batch), everywhere)
@@ -183,9 +183,9 @@ def test_the_benchmark_says_what_early_stopping_says(
         words = ["--tasks", "adding", "--seeds", str(seed), "--json", str(path)]
         monkeypatch.setattr("sys.argv", ["tasks.py", *words])
         tasks.main()
-        found = json.loads(path.read_text())[seed]
-        assert (found["solved"], len(found["validation"])) == (solved, 1 if solved else 2)
-        assert found["metric"] == "rmse" and 0 < found["validation"][-1][2] < 2
+        actual = json.loads(path.read_text())[seed]
+        assert (actual["solved"], len(actual["validation"])) == (solved, 1 if solved else 2)
+        assert actual["metric"] == "rmse" and 0 < actual["validation"][-1][2] < 2
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["adding", "rmse", "1/2", "2"] in [line[:4] for line in lines]
     sys.modules.pop("tasks")

@@ -35,12 +35,12 @@ def described(kind: type) -> dict[str, str]:
 
 def options(kind: type) -> set[str]:
     """Of a constructor, and of those that its `**options` go to."""
-    found: set[str] = set()
+    actual: set[str] = set()
     for base in kind.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(base.__init__).parameters
-        found |= {
+        actual |= {
             name
             for name, p in parameters.items()
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and name != "self"
@@ -49,7 +49,7 @@ def options(kind: type) -> set[str]:
             break
         if base is Stack:  # its options go to its cells
             break
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("name", CLASSES)

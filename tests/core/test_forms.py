@@ -76,8 +76,8 @@ def test_a_recipe_is_found_for_its_own_form_alone(guarded, monkeypatch):
         recipes.keep(problem, "scan", made[name])
         for known, recipe in made.items():
             for _ in range(2):  # by the form, then by a guard
-                found = recurrence._known({"base": BASE, **OTHERS}[known], "scan")
-                assert found is not None and found.backend is recipe.backend
+                actual = recurrence._known({"base": BASE, **OTHERS}[known], "scan")
+                assert actual is not None and actual.backend is recipe.backend
     assert recurrence._known(BASE, "serial") is None
     backends.forget()
 
@@ -175,7 +175,7 @@ def test_as_many_forms_are_kept_as_there_is_room_for(monkeypatch):
 
 def test_threads_share_forms():
     backends.forget()
-    found: list[bool] = []
+    actual: list[bool] = []
 
     def work(seed):
         generator = torch.Generator().manual_seed(seed)
@@ -184,11 +184,11 @@ def test_threads_share_forms():
                 a, b = (torch.rand(2, T, 8, generator=generator) for _ in range(2))
                 y, _ = lrnn.linear_recurrence(a, b)
                 last = a[:, 1] * b[:, 0] + b[:, 1]
-                found.append(torch.allclose(y[:, 1], last))
+                actual.append(torch.allclose(y[:, 1], last))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 600 and all(found)
+    assert len(actual) == 600 and all(actual)

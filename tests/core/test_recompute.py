@@ -165,17 +165,17 @@ def test_a_classifier_in_windows_is_the_same(pooling: str, given: str, rnn: str)
         inputs = pack_sequence([x[i, : max(1, n)] for i, n in enumerate(lengths)], False)
     elif given == "indices":
         inputs = torch.randint(0, 3, (4, T))
-    found = []
+    actual = []
     for size in (None, SIZE):
         model = classifier(size, rnn=rnn, pooling=pooling)
         logits, state = model(inputs, **along)
         (logits**2).sum().backward()
-        found.append([logits, state, [p.grad for p in model.parameters()]])
+        actual.append([logits, state, [p.grad for p in model.parameters()]])
         with torch.no_grad():
             torch.testing.assert_close(model(inputs, **along)[0], logits)
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*actual, rtol=1e-9, atol=1e-12)
     if given == "lengths":
-        torch.testing.assert_close(found[1][0][3], model.head.bias)
+        torch.testing.assert_close(actual[1][0][3], model.head.bias)
 
 
 def test_a_classifiers_memory_hardly_grows_with_the_steps() -> None:

@@ -308,6 +308,6 @@ def test_the_default_device_is_not_asked(backend):
     backends.forget()
     with torch.device("meta"):
         y, final = lrnn.linear_recurrence(a, b, backend=backend)
-        found = torch.autograd.grad(y.sum(), (a, b))
+        actual = torch.autograd.grad(y.sum(), (a, b))
     assert final.device == a.device
-    assert all(torch.equal(g, e) for g, e in zip(found, expected, strict=True))
+    assert all(torch.equal(g, e) for g, e in zip(actual, expected, strict=True))

@@ -91,8 +91,8 @@ def of_vmap(gate, pre, **options):
     def one(*pre):
         return of_vjp(gate, pre, **options)
 
-    found = torch.func.vmap(one)(*(torch.stack([p, p / 2]) for p in pre))
-    return tuple(x[0] for x in found)
+    actual = torch.func.vmap(one)(*(torch.stack([p, p / 2]) for p in pre))
+    return tuple(x[0] for x in actual)
 
 
 def twice(gate, pre, readout=None, **options):
@@ -120,11 +120,11 @@ def weights(y):
     return (torch.arange(y.numel()) * 37 % 11 - 4).div(4).view(y.shape).to(y.dtype)
 
 
-def agree(found, expected, dtype):
+def agree(actual, expected, dtype):
     """As near to float32's as a number of 16 bits can be; gradients meet rounded states."""
     eps = torch.finfo(dtype).eps
     names = ["y", "h", *(f"gradient {i}" for i in range(len(expected)))]
-    for name, x, exact in zip(names, found, expected, strict=False):
+    for name, x, exact in zip(names, actual, expected, strict=False):
         x, exact = (torch.view_as_real(v) if v.is_complex() else v for v in (x, exact))
         limit = eps if name in "yh" else 4 * eps
         difference = (x.double() - exact.double()).abs().max() / exact.double().abs().max()
@@ -140,9 +140,9 @@ def test_every_path_is_as_exact_as_float32(name, dtype, path):
     for gate, pre, options in asked(name, dtype, T):
         exact = [p.to(torch.complex64 if p.is_complex() else torch.float32) for p in pre]
         expected = by_backend("serial", gate, exact, **options)
-        found = PATHS[path](gate, pre, **options)
-        assert [g.dtype for g in found[2:]] == [p.dtype for p in pre]
-        agree(found, expected, dtype)
+        actual = PATHS[path](gate, pre, **options)
+        assert [g.dtype for g in actual[2:]] == [p.dtype for p in pre]
+        agree(actual, expected, dtype)
 
 
 @every_cell
@@ -187,9 +187,9 @@ def test_complex_numbers_of_16_bit_parts(dtype, path):
     """And of parts of two dtypes: PyTorch's own `complex` takes neither."""
     T = LONG if path in ("scan", "serial", "plain") else 50
     pre = [torch.randn(1, T, 2).to(dtype) for _ in range(3)] + [torch.tensor([0.5, 0.7])]
-    found = PATHS[path](of_parts, pre)
-    assert found[0].dtype == torch.complex64
-    agree(found, by_backend("serial", of_parts, [p.float() for p in pre]), dtype)
+    actual = PATHS[path](of_parts, pre)
+    assert actual[0].dtype == torch.complex64
+    agree(actual, by_backend("serial", of_parts, [p.float() for p in pre]), dtype)
 
 
 @lrnn.gate
@@ -219,14 +219,14 @@ def test_bits_of_few_features_do_not_depend_on_threads(D, dtype):
     f, z = (torch.randn(3, 40_001, D).to(dtype) for _ in range(2))
     w = torch.ones(D)
     a = torch.full((D,), 0.99, dtype=dtype, requires_grad=True)
-    found = []
+    actual = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         y = linear_recurrence(a, z, backend="scan")[0]
         (of_a,) = torch.autograd.grad(y, a, weights(y))
-        found.append([*PATHS["scan"](of_library, [f, z, w]), y, of_a])
-    for others in found[1:]:
-        for x, other in zip(found[0], others, strict=True):
+        actual.append([*PATHS["scan"](of_library, [f, z, w]), y, of_a])
+    for others in actual[1:]:
+        for x, other in zip(actual[0], others, strict=True):
             assert torch.equal(x, other)
 
 
@@ -260,9 +260,9 @@ def test_an_adjoint_in_16_bits_is_rounded_once():
     def loop(a, b, *arguments, **options):
         return reference.linear_recurrence(a, b, arguments[0], **options)
 
-    found = adjoint_of(loop, a, y, None, dy, *none, **options)
+    actual = adjoint_of(loop, a, y, None, dy, *none, **options)
     exact = adjoint_of(loop, a.double(), y.double(), None, dy.double(), *none, **options)
-    for x, expected in zip(found[:2], exact[:2], strict=True):
+    for x, expected in zip(actual[:2], exact[:2], strict=True):
         assert x.dtype == torch.bfloat16
         torch.testing.assert_close(x, expected.to(x.dtype), rtol=2**-7, atol=1e-6)
 
@@ -271,5 +271,5 @@ def test_widened_is_what_compiled_code_computes_in():
     x = torch.zeros(1, 1, 1, dtype=torch.float16)
     dtypes = [torch.float16, torch.float64, torch.complex128]
     pre = [x, *(torch.zeros(1, dtype=d) for d in dtypes)]
-    found = [p.dtype for p in evaluation.widened(pre)]
-    assert found == [torch.float32] * 3 + [torch.complex64]
+    actual = [p.dtype for p in evaluation.widened(pre)]
+    assert actual == [torch.float32] * 3 + [torch.complex64]

@@ -185,8 +185,8 @@ def test_moments_of_parts() -> None:
     rows[random.random(rows.shape) < 0.1] = np.nan
     rows[:200, 1] = np.nan
     parts = [Moments.of(part) for part in np.split(rows, [10, 10, 150, 400])]
-    for found, wanted in zip(Moments.together(parts), Moments.of(rows), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    for actual, wanted in zip(Moments.together(parts), Moments.of(rows), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-6)
     none = Moments.together([Moments.of(np.full((3, 1), np.nan))])
     assert none.known == 0 and none.scaling().std == 1 and none.scaling().mean == 0
 
@@ -234,7 +234,7 @@ SHOPS = table()["shop"]
 
 
 @pytest.mark.parametrize(
-    ("columns", "options", "told"),
+    ("columns", "options", "message"),
     [
         (
             {"shop": np.roll(SHOPS, 30)},
@@ -257,11 +257,11 @@ SHOPS = table()["shop"]
         ({}, {"window": 80}, "no window of 80 steps with 3 to forecast"),
     ],
 )
-def test_bad_tables(tmp_path: Path, columns: Any, options: Any, told: str) -> None:
+def test_bad_tables(tmp_path: Path, columns: Any, options: Any, message: str) -> None:
     path = write(tmp_path / "t.parquet", changed(**columns))
     with pytest.raises(DataError) as raised:
         make(path, **options).setup()
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_gaps_are_told_when_they_are_read(sales: Path) -> None:

@@ -157,8 +157,8 @@ def test_a_file_that_changes_is_told(tmp_path: Path, in_files, change: str) -> N
         os.utime(path, ns=(0, 0))
     else:
         path.write_bytes(LINES + LINES if change == "longer" else LINES[:100])
-    told = "cannot be read" if change in ("gone", "folder") else "has changed since"
-    with pytest.raises(TextError, match=told):
+    message = "cannot be read" if change in ("gone", "folder") else "has changed since"
+    with pytest.raises(TextError, match=message):
         list(data.train_dataloader())
 
 

@@ -131,12 +131,12 @@ class Losses(pl.Callback):
     """Of every batch, with its epoch and its number."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[int, int, float]] = []
+        self.steps: list[tuple[int, int, float]] = []
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.found.append((trainer.current_epoch, batch_idx, float(outputs["loss"])))
+        self.steps.append((trainer.current_epoch, batch_idx, float(outputs["loss"])))
 
 
 class Soon(Timer):
@@ -173,15 +173,15 @@ def fit(
     pl.seed_everything(9 if resume else 0, verbose=False)
     data, model = (make() if i else make(folder) for i, make in enumerate(KINDS[kind]))
     trainer.fit(model, data, ckpt_path=resume, weights_only=True if resume else None)
-    return trainer, losses.found
+    return trainer, losses.steps
 
 
 @cache
 def through(kind: str, folder: Path, accumulate: int = 1) -> list[tuple[int, int, float]]:
-    _, found = fit(kind, folder, max_epochs=3, accumulate_grad_batches=accumulate)
-    assert [place[:2] for place in found] == [(e, k) for e in range(3) for k in range(BATCHES)]
-    assert len({loss for *_, loss in found}) == len(found)
-    return found
+    _, actual = fit(kind, folder, max_epochs=3, accumulate_grad_batches=accumulate)
+    assert [place[:2] for place in actual] == [(e, k) for e in range(3) for k in range(BATCHES)]
+    assert len({loss for *_, loss in actual}) == len(actual)
+    return actual
 
 
 @pytest.mark.parametrize("after", [4, BATCHES, BATCHES + 2])
@@ -216,13 +216,13 @@ def test_stopped_by_a_timer(kind: str, after: int, folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["streamed", "rows"])
 def test_stopped_twice_in_an_epoch(kind: str, folder: Path, tmp_path: Path) -> None:
-    found: list[Any] = []
+    actual: list[Any] = []
     for after, before in ((8, None), (10, 8), (18, 10)):
         resume = None if before is None else tmp_path / f"{before}"
         trainer, losses = fit(kind, folder, resume=resume, max_steps=after)
         trainer.save_checkpoint(tmp_path / f"{after}")
-        found += losses
-    assert found == through(kind, folder)
+        actual += losses
+    assert actual == through(kind, folder)
 
 
 @pytest.mark.parametrize("kind", ["table", "rows"])
@@ -282,18 +282,18 @@ def test_a_fresh_run_does_not_go_on(folder: Path, tmp_path: Path) -> None:
             num_sanity_val_steps=0,
         )  # fmt: skip
         trainer.validate(model, data, tmp_path / "ckpt", verbose=False, weights_only=True)
-        losses.found.clear()
+        losses.steps.clear()
         pl.seed_everything(0, verbose=False)
         trainer.fit(classifier(), data)
-        assert losses.found == through("rows", folder)[:BATCHES]
+        assert losses.steps == through("rows", folder)[:BATCHES]
 
 
 def test_other_data_begin_the_epoch_anew(folder: Path, tmp_path: Path) -> None:
     trainer, _ = fit("rows", folder, max_steps=4)
     trainer.save_checkpoint(tmp_path / "ckpt")
     KINDS["longer"] = (lambda _: Rows(batch_size=3), classifier)
-    told = r"batch_size was 4, is 3\); the epoch that it interrupted begins anew"
-    with pytest.warns(UserWarning, match=told):
+    message = r"batch_size was 4, is 3\); the epoch that it interrupted begins anew"
+    with pytest.warns(UserWarning, match=message):
         _, rest = fit("longer", folder, resume=tmp_path / "ckpt", max_epochs=2)
     # Lightning counts four batches of eight as done.
     assert [k for epoch, k, _ in rest if epoch == 0] == [4, 5, 6, 7]
@@ -351,10 +351,10 @@ def resumed(rank: int, folder: Path, saved: Path) -> None:
     KINDS["even"] = (lambda _: Even(batch_size=4), classifier)
     KINDS["sequences"] = (lambda _: Even(batch_size=8), classifier)
     for kind, strategy, batches in RUNS:
-        found: list[Any] = []
+        actual: list[Any] = []
         whole: list[Any] = []
         for losses, after, before in (
-            (whole, 9, None), (found, 2, None), (found, 7, 2), (found, 9, 7)
+            (whole, 9, None), (actual, 2, None), (actual, 7, 2), (actual, 9, 7)
         ):  # fmt: skip
             with processes.world(rank, 2):
                 resume = saved / f"{kind}{before}" if before else None
@@ -364,7 +364,7 @@ def resumed(rank: int, folder: Path, saved: Path) -> None:
                 losses += some
             dist.barrier()
         assert [place[:2] for place in whole] == [divmod(k, batches) for k in range(9)]
-        assert found == whole, kind
+        assert actual == whole, kind
 
 
 @pytest.mark.slow

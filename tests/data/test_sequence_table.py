@@ -75,7 +75,7 @@ def test_windows_of_a_forecast(weather: Path, scaling: str) -> None:
     ends = {"train": 60, "val": 80, "test": 100}
     for part in PARTS:
         given = data.part(part)
-        found = set()
+        actual = set()
         for i in range(len(given)):
             row = given[i]
             heat = in_units(row)[:, 0]
@@ -89,10 +89,10 @@ def test_windows_of_a_forecast(weather: Path, scaling: str) -> None:
             factor, shift = (10, 10000) if station == "b" else (1, 0)
             wanted = shift + factor * torch.arange(first - 5.0, first)[:, None]
             torch.testing.assert_close(past, wanted, rtol=1e-5, atol=0.05)
-            found.add((station, first))
+            actual.add((station, first))
         wanted_starts = range(begins[part], ends[part] - 2)
-        assert found == {(s, t) for s in "ab" for t in wanted_starts}
-        assert len(found) == len(given)
+        assert actual == {(s, t) for s in "ab" for t in wanted_starts}
+        assert len(actual) == len(given)
 
 
 @tables
@@ -141,15 +141,15 @@ def test_a_forecast_by_group(tmp_path: Path) -> None:
     lines = [f"{g},{100 * g + t}" for g in range(10) for t in range(12)]
     path.write_text("\n".join(["g,y", *lines]))
     data = forecast(path, target="y", group="g", time=None, split_by="group", scaling="none")
-    found = {
+    actual = {
         part: {int(row.targets[0, 0]) // 100 for row in all_rows(data, part)} for part in PARTS
     }
-    assert {part: len(groups) for part, groups in found.items()} == {
+    assert {part: len(groups) for part, groups in actual.items()} == {
         "train": 6,
         "val": 2,
         "test": 2,
     }
-    assert set.union(*found.values()) == set(range(10))
+    assert set.union(*actual.values()) == set(range(10))
 
 
 @tables
@@ -229,9 +229,9 @@ def test_classes_are_the_folders_of_the_files(tmp_path: Path) -> None:
     data = SequenceTable(str(tmp_path), "classify")
     assert data.num_classes == 2 and data.classes == ["9", "10"] and data.num_features == 4
     assert data.feature_names == ["0", "1", "2", "3"]
-    found = [row for part in PARTS for row in all_rows(data, part)]
-    told = sorted((len(row.inputs), int(row.targets)) for row in found)
-    assert told == sorted((3 + i, kind) for i in range(10) for kind in (0, 1))
+    actual = [row for part in PARTS for row in all_rows(data, part)]
+    sizes = sorted((len(row.inputs), int(row.targets)) for row in actual)
+    assert sizes == sorted((3 + i, kind) for i in range(10) for kind in (0, 1))
     for part in PARTS:
         counts = torch.bincount(torch.stack([row.targets for row in all_rows(data, part)]))
         assert len(counts) == 2 and abs(int(counts[0] - counts[1])) <= 1
@@ -244,10 +244,10 @@ def test_arrays_with_names(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{i}.npz", x=x, speed=np.arange(5), label=label)
     data = SequenceTable(str(tmp_path), "classify", target="label", features=["x"], scaling="none")
     assert data.num_features == 2 and data.feature_names == ["x.0", "x.1"]
-    found = [row for part in PARTS for row in all_rows(data, part)]
+    actual = [row for part in PARTS for row in all_rows(data, part)]
     # The one without a class is left out.
-    assert sorted(int(row.inputs[0, 0]) // 100 for row in found) == list(range(1, 10))
-    for row in found:
+    assert sorted(int(row.inputs[0, 0]) // 100 for row in actual) == list(range(1, 10))
+    for row in actual:
         assert int(row.targets) == (int(row.inputs[0, 0]) // 100) % 2
     windows = SequenceTable(str(tmp_path), "classify", "label", window=2, stride=2, missing="mean")
     assert sorted({len(row.inputs) for row in all_rows(windows, "train")}) == [1, 2]
@@ -272,7 +272,7 @@ def wrong(message: str, **options: Any) -> Any:
 
 @tables
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         wrong(
             "`target`: .*weather.csv, group 'a' has no column 'cold'; there are station, hour, ",
@@ -312,11 +312,11 @@ def wrong(message: str, **options: Any) -> Any:
         ),
     ],
 )
-def test_tables_that_do_not_fit(weather: Path, options: dict, told: str) -> None:
+def test_tables_that_do_not_fit(weather: Path, options: dict, message: str) -> None:
     given = {"task": "forecast", "target": "heat", "group": "station", "time": "hour"}
     given |= {"window": 5, "horizon": 3, "val_fraction": 0.2, "test_fraction": 0.2}
     data = SequenceTable(str(weather), **(given | options))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         data.setup()
 
 

@@ -153,12 +153,12 @@ def test_held_out_rows_stay(task: str) -> None:
 
 def test_a_resumed_run_goes_on_in_the_stream(tmp_path: Path) -> None:
     def losses(max_epochs: int, checkpoint: Path | None = None) -> list[float]:
-        found: list[float] = []
+        actual: list[float] = []
 
         class Noted(SequenceClassifier):
             def training_step(self, batch: Any, batch_idx: int) -> Tensor:
                 loss = super().training_step(batch, batch_idx)
-                found.append(float(loss.detach()))
+                actual.append(float(loss.detach()))
                 return loss
 
         pl.seed_everything(0, verbose=False)
@@ -173,7 +173,7 @@ def test_a_resumed_run_goes_on_in_the_stream(tmp_path: Path) -> None:
         )
         trainer.fit(model, TASKS["long memory"](batch_size=4, epoch_rows=12), ckpt_path=checkpoint)
         trainer.save_checkpoint(tmp_path / f"{max_epochs}.ckpt")
-        return found
+        return actual
 
     whole = losses(3)
     first = losses(2)
@@ -210,16 +210,16 @@ def test_an_index_stands_for_a_one_hot_vector(kind: str) -> None:
     indices = torch.randint(0, 6, (3, 7))
     lengths = torch.tensor([7, 4, 0])
     one_hot = torch.nn.functional.one_hot(indices, 6).float()
-    found, gradients = [], []
+    actual, gradients = [], []
     for inputs in (indices, one_hot):
         model.zero_grad()
         y, _ = model(inputs, lengths=lengths)
         if kind == "tag":
             y = y * valid_steps(lengths, 7)[..., None]
         y.square().sum().backward()
-        found.append(y)
+        actual.append(y)
         gradients.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*actual)
     torch.testing.assert_close(*gradients)
 
 

@@ -79,11 +79,11 @@ def test_a_freq_that_is_finer_than_the_table_is_told(tmp_path, freq, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data.setup()
-    told = [str(w.message) for w in caught if "is finer than the table" in str(w.message)]
-    assert len(told) == warned
+    messages = [str(w.message) for w in caught if "is finer than the table" in str(w.message)]
+    assert len(messages) == warned
     if warned:
-        assert "of which 1,937 of 1,939 rows come 4 such steps after the row before" in told[0]
-        assert "2024-10-01T00:00:00+02:00 and 2024-10-01T01:00:00+02:00: empty" in told[0]
+        assert "of which 1,937 of 1,939 rows come 4 such steps after the row before" in messages[0]
+        assert "2024-10-01T00:00:00+02:00 and 2024-10-01T01:00:00+02:00: empty" in messages[0]
 
 
 def test_rows_that_are_closed_up_are_told(tmp_path):
@@ -157,11 +157,11 @@ def test_calendar_alone_goes_on_beyond_the_table(tmp_path):
     options = {"time_zone": ZONE, "freq": "1h", "missing": "last", "predict": "future"}
     data = table(path, features=["Last"], time_features=["hour"], known=[], **options)
     assert data.part("future")[0].inputs.shape == (36, 4)
-    told = (
+    message = (
         r"'Temperatur' of .*'Fürth' is in `known`, but has no value after step 960 of 972, "
         r"line 958 \(2024-11-09T22:00:00\+01:00\), .* to step 972 \(2024-11-10T10:00:00\+01:00\)"
     )
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         table(path, features=["Last"], known=["Temperatur"], **options).setup()
 
 
@@ -191,14 +191,14 @@ def test_a_model_reads_the_steps_ahead_and_brings_its_categories(tmp_path):
         warnings.simplefilter("ignore")  # that it is scaled as the model's
         other.setup()
     assert other.feature_names == data.feature_names
-    for changed, told in (
+    for changed, message in (
         ({"known": None}, "`known` Temperatur, here it is nothing of the future"),
         ({"known": []}, r"`known` Temperatur, here it is \[\], the calendar and categories alone"),
         ({"known": ["Temperatur", "Ort"]}, "`known` Temperatur, here it is Ort, Temperatur"),
         ({"freq": "30min"}, "`freq` 1h, here it is 30min"),
         ({"freq": None}, "`freq` 1h, here it is left out"),
     ):
-        with warnings.catch_warnings(), pytest.raises(DataError, match=f"trained with {told}"):
+        with warnings.catch_warnings(), pytest.raises(DataError, match=f"trained with {message}"):
             warnings.simplefilter("ignore")
             table(again, checkpoint=str(tmp_path / "model.ckpt"), **options | changed).setup()
     # The same steps by another name; a model that was trained without `freq`, or before it counted.
@@ -245,8 +245,10 @@ def test_a_category_that_the_model_does_not_know(tmp_path, value):
     trained.setup()
     again = days(holidays(path, {3: value, 59: value}), freq="D")
     again.load_state_dict(trained.state_dict())
-    told = f"column 'holiday' of .*t.csv has '{value}' in 4 rows of a, b, which .* it knows no, yes"
-    with pytest.raises(DataError, match=told):
+    message = (
+        f"column 'holiday' of .*t.csv has '{value}' in 4 rows of a, b, which .* it knows no, yes"
+    )
+    with pytest.raises(DataError, match=message):
         again.setup()
 
 
@@ -258,8 +260,8 @@ def test_rows_that_are_put_in_do_not_count_as_unknown(tmp_path):
     path.write_text(re.sub("a,2024-01-05.*\n", "", text))
     again = days(path, freq="D", missing="last")
     again.load_state_dict(trained.state_dict())
-    told = "column 'type' of .* has 'college' in 62 rows of a, which .* it knows office, school"
-    with pytest.raises(DataError, match=told):
+    message = "column 'type' of .* has 'college' in 62 rows of a, which .* it knows office, school"
+    with pytest.raises(DataError, match=message):
         again.setup()
 
 
@@ -282,19 +284,19 @@ def test_a_category_is_carried_on_only_if_it_does_not_change(tmp_path):
     path = tmp_path / "t.csv"
     data = days(holidays(path, future=0), categories="type", known=[])
     assert (data.part("future")[0].inputs[:, 2] > 0).all() and data.fitted["steady"] == ["type"]
-    told = (
+    message = (
         r"'holiday' of .* is in `categories`, but has no value after step 60 of 63, line 61 "
         r"\(2024-02-29\), and the forecast reaches to step 63 \(2024-03-03\)"
     )
     for missing in ("error", "last", "mean"):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             days(path, known=[], missing=missing).setup()
     # Also if the table at hand has no holiday.
     trained = days(holidays(path), known=[])
     trained.setup()
     short = days(holidays(path, dict.fromkeys(range(63), "no"), future=0), known=[])
     short.load_state_dict(trained.state_dict())
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         short.setup()
 
 
@@ -324,7 +326,7 @@ def test_a_gap_ahead_is_filled_wherever_it_is(tmp_path, monkeypatch, step):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"freq": "hourly"}, "`freq` must be a spacing as pandas names it.*got 'hourly'"),
         (
@@ -344,9 +346,9 @@ def test_a_gap_ahead_is_filled_wherever_it_is(tmp_path, monkeypatch, step):
         ({"in_memory": False, "freq": "1h"}, "`freq` needs a table in memory"),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path, options, told):
+def test_what_cannot_be_is_told(tmp_path, options, message):
     path = german(tmp_path / "last.csv")
-    with warnings.catch_warnings(), pytest.raises(DataError, match=told):
+    with warnings.catch_warnings(), pytest.raises(DataError, match=message):
         warnings.simplefilter("ignore")
         table(path, **{"time_zone": ZONE, "missing": "last", **options}).setup()
 

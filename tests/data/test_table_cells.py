@@ -58,14 +58,14 @@ def read(tmp_path: Path, text: str | bytes, *group: str, **options: Any) -> dict
     ],
 )
 def test_cells_stay_in_their_columns(tmp_path: Path, text: str | bytes, columns: dict) -> None:
-    (found,) = read(tmp_path, text).values()
-    found = {name: [None if v != v else v for v in values] for name, values in found.items()}
-    assert found == columns
-    assert [type(v) for v in found.get("t", [])] == [type(v) for v in columns.get("t", [])]
+    (actual,) = read(tmp_path, text).values()
+    actual = {name: [None if v != v else v for v in values] for name, values in actual.items()}
+    assert actual == columns
+    assert [type(v) for v in actual.get("t", [])] == [type(v) for v in columns.get("t", [])]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("t,y\n", "is empty but for its header"),
@@ -80,15 +80,15 @@ def test_cells_stay_in_their_columns(tmp_path: Path, text: str | bytes, columns:
         (b"t,y\n1,2\n2,\xe9\n", "is not UTF-8, by the byte 0xe9 in line 3"),
     ],
 )
-def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_tables_that_cannot_be_read(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read(tmp_path, text)
 
 
 def test_other_formats_are_named(tmp_path: Path) -> None:
     text = "zähler;y\n07;1,5\n".encode("cp1252")
-    found = read(tmp_path, text, form=CsvFormat(";", ",", "cp1252"))
-    assert found == {"t": {"zähler": [7], "y": [1.5]}}
+    actual = read(tmp_path, text, form=CsvFormat(";", ",", "cp1252"))
+    assert actual == {"t": {"zähler": [7], "y": [1.5]}}
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,10 @@ def test_points_between_thousands(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"has '{wrong}' where a number is wanted"):
             numbers(series, ["x"])
     (series,) = _csv(tmp_path, "x\n1.193,2\n", CsvFormat(";", ",", "utf-8"))
-    told = r"line 2\): make numbers of it; '\.' between thousands is taken with `thousands: '\.'`"
-    with pytest.raises(DataError, match=told):
+    message = (
+        r"line 2\): make numbers of it; '\.' between thousands is taken with `thousands: '\.'`"
+    )
+    with pytest.raises(DataError, match=message):
         numbers(series, ["x"], ["x"])
 
 
@@ -145,8 +147,8 @@ def _csv(folder: Path, text: str, form: CsvFormat, group: Sequence[str] = ()) ->
 
 def test_names_are_what_is_written(tmp_path: Path) -> None:
     names = ["07", "7", "NA", "None", "null", "nan", "1e3", "True", "a ", "inf"]
-    found = read(tmp_path, "g,x\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)), "g")
-    assert {name: columns["x"] for name, columns in found.items()} == {
+    actual = read(tmp_path, "g,x\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)), "g")
+    assert {name: columns["x"] for name, columns in actual.items()} == {
         name: [i] for i, name in enumerate(names)
     }
     (series,) = read_series(tmp_path / "t.csv")
@@ -156,8 +158,8 @@ def test_names_are_what_is_written(tmp_path: Path) -> None:
 
 
 def test_groups_of_two_columns_stay_apart(tmp_path: Path) -> None:
-    found = read(tmp_path, 'g,k,x\n"a, b",c,1\na,"b, c",2\n', "g", "k")
-    assert [columns["x"] for columns in found.values()] == [[2], [1]]
+    actual = read(tmp_path, 'g,k,x\n"a, b",c,1\na,"b, c",2\n', "g", "k")
+    assert [columns["x"] for columns in actual.values()] == [[2], [1]]
 
 
 def test_classes_are_sorted_as_numbers_if_all_are(tmp_path: Path) -> None:
@@ -170,16 +172,16 @@ def test_classes_are_sorted_as_numbers_if_all_are(tmp_path: Path) -> None:
 def test_a_meter_is_one_wherever_it_stands_in_a_long_table(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("lightning_lrnn.data.tables.csv_files.AT_ONCE", 10)
     rows = [(f"{i % 3:04d}" if i < 35 else f"A{'0' * (i % 2 * 80)}", i) for i in range(40)]
-    found = read(tmp_path, "meter,x\n" + "".join(f"{meter},{i}\n" for meter, i in rows), "meter")
-    assert {name: columns["x"] for name, columns in found.items()} == {
+    actual = read(tmp_path, "meter,x\n" + "".join(f"{meter},{i}\n" for meter, i in rows), "meter")
+    assert {name: columns["x"] for name, columns in actual.items()} == {
         name: [i for meter, i in rows if meter == name] for name in {meter for meter, _ in rows}
     }
 
 
 def test_numbers_are_exact_or_refused(tmp_path: Path) -> None:
     for value, wanted in ((10**18 + 1, np.int64), (2**64 - 1, np.uint64), (2**64, np.float64)):
-        found = to_numbers(packed([str(value)]))
-        assert found.dtype == wanted and int(found[0]) == value
+        actual = to_numbers(packed([str(value)]))
+        assert actual.dtype == wanted and int(actual[0]) == value
     for given in (np.array(["1.5", ""]), np.array(["1.5", None], dtype=object)):
         np.testing.assert_array_equal(to_numbers(given), [1.5, np.nan])
     with pytest.raises(Unlike):
@@ -215,13 +217,13 @@ def test_types_of_databases(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(table), tmp_path / "t.parquet")
     (series,) = read_series(tmp_path / "t.parquet", [], "until")
-    found = {
+    actual = {
         name: numbers(series, [name])[:, 0].tolist() for name in list(table)[:6] if name != "big"
     }
-    np.testing.assert_array_equal(found["decimal"], [1.5, np.nan, 2])
-    np.testing.assert_array_equal(found["open"], [1, np.nan, 0])
-    np.testing.assert_array_equal(found["took"], [1e-6, 2e-6, np.nan])
-    assert found["unsigned"] == [2.0**64, 1, 2] and found["half"] == [0, 1, 2]
+    np.testing.assert_array_equal(actual["decimal"], [1.5, np.nan, 2])
+    np.testing.assert_array_equal(actual["open"], [1, np.nan, 0])
+    np.testing.assert_array_equal(actual["took"], [1e-6, 2e-6, np.nan])
+    assert actual["unsigned"] == [2.0**64, 1, 2] and actual["half"] == [0, 1, 2]
     assert labels(series.cells("big")).tolist() == [str(2**60 + 1), "", "3"]
     assert class_names([series], "kind") == ["a"] and class_names([series], "decimal") == [
         "1.50",
@@ -268,12 +270,12 @@ START = datetime(2024, 2, 28, 23, 30)
 def test_times_are_sorted(tmp_path: Path, write: Any) -> None:
     stamps = [write(START + timedelta(hours=i)) for i in range(60)]
     lines = [f'"{stamps[i * 7 % 60]}",{i * 7 % 60}' for i in range(60)]
-    (found,) = read(tmp_path, "when,x\n" + "\n".join(lines), time="when").values()
-    assert found["x"] == list(range(60))
+    (actual,) = read(tmp_path, "when,x\n" + "\n".join(lines), time="when").values()
+    assert actual["x"] == list(range(60))
 
 
 @pytest.mark.parametrize(
-    ("stamps", "told"),
+    ("stamps", "message"),
     [
         *(
             ([text], f"'{text}', of which .* give `time_format: '{day}'`, or '{month}'")
@@ -299,10 +301,10 @@ def test_times_are_sorted(tmp_path: Path, write: Any) -> None:
         (["", "2024-01-01"], "has no time"),
     ],
 )
-def test_times_that_cannot_be_told(stamps: list[str], told: str) -> None:
+def test_times_that_cannot_be_told(stamps: list[str], message: str) -> None:
     with pytest.raises(TimeError) as error:
         to_times(packed(stamps))
-    assert re.search(told, error.value.args[1])
+    assert re.search(message, error.value.args[1])
 
 
 @pytest.mark.parametrize(
@@ -328,8 +330,8 @@ def test_the_time_of_a_row_is_named(tmp_path: Path) -> None:
 
 def test_day_and_month_are_told_by_the_whole_table(tmp_path: Path) -> None:
     rows = "a,05/04/2024,1\na,06/03/2024,0\nb,13/01/2024,0\n"
-    found = read(tmp_path, "g,t,x\n" + rows, "g", time="t")
-    assert found["a"]["x"] == [0, 1]
+    actual = read(tmp_path, "g,t,x\n" + rows, "g", time="t")
+    assert actual["a"]["x"] == [0, 1]
     named = read(tmp_path, "t,x\n02/03/2024,1\n03/02/2024,0\n", time="t", time_format="%d/%m/%Y")
     assert named["t"]["x"] == [0, 1]
 
@@ -346,8 +348,8 @@ def test_day_and_month_are_told_by_the_whole_table(tmp_path: Path) -> None:
     ],
 )
 def test_times_go_on(times: list[str], after: list[str]) -> None:
-    found = following(to_times(packed(times)), len(after))
-    assert found.tolist() == to_times(packed(after)).tolist()
+    actual = following(to_times(packed(times)), len(after))
+    assert actual.tolist() == to_times(packed(after)).tolist()
 
 
 def test_text_of_arrays_is_text() -> None:

@@ -144,32 +144,34 @@ def test_groups_that_are_new_are_told(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         new.setup()
-    (told,) = {str(w.message) for w in caught}
-    assert told.startswith("1 series were not in training, and are scaled by") and ": c" in told
+    (message,) = {str(w.message) for w in caught}
+    assert (
+        message.startswith("1 series were not in training, and are scaled by") and ": c" in message
+    )
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"scaling": "none"}, "trained with `scaling` standard, here it is none: .*`refit: true`"),
         ({"classes": ["low", "high"]}, "trained with `classes` high, low, here it is low, high"),
         ({"features": ["x", "id"]}, "trained with `features` x, here it is x, id"),
     ],
 )
-def test_what_contradicts_the_model_is_refused(trained, tmp_path, options, told) -> None:
+def test_what_contradicts_the_model_is_refused(trained, tmp_path, options, message) -> None:
     data = classify(tmp_path / "new.csv", [0.0, 10.0] * 10, checkpoint=str(trained[1]), **options)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         data.setup()
 
 
 def test_checkpoints_without_a_scaling(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"PK\3\4")
-    for name, told in (("bare", "has nothing that"), ("broken", "cannot be"), ("no", "no file")):
+    for name, message in (("bare", "has nothing that"), ("broken", "cannot be"), ("no", "no file")):
         data = classify(
             tmp_path / "t.csv", [0.0, 10.0] * 10, checkpoint=str(tmp_path / f"{name}.ckpt")
         )
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             data.setup()
 
 
@@ -274,9 +276,9 @@ def test_large_targets_come_back_whole(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("wh\n" + "\n".join(map(str, wh)))
     data = SequenceTable(str(tmp_path / "t.csv"), "forecast", "wh", window=9, horizon=2)
     batch = next(iter(data.test_dataloader()))
-    found = batch.offset + batch.scale * batch.targets
+    actual = batch.offset + batch.scale * batch.targets
     torch.testing.assert_close(
-        found[0, :, 0], torch.tensor(wh[255:257]).double(), rtol=0, atol=0.01
+        actual[0, :, 0], torch.tensor(wh[255:257]).double(), rtol=0, atol=0.01
     )
     model = Forecaster(1, 2, hidden_size=4, num_layers=1, rnn="MinGRU")
     (first, *_) = trainer(tmp_path).predict(model, data)

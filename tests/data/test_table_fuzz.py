@@ -140,10 +140,10 @@ def number_of(cell: str, decimal: str) -> float:
         return float("nan")
     if re.search(r"[^-+0-9eE" + re.escape(decimal) + "]", cell):
         raise ValueError(cell)
-    found = float(cell.replace(decimal, "."))
-    if found in (float("inf"), float("-inf")):
+    actual = float(cell.replace(decimal, "."))
+    if actual in (float("inf"), float("-inf")):
         raise ValueError(cell)
-    return found
+    return actual
 
 
 def the_same(a: float, b: float) -> bool:
@@ -159,7 +159,7 @@ def check_columns(series: Series, rows: list[list[str]], header: list[str], deci
         wanted = [row[place] for row in rows]
         assert labels(series.cells(name)).tolist() == [name_of(cell) for cell in wanted]
         try:
-            found = numbers(series, [name])[:, 0].tolist()
+            actual = numbers(series, [name])[:, 0].tolist()
         except DataError as error:
             # Refused is what is no number; and integers that are rounded to nothing.
             refused = False
@@ -170,7 +170,7 @@ def check_columns(series: Series, rows: list[list[str]], header: list[str], deci
                     refused |= repr(cell) in str(error) or "infinite" in str(error)
             assert refused or "rounded to" in str(error), (wanted, error)
         else:
-            assert all(map(the_same, found, [number_of(cell, decimal) for cell in wanted])), wanted
+            assert all(map(the_same, actual, [number_of(cell, decimal) for cell in wanted])), wanted
 
 
 @settings(

@@ -104,13 +104,13 @@ def test_a_real_decay_of_a_complex_input():
 
     z = torch.randn(2, 7, 5, dtype=torch.complex64, requires_grad=True)
     scale = torch.randn(5, requires_grad=True)
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad(
             lrnn.gated_recurrence(gate, z, scale, backend="scan")[0].abs().sum(), (z, scale)
         )
         for gate in (lrnn.gate(function), function)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @settings(max_examples=150)

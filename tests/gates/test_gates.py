@@ -105,7 +105,7 @@ TWO, VALUES = torch.tensor(2.0), torch.arange(3.0)
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (lambda f, z: (f * torch.tensor(2.0), z), r"shape \(\) .* line \d+\),.* write 2.0, or"),
         (lambda f, z: (TWO * f, z), r"none of its arguments .*: write 2.0, or make it one more"),
@@ -128,9 +128,9 @@ TWO, VALUES = torch.tensor(2.0), torch.arange(3.0)
         (lambda f, z, k=None: (f, z), r"and k=None would be one too: write the number inside"),
     ],
 )
-def test_what_is_no_tensor_of_the_gate_and_no_option_of_an_operation(function, told):
+def test_what_is_no_tensor_of_the_gate_and_no_option_of_an_operation(function, message):
     """Seen to fail: `_tensor_constant0`, a second argument that the compiled code left out."""
-    with pytest.raises(lrnn.GateError, match=told):
+    with pytest.raises(lrnn.GateError, match=message):
         lrnn.gate(function)
 
 
@@ -146,7 +146,7 @@ def has_branches(f, z):
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (lambda f, z: (math.exp(f), z), r"uses math.exp, .*line \d+\): write torch.exp\. A gate"),
         (lambda f, z: (math.fabs(f), z), r"uses math.fabs, .*: write torch.abs\. A gate"),
@@ -175,9 +175,9 @@ def has_branches(f, z):
         (lambda f, z: (round(f), z), r"line \d+\) cannot be traced: .*__round__"),
     ],
 )
-def test_a_message_says_where_and_what_to_write(function, told):
+def test_a_message_says_where_and_what_to_write(function, message):
     """Seen to fail: `exp`, which a gate may use; a hint on branches, without a line, of NumPy."""
-    with pytest.raises(lrnn.GateError, match=told):
+    with pytest.raises(lrnn.GateError, match=message):
         lrnn.gate(function)
 
 

@@ -77,10 +77,10 @@ def test_its_vector_code_is_there(name):
         assert name == "polar", reasons
         return
     pre = [torch.rand(2, 7, 5, dtype=dtype, requires_grad=True) for _ in range(2)]
-    found, _ = lrnn.gated_recurrence(lrnn.gate(function), *pre, backend="scan")
+    actual, _ = lrnn.gated_recurrence(lrnn.gate(function), *pre, backend="scan")
     # Without `@gate` PyTorch evaluates it.
     expected, _ = lrnn.gated_recurrence(function, *pre, backend="scan")
-    torch.testing.assert_close(found, expected)
-    gradient = torch.rand(2, 7, 5, dtype=found.dtype)
-    ours, theirs = (torch.autograd.grad(y, pre, gradient) for y in (found, expected))
+    torch.testing.assert_close(actual, expected)
+    gradient = torch.rand(2, 7, 5, dtype=actual.dtype)
+    ours, theirs = (torch.autograd.grad(y, pre, gradient) for y in (actual, expected))
     torch.testing.assert_close(ours, theirs)

@@ -62,8 +62,8 @@ def words(*more: str) -> list[str]:
 
 
 def losses(said: str) -> dict[int, float]:
-    found = re.findall(r"^SEEN (\d+) (\S+)$", said, re.M)
-    return {int(step): float(loss) for step, loss in found}
+    actual = re.findall(r"^SEEN (\d+) (\S+)$", said, re.M)
+    return {int(step): float(loss) for step, loss in actual}
 
 
 def test_a_run_of_four_is_that_of_one_and_goes_on_with_fewer(tmp_path: Path) -> None:

@@ -129,16 +129,16 @@ def measured(rank: int, folder: Path) -> None:
         trainer = make_trainer(folder, callbacks=[count], limit_train_batches=3, **options)
         trainer.fit(make_model(), make_data(folder))
     assert calls
-    found = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byte"])]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    actual = [in_steps, count.own, float(trainer.callback_metrics["train/bits_per_byte"])]
+    (folder / f"{rank}.json").write_text(json.dumps(actual))
 
 
 @pytest.mark.slow
 def test_processes_measure_training_together_at_the_end_of_an_epoch_only(folder) -> None:
     processes.spawn(measured, folder, folder)
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [steps for steps, _, _ in found] == [[], []]
-    own, together = ([row[i] for row in found] for i in (1, 2))
+    actual = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [steps for steps, _, _ in actual] == [[], []]
+    own, together = ([row[i] for row in actual] for i in (1, 2))
     assert own[0] != own[1]
     assert together == pytest.approx([sum(own) / 2] * 2, rel=1e-5)
 
@@ -219,7 +219,7 @@ def parts(state: Any) -> tuple[torch.Tensor, ...]:
 def test_bits_per_byte_are_the_cost_of_every_held_out_byte(folder, rnn) -> None:
     model, data = make_model(rnn=rnn), make_data(folder, batch_size=4)
     trainer = make_trainer(folder, limit_val_batches=1.0)
-    (found,) = trainer.validate(model, data, verbose=False)
+    (actual,) = trainer.validate(model, data, verbose=False)
 
     nats, count, state = 0.0, 0, None
     with torch.no_grad():
@@ -229,8 +229,8 @@ def test_bits_per_byte_are_the_cost_of_every_held_out_byte(folder, rnn) -> None:
             nats += float(F.cross_entropy(logits[real], batch.targets[real], reduction="sum"))
             count += int(real.sum())
     assert count == len(data.held_out("val"))
-    assert found["val/bits_per_byte"] == pytest.approx(nats / count / math.log(2), rel=1e-5)
-    assert found["val/loss"] == pytest.approx(nats / count, rel=1e-5)
+    assert actual["val/bits_per_byte"] == pytest.approx(nats / count / math.log(2), rel=1e-5)
+    assert actual["val/loss"] == pytest.approx(nats / count, rel=1e-5)
 
     bits = torch.cat(trainer.predict(model, data), 1)
     (tested,) = trainer.test(model, data, verbose=False)
@@ -264,9 +264,9 @@ def test_backends_agree_on_a_checkpoint(folder) -> None:
     for backend in ("scan", "serial"):
         model.backend = backend
         assert {layer.backend for layer in model.recurrent_layers().values()} == {backend}
-        (found,) = make_trainer(folder).test(model, make_data(folder), verbose=False)
+        (actual,) = make_trainer(folder).test(model, make_data(folder), verbose=False)
         assert lightning_lrnn.last_backend() == backend
-        losses[backend] = found["test/loss"]
+        losses[backend] = actual["test/loss"]
     assert losses["scan"] == pytest.approx(losses["serial"], rel=1e-5)
 
 

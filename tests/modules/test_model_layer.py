@@ -112,8 +112,8 @@ def test_every_own_option_is_taken(
         value = not default if isinstance(default, bool) else default + 1
     word = value if isinstance(value, str) else json.dumps(value)
     layer = made(monkeypatch, f"--model.rnn={name}", f"--model.rnn.{option}={word}")
-    found = layer.options[option]
-    assert json.dumps(found) == json.dumps(value)
+    actual = layer.options[option]
+    assert json.dumps(actual) == json.dumps(value)
 
 
 @pytest.mark.parametrize("window", [3, 5])

@@ -105,8 +105,8 @@ def test_padding_reaches_nothing(kind: str, rnn: str) -> None:
     output, _ = model.run(batch, None)
     for row, length in enumerate(batch.lengths.tolist()):
         alone, _ = model(batch.inputs[row : row + 1, :length])
-        found = output[row : row + 1, :length] if kind == "tag" else output[row : row + 1]
-        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+        actual = output[row : row + 1, :length] if kind == "tag" else output[row : row + 1]
+        torch.testing.assert_close(actual, alone, rtol=1e-4, atol=1e-5)
     assert all(g.isfinite().all() for g in gradients(model, batch))
     prediction = model.prediction(output, batch)
     assert prediction.isfinite().all()
@@ -156,8 +156,8 @@ def test_pooling(rnn: str) -> None:
         torch.testing.assert_close(model(inputs)[0], expected)
         # Every step counts, in every direction.
         model.eval()
-        found = torch.func.jacrev(lambda z, model=model: model(z)[0][0])(inputs)[:, 0]
-        assert (found.abs().amax((0, 2)) > 0).all()
+        actual = torch.func.jacrev(lambda z, model=model: model(z)[0][0])(inputs)[:, 0]
+        assert (actual.abs().amax((0, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -183,8 +183,8 @@ def test_torch_layer_with_lengths(kind: type, both: bool) -> None:
             expected, then = layer(alone, hx, reset=None if both else valid)
             torch.testing.assert_close(output[row : row + 1, :length], expected)
             before = parts(then)
-        for found, part in zip(parts(after), before, strict=True):
-            torch.testing.assert_close(found[:, row : row + 1], part)
+        for actual, part in zip(parts(after), before, strict=True):
+            torch.testing.assert_close(actual[:, row : row + 1], part)
         assert not output[row, length:].any()
     for wrong in (torch.tensor([6, 0, 3, 9]), torch.tensor([6, -1, 3, 8])):
         with pytest.raises(ValueError, match=r"`lengths` must be from 0 to T=8, got \[6"):
@@ -207,8 +207,8 @@ class Loader(list):
 
 
 def validated(model: pl.LightningModule, batches: list, folder: Path) -> dict[str, float]:
-    (found,) = trainer(folder).validate(model, Loader(batches), verbose=False)
-    return found
+    (actual,) = trainer(folder).validate(model, Loader(batches), verbose=False)
+    return actual
 
 
 @pytest.mark.parametrize("kind", ["last", "tag"])
@@ -217,8 +217,8 @@ def test_classes_are_measured_as_scikit_learn_does(kind: str, tmp_path: Path) ->
     model = make(kind, class_weights=torch.tensor(weights))
     nn.init.normal_(model.head.weight)
     batches = [batch_of(kind, torch.randint(1, 10, (rows,))) for rows in (20, 7, 13)]
-    found = validated(model, batches, tmp_path)
-    assert set(found) == {"val/loss", "val/accuracy", "val/macro_f1", "val/auroc"}
+    actual = validated(model, batches, tmp_path)
+    assert set(actual) == {"val/loss", "val/accuracy", "val/macro_f1", "val/auroc"}
     p, y = [], []
     for batch, p_batch in zip(
         batches, trainer(tmp_path).predict(model, Loader(batches)), strict=True
@@ -227,14 +227,14 @@ def test_classes_are_measured_as_scikit_learn_does(kind: str, tmp_path: Path) ->
         p.append(p_batch[known].double())
         y.append(batch.targets[known])
     p, y = torch.cat(p), torch.cat(y)
-    assert found["val/accuracy"] == pytest.approx(accuracy_score(y, p.argmax(1)), rel=1e-6)
+    assert actual["val/accuracy"] == pytest.approx(accuracy_score(y, p.argmax(1)), rel=1e-6)
     f1 = f1_score(y, p.argmax(1), average="macro")
-    assert found["val/macro_f1"] == pytest.approx(f1, rel=1e-6)
+    assert actual["val/macro_f1"] == pytest.approx(f1, rel=1e-6)
     p = p / p.sum(1, keepdim=True)
     auroc = roc_auc_score(y, p, multi_class="ovr", average="macro")
-    assert found["val/auroc"] == pytest.approx(auroc, abs=1e-6 if kind == "last" else 5e-3)
+    assert actual["val/auroc"] == pytest.approx(auroc, abs=1e-6 if kind == "last" else 5e-3)
     loss = -(torch.tensor(weights)[y] * p[torch.arange(len(y)), y].log()).mean()
-    assert found["val/loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert actual["val/loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("thresholds", [None, 500])
@@ -266,8 +266,8 @@ def test_forecasts_are_measured_in_the_units_of_the_user(head: str, tmp_path: Pa
     for rows in (slice(0, 20), slice(20, 27), slice(27, 40)):
         batch = batch_of("forecast", torch.randint(1, 10, (rows.stop - rows.start,)))
         batches.append(batch._replace(offset=offsets[rows], scale=scales[rows]))
-    found = validated(model, batches, tmp_path)
-    assert set(found) == {"val/loss", "val/mae", "val/rmse", "val/pinball", "val/crps"}
+    actual = validated(model, batches, tmp_path)
+    assert set(actual) == {"val/loss", "val/mae", "val/rmse", "val/pinball", "val/crps"}
 
     quantiles = torch.cat(trainer(tmp_path).predict(model, Loader(batches))).double()
     assert quantiles.shape == (40, H, K, 5) and (quantiles.diff(dim=-1) > 0).all()
@@ -276,18 +276,18 @@ def test_forecasts_are_measured_in_the_units_of_the_user(head: str, tmp_path: Pa
     known = ~y.isnan()
     quantiles, y = quantiles[known], y[known]
     error = y - quantiles[:, 2]
-    assert found["val/mae"] == pytest.approx(float(error.abs().mean()), rel=1e-5)
-    assert found["val/rmse"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-5)
+    assert actual["val/mae"] == pytest.approx(float(error.abs().mean()), rel=1e-5)
+    assert actual["val/rmse"] == pytest.approx(float(error.square().mean().sqrt()), rel=1e-5)
     above = y[:, None] - quantiles
     levels = torch.tensor(HEAD_LEVELS)
     losses = torch.where(above > 0, levels * above, (levels - 1) * above)
-    assert found["val/pinball"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert actual["val/pinball"] == pytest.approx(float(losses.mean()), rel=1e-5)
     raw = torch.cat([model.run(b, None)[0].detach() for b in batches])[known]
     scale, offset = (v.expand(40, H, K)[known] for v in (scales, offsets))
     crps = scale * model.head.crps(raw, (y.float() - offset) / scale)
-    assert found["val/crps"] == pytest.approx(float(crps.mean()), rel=1e-4)
+    assert actual["val/crps"] == pytest.approx(float(crps.mean()), rel=1e-4)
     scaled = model.head.losses(raw, (y.float() - offset) / scale)
-    assert found["val/loss"] == pytest.approx(float(scaled.mean()), rel=1e-4)
+    assert actual["val/loss"] == pytest.approx(float(scaled.mean()), rel=1e-4)
 
 
 def test_targets_that_nobody_knows_count_nowhere(tmp_path: Path) -> None:
@@ -344,8 +344,8 @@ def test_quantiles_start_as_those_of_a_normal_and_never_cross() -> None:
 def test_crps_of_quantiles_is_nearly_that_of_the_distribution(count: int, rel: float) -> None:
     levels = torch.arange(1, count + 1).double() / (count + 1)
     y = torch.special.ndtri((torch.arange(1000).double() + 0.5) / 1000)
-    found = crps_of_quantiles(torch.special.ndtri(levels).expand(1000, -1), y, levels).mean()
-    assert float(found) == pytest.approx(1 / math.sqrt(math.pi), rel=rel)
+    actual = crps_of_quantiles(torch.special.ndtri(levels).expand(1000, -1), y, levels).mean()
+    assert float(actual) == pytest.approx(1 / math.sqrt(math.pi), rel=rel)
 
 
 def digits(kind: str) -> list[SequenceBatch]:
@@ -463,9 +463,9 @@ def test_perplexity_is_of_the_same_sums(tmp_path: Path) -> None:
     model = LanguageModel(hidden_size=8, num_layers=1)
     text = torch.randint(1, 256, (2, 6))
     batch = TextBatch(text, text, torch.zeros(2, 6, dtype=torch.bool))
-    found = validated(model, [batch], tmp_path)
-    assert found["val/perplexity"] == pytest.approx(math.exp(found["val/loss"]), rel=1e-5)
-    assert found["val/perplexity"] == pytest.approx(2 ** found["val/bits_per_byte"], rel=1e-5)
+    actual = validated(model, [batch], tmp_path)
+    assert actual["val/perplexity"] == pytest.approx(math.exp(actual["val/loss"]), rel=1e-5)
+    assert actual["val/perplexity"] == pytest.approx(2 ** actual["val/bits_per_byte"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -506,9 +506,9 @@ def test_a_batch_that_does_not_fit_is_told_before_training(
 
 def of_two(rank: int, folder: Path) -> None:
     with processes.world(rank, 2):
-        found = measured(folder, 2)
+        actual = measured(folder, 2)
     if rank == 0:
-        (folder / "found.json").write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps(actual))
 
 
 @pytest.mark.slow
@@ -615,8 +615,8 @@ def test_examples_run(name: str, length: int, figures: set[str], monkeypatch: An
     monkeypatch.setattr(
         SourceTokens, "__init__", partialmethod(SourceTokens.__init__, path=str(Path(__file__)))
     )
-    found = example(name)["main"](length)
-    assert figures <= set(found)
+    actual = example(name)["main"](length)
+    assert figures <= set(actual)
 
 
 def test_a_subclass_comes_back_by_its_own_arguments(tmp_path: Path) -> None:
@@ -694,11 +694,11 @@ def test_logit_scale() -> None:
     """Logits are scaled, the gradient is that of loss / scale, what is logged is the loss."""
     pl.seed_everything(0, verbose=False)
     batch = batch_of("last")
-    found: dict[float, list[Any]] = {}
+    actual: dict[float, list[Any]] = {}
     for scale in (1.0, 1e-2):
         model = SequenceClassifier(3, 4, hidden_size=8, dropout=0.0, logit_scale=scale)
-        if found:
-            model.load_state_dict(found[1.0][0])
+        if actual:
+            model.load_state_dict(actual[1.0][0])
         else:
             torch.nn.init.normal_(model.head.weight)
         model.log, model.log_dict = (lambda *a, **k: None), (lambda *a, **k: None)  # type: ignore
@@ -706,5 +706,5 @@ def test_logit_scale() -> None:
         loss = torch.nn.functional.cross_entropy(logits, batch.targets)
         torch.testing.assert_close(model.loss(logits, batch), loss)
         torch.testing.assert_close(model.training_step(batch, 0), loss / scale)
-        found[scale] = [model.state_dict(), logits]
-    torch.testing.assert_close(found[1e-2][1], found[1.0][1] / 100)
+        actual[scale] = [model.state_dict(), logits]
+    torch.testing.assert_close(actual[1e-2][1], actual[1.0][1] / 100)

@@ -116,8 +116,8 @@ def runs(rank: int, size: int, folder: Path) -> None:
         if sequence == size:
             assert shared[0] == pytest.approx(whole[0], **close)
         assert shared[1] == pytest.approx(whole[1], **close)
-        for found, wanted in zip(weights(shared[2]), weights(whole[2]), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-6)
+        for actual, wanted in zip(weights(shared[2]), weights(whole[2]), strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=2e-6)
 
     chunked = train(folder, "chunked", rank, size, size, checkpoint_time=WINDOW // 2)
     assert chunked[0] == pytest.approx(whole[0], **close)
@@ -252,8 +252,8 @@ def other_modules(rank: int, size: int, folder: Path) -> None:
                 torch.testing.assert_close(p.grad / size, gradient, rtol=1e-4, atol=2e-6)
             shared = model.make_metrics()
             model.measure(shared, output, here, of_all)
-            for (name, found), one in zip(shared.items(), metrics.values(), strict=True):
-                torch.testing.assert_close(found.compute(), one.compute(), msg=name)
+            for (name, actual), one in zip(shared.items(), metrics.values(), strict=True):
+                torch.testing.assert_close(actual.compute(), one.compute(), msg=name)
 
 
 class Classifier(LanguageModel):

@@ -39,7 +39,7 @@ pair = lrnn.gate(lambda h, f, z: (h, f))
 
 
 @pytest.mark.parametrize(
-    ("attributes", "error", "told"),
+    ("attributes", "error", "message"),
     [
         ({"sizes": (3, 3)}, ValueError, r"Cell.gate takes 2 arguments, and gets 3.*\(3, 3\)"),
         (
@@ -67,9 +67,9 @@ pair = lrnn.gate(lambda h, f, z: (h, f))
         ({"readout": plain}, TypeError, "Cell.readout is a function of the class"),
     ],
 )
-def test_what_a_class_cannot_have(attributes, error, told):
+def test_what_a_class_cannot_have(attributes, error, message):
     kind = type("Cell", (Own,), attributes)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         kind(3, 4)
 
 
@@ -160,11 +160,15 @@ class OddLayer(lrnn.nn.Stack):
 def test_an_option_that_there_is_not_is_told_with_those_that_there_are():
     """Seen to fail: `Cell.__init__() got an unexpected keyword argument`."""
     assert OddLayer(3, 4, low=0.25).cells[0].low == 0.25
-    told = "Odd got an unexpected keyword argument 'lo'; its options are bias, low, proj_size, mem"
-    with pytest.raises(TypeError, match=told):
+    message = (
+        "Odd got an unexpected keyword argument 'lo'; its options are bias, low, proj_size, mem"
+    )
+    with pytest.raises(TypeError, match=message):
         Odd(3, 4, lo=1)
-    told = "OddLayer got an unexpected keyword argument 'lo'; its options are num_layers, .*, low"
-    with pytest.raises(TypeError, match=told):
+    message = (
+        "OddLayer got an unexpected keyword argument 'lo'; its options are num_layers, .*, low"
+    )
+    with pytest.raises(TypeError, match=message):
         OddLayer(3, 4, lo=1)
 
 
@@ -209,8 +213,8 @@ def test_messages_name_the_argument_and_the_gate():
 
     cell, x = Forgets(3, 4), torch.randn(2, 5, 3)
     rnn = type("Layer", (lrnn.nn.Stack,), {"cell_type": Forgets})(3, 4)
-    told = r"the gate takes 4 inputs, got 2: it is bounded\(f, z, floor, ceiling\)"
-    with pytest.raises(lrnn.GateError, match=told):
+    message = r"the gate takes 4 inputs, got 2: it is bounded\(f, z, floor, ceiling\)"
+    with pytest.raises(lrnn.GateError, match=message):
         rnn(x)
     rnn.cells[0].given = (torch.ones(5), torch.ones(4))
     with pytest.raises(ValueError, match=r"`pre\[2\]` must be .*\(5,\); it is `floor` of bounded"):

@@ -509,9 +509,9 @@ def test_cells_may_be_wrapped(name):
     expected = rnn(x, random_state_of_seed(rnn, x))
     apply_activation_checkpointing(rnn, check_fn=lambda m: isinstance(m, cell_of(name)))
     assert type(rnn.cells[0]) is not cell_of(name)
-    found = rnn(x, random_state_of_seed(rnn, x))
-    close(found, expected)
-    weighted(found).backward()
+    actual = rnn(x, random_state_of_seed(rnn, x))
+    close(actual, expected)
+    weighted(actual).backward()
 
 
 @every_cell
@@ -609,6 +609,6 @@ def test_the_root_of_rg_lru_is_clipped(rate, slope):
     a, b = lrnn.nn.cells.rg_lru.rg_lru(zero, large, one, rate)
     square = -torch.expm1(2 * a.detach().log())
     close(b, torch.sqrt(square), rtol=1e-6, atol=0)
-    (found,) = torch.autograd.grad(b, rate)
+    (actual,) = torch.autograd.grad(b, rate)
     of_square = 2 * a**2 * 4 * torch.sigmoid(rate)
-    close(found, (slope or 0.5 / b) * of_square, rtol=1e-6, atol=0)
+    close(actual, (slope or 0.5 / b) * of_square, rtol=1e-6, atol=0)

@@ -222,13 +222,13 @@ class Copies(TorchDispatchMode):
 
     def __init__(self, size):
         super().__init__()
-        self.size, self.found = size, []
+        self.size, self.functions = size, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         copying = function.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "contiguous")
         if copying and result.numel() >= self.size:
-            self.found.append(str(function))
+            self.functions.append(str(function))
         return result
 
 
@@ -239,7 +239,7 @@ def test_no_layout_copies(name, batch_first):
     x = torch.randn(8, 16, 64)
     with torch.no_grad(), Copies(x.numel()) as copies:
         rnn(x)
-    assert copies.found == []
+    assert copies.functions == []
 
 
 @cases

@@ -118,10 +118,10 @@ def compare(rnn: Any, ranks: Ranks, masked: bool, carried: bool, chunk: int | No
         results.append([*of_steps, *[p.detach() for p in parts(state)], *gradients])
     rnn.group = rnn.checkpoint_time = None
     worst = 0.0
-    for wanted, found in zip(*results, strict=True):
-        assert wanted.shape == found.shape and found.isfinite().all()
+    for wanted, actual in zip(*results, strict=True):
+        assert wanted.shape == actual.shape and actual.isfinite().all()
         scale = wanted.abs().max().clamp(min=1)
-        worst = max(worst, float((wanted - found).abs().max() / scale))
+        worst = max(worst, float((wanted - actual).abs().max() / scale))
     return worst
 
 

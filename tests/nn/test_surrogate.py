@@ -248,10 +248,10 @@ def test_states_of_an_lru_of_any_size(size, batch, backend):
     for x_t in x.unbind(1):
         y_t, s = cell.layer(x_t[:, None], s, StepContext())
         steps.append(y_t)
-    found = (y, end), (torch.cat(steps, 1), s)
-    close(*found)
+    pairs = (y, end), (torch.cat(steps, 1), s)
+    close(*pairs)
     # A gradient that is a part of another one, at an odd place.
-    losses = [torch.cat([end[0, :1], y.flatten(), end.flatten()]).cos().sum() for y, end in found]
+    losses = [torch.cat([end[0, :1], y.flatten(), end.flatten()]).cos().sum() for y, end in pairs]
     close(*(torch.autograd.grad(loss, [start, *cell.parameters()]) for loss in losses))
 
 

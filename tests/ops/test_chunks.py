@@ -19,12 +19,12 @@ def test_chunks_are_joined(shape):
         torch.randn(*shape[:-1], 20)[..., 4:16],
         x.mT.contiguous().mT if x.ndim > 1 else x,
     ):
-        found = projections.joined(whole.chunk(4, -1))
+        actual = projections.joined(whole.chunk(4, -1))
         if whole.stride(-1) == 1:
-            assert torch.equal(found, whole)
-            assert found.data_ptr() == whole.data_ptr()
+            assert torch.equal(actual, whole)
+            assert actual.data_ptr() == whole.data_ptr()
         else:
-            assert found is None
+            assert actual is None
 
 
 def test_what_no_chunks_are():

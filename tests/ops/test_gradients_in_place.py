@@ -24,10 +24,10 @@ def projections(monkeypatch):
     split = _chunks.split
 
     def noted(x, n):
-        there, found = x.detach(), []  # which keeps its memory from being used again
+        there, actual = x.detach(), []  # which keeps its memory from being used again
         if x.requires_grad:
-            x.register_hook(lambda g: found.append(g.data_ptr() == there.data_ptr()))
-        seen.append(found)
+            x.register_hook(lambda g: actual.append(g.data_ptr() == there.data_ptr()))
+        seen.append(actual)
         return split(x, n)
 
     monkeypatch.setattr(_chunks, "split", noted)
@@ -49,12 +49,12 @@ def test_the_last_backward_pass_gives_the_same(name, options, backend, hidden):
     rnn = make(name, hidden=hidden, **options, batch_first=True, backend=backend)
     x = torch.randn(B, T, M, requires_grad=True)
     given = {"lengths": torch.tensor([T, 7, 0]), "reset": torch.rand(B, T) < 0.1}
-    found = []
+    actual = []
     for keep in (True, False):
         torch.manual_seed(1)
-        found += results(rnn, x, keep, **given)
-    for other in found[1:]:
-        assert all(map(torch.equal, other, found[0]))
+        actual += results(rnn, x, keep, **given)
+    for other in actual[1:]:
+        assert all(map(torch.equal, other, actual[0]))
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -64,7 +64,7 @@ def test_where_gradients_are(name, keep, projections):
     x = torch.randn(B, T, M)
     y = weighted(rnn(x))
     torch.autograd.grad(y, list(rnn.parameters()), retain_graph=keep)
-    assert projections and all(found == [not keep] for found in projections)
+    assert projections and all(actual == [not keep] for actual in projections)
 
 
 def test_inputs_of_the_function_stay():
@@ -81,14 +81,14 @@ def test_inputs_of_the_function_stay():
 def test_within_a_checkpoint(reentrant):
     rnn = make("GILRLSTM", num_layers=2, batch_first=True)
     x = torch.randn(B, T, M, requires_grad=True)
-    found = []
+    actual = []
     for run in (rnn, lambda x: checkpoint(rnn, x, use_reentrant=reentrant)):
         y, _ = run(x)
-        found.append(torch.autograd.grad(y.sum(), [x]) if run is rnn or not reentrant else None)
-        if found[-1] is None:
+        actual.append(torch.autograd.grad(y.sum(), [x]) if run is rnn or not reentrant else None)
+        if actual[-1] is None:
             y.sum().backward()
-            found[-1] = [x.grad]
-    assert torch.equal(found[0][0], found[1][0])
+            actual[-1] = [x.grad]
+    assert torch.equal(actual[0][0], actual[1][0])
 
 
 def test_the_gradient_of_the_gradient():

@@ -67,18 +67,18 @@ def compare(
 
     same = {"rtol": 0, "atol": tolerance}
 
-    def close(found: Tensor, wanted: Tensor) -> None:
+    def close(actual: Tensor, wanted: Tensor) -> None:
         scale = wanted.detach().abs().max().clamp(min=1)
-        torch.testing.assert_close(found / scale, wanted / scale, **same)
+        torch.testing.assert_close(actual / scale, wanted / scale, **same)
 
     close(y_here, segment(y, rank, size))
     close(final_here, final)
-    for found, wanted in zip(mine, whole, strict=True):
-        if found.ndim == 3:
-            close(found.grad, segment(wanted.grad, rank, size))
+    for actual, wanted in zip(mine, whole, strict=True):
+        if actual.ndim == 3:
+            close(actual.grad, segment(wanted.grad, rank, size))
         else:
-            dist.all_reduce(found.grad)
-            close(found.grad, wanted.grad)
+            dist.all_reduce(actual.grad)
+            close(actual.grad, wanted.grad)
     if h0 is not None:
         other = torch.view_as_real(begun.grad) if begun.is_complex() else begun.grad
         dist.all_reduce(other)
@@ -281,13 +281,13 @@ def collectives(rank: int, size: int) -> None:
     def run(*pre: Tensor) -> tuple[Tensor, Tensor]:
         return lrnn.gated_recurrence(lstm, *pre, readout=output_tanh, group=ranks, backend="scan")
 
-    found = []
+    actual = []
     for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
         leaves = [p.clone().requires_grad_() for p in pre]
         y, final = function(*leaves)
         (y.sum() + final.sum()).backward()
-        found.append([y, final, *(p.grad for p in leaves)])
-    for eager, compiled in zip(*found, strict=True):
+        actual.append([y, final, *(p.grad for p in leaves)])
+    for eager, compiled in zip(*actual, strict=True):
         assert torch.equal(eager, compiled)
 
     leaves = [p.clone().requires_grad_() for p in pre]
@@ -317,7 +317,7 @@ def given_states(rank: int, size: int) -> None:
                 return lrnn.gated_recurrence(lstm, *pre, **options)
 
             compare(run, pre, h0, lengths, reset, rank, size, 2e-6)
-            found = []
+            actual = []
             for dynamic in (None, False, True):
                 function, leaves = run, [segment(p, rank, size).requires_grad_() for p in pre]
                 if dynamic is not None:
@@ -328,10 +328,10 @@ def given_states(rank: int, size: int) -> None:
                 here = masks | {"reset": segment(reset, rank, size)}
                 y, final = function(*leaves, h0=h0, **here, group=ranks)
                 (y.sum() + final.sum()).backward()
-                found.append([y, final, *(p.grad for p in leaves)])
+                actual.append([y, final, *(p.grad for p in leaves)])
                 used = [(m["LRNN_RESULT"], m["LRNN_CARRY"]) for m, _ in emulated.launches]
                 assert used == [("pair", "folded"), ("outputs", "given")] * 2
-            for one, *others in zip(*found, strict=True):
+            for one, *others in zip(*actual, strict=True):
                 assert all(torch.equal(one, other) for other in others)
 
 

@@ -107,9 +107,9 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize("name", OF_LIGHTNING)
 def test_no_method_knows_a_class_of_the_other_package(name) -> None:
     for kind in ours(getattr(L, name)):
-        found = reached(kind)
-        assert pytorch_lightning not in found
-        known = {c.__name__ for c in found if isinstance(c, type) and issubclass(c, ROOTS)}
+        actual = reached(kind)
+        assert pytorch_lightning not in actual
+        known = {c.__name__ for c in actual if isinstance(c, type) and issubclass(c, ROOTS)}
         assert known <= USED.get(name, set())
 
 
@@ -133,7 +133,7 @@ def reached(kind: type) -> set[Any]:
 
     Of globals those of this package's functions are followed, and of the functions here.
     """
-    found: set[Any] = set()
+    actual: set[Any] = set()
     seen: set[int] = set()
     todo = [v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")]
     while todo:
@@ -142,7 +142,7 @@ def reached(kind: type) -> set[Any]:
             continue
         seen.add(id(value))
         if isinstance(value, (type, types.ModuleType)):
-            found.add(value)
+            actual.add(value)
         elif isinstance(value, types.FunctionType):
             todo += [vars(value), value.__closure__, value.__defaults__, value.__kwdefaults__]
             home = value.__globals__
@@ -150,7 +150,7 @@ def reached(kind: type) -> set[Any]:
                 todo += [home[name] for name in named_in(value.__code__) if name in home]
         elif isinstance(value, PARTS):
             todo += gc.get_referents(value)
-    return found
+    return actual
 
 
 def named_in(code: types.CodeType) -> set[str]:
@@ -205,7 +205,7 @@ class Losses(callbacks.callback.Callback):
 
 
 def test_fit_save_load_resume_and_test(folder) -> None:
-    found = {}
+    actual = {}
     for package, (lightning, space) in PACKAGES.items():
         path = folder / f"{package}.ckpt"
         start, rest, whole = Losses(), Losses(), Losses()
@@ -229,8 +229,8 @@ def test_fit_save_load_resume_and_test(folder) -> None:
         assert model.hparams.hidden_size == 8 and model.hparams.rnn["class_path"].endswith("LSTM")
         (tested,) = trainer.test(model, make_data(space, folder), verbose=False)
         predicted = torch.cat(trainer.predict(model, make_data(space, folder)), 1)
-        found[package] = [whole.losses, tested, float(predicted.sum()), saved["hyper_parameters"]]
-    assert found["pytorch_lightning"] == found[OTHER]
+        actual[package] = [whole.losses, tested, float(predicted.sum()), saved["hyper_parameters"]]
+    assert actual["pytorch_lightning"] == actual[OTHER]
 
 
 @both

@@ -35,5 +35,5 @@ def test_every_promise_has_a_test() -> None:
 def test_no_test_imports_another() -> None:
     """Nor does a helper, or a script that a test writes."""
     pattern = re.compile(r"^\s*(?:from|import) +(test_\w+|conftest)\b", re.MULTILINE)
-    found = {path.name: pattern.findall(path.read_text()) for path in TESTS.rglob("*.py")}
-    assert {name: imports for name, imports in found.items() if imports} == {}
+    actual = {path.name: pattern.findall(path.read_text()) for path in TESTS.rglob("*.py")}
+    assert {name: imports for name, imports in actual.items() if imports} == {}

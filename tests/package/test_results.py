@@ -71,8 +71,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, check=True,
         input=json.dumps([command for command, _ in COMMANDS]), capture_output=True, text=True,
     )  # fmt: skip
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    actual: dict[str, str] = json.loads(done.stdout)
+    return actual
 
 
 @pytest.mark.parametrize(("command", "shown"), COMMANDS)

@@ -42,5 +42,5 @@ def test_everything_public_is_in_the_reference(name):
     names = {path.rpartition(".")[2] for path in shown}
     assert {n for n in module.__all__ if n != "nn"} <= names
     assert all(
-        any(found is getattr(module, n) for found in objects) for n in module.__all__ if n != "nn"
+        any(actual is getattr(module, n) for actual in objects) for n in module.__all__ if n != "nn"
     )

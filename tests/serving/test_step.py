@@ -44,9 +44,9 @@ def stepped(step, x):
 
 def allocations(function):
     """Bytes of every tensor memory that is asked for on the CPU."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as actual:
         function()
-    events = found.profiler.kineto_results.events()
+    events = actual.profiler.kineto_results.events()
     return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
 
 
@@ -182,16 +182,16 @@ def test_a_model():
     with torch.no_grad():
         output, _ = model(tokens)
     step = lrnn.RecordedStep(model, tokens[:, :1])
-    found = torch.cat([step(tokens[:, t : t + 1]).clone() for t in range(T)], 1)
-    close(found, output, rtol=1e-4, atol=1e-5)
+    actual = torch.cat([step(tokens[:, t : t + 1]).clone() for t in range(T)], 1)
+    close(actual, output, rtol=1e-4, atol=1e-5)
     assert max(allocations(lambda: step(tokens[:, :1]))) <= 8  # an RMS norm's numbers
 
 
 def test_a_few_steps_at_once():
     rnn, x = make("QRNN", num_layers=2, dtype=F64), torch.randn(3 * T, B, M, dtype=F64)
     step = lrnn.RecordedStep(rnn, x[:T])
-    found = torch.cat([step(x[k : k + T]).clone() for k in range(0, 3 * T, T)])
-    close(found, rnn(x)[0])
+    actual = torch.cat([step(x[k : k + T]).clone() for k in range(0, 3 * T, T)])
+    close(actual, rnn(x)[0])
 
 
 def test_in_inference_mode():
@@ -330,8 +330,8 @@ def test_an_exported_step_runs_a_sequence_in_any_batch(name, tmp_path):
 
 def test_the_example_runs(capsys, monkeypatch):
     monkeypatch.setattr(ByteText, "__init__", partialmethod(ByteText.__init__, path=str(TESTS)))
-    found = runpy.run_path(str(ROOT / "examples" / "serve.py"))
-    speeds = found["main"](steps=1, length=5)
+    actual = runpy.run_path(str(ROOT / "examples" / "serve.py"))
+    speeds = actual["main"](steps=1, length=5)
     assert set(speeds) == {"plain", "recorded"}
     assert capsys.readouterr().out.count("bytes per second") == 2
 

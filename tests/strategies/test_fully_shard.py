@@ -100,8 +100,8 @@ def train(
         assert "recurrence/layer_share" in monitor.latest
         assert monitor.horizon.latest and monitor.backend.report
         if size > 1:
-            (found,) = trainer.validate(model, data, verbose=False)
-            assert found["val/loss"] == pytest.approx(seen.validated.pop(), **CLOSE)
+            (actual,) = trainer.validate(model, data, verbose=False)
+            assert actual["val/loss"] == pytest.approx(seen.validated.pop(), **CLOSE)
             assert len(trainer.predict(model, data.val_dataloader())) > 0
     dist.barrier()
     return seen
@@ -113,12 +113,14 @@ def runs(rank: int, folder: Path) -> None:
     whole = train(folder, "one")
     assert whole.shares == {0, 1} and whole.losses[-1] < 0.8 * whole.losses[0]
     for sequence in (2, 1):
-        found = train(folder, f"by{sequence}", SequenceParallelStrategy(sequence, fully_shard=True))
+        actual = train(
+            folder, f"by{sequence}", SequenceParallelStrategy(sequence, fully_shard=True)
+        )
         if sequence == 2:
-            assert found.losses == pytest.approx(whole.losses, **CLOSE)
-        assert found.norms == pytest.approx(whole.norms, rel=1e-4)
-        assert found.validated == pytest.approx(whole.validated, **CLOSE)
-        assert all(share == 0 or 0.45 < share < 0.55 for share in found.shares), found.shares
+            assert actual.losses == pytest.approx(whole.losses, **CLOSE)
+        assert actual.norms == pytest.approx(whole.norms, rel=1e-4)
+        assert actual.validated == pytest.approx(whole.validated, **CLOSE)
+        assert all(share == 0 or 0.45 < share < 0.55 for share in actual.shares), actual.shares
 
 
 def resumed(rank: int, folder: Path) -> None:
@@ -136,8 +138,8 @@ def resumed(rank: int, folder: Path) -> None:
     pairs = [("sharded", "one"), ("sharded", "ddp"), ("sharded", "sharded")]
     for before, after in [*pairs, ("ddp", "sharded"), ("one", "sharded")]:
         name = f"half_{before}" if before != "one" else "half_one0"
-        found = train(folder, f"{before}_{after}", kinds[after](), resume=name)
-        assert found.losses == pytest.approx(wanted, **CLOSE), (before, after)
+        actual = train(folder, f"{before}_{after}", kinds[after](), resume=name)
+        assert actual.losses == pytest.approx(wanted, **CLOSE), (before, after)
     one, sharded = (
         torch.load(f"{folder}/{name}.ckpt", weights_only=True)
         for name in ("straight0", "sharded_sharded")
@@ -180,8 +182,8 @@ def modules(rank: int, folder: Path) -> None:
         whole, divided = models
         shard(divided, mesh, torch.device("cpu"))
         divided.group = mesh
-        found = gradients(divided, divided.segment(batch, rank, 2))
-        for theirs, ours in zip(gradients(whole, batch), found, strict=True):
+        actual = gradients(divided, divided.segment(batch, rank, 2))
+        for theirs, ours in zip(gradients(whole, batch), actual, strict=True):
             ours = ours.full_tensor()
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=str(options))
 
@@ -233,8 +235,8 @@ def precisions(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     for precision in ("bf16-mixed", "bf16-true"):
         strategy = SequenceParallelStrategy(2, fully_shard=True)
-        found = train(folder, "short", strategy, 4, precision=precision).losses
-        assert found == pytest.approx(train(folder, "one", steps=4).losses, rel=2e-2)
+        actual = train(folder, "short", strategy, 4, precision=precision).losses
+        assert actual == pytest.approx(train(folder, "one", steps=4).losses, rel=2e-2)
 
 
 def evaluated(rank: int, folder: Path) -> None:
@@ -250,8 +252,8 @@ def evaluated(rank: int, folder: Path) -> None:
             if other is None:
                 trainer.fit(model, data)
                 continue
-            (found,) = trainer.validate(model, data, other, verbose=False)
-            assert found["val/loss"] == pytest.approx(wanted[0]["val/loss"], **CLOSE)
+            (actual,) = trainer.validate(model, data, other, verbose=False)
+            assert actual["val/loss"] == pytest.approx(wanted[0]["val/loss"], **CLOSE)
 
 
 def all_of(rank: int, folder: Path) -> None:

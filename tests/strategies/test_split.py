@@ -39,8 +39,8 @@ def as_one(rank: int, folder: Path) -> None:
         trainer = fit(shared, kind.split, data, strategy, options=options)
         assert len(whole.losses) == STEPS
         assert shared.losses == pytest.approx(whole.losses, **CLOSE)
-        found, wanted = (t.callback_metrics["val_loss"].item() for t in (trainer, alone))
-        assert found == pytest.approx(wanted, **CLOSE)
+        actual, wanted = (t.callback_metrics["val_loss"].item() for t in (trainer, alone))
+        assert actual == pytest.approx(wanted, **CLOSE)
         with processes.world(rank, 2):
             trainer.save_checkpoint(folder / "switched.ckpt")
             given = DataLoader(data[:1], batch_size=None)
@@ -100,10 +100,10 @@ def test_the_segments_of_a_batch() -> None:
     assert torch.equal(Cut(1, 2).of(1, x), here) and torch.equal(Cut(1, 2).of(-2, x), here)
     assert Cut(1, 2).of(None, Pair(x, y)).x is x
     batch = {"pair": Pair(x, y), "rest": [x.movedim(1, 0), "a"]}
-    found = Cut(1, 2).of({"pair": [1, None], "rest": (0, None)}, batch)
-    assert isinstance(found["pair"], Pair) and torch.equal(found["pair"].x, here)
-    assert found["pair"].y is y and found["rest"][1] == "a" and isinstance(found["rest"], list)
-    assert torch.equal(found["rest"][0], x.movedim(1, 0)[2:])
+    actual = Cut(1, 2).of({"pair": [1, None], "rest": (0, None)}, batch)
+    assert isinstance(actual["pair"], Pair) and torch.equal(actual["pair"].x, here)
+    assert actual["pair"].y is y and actual["rest"][1] == "a" and isinstance(actual["rest"], list)
+    assert torch.equal(actual["rest"][0], x.movedim(1, 0)[2:])
     assert batch["pair"].x is x
     steps = torch.arange(20)
     assert Cut(1, 2, 8).of(0, steps).tolist() == [4, 5, 6, 7, 12, 13, 14, 15, 18, 19]

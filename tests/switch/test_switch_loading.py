@@ -79,8 +79,8 @@ def test_the_stock_model_loads_it(kind, rnn, strict):
         nn.init.constant_(saved.encoder["rnn"].scale, 3.0)
     loaded = Project(kind)
     layer = loaded.decoder
-    found = loaded.load_state_dict(file_of(saved), strict=strict)
-    assert not found.missing_keys and not found.unexpected_keys
+    actual = loaded.load_state_dict(file_of(saved), strict=strict)
+    assert not actual.missing_keys and not actual.unexpected_keys
     check_same(loaded, saved)
     # Whoever had the layer has the new one.
     assert loaded.decoder is layer and loaded.again is layer and is_drop_in(layer)
@@ -245,6 +245,6 @@ def test_a_stock_state_dict_and_a_switched_model():
     model = switched()
     with pytest.raises(RuntimeError, match=r"MinLSTM in the place of torch.nn.LSTM, which was not"):
         model.load_state_dict(Project().state_dict())
-    found = model.load_state_dict(Project().state_dict(), strict=False)
-    assert "decoder.weight_ih_l0" in found.unexpected_keys
+    actual = model.load_state_dict(Project().state_dict(), strict=False)
+    assert "decoder.weight_ih_l0" in actual.unexpected_keys
     assert isinstance(model.decoder, Stack)
