@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_lrnn.core.checks import check_counts, check_flags
-from lightning_lrnn.core.subclasses import inherit_arguments
+from lightning_lrnn.core.subclasses import Renamed, inherit_arguments
 from lightning_lrnn.data.errors import DataError, why
 from lightning_lrnn.data.paths import existing
 from lightning_lrnn.data.resume import TrainingLoader, position_of, resumed
@@ -49,14 +49,14 @@ class SequenceData(pl.LightningDataModule):
         num_workers: processes that load batches. All data lie in memory: more than 0 rarely pays.
 
     What `make_parts` fits on the training part (a scaling, say) it puts into `fitted`, and takes
-    from `given` if that is there: what belongs to a trained model. A checkpoint keeps it, and it
+    from `trained` if that is there: what belongs to a trained model. A checkpoint keeps it, and it
     comes back with `fit`, `validate`, `test` and `predict` by `ckpt_path`, and with a model of this
     package also by `load_from_checkpoint`.
 
     Attributes:
         classes: names of the classes; empty for forecasts.
         fitted: tensors and plain values by name; empty if nothing was fitted.
-        given: the same, of a trained model; None if it is to be fitted here.
+        trained: the same, of a trained model; None if it is to be fitted here.
 
     Raises:
         DataError: for arguments that cannot be; from `setup`, for data that cannot be.
@@ -64,7 +64,8 @@ class SequenceData(pl.LightningDataModule):
 
     classes: Sequence[str] = ()
     fitted: dict[str, Any]
-    given: dict[str, Any] | None
+    trained: dict[str, Any] | None
+    given = Renamed("trained")
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -89,7 +90,7 @@ class SequenceData(pl.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.packed, self.bucket, self.drop_last = packed, bucket, drop_last
-        self.fitted, self.given = {}, None
+        self.fitted, self.trained = {}, None
         self._parts: dict[str, SequenceRows] = {}
         self._class_weights: Tensor | None = None
         self._position: dict[str, Any] = {}
@@ -131,15 +132,15 @@ class SequenceData(pl.LightningDataModule):
         state = state_dict.get(FITTED)
         if not isinstance(state, dict) or state.get(KIND) != type(self).__qualname__:
             return
-        self.given = {name: value for name, value in state.items() if name != KIND}
-        if self._parts and not _equal(self.given, self.fitted):
+        self.trained = {name: value for name, value in state.items() if name != KIND}
+        if self._parts and not _equal(self.trained, self.fitted):
             self._parts, self._class_weights = {}, None
 
     def _make(self) -> None:
         if self._parts:
             return
         model = getattr(self.trainer, "lightning_module", None)
-        if self.given is None and (state := getattr(model, "data_state", None)):
+        if self.trained is None and (state := getattr(model, "data_state", None)):
             self._take_fitted(state)
         self._parts = self.make_parts()
 

@@ -416,10 +416,10 @@ class SequenceTable(SequenceData):
         path = Path(self.path)
         if self.package is not None:
             path = package_file(self.package, self.path)
-        if self.checkpoint is not None and self.given is None:
+        if self.checkpoint is not None and self.trained is None:
             self._take_fitted(state_of(self.checkpoint))
         if self.refit:
-            self.given = None
+            self.trained = None
         table = None if self.in_memory else RowGroups(path)
         series = [table.columns()] if table else self._read(path)
         self._lacking = {}
@@ -435,8 +435,8 @@ class SequenceTable(SequenceData):
             "steady": self._steady,
             "freq": self.grid and self.grid.freq,
         }
-        if self.given is not None:
-            self._take(self.given)
+        if self.trained is not None:
+            self._take(self.trained)
         if table:
             parts = self._streamed(table)
         else:
@@ -444,7 +444,7 @@ class SequenceTable(SequenceData):
             make = self._forecasts if self.task == "forecast" else self._classes
             parts = make(series, features)
         self.fitted["classes"] = list(self.classes)
-        if self._lacking and self.given is None:
+        if self._lacking and self.trained is None:
             raise DataError(next(iter(self._lacking.values())))
         return parts
 
@@ -483,7 +483,7 @@ class SequenceTable(SequenceData):
         form, zone = (self.form, self.time_format), self.time_zone
         series = read_series(path, self.group, self.time, *form, zone)
         beyond = self.horizon if self.predict == "future" else 0
-        trained = {} if self.given is None else self.given
+        trained = {} if self.trained is None else self.trained
         known = trained.get("categories", {})
         self._values = {
             name: known.get(name) or category_names(series, name) for name in self.categories
@@ -525,8 +525,8 @@ class SequenceTable(SequenceData):
             named = [name for name in self.features if name not in self.categories]
             of_user = chosen(named, series, "features")
             return list(dict.fromkeys([*of_user, *self._known_names(series)]))
-        if self.given is not None:
-            return chosen(self.given["features"], series, "features")
+        if self.trained is not None:
+            return chosen(self.trained["features"], series, "features")
         apart = {*self.group, *([self.time] if self.time is not None else []), *self.categories}
         if self.task != "forecast":
             apart |= set(self.target_names)
@@ -550,7 +550,7 @@ class SequenceTable(SequenceData):
                 names, self.val_fraction, self.test_fraction, self.seed, strata, members_name
             )
         except DataError as error:
-            if self.given is None:
+            if self.trained is None:
                 raise
             # Too few to train on, which a trained model need not.
             parts = {"train": [], "val": [], "test": list(range(len(names)))}
@@ -659,7 +659,7 @@ class SequenceTable(SequenceData):
         names = list(dict.fromkeys([*self.feature_names, *self.target_names]))
         reader = RowReader(table, names)
         moments = None
-        if self.given is None:
+        if self.trained is None:
             train_rows = [
                 (extents[i].first + start, extents[i].first + stop)
                 for i, start, stop in spans["train"]
@@ -781,13 +781,13 @@ class SequenceTable(SequenceData):
         try:
             own = fit()
         except DataError:
-            if self.given is None:
+            if self.trained is None:
                 raise
-        if self.given is None:
+        if self.trained is None:
             assert own is not None
             scaling = own
         else:
-            scaling = ColumnScaling.from_state(self.given[key])
+            scaling = ColumnScaling.from_state(self.trained[key])
             if own is not None:
                 self._warn_of_shifts(key, scaling, own)
                 # A series that the model has never seen has no other scaling than its own.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from lightning_lrnn.data import Digits
 from lightning_lrnn.modules import RecurrentModule, SequenceTagger
 
 
@@ -29,6 +30,10 @@ def test_former_names_are_read():
         assert SequenceTagger.decided is SequenceTagger.fixed_options
     with warns("stretch", "segment"):
         assert Base().stretch([0], 1, 2) == [0, 1, 2]
+    data = Digits()
+    data.trained = {"order": []}
+    with warns("given", "trained"):
+        assert data.given is data.trained
 
 
 def test_former_names_are_overridden():

@@ -68,13 +68,13 @@ class Digits(SequenceData):
         x = x[..., None] if self.steps == "pixels" else x.unflatten(-1, (8, 8))
         if self.permute:
             order = torch.from_numpy(np.random.default_rng(self.seed).permutation(x.shape[1]))
-            if self.given is not None:
-                if len(self.given["order"]) != len(order):
+            if self.trained is not None:
+                if len(self.trained["order"]) != len(order):
                     raise DataError(
-                        f"the model was trained on images of {len(self.given['order'])} steps, "
+                        f"the model was trained on images of {len(self.trained['order'])} steps, "
                         f"these have {len(order)}: set `steps` to what it was"
                     )
-                order = self.given["order"]
+                order = self.trained["order"]
             self.fitted = {"order": order}
             x = x[:, order]
         y = torch.tensor(labels)

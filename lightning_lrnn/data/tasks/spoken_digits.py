@@ -78,8 +78,8 @@ class SpokenDigits(SequenceData):
             "recordings",
         )
         scaling = Scaling.of([recordings[i] for i in parts["train"]])
-        if self.given is not None:
-            scaling = Scaling(*(self.given[name].numpy() for name in Scaling._fields))
+        if self.trained is not None:
+            scaling = Scaling(*(self.trained[name].numpy() for name in Scaling._fields))
         self.fitted = {name: torch.from_numpy(v) for name, v in scaling._asdict().items()}
         rows = [
             SequenceRow(torch.from_numpy(scaling(recording)), torch.tensor(int(label)))
