@@ -268,7 +268,7 @@ def all_of(rank: int, size: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.nightly)])
 def test_processes_share_sequences(size: int, tmp_path: Path) -> None:
     write_texts(tmp_path)
     processes.spawn(all_of, tmp_path, size, tmp_path, count=size)
