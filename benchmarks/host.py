@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,23 @@ def measured(functions: dict[str, Callable[..., Any]], rounds: int) -> dict[str,
     pre = [torch.rand(SHAPE) for _ in range(2)]
     leaves = [p.clone().requires_grad_() for p in pre]
     ones = torch.ones(SHAPE)
+
+    def call(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Run:
+        return repeated(lambda: function(*inputs), CALLS, "cpu")
+
+    def outputs(function: Callable[..., Any]) -> list[torch.Tensor]:
+        results = [function(*leaves) for _ in range(CALLS)]
+        return [y[0] if isinstance(y, tuple) else y for y in results]
+
+    def backward(outputs: list[torch.Tensor]) -> None:
+        for y in outputs:
+            torch.autograd.grad(y, leaves, ones)
+
     runs = {}
     for name, function in functions.items():
-
-        def outputs(function: Callable[..., Any] = function) -> list[torch.Tensor]:
-            results = [function(*leaves) for _ in range(CALLS)]
-            return [y[0] if isinstance(y, tuple) else y for y in results]
-
-        def backward(outputs: list[torch.Tensor]) -> None:
-            for y in outputs:
-                torch.autograd.grad(y, leaves, ones)
-
-        def call(function: Callable[..., Any], inputs: list[torch.Tensor]) -> Run:
-            return repeated(lambda: function(*inputs), CALLS, "cpu")
-
         runs[f"{name}, without"] = call(function, pre)
         runs[f"{name}, differentiable"] = call(function, leaves)
-        runs[f"{name}, backward"] = Run(backward, before=outputs)
+        runs[f"{name}, backward"] = Run(backward, before=partial(outputs, function))
     in_turn(Clock("cpu"), runs, 1, "host")  # what is compiled and kept at a first call
     samples = in_turn(Clock("cpu"), runs, rounds, "host")
     return {name: [s / CALLS for s in times] for name, times in samples.items()}
@@ -118,9 +119,8 @@ def rows(samples: dict[str, list[float]]) -> dict[str, tuple[float, ...]]:
     names = dict.fromkeys(name.rsplit(",", 1)[0] for name in us)
     by_name = {}
     for name in names:
-        by_name[name] = tuple(
-            us[f"{name}, {arm}"] for arm in ("without", "differentiable", "backward")
-        )
+        arms = "without", "differentiable", "backward"
+        by_name[name] = tuple(us[f"{name}, {arm}"] for arm in arms)
     return by_name
 
 

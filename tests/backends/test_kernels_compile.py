@@ -240,16 +240,16 @@ def reports(whole: bool) -> list[Report]:
         pytest.skip(f"NVRTC is not installed: {error}")
     context = multiprocessing.get_context("spawn")  # forking beside PyTorch's threads is unsafe
     with ProcessPoolExecutor(2, mp_context=context) as pool:
-        actual = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
+        of_table = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
     if whole and os.environ.get(RECORD):
-        record(actual)
-    return actual
+        record(of_table)
+    return of_table
 
 
-def record(actual: list[Report]) -> None:
+def record(reports: list[Report]) -> None:
     """By variant and architecture: [registers, bytes of shared memory]."""
     table: dict[str, dict[str, list[int]]] = {}
-    for r in actual:
+    for r in reports:
         table.setdefault(r.variant, {})[r.architecture] = [r.registers, r.shared]
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(table.items()))
     version = ".".join(map(str, nvrtc.version()))

@@ -85,7 +85,6 @@ class Kernels:
     def __init__(self, problem: Problem, *, parallel: bool) -> None:
         self._programs, self._parallel = (problem.gate, problem.readout), parallel
         self._operands = tuple([OPERAND[p.dtype, p.ndim] for p in problem.pre])
-        self._first = next(i for i, p in enumerate(problem.pre) if p.ndim == 3)
         B, T, D = problem.x.shape
         self._shape, self._strides = (B, T, int(D)), (T * D, D, 1)
         self._dtypes = [p.dtype for p in problem.pre if p.ndim == 3]
@@ -119,8 +118,8 @@ class Kernels:
         launch = self._passes.get((layout,))
         if launch is None:
             launch = self._passes[layout,] = self._planned("forward", problem, layout)
-            _, T, D = self._shape
-            launch.tell_strides(pre, row=T * D, step=D)
+            row, step, _ = self._strides
+            launch.tell_strides(pre, row=row, step=step)
         hidden = self._empty(self._shape, self._strides, launch.state)
         y = self._empty(self._shape, self._strides, launch.output) if readout else hidden
         final = self._new_state(launch)
@@ -175,8 +174,7 @@ class Kernels:
         launch = self._passes.get(form)
         if launch is None:
             launch = self._passes[form] = self._planned("backward", problem, layout)
-            _, T, D = self._shape
-            row, step = donated[0].stride()[:2] if donated else (T * D, D)
+            row, step, _ = donated[0].stride() if donated else self._strides
             launch.tell_strides(tensors, row=row, step=step)
         if self._layout and not donated:
             *pre, h, dy = tensors
