@@ -25,6 +25,9 @@ from lightning_lrnn.backends import Request
 # So that threads share recurrences as small as those of tests, also in processes that they start
 # (`have_cores` in `cpu/threads.py`).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A second of every process that tests start: where an environment forbids it, each compiles the
+# package's source anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # They need the command line interface, which a machine for the GPU's tests need not have.
 collect_ignore = (
