@@ -1,7 +1,8 @@
 """Checks of the operators' arguments where other code than this package calls them.
 
-This package's functions have checked theirs, and skip this. `torch.ops`, an exported program and a
-package made of one pass any tensors, and compiled code would read and write beyond wrong ones.
+In eager mode this package's functions have checked theirs, and `eager.py` skips this. `torch.ops`,
+an exported program and a package made of one pass any tensors, and compiled code would read and
+write beyond wrong ones.
 """
 
 from __future__ import annotations

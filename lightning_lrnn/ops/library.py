@@ -32,11 +32,11 @@ __all__: list[str] = []
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    fields, name, workspace = arguments[:8], arguments[8], arguments[9:]
+    fields, name, given = arguments[:8], arguments[8], arguments[9:]
     problem = Problem(*fields)
     check_forward(problem, name)
     problem = problem.dense()
-    y, h, final = compute(name, _after(name, problem, *workspace), problem)
+    y, h, final = compute(name, _after(name, problem, *given), problem)
     return y, h if problem.readout else y.new_empty(0), final
 
 
@@ -53,10 +53,10 @@ def _plain_backward(
 def _gated_backward(
     gate: str, readout: str, pre: list[Tensor], h: Tensor, h0: Tensor | None, *rest: Any
 ) -> tuple[list[Tensor], Tensor]:
-    (dy, dh_final, *flags), name, workspace = rest[:6], rest[6], rest[7:]
+    (dy, dh_final, *flags), name, given = rest[:6], rest[6], rest[7:]
     problem = Problem(gate, readout, pre, h0, *flags)
     check_gated_backward(problem, h, dy, dh_final, name)
-    return _gradients(name, problem, h, dy, dh_final, *workspace)
+    return _gradients(name, problem, h, dy, dh_final, *given)
 
 
 def _gradients(

@@ -50,20 +50,33 @@ CLOSED = 1 << 32
 YIELDS = "sched_yield", "SwitchToThread"
 """Functions of the C library, or of Windows, that offer it."""
 FIELDS = (
-    *threads.FIELDS, "taken", "others", "parts", "chunk", "blocks", "width", "code", "scratch",
-    "states", "initial", "h", "pairs", "lengths", "restarts", "B", "T", "D", "direction",
-    "backward", "inside", "nontemporal", "tensors", "outputs",
-)  # fmt: skip
-"""Of a task, 64-bit integers: what `threads` writes; how many items are taken; how many
-other threads than that in slot 0 are at work; parts of time, of `chunk` steps; blocks of a row,
-of `width` columns; addresses of the steps, of room for three states of a block in every slot, of
-the states between parts (parts - 1, B, D), of the state before the first part (B, D), of where that
-after the last goes (B, D), which may be the same memory, of where the pairs of all parts go
-(parts, 2, B, D), 0 if states are asked for, of lengths and of bytes (B, T) that say whether no
-state passes into a step of time, both 0 if there are none; sizes; the walk's direction
-(1 or -1) of time; whether it is backward, whether then all states before a step stand inside the
-hidden states, and whether outputs are written by non-temporal stores; how many tensors and outputs
-follow.
+    *threads.FIELDS,
+    "taken",  # number of items
+    "others",  # threads at work, but for that in slot 0
+    "parts",  # of time,
+    "chunk",  # of so many steps
+    "blocks",  # of a row,
+    "width",  # of so many columns
+    # Addresses:
+    "code",  # of the steps
+    "scratch",  # room for three states of a block in every slot
+    "states",  # (parts - 1, B, D), between parts
+    "initial",  # (B, D), before the first part
+    "h",  # (B, D), where that after the last goes; perhaps the same memory
+    "pairs",  # (parts, 2, B, D), where those of all parts go; 0 if states are asked for
+    "lengths",  # (B,), or 0
+    "restarts",  # bytes (B, T), whether no state passes into a step; or 0
+    "B",
+    "T",
+    "D",
+    "direction",  # of time, 1 or -1
+    "backward",
+    "inside",  # whether backward all states before a step stand inside the hidden states
+    "nontemporal",  # whether outputs are written by non-temporal stores
+    "tensors",  # how many follow,
+    "outputs",  # and how many of them are outputs
+)
+"""Of a task, 64-bit integers; the first are what `threads` writes.
 
 There follow four integers of each tensor, see `steps.View`; the indices of those that are 0 at
 padded steps; and a flag for each item, and for those of one more part, raised when the state

@@ -110,14 +110,14 @@ class Kernels:
     def forward(self, problem: Problem) -> States:
         """Output, hidden states and final state, in one kernel."""
         if pytorch.current_device() != self._device.index:
-            return self._there(self.forward, problem)
+            return self._on_own_device(self.forward, problem)
         _, readout, pre, h0, lengths, reset, reverse, _ = problem
         if self._lazy:
             pre = _plain(pre)
         layout = self._layout or layout_of(self._shape, lengths, pre, reverse=reverse)
         launch = self._passes.get((layout,))
         if launch is None:
-            launch = self._passes[layout,] = self._planned("forward", problem, layout)
+            launch = self._passes[layout,] = self._new_launch("forward", problem, layout)
             row, step, _ = self._strides
             launch.tell_strides(pre, row=row, step=step)
         hidden = self._empty(self._shape, self._strides, launch.state)
@@ -132,7 +132,7 @@ class Kernels:
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of `problem.pre` and of h0: the adjoint, in one kernel the other way."""
         if pytorch.current_device() != self._device.index:
-            return self._there(self.backward, problem, h, gradients)
+            return self._on_own_device(self.backward, problem, h, gradients)
         _, _, pre, h0, lengths, reset, _, _ = problem
         dy, dh_final, out = gradients
         donated = [] if out is None else [g for g in out if g is not None]
@@ -173,7 +173,7 @@ class Kernels:
         form = layout, *[x.stride() for x in (*tensors, *donated)]
         launch = self._passes.get(form)
         if launch is None:
-            launch = self._passes[form] = self._planned("backward", problem, layout)
+            launch = self._passes[form] = self._new_launch("backward", problem, layout)
             row, step, _ = donated[0].stride() if donated else self._strides
             launch.tell_strides(tensors, row=row, step=step)
         if self._layout and not donated:
@@ -190,12 +190,12 @@ class Kernels:
         if not self._parallel:
             return None
         if pytorch.current_device() != self._device.index:
-            return self._there(self.pair, problem)
+            return self._on_own_device(self.pair, problem)
         pre = _plain(problem.pre)
         launch = self._planned_pair("forward", problem, pre)
         A, B = self._new_state(launch), self._new_state(launch)
-        pair_workspace = launch((*pre, None, *problem.optional[1:], A, B, None))
-        return A, B, pair_workspace
+        given = launch((*pre, None, *problem.optional[1:], A, B, None))
+        return A, B, given
 
     def adjoint_impulse(
         self, problem: Problem, h: Tensor, dy: Tensor
@@ -204,16 +204,14 @@ class Kernels:
         if not self._parallel:
             return None
         if pytorch.current_device() != self._device.index:
-            return self._there(self.adjoint_impulse, problem, h, dy)
+            return self._on_own_device(self.adjoint_impulse, problem, h, dy)
         *pre, h, dy = tensors = _plain((*problem.pre, h, dy))
         launch = self._planned_pair("backward", problem, tensors)
         C = self._new_state(launch)
-        pair_workspace = launch(
-            (*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre))
-        )
-        return C, pair_workspace
+        given = launch((*pre, None, *problem.optional[1:], h, dy, None, C, *[None] * len(pre)))
+        return C, given
 
-    def _there(self, method: Callable[..., Results], *arguments: Any) -> Results:
+    def _on_own_device(self, method: Callable[..., Results], *arguments: Any) -> Results:
         """Runs a method where the device of the problem is PyTorch's current one."""
         with torch.cuda.device(self._device):
             return method(*arguments)
@@ -231,11 +229,11 @@ class Kernels:
         form = "pair", step, layout, *[x.stride() for x in tensors]
         launch = self._passes.get(form)
         if launch is None:
-            launch = self._passes[form] = self._planned(step, problem, layout, result="pair")
+            launch = self._passes[form] = self._new_launch(step, problem, layout, result="pair")
             launch.tell_strides(tensors, row=0, step=0)
         return launch
 
-    def _planned(
+    def _new_launch(
         self, step: str, problem: Problem, layout: str, *, result: str = "outputs"
     ) -> _Launch:
         resets, lengths = problem.reset is not None, problem.lengths is not None
