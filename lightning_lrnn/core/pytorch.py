@@ -1,7 +1,8 @@
-"""PyTorch's private names: all that this package uses, as checked with PyTorch 2.9 to 2.13.
+"""PyTorch's private names that this package uses, as checked with PyTorch 2.9 to 2.13.
 
 None has a public counterpart. Where another version lacks one, the import ends with its name,
-except where a way without it is noted.
+except where a way without it is noted. Used where they are needed: `torch.utils._pytree` and
+`_python_dispatch`, and what a module inherits, as `_parameters` and `_load_from_state_dict`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 __all__ = [
+    "OpOverload",
     "add_batch_dim",
     "any_requires_grad",
     "applied",

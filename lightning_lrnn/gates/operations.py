@@ -1,8 +1,9 @@
 """What a gate may use: one row for each operation, with all that is known of it.
 
-Two parts of an operation are written by hand elsewhere, under its name: C++ in `pointwise.cuh` and
-vector code in `vector_math.Lanes`; the compilers' `codegen.py` have the few that depend on dtypes
-or on constants.
+Two parts of an operation are written by hand elsewhere, under its name: C++ in `pointwise.cuh`, and
+vector code in `vector_math.Lanes`. The compilers' `codegen.py` have the few that depend on dtypes
+or on constants; that of a CPU says which vector code takes complex numbers (`COMPLEX`), and which
+calls the library of C (`LIBRARY`). Other spellings of an operation stand in `tracing.py`.
 """
 
 from __future__ import annotations

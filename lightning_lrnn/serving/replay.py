@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_lrnn.backends import Problem, prepared
+from lightning_lrnn.core.pytorch import OpOverload
 
 __all__ = ["Replay"]
 
