@@ -1,8 +1,10 @@
 #ifdef __APPLE__
 #define _XOPEN_SOURCE 700  // else its ucontext.h refuses
 #endif
+#undef _FORTIFY_SOURCE  // which takes a jump to another stack for a fault
 #include "emulator.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -28,7 +30,9 @@ struct Fiber {
   enum class State { ready, at_barrier, done };
 
   State state;
-  ucontext_t context;
+  bool begun;
+  ucontext_t context;  // where it begins
+  jmp_buf left;        // where it goes on
   std::unique_ptr<char[]> stack{new char[kStack]};
 };
 
@@ -44,13 +48,23 @@ struct Block {
 };
 
 Fiber* running;
-ucontext_t scheduler;
+jmp_buf scheduler;
 bool progress;      // by the block that ran last
 const char* broken;  // what a thread found wrong, or null
 ThreadBody body;
 const void* parameter;
 
-void leave() { swapcontext(&running->context, &scheduler); }
+// By jumps: swapcontext asks the operating system for the signal mask each time.
+void leave() {
+  if (!_setjmp(running->left)) _longjmp(scheduler, 1);
+}
+
+void enter() {
+  if (_setjmp(scheduler)) return;
+  if (running->begun) _longjmp(running->left, 1);
+  running->begun = true;
+  setcontext(&running->context);
+}
 
 void run_fiber() {
   body(parameter);
@@ -68,6 +82,7 @@ void start(Block& block, unsigned index) {
     fiber.context.uc_stack.ss_size = kStack;
     makecontext(&fiber.context, run_fiber, 0);
     fiber.state = Fiber::State::ready;
+    fiber.begun = false;
   }
 }
 
@@ -79,7 +94,7 @@ const char* proceed(Block& block, std::mt19937& random) {
   for (std::size_t i = 0; i < threads; ++i) {
     thread_index.x = unsigned((first + i) % threads);
     running = &block.fibers[thread_index.x];
-    if (running->state == Fiber::State::ready) swapcontext(&scheduler, &running->context);
+    if (running->state == Fiber::State::ready) enter();
   }
   if (broken) return broken;
   const std::size_t waiting = block.count(Fiber::State::at_barrier);
