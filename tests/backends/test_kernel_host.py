@@ -111,11 +111,7 @@ class Library(Compiler):
 
 @pytest.fixture(scope="session")
 def library() -> Library:
-    library = Library()
-    library.kernels(
-        [v.macros(p) for v in (*VARIANTS, *NARROW, *FOLDED) for p in ("forward", "backward")]
-    )
-    return library
+    return Library()
 
 
 @dataclass
