@@ -1,7 +1,7 @@
 """Every variant of the kernel compiles for every supported architecture, without spills.
 
-No GPU and no driver is needed. `make test` compiles every variant of the scan for one architecture,
-but for pairs of cells' gates, and some of all for the others, `make nightly` all of them; with
+No GPU and no driver is needed. `make test` compiles every gate once, and every macro's values for
+one architecture or another, `make nightly` all variants for all; with
 LIGHTNING_LRNN_RECORD_REGISTERS=1 that writes what the assembler reports to
 benchmarks/results/registers.json.
 
@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -46,10 +46,10 @@ pytest.importorskip("cuda.bindings.nvrtc")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 WITH_ALL = "sm_90"
 WITH_OWN_CODE = "sm_75", "sm_80"
-ALIKE = tuple(arch for arch in ARCHITECTURES if arch not in (WITH_ALL, *WITH_OWN_CODE))
-FOR_EACH = [
+ALIKE = tuple(arch for arch in ARCHITECTURES if arch not in WITH_OWN_CODE)
+LEAST_AND_MOST = [
     f"{schedule} {step} {name}"
-    for step in PASSES
+    for step, layout in zip(PASSES, ("ahead", "behind"), strict=True)
     for schedule, name in (
         ("scan", "bf16 x32"),
         *([("scan", "f32 whole x32")] * (step == "backward")),
@@ -64,6 +64,9 @@ FOR_EACH = [
         ("packed scan", "lstm with readout bf16 folded"),
         ("packed scan", "lstm with readout bf16 quick"),
         ("scan", "lstm with readout bf16 quick x32"),
+        ("scan", f"f32 {layout} x1"),
+        ("scan", "c128 chained resets x32"),
+        ("scan", "f32 chained known row together x32"),
     )
 ]
 
@@ -210,17 +213,26 @@ def report(name: str, arch: str) -> Report:
 def table(whole: bool) -> list[tuple[str, str]]:
     """Variants and their architectures.
 
-    Of a sample: every gate, with chained tiles; of all else what has the least and the most to hold
-    in registers, and architectures with the same code share that.
+    Of a sample: every gate backward, where it has more to hold in registers; of all else what has
+    the least and the most, each for one architecture. Those with the same code share a third.
     """
     if whole:
         return [(name, arch) for arch in ARCHITECTURES for name in VARIANTS]
-    gates = [f"scan {step} {name} x32" for step in PASSES for name in KINDS]
-    pairs = [(name, WITH_ALL) for name in dict.fromkeys([*gates, *FOR_EACH])]
-    for i, name in enumerate(FOR_EACH):
-        alike = ALIKE[(i + i // len(ALIKE)) % len(ALIKE)]
-        pairs += [(name, arch) for arch in (*WITH_OWN_CODE, alike)]
+    pairs = [(f"scan backward {name} x32", WITH_ALL) for name in KINDS]
+    for i, name in enumerate(LEAST_AND_MOST):
+        pairs.append((name, (*WITH_OWN_CODE, ALIKE[i // 3 % len(ALIKE)])[i % 3]))
     return pairs
+
+
+def values(names: Iterable[str]) -> set[tuple[str, str, str]]:
+    """Every value of a macro in either pass, but for the gate's."""
+    variants = [dict(VARIANTS[name]) for name in names]
+    return {
+        (variant["LRNN_PASS"], macro, value)
+        for variant in variants
+        for macro, value in variant.items()
+        if macro != "LRNN_GATE"
+    }
 
 
 EXTENTS = [pytest.param(False, id="some"), pytest.param(True, id="all", marks=pytest.mark.nightly)]
@@ -233,15 +245,17 @@ def whole(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def reports(whole: bool) -> list[Report]:
-    """By two processes: NVRTC does not compile side by side within one."""
+    """All by two processes: NVRTC does not compile side by side within one."""
     try:
         nvrtc.version()
     except RuntimeError as error:
         pytest.skip(f"NVRTC is not installed: {error}")
+    if not whole:
+        return [report(*pair) for pair in table(whole)]
     context = multiprocessing.get_context("spawn")  # forking beside PyTorch's threads is unsafe
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         of_table = list(pool.map(report, *zip(*table(whole), strict=True), chunksize=8))
-    if whole and os.environ.get(RECORD):
+    if os.environ.get(RECORD):
         record(of_table)
     return of_table
 
@@ -263,7 +277,9 @@ def record(reports: list[Report]) -> None:
 @pytest.mark.slow
 def test_table_is_whole(reports, whole):
     expected = set(table(whole))
-    assert len(expected) > (1000 if whole else 150)
+    assert len(expected) > (1000 if whole else 50)
+    names, architectures = map(set, zip(*expected, strict=True))
+    assert architectures == set(ARCHITECTURES) and values(names) == values(VARIANTS)
     assert {(r.variant, r.architecture) for r in reports} == expected
 
 
