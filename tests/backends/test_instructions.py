@@ -37,7 +37,7 @@ NAMES = (
 BOTH = "bf16", "gilr bf16", "minGRU bf16", "lstm with readout bf16"
 """With one feature to a thread and with two."""
 ALL = *NAMES, *(f"packed {name}" for name in BOTH)
-LEAST_AND_MOST = "f32", "bf16", "lstm with readout f32", "lstm with readout bf16"
+LEAST_AND_MOST = "f32", "lstm with readout bf16"
 SOME = tuple(name for name in ALL if name.removeprefix("packed ") in LEAST_AND_MOST)
 """Of the gates those with the least and the most to compute; the others by `make nightly`."""
 RESULTS = BENCHMARKS / "results" / "instructions.json"
