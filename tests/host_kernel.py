@@ -45,6 +45,24 @@ def mutated(mutant: tuple[str, str, str] | None, folder: Path) -> Path:
     return sources
 
 
+def named(mutants: dict[str, tuple[str, str, str]]) -> list:
+    """None and the mutants' names, to parametrize a test that shows what it would notice.
+
+    In `make test` the first mutant of every file and each fourth: what they test is the test.
+    """
+    files: set[str] = set()
+    names: list = [None]
+    for i, (name, (file, *_)) in enumerate(mutants.items()):
+        nightly = i % 4 > 0 and file in files
+        names.append(pytest.param(name, marks=[pytest.mark.nightly] * nightly))
+        files.add(file)
+    return names
+
+
+def all_apply(mutants: dict[str, tuple[str, str, str]]) -> bool:
+    return all(old in (SOURCES / file).read_text() for file, old, _ in mutants.values())
+
+
 @cache
 def version() -> str:
     return subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout

@@ -14,7 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host_kernel import SOURCES, Compiler, Traffic, launch, mutated, needs_compiler, plain
+from host_kernel import (
+    SOURCES,
+    Compiler,
+    Traffic,
+    all_apply,
+    launch,
+    mutated,
+    named,
+    needs_compiler,
+    plain,
+)
 from sweeps import TOLERANCE
 from torch import Tensor
 
@@ -601,10 +611,12 @@ TOGETHER_MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", [None, *MUTANTS, *FOLDED_MUTANTS, *ROW_MUTANTS, *TOGETHER_MUTANTS])
+EVERY_MUTANT = MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS | TOGETHER_MUTANTS
+
+
+@pytest.mark.parametrize("name", named(EVERY_MUTANT))
 def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path: Path) -> None:
-    every = MUTANTS | FOLDED_MUTANTS | ROW_MUTANTS | TOGETHER_MUTANTS
-    sources = mutated(name and every[name], tmp_path)
+    sources = mutated(name and EVERY_MUTANT[name], tmp_path)
     if name in FOLDED_MUTANTS or name in TOGETHER_MUTANTS:
         variant = AT_A_TIME[0] if name in TOGETHER_MUTANTS else FOLDED[0]
         variant = replace(variant, columns=2)  # 16 segments: the rounds of a scan are even
@@ -628,6 +640,7 @@ def test_a_broken_kernel_is_noticed(library: Library, name: str | None, tmp_path
                     check(kernel, variant, problem, pass_, seed)
 
     if name is None:
+        assert all_apply(EVERY_MUTANT)
         examine()
     else:
         with pytest.raises(AssertionError) as failure:

@@ -14,7 +14,7 @@ import emulated
 import pytest
 import torch
 from gate_functions import FUNCTIONS, REAL
-from host_kernel import as_cuda, mutated, needs_compiler
+from host_kernel import all_apply, as_cuda, mutated, named, needs_compiler
 from kernel_variants import KINDS, PACKED_KINDS, PASSES
 from poison import poison
 from torch.utils._pytree import tree_map_only
@@ -366,7 +366,7 @@ MUTANTS = {
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [None, *MUTANTS])
+@pytest.mark.parametrize("name", named(MUTANTS))
 def test_a_broken_kernel_is_noticed(name, tmp_path):
     sources = mutated(name and MUTANTS[name], tmp_path)
     compiler = SimpleNamespace(kernel=lambda macros: emulated.compiler().kernel(macros, sources))
@@ -381,7 +381,7 @@ def test_a_broken_kernel_is_noticed(name, tmp_path):
         not same_bits(computed(problem, compiler)[0], computed(problem, packed=False)[0])
         for problem in problems
     )
-    assert noticed == (name is not None)
+    assert noticed == (name is not None) and all_apply(MUTANTS)
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ import emulated
 import host_kernel
 import pytest
 import torch
-from host_kernel import as_cuda, mutated, needs_compiler
+from host_kernel import all_apply, as_cuda, mutated, named, needs_compiler
 from torch.utils._pytree import tree_map_only
 
 from lightning_lrnn import backends
@@ -461,7 +461,7 @@ GIVEN_MUTANTS = {
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [None, *GIVEN_MUTANTS])
+@pytest.mark.parametrize("name", named(GIVEN_MUTANTS))
 def test_a_broken_second_phase_is_noticed(name, small_tiles, tmp_path):
     """Forward, after a pair by the same sources: rows of 313 tiles, the second with a reset."""
     torch.manual_seed(0)
@@ -484,6 +484,7 @@ def test_a_broken_second_phase_is_noticed(name, small_tiles, tmp_path):
             torch.testing.assert_close(widened(one), exact, rtol=1e-3, atol=1e-3, equal_nan=True)
 
     if name is None:
+        assert all_apply(GIVEN_MUTANTS)
         examine()
         return
     with pytest.raises(AssertionError, match=r"not close|deadlock"):
@@ -561,7 +562,7 @@ def cases(small_tiles):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [None, *MUTANTS])
+@pytest.mark.parametrize("name", named(MUTANTS))
 def test_a_broken_kernel_is_noticed(name, cases, tmp_path):
     compiler = broken(MUTANTS.get(name), tmp_path)
 
@@ -572,6 +573,7 @@ def test_a_broken_kernel_is_noticed(name, cases, tmp_path):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
     if name is None:
+        assert all_apply(MUTANTS)
         examine()
         return
     with pytest.raises(AssertionError, match=r"not close|deadlock"):

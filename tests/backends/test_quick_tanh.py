@@ -14,7 +14,7 @@ import emulated
 import pytest
 import torch
 import torch.nn.functional as F
-from host_kernel import SOURCES, as_cuda, mutated, needs_compiler
+from host_kernel import SOURCES, all_apply, as_cuda, mutated, named, needs_compiler
 from kernel_variants import of
 from torch.utils._pytree import tree_map_only
 
@@ -159,29 +159,31 @@ def test_two_features_to_a_thread(kind):
     assert not same_bits(packed, computed(problem, "exact", packed=True))
 
 
-# name: (what stands in pointwise.cuh, what is put in its place)
+# name: (file, what stands there, what is put in its place)
 MUTANTS = {
-    "tanh as ever": ("kApprox ? tanh_approx(x) : tanh(x)", "tanh(x)"),
+    "tanh as ever": ("pointwise.cuh", "kApprox ? tanh_approx(x) : tanh(x)", "tanh(x)"),
     "every tanh quick": (
+        "pointwise.cuh",
         "return square < 0.04f ? polynomial : quotient;",
         "return kApprox ? tanh_approx(x) : square < 0.04f ? polynomial : quotient;",
     ),
     "every sigmoid quick": (
+        "pointwise.cuh",
         "return reciprocal(1.0f + exp2_fast(-1.4426950408889634f * x));",
         "return kApprox ? 0.5f + 0.5f * tanh_approx(0.5f * x) "
         ": reciprocal(1.0f + exp2_fast(-1.4426950408889634f * x));",
     ),
-    "an argument not halved": ("tanh_approx(0.5f * x)", "tanh_approx(x)"),
-    "half a sigmoid": ("0.5f + 0.5f * tanh", "0.5f * tanh"),
+    "an argument not halved": ("pointwise.cuh", "tanh_approx(0.5f * x)", "tanh_approx(x)"),
+    "half a sigmoid": ("pointwise.cuh", "0.5f + 0.5f * tanh", "0.5f * tanh"),
 }
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [None, *MUTANTS])
+@pytest.mark.parametrize("name", named(MUTANTS))
 def test_a_broken_kernel_is_noticed(name, tmp_path):
-    sources = mutated(name and ("pointwise.cuh", *MUTANTS[name]), tmp_path)
+    sources = mutated(name and MUTANTS[name], tmp_path)
     near = all(is_quick(kind, sources=sources) for kind in ("gilr", "lstm"))
-    assert (near and keeps_decays(sources)) == (name is None)
+    assert (near and keeps_decays(sources)) == (name is None) and all_apply(MUTANTS)
 
 
 @pytest.mark.gpu
