@@ -251,35 +251,53 @@ def test_processes_share_an_entry(folder):
 
 
 CPU = """
-import sys, warnings
+import os, sys, warnings
 import torch
 import lightning_lrnn as lrnn
-torch.manual_seed(0)
-layer = lrnn.nn.GILRLSTM(4, 8, backend="scan")
-x = torch.randn(2, 40_000, 1)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    y = layer(torch.ones(5, 3, 4))[0]
-    y.sum().backward()
-    z = lrnn.linear_recurrence(x.sigmoid(), x, backend="scan")[0]
-print(float(y.sum()), float(sum(p.grad.sum() for p in layer.parameters())), float(z.sum()))
-print(len(caught), "numba" in sys.modules)
+
+def first():
+    torch.manual_seed(0)
+    layer = lrnn.nn.GILRLSTM(4, 8, backend="scan")
+    x = torch.randn(2, 40_000, 1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = layer(torch.ones(5, 3, 4))[0]
+        y.sum().backward()
+        z = lrnn.linear_recurrence(x.sigmoid(), x, backend="scan")[0]
+    print(float(y.sum()), float(sum(p.grad.sum() for p in layer.parameters())), float(z.sum()))
+    print(len(caught), "numba" in sys.modules, flush=True)
+
+for _ in sys.stdin:  # each time a process that has compiled and read nothing yet
+    if not (child := os.fork()):
+        first()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
+@pytest.fixture
 def on_a_cpu(tmp_path):
+    """What a process prints that has imported the package."""
     environment = {cache.ENVIRONMENT_VARIABLE: str(tmp_path), "NUMBA_DISABLE_JIT": "1"}
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", CPU], env=os.environ | environment,
-        capture_output=True, text=True, timeout=100,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+
+    def printed():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return [process.stdout.readline().strip() for _ in range(2)]
+
+    with process:
+        yield printed
+    assert process.returncode == 0
 
 
-def test_damaged_code_of_a_cpu_is_told_once_and_compiled_anew(folder, tmp_path):
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_damaged_code_of_a_cpu_is_told_once_and_compiled_anew(folder, on_a_cpu):
     """All of it: the walk, the steps of gates, and of one feature."""
-    results, state = on_a_cpu(tmp_path)
+    results, state = on_a_cpu()
     assert state == "0 False"
     entries = sorted(folder.iterdir())
     assert len(entries) >= 4 and {entry.suffix for entry in entries} == {".o"}
@@ -288,7 +306,7 @@ def test_damaged_code_of_a_cpu_is_told_once_and_compiled_anew(folder, tmp_path):
         flipped = bytearray(content)
         flipped[len(content) // 2] ^= 1
         code.write_bytes([b"", content[:-9], bytes(flipped)][index % 3])
-    assert on_a_cpu(tmp_path) == [results, "1 False"]
-    assert on_a_cpu(tmp_path) == [results, "0 False"]
+    assert on_a_cpu() == [results, "1 False"]
+    assert on_a_cpu() == [results, "0 False"]
     assert cache.cache_size()[0] == len(entries)
     assert cache.clear_cache()[0] == len(entries) and not list(folder.iterdir())
