@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import emulated
 import numpy as np
 import pytest
 from host_kernel import COMPILER, HOST, SOURCES, needs_compiler
@@ -59,7 +60,7 @@ def computed(folder: Path, instead: dict[tuple[str, str], str], *options: str) -
     program = folder / "main"
     command = [COMPILER, "-std=c++17", "-O1", f"-I{folder}", f"-I{HOST}", "-w", *options]
     subprocess.run(
-        [*command, str(folder / "main.cpp"), str(HOST / "emulator.cpp"), "-o", str(program)],
+        [*command, str(folder / "main.cpp"), str(emulated.compiler().emulator), "-o", str(program)],
         check=True,
     )
     (folder / "x").write_bytes(X.tobytes())
