@@ -13,7 +13,7 @@ import emulated
 import layers
 import pytest
 import torch
-from fusing_backends import compiled_passes, only_emulated, without_a_gpu
+from fusing_backends import FUSING_BACKENDS, compiled_passes, only_emulated, without_a_gpu
 from gate_functions import FUNCTIONS, INF, REAL, programs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -115,7 +115,25 @@ def test_gates_of_the_literature(fusing_backend, name):
         check(fusing_backend, lrnn.gate(function), pre, state, reverse=reverse, exclusive=exclusive)
 
 
-@pytest.mark.parametrize("name, options", layers.SINGLE_LAYERS, ids=str)
+def layers_of_backends():
+    """The kernel compiled for the host runs all layers at night, else the first of every gate."""
+    seen = set()
+    for name, options in layers.SINGLE_LAYERS:
+        asked = {
+            (gate.program, readout and readout.program, *((p.dtype, p.ndim) for p in pre))
+            for gate, readout, pre in layers.recurrences(name, options)
+        }
+        for backend in FUSING_BACKENDS:
+            nightly = backend.id == "emulated" and asked <= seen
+            marks = [*backend.marks, *[pytest.mark.nightly] * nightly]
+            ids = f"{backend.id}-{name}-{options}"
+            yield pytest.param(*backend.values, name, options, marks=marks, id=ids)
+        seen |= asked
+
+
+@pytest.mark.parametrize(
+    ("fusing_backend", "name", "options"), [*layers_of_backends()], indirect=["fusing_backend"]
+)
 def test_every_layer(fusing_backend, name, options):
     """Its gates in the kernel, along a walk with everything, against serial."""
     backend, device = fusing_backend
