@@ -428,20 +428,8 @@ assert len(results) == 12
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
-def test_threads_and_forked_children_compile_at_once(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILED_AT_ONCE],
-        env=os.environ | {kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-
-
 HANDLED = """
-import os, signal
-import torch
-import lightning_lrnn as lrnn
+import signal
 
 x, within, children = torch.ones(1, 2, 3), [], []
 
@@ -475,9 +463,11 @@ assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
-def test_a_signal_handler_compiles_and_forks_within_a_compilation(tmp_path):
+def test_threads_forked_children_and_signal_handlers_compile_at_once(tmp_path):
+    """The handler within a compilation, and it forks there."""
+    code = COMPILED_AT_ONCE + HANDLED
     result = subprocess.run(
-        [sys.executable, "-W", "ignore:.*fork:DeprecationWarning", "-c", HANDLED],
+        [sys.executable, "-W", "ignore:.*fork:DeprecationWarning", "-c", code],
         env=os.environ | {kernel_cache.ENVIRONMENT_VARIABLE: str(tmp_path / "kernels")},
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
