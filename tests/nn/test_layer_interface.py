@@ -13,7 +13,6 @@ left out; `parameters()` of a replica; arguments of a step ignored; random numbe
 from __future__ import annotations
 
 import copy
-import io
 import math
 import warnings
 
@@ -293,17 +292,8 @@ def test_torchscript_is_refused(name):
             torch.jit.trace(rnn, torch.zeros(T, B, M))
 
 
-class OneStep(torch.nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def forward(self, x, state):
-        return self.rnn.step(x, state)
-
-
 @every_cell
-def test_export(name, tmp_path):
+def test_export(name):
     rnn = make(name, num_layers=2)
     x = torch.randn(T, B, M)
     state = random_state(rnn, x)
@@ -312,17 +302,16 @@ def test_export(name, tmp_path):
     program = torch.export.export(rnn, (x, state), dynamic_shapes=shapes)
     longer = torch.randn(T + 5, B, M)
     close(program.module()(longer, state), rnn(longer, state))
-    step = torch.export.export(OneStep(rnn), (x[0], state))
-    close(step.module()(x[1], state), rnn.step(x[1], state))
-    assert not any("lightning_lrnn" in str(node.target) for node in step.graph.nodes)
-    file = io.BytesIO()
-    torch.export.save(step, file)
-    file.seek(0)
-    close(torch.export.load(file).module()(x[1], state), rnn.step(x[1], state))
 
 
 @every_cell
-@pytest.mark.parametrize("rows", [3, H], ids=["fewer rows", "as many rows as units"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(3, marks=pytest.mark.nightly, id="fewer rows"),
+        pytest.param(H, id="as many rows as units"),
+    ],
+)
 def test_export_with_any_number_of_rows_and_steps(name, rows):
     """Also where they are as many as there are units, inputs or pre-activations."""
     rnn = make(name, batch_first=True)
@@ -336,22 +325,34 @@ def test_export_with_any_number_of_rows_and_steps(name, rows):
         close(program(x, lengths=lengths), rnn(x, lengths=lengths))
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name not in ("LRU", "S5")])
-def test_onnx_of_a_step(name):
-    """PyTorch's exporter does not know complex states."""
+class Steps(torch.nn.Module):
+    """One of each of several layers, for the same input."""
+
+    def __init__(self, rnns):
+        super().__init__()
+        self.rnns = torch.nn.ModuleList(rnns)
+
+    def forward(self, x, states):
+        return [rnn.step(x, state) for rnn, state in zip(self.rnns, states, strict=True)]
+
+
+def test_onnx_of_a_step():
+    """PyTorch's exporter does not know complex states. One program: each costs a second or two."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    rnn = make(name, dropout=0.0).eval()
+    names = [name for name in CELLS if name not in ("LRU", "S5")]
+    steps = Steps(make(name, dropout=0.0) for name in names).eval()
     x = torch.randn(B, M)
-    state = random_state(rnn, x[None])
-    program = torch.onnx.export(OneStep(rnn).eval(), (x, state), dynamo=True, verbose=False)
+    states = [random_state(rnn, x[None]) for rnn in steps.rnns]
+    program = torch.onnx.export(steps, (x, states), dynamo=True, verbose=False)
     session = runtime.InferenceSession(program.model_proto.SerializeToString())
-    names = [i.name for i in session.get_inputs()]
-    values = [v.numpy() for v in flat((x, state))]
-    outputs = session.run(None, dict(zip(names, values, strict=True)))
-    expected = [v.detach().numpy() for v in flat(rnn.step(x, state))]
-    for output, value in zip(outputs, expected, strict=True):
-        close(output, value, rtol=1e-5, atol=1e-6)
+    asked = [i.name for i in session.get_inputs()]
+    values = [v.numpy() for v in flat((x, states))]
+    outputs = iter(session.run(None, dict(zip(asked, values, strict=True))))
+    for name, expected in zip(names, steps(x, states), strict=True):
+        for value in flat(expected):
+            close(next(outputs), value.detach().numpy(), rtol=1e-5, atol=1e-6, msg=name)
+    assert not list(outputs)
 
 
 @every_cell

@@ -408,7 +408,15 @@ def test_backends_share_parameters(name):
     assert lrnn.last_backend() == "serial"
 
 
-@every_cell
+# To the compiler a backend is a word that it hands on: each cell by one of them in `make test`.
+COMPILED = [
+    pytest.param(name, backend, marks=[pytest.mark.nightly] * ((i + j) % 2), id=f"{name}-{backend}")
+    for i, name in enumerate(CELLS)
+    for j, backend in enumerate(("scan", "serial"))
+]
+
+
+@pytest.mark.parametrize("name, backend", COMPILED, indirect=["backend"])
 def test_compile_without_graph_breaks(name, backend):
     rnn = make(name, bidirectional=True, batch_first=True, backend=backend)
     x, lengths = torch.randn(B, T, M), torch.tensor([T, 2, 4])

@@ -7,6 +7,7 @@ told to Inductor.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -23,17 +24,14 @@ ROWS, TIME = torch.export.Dim("rows"), torch.export.Dim("time")
 SIZES = ((3, 6), (1, 1), (4, 1), (2, 3), (5, 40), (H, M))
 """Rows and time steps; a program is exported of the first."""
 COMPLEX = ("LRU", "S5")
-IN_TWO_WAYS = ("GILR", "GILRLSTM", "LRU", "SurrogateRNN")
-"""In two directions in `make test` too: a recurrence, two of them, complex numbers, and passes."""
+SOME = {("GILR", 2), ("GILRLSTM", 1), ("LRU", 2), ("SurrogateRNN", 1)}
+"""Cells and directions of `make test`: a recurrence, two of them, complex numbers, and passes.
+
+The gates of all the others are in its `test_onnx_of_a_step`.
+"""
 WAYS = [
-    pytest.param(
-        name,
-        ways,
-        marks=[pytest.mark.nightly] * (ways != 1 + (name in IN_TWO_WAYS)),
-        id=f"{name}-{ways}",
-    )
-    for name in CELLS
-    for ways in (1, 2)
+    pytest.param(*case, marks=[pytest.mark.nightly] * (case not in SOME), id=f"{case[0]}-{case[1]}")
+    for case in itertools.product(CELLS, (1, 2))
 ]
 needs_onnx = pytest.mark.filterwarnings("ignore:# The axis name. .* will not be used:UserWarning")
 
@@ -99,8 +97,9 @@ def test_onnx_of_every_cell(name, ways):
 @needs_onnx
 @pytest.mark.slow
 @torch.no_grad()
-def test_onnx_of_two_layers_over_documents():
-    check_onnx(make("QRNN", num_layers=2, bidirectional=True), "hx", "lengths", "reset")
+@pytest.mark.parametrize("ways", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_onnx_of_two_layers_over_documents(ways):
+    check_onnx(make("QRNN", num_layers=2, bidirectional=ways == 2), "hx", "lengths", "reset")
 
 
 @needs_onnx
@@ -124,44 +123,50 @@ def saved(rnn, folder, *names):
     program = torch.export.export(rnn.eval(), (), values, dynamic_shapes=dynamic(values))
     program = program.run_decompositions(lrnn.decompositions())
     assert not any("lightning_lrnn" in str(node.target) for node in program.graph.nodes)
+    folder.mkdir(exist_ok=True)
     torch.export.save(program, folder / "layer.pt2")
     pairs = [(v, rnn(**v)) for v in (drawn(rnn, *size, names) for size in SIZES)]
     torch.save(pairs, folder / "pairs.pt")
     return program
 
 
-def run_without_the_package(folder, load):
+def run_without_the_package(folders, load):
     """Runs what was saved in a process in which the package cannot be imported."""
     code = f"""
         import sys, torch
         sys.modules["lightning_lrnn"] = None
-        layer = {load}
-        with torch.no_grad():
-            for values, expected in torch.load("pairs.pt"):
-                torch.testing.assert_close(layer(**values), expected, rtol=1e-4, atol=1e-5)
-        print("done")
+        for folder in sys.argv[1:]:
+            layer = {load}
+            with torch.no_grad():
+                for values, expected in torch.load(f"{{folder}}/pairs.pt"):
+                    torch.testing.assert_close(layer(**values), expected, rtol=1e-4, atol=1e-5)
+            print("done")
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert ran.stdout == "done\n", ran.stderr
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, folders)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stdout == "done\n" * len(folders), ran.stderr
 
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["LRU", "QRNN"])
-def test_a_saved_program_without_the_package(name, tmp_path):
-    rnn = make(name, bidirectional=True, batch_first=True)
-    saved(rnn, tmp_path, "hx", "lengths", "reset")
-    run_without_the_package(tmp_path, 'torch.export.load("layer.pt2").module()')
+def test_saved_programs_without_the_package(tmp_path):
+    folders = {name: tmp_path / name for name in ("LRU", "QRNN")}
+    for name, folder in folders.items():
+        rnn = make(name, bidirectional=True, batch_first=True)
+        saved(rnn, folder, "hx", "lengths", "reset")
+    load = 'torch.export.load(f"{folder}/layer.pt2").module()'
+    run_without_the_package(folders.values(), load)
 
 
 @torch.no_grad()
 @pytest.mark.slow
-def test_what_aotinductor_compiles_without_the_package(tmp_path):
-    program = saved(make("GILR", bidirectional=True, batch_first=True), tmp_path, "lengths")
+@pytest.mark.parametrize("ways", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_what_aotinductor_compiles_without_the_package(ways, tmp_path):
+    program = saved(make("GILR", bidirectional=ways == 2, batch_first=True), tmp_path, "lengths")
     compiled, how = str(tmp_path / "compiled.pt2"), {"aot_inductor.compile_wrapper_opt_level": "O0"}
     torch._inductor.aoti_compile_and_package(program, package_path=compiled, inductor_configs=how)
-    run_without_the_package(tmp_path, f"torch._inductor.aoti_load_package({compiled!r})")
+    load = 'torch._inductor.aoti_load_package(f"{folder}/compiled.pt2")'
+    run_without_the_package([tmp_path], load)
 
 
 @needs_onnx

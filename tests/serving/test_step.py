@@ -302,9 +302,13 @@ class OneStep(torch.nn.Module):
         return self.rnn.step(x, state)
 
 
+STACKED = ("GILR", "GILRLSTM", "LRU")
+"""Exported in two layers: states that are a tensor, a pair, and complex numbers."""
+
+
 @every_cell
 def test_an_exported_step_runs_a_sequence_in_any_batch(name, tmp_path):
-    rnn = make(name, num_layers=2)
+    rnn = make(name, num_layers=2 if name in STACKED else 1)
     with torch.no_grad():
         for p in rnn.parameters():
             p.mul_(0.5)
@@ -313,6 +317,7 @@ def test_an_exported_step_runs_a_sequence_in_any_batch(name, tmp_path):
     batch = torch.export.Dim("batch", min=2, max=1024)
     shapes = {"x": {0: batch}, "state": tree_map(lambda _: {1: batch}, state)}
     program = torch.export.export(OneStep(rnn), (x[0], state), dynamic_shapes=shapes)
+    assert not any("lightning_lrnn" in str(node.target) for node in program.graph.nodes)
     torch.export.save(program, tmp_path / "step.pt2")
     step = torch.export.load(tmp_path / "step.pt2").module()
     for rows in (B, 7):
