@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import durations
+import pytest
 import torch
 
 # In these processes warnings are no errors; that operators return what shares memory is one.
@@ -19,6 +20,9 @@ os.environ["TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"] = "1"
 ENDS = Path(__file__).parent / "group_ends"
 # What takes seconds to import is imported once, by the process that forks those of a group.
 START = "forkserver" if sys.platform == "linux" else "spawn"
+NIGHTLY = [pytest.param(size, marks=pytest.mark.nightly) for size in (2, 4)]
+sizes = pytest.mark.parametrize("size", [3, *NIGHTLY])
+"""Of three processes one has both neighbours: the least that has ranks of every kind."""
 IMPORTED = ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor"]
 IMPORTED += ["pytorch_lightning", "lightning_lrnn.modules", "lightning_lrnn.data"]
 

@@ -336,6 +336,7 @@ class Steps(torch.nn.Module):
         return [rnn.step(x, state) for rnn, state in zip(self.rnns, states, strict=True)]
 
 
+@pytest.mark.slow
 def test_onnx_of_a_step():
     """PyTorch's exporter does not know complex states. One program: each costs a second or two."""
     pytest.importorskip("onnxscript")

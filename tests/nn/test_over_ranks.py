@@ -126,14 +126,18 @@ def compare(rnn: Any, ranks: Ranks, masked: bool, carried: bool, chunk: int | No
 
 
 def layers(rank: int, size: int) -> None:
-    """Every cell, with and without lengths and resets, from zeros and from a carried state."""
+    """Every cell, with and without lengths and resets, from zeros and from a carried state.
+
+    With three processes, the size of `make test`, each layer has all of them, and without lengths
+    and resets, whose decays are looked at, one of the four others.
+    """
     torch.set_num_threads(1)
-    for name, options in LAYERS:
+    for i, (name, options) in enumerate(LAYERS):
         torch.manual_seed(0)
         made = getattr(lrnn.nn, name)(SIZE, SIZE, batch_first=True, backend="scan", **options)
         rnn = made.double()
-        # Four processes have two cores, perhaps.
-        kinds = itertools.product((False, True), repeat=3) if size == 2 else [(True, True, True)]
+        every = list(itertools.product((False, True), repeat=3))
+        kinds = {2: every, 3: [every[i % 4], every[-1]]}.get(size, every[-1:])
         for masked, carried, chunks in kinds:
             chunk = 9 * size if chunks else None
             error = compare(rnn, Ranks("", rank, size), masked, carried, chunk)
@@ -244,6 +248,6 @@ def all_of(rank: int, size: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@processes.sizes
 def test_layers_over_ranks(size: int, tmp_path) -> None:
     processes.spawn(all_of, tmp_path, size, count=size)
