@@ -446,8 +446,14 @@ def test_own_command_stays_on_pytorch_lightning(folder) -> None:
 # Where there is no package `lightning`.
 
 
-BLOCKED = """
+FOLDER = """
 import sys
+assert sys.modules["lightning"].__path__ == [sys.path[0] + "/lightning"]
+del sys.modules["lightning"]
+"""
+
+BLOCKED = """
+import importlib, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -455,6 +461,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
+importlib.reload(callbacks.callback)
 """
 
 SINGLE_LAYERS = """
@@ -498,12 +505,11 @@ def alone(folder: Path, script: str, *args: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_pytorch_lightning_alone(folder) -> None:
+    """First where a folder is called `lightning`, which is not the package."""
     path = config("pytorch_lightning", folder)
-    alone(folder, BLOCKED + SINGLE_LAYERS + FITS, "fit", "--config", str(path))
-
-
-def test_a_folder_called_lightning_is_not_the_package(folder) -> None:
     (folder / "lightning").mkdir()
     (folder / "lightning" / "__init__.py").touch()
-    alone(folder, SINGLE_LAYERS)
+    script = SINGLE_LAYERS + FOLDER + BLOCKED + SINGLE_LAYERS + FITS
+    alone(folder, script, "fit", "--config", str(path))
