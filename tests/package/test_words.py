@@ -11,7 +11,6 @@ import json
 import re
 import runpy
 import statistics
-import subprocess
 import sys
 
 import pytest
@@ -240,16 +239,26 @@ def test_the_kernels_figures_are_those_on_record():
             assert list(map(int, figures)) == on_record, name
 
 
-def test_the_table_of_the_page_on_switching_is_that_of_its_result():
-    command = [sys.executable, str(ROOT / "benchmarks" / "switch.py"), "--table"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+@pytest.fixture
+def printed(benchmark_script, monkeypatch, capsys):
+    """What a script of benchmarks/ prints."""
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        benchmark_script(name).main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_table_of_the_page_on_switching_is_that_of_its_result(printed):
+    printed = printed("switch", "--table")
     assert len(re.findall(r"^\| [A-Z].*\| same \|$", printed, re.M)) >= 8
     assert f"\n{printed}" in (ROOT / "docs" / "switching.md").read_text()
 
 
-def test_the_steps_of_carried_weights_are_those_on_record():
-    command = [sys.executable, str(ROOT / "benchmarks" / "carried.py"), "--table"]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def test_the_steps_of_carried_weights_are_those_on_record(printed):
+    printed = printed("carried", "--table")
     _, table = printed.split("\n", 1)
     assert table.count("\n") >= 5
     assert f"\n\n{table}\n" in (ROOT / "docs" / "switching.md").read_text()
