@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partialmethod
 
 import pytest
 import torch
-from paths import BENCHMARKS
+from paths import BENCHMARKS, TESTS
 
 FIELDS = """rnn context seed lr hidden_size num_layers parameters backend bytes bytes_per_step steps
     order text_bytes text_sha256 held_out_bytes bits_per_byte bits_per_byte_by_reading
@@ -30,6 +31,9 @@ def benchmark():
             patch.delitem(sys.modules, name, raising=False)
         import long_context
 
+        # Not of all of the standard library, of which each run reads some seconds.
+        text = partialmethod(long_context.ByteText.__init__, path=str(TESTS))
+        patch.setattr(long_context.ByteText, "__init__", text)
         yield long_context
         for name in ("long_context", "timing"):
             sys.modules.pop(name, None)
