@@ -20,13 +20,13 @@ import pytest
 import safetensors.torch
 import torch
 from layers import (
+    CASES,
     F64,
     SINGLE_LAYERS,
     B,
     H,
     M,
     T,
-    cases,
     every_cell,
     flat,
     is_pair,
@@ -59,8 +59,21 @@ def torch_rnn(rnn):
 # Packed sequences.
 
 
-@cases
-@pytest.mark.parametrize("lengths", [(2, 6, 3, 6, 1), (6, 4, 4)], ids=["unsorted", "sorted"])
+DEEPER = {"num_layers": 2, "bidirectional": True}
+# Sorted ones of one form of each layer in `make test`.
+PACKED = [
+    pytest.param(
+        *case,
+        lengths,
+        id=f"{case}-{kind}",
+        marks=[pytest.mark.nightly] * (i % 2 and case[1] != DEEPER),
+    )
+    for case in CASES
+    for i, (kind, lengths) in enumerate({"unsorted": (2, 6, 3, 6, 1), "sorted": (6, 4, 4)}.items())
+]
+
+
+@pytest.mark.parametrize("name, options, lengths", PACKED)
 def test_packed_is_a_loop_over_sequences(name, options, lengths, backend):
     rnn = make(name, **options, dtype=F64, backend=backend)
     sequences = [torch.randn(n, M, dtype=F64, requires_grad=True) for n in lengths]
