@@ -76,6 +76,15 @@ def fit(config: str, *options: str) -> int:
     return main(["fit", "--config", config, *tiny, *options])
 
 
+def first_of_each_model() -> list[Any]:
+    """All configs, of which `make test` has the first of each class of model."""
+    first = {named(config, "model"): config for config in reversed(CONFIGS)}.values()
+    return [
+        pytest.param(config, marks=[pytest.mark.nightly] * (config not in first))
+        for config in CONFIGS
+    ]
+
+
 @pytest.fixture
 def needs(config: str, request: pytest.FixtureRequest) -> None:
     """Skips where an optional package is missing."""
@@ -137,7 +146,7 @@ def test_two_steps_log_what_is_promised(config: str) -> None:
 
 
 @pytest.mark.usefixtures("needs")
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: Path(path).name)
+@pytest.mark.parametrize("config", first_of_each_model(), ids=lambda path: Path(path).name)
 def test_fast_dev_run_of_the_baseline(config: str) -> None:
     assert fit(config, "--trainer.fast_dev_run=true", "--model.rnn=torch.nn.LSTM") == 0
 

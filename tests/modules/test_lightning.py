@@ -58,8 +58,15 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("rnn", ["GILRLSTM", "torch.nn.LSTM"])
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run, rnn",
+    # In `make test` each run with one of the layers.
+    [
+        pytest.param(run, rnn, marks=[pytest.mark.nightly] * ((i + j) % 2))
+        for i, run in enumerate(RUNS)
+        for j, rnn in enumerate(("GILRLSTM", "torch.nn.LSTM"))
+    ],
+)
 def test_resumed_run_has_the_losses_of_an_uninterrupted_one(folder, run, rnn) -> None:
     path, step = folder / "middle.ckpt", 13
     whole = train(folder, make_model(rnn=rnn, dropout=0.2), Losses(step, path), **RUNS[run])

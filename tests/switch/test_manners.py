@@ -45,9 +45,23 @@ def sizes(kind, name):
         yield draw.randint(1, 6), hidden, options
 
 
-CASES = [(kind, name, *size) for kind in KINDS for name in NAMES for size in sizes(kind, name)]
-CASES += [("LSTM", name, *size) for name in LARGE for size in sizes("LSTM", name)]
-places = pytest.mark.parametrize("kind, name, size, hidden, options", CASES, ids=str)
+PAIRS = [(kind, name) for kind in KINDS for name in NAMES] + [("LSTM", name) for name in LARGE]
+# In `make test` the first of eight sizes, whose first three are one unit, and odd ones: all numbers
+# of layers, both orders of the batch, and of every kind and name.
+CASES = [
+    (n >= 3, kind, name, *size) for kind, name in PAIRS for n, size in enumerate(sizes(kind, name))
+]
+
+
+def at_night(values, late):
+    return pytest.param(*values, marks=[pytest.mark.nightly] * late)
+
+
+places = pytest.mark.parametrize(
+    "kind, name, size, hidden, options",
+    [at_night(case, late) for late, *case in CASES],
+    ids=str,
+)
 by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -95,10 +109,10 @@ def loss(*outcomes):
     )
 
 
-# Half of them in `make test`: each size in two dtypes, each dtype with every kind and name.
+# A quarter of them in `make test`: each size in one dtype, each dtype with every kind and name.
 WITH_DTYPES = [
-    pytest.param(*case, dtype, marks=[pytest.mark.nightly] * ((i // 2 + j) % 2))
-    for i, case in enumerate(CASES)
+    at_night((*case, dtype), i % 4 != j)
+    for i, (_, *case) in enumerate(CASES)
     for j, dtype in enumerate((torch.float32, F64, torch.bfloat16, torch.float16))
 ]
 
