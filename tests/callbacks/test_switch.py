@@ -13,11 +13,13 @@ import pickle
 import re
 import sys
 import warnings
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import processes
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 from paths import TESTS
 from project import PACKAGES, STEPS, H, M, T, both_packages, project, stacks, trainer
 from torch import nn
@@ -319,6 +321,14 @@ def test_nothing_to_switch(tmp_path):
             getattr(trainer(pl, tmp_path, SwitchBackend("serial")), stage)(model)
 
 
+def test_it_is_pickled_as_spawned_processes_need(tmp_path):
+    switch = pickle.loads(pickle.dumps(SwitchRNN("GILRLSTM", backend="serial")))
+    pl, Project = project()
+    model = Project()
+    trainer(pl, tmp_path, switch, max_steps=0, limit_val_batches=0).fit(model)
+    assert isinstance(model.rnn, GILRLSTM) and model.rnn.backend == "serial"
+
+
 def test_arguments_are_checked_when_the_callback_is_made():
     for arguments, error, message in [
         ({"rnn": "GILRLSMT"}, ValueError, "there is no layer 'GILRLSMT'"),
@@ -380,31 +390,26 @@ def test_by_yaml_alone(tmp_path, package, monkeypatch):
     assert "".join(lines).count("start anew") == 1
 
 
-CLI = """
-import sys, warnings
-warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
-from {package}.cli import LightningCLI
-from project import project
-_, Project = project({package!r})
-cli = LightningCLI(Project, args=["fit", "--config", {config!r}], save_config_callback=None)
-rnn, rank = cli.model.rnn, cli.trainer.strategy.global_rank
-sys.stdout.write(f"{{rank}} {{type(rnn).__name__}} {{rnn.backend}}\\n")  # whole, of each process
-"""
+def by_yaml(rank, folder, package):
+    warnings.simplefilter("ignore")
+    said = BufferingHandler(1000)
+    rank_zero.log.addHandler(said)
+    cli = importlib.import_module(f"{package}.cli").LightningCLI
+    words = ["fit", "--config", f"{folder}/config.yaml"]
+    with processes.world(rank, 2):
+        made = cli(project(package)[1], args=words, save_config_callback=None)
+        assert (made.trainer.global_rank, made.trainer.world_size) == (rank, 2)
+    assert isinstance(made.model.rnn, GILRLSTM) and made.model.rnn.backend == "serial"
+    lines = [record.getMessage() for record in said.buffer]
+    assert "".join(lines).count("start anew") == (rank == 0)
 
 
 @pytest.mark.parametrize(
     "package", [PACKAGES[0], pytest.param(PACKAGES[1], marks=pytest.mark.nightly)]
 )
 def test_by_yaml_in_two_processes(tmp_path, package):
-    config, script = tmp_path / "config.yaml", tmp_path / "script.py"
-    config.write_text(YAML.format(rnn="GILRLSTM", devices=2, strategy="ddp"))
-    values = {"tests": str(TESTS), "package": package, "config": str(config)}
-    script.write_text(CLI.format(**values))
-    done = processes.run(script, folder=tmp_path)
-    for rank in range(2):
-        assert f"{rank} GILRLSTM serial" in done.stdout
-    assert (done.stdout + done.stderr).count("start anew") == 1
+    (tmp_path / "config.yaml").write_text(YAML.format(rnn="GILRLSTM", devices=2, strategy="ddp"))
+    processes.spawn(by_yaml, tmp_path, tmp_path, package)
 
 
 STARTED = """
@@ -447,7 +452,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     "package, strategy",
     [
-        pytest.param(PACKAGES[0], "ddp_spawn", marks=pytest.mark.slow),
+        # In `make test` a fork: what is spawned imports all again, which takes most of the time.
+        pytest.param(PACKAGES[0], "ddp_spawn", marks=[pytest.mark.slow, pytest.mark.nightly]),
         pytest.param(PACKAGES[1], "ddp_notebook", marks=pytest.mark.slow),
         pytest.param(PACKAGES[0], "ddp_fork", marks=pytest.mark.nightly),
     ],

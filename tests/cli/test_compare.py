@@ -11,6 +11,7 @@ a run of `test` drawn; words of others among the lines of JSON; a folder of fail
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from wandb_file import group
 from lightning_lrnn.backends import kernel_cache
 from lightning_lrnn.cli import main, plot
 from lightning_lrnn.cli.compare import comparison
+from lightning_lrnn.cli.compare import run as one_run
 from lightning_lrnn.cli.compare.comparison import LayerRun, commands, layer_runs
 from lightning_lrnn.cli.compare.figure import _label, rounded
 from lightning_lrnn.cli.compare.table import results_table, summary
@@ -247,24 +250,39 @@ def test_all_of_them_fail(
     assert Path("runs/compare/byte_lm-2/results.json").is_file()
 
 
-@pytest.mark.parametrize("wrong", ["--data.path=nowhere", "--data.batch_size=0", "Digits"])
-def test_an_error_of_the_data_is_told_once(
-    wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_an_error_of_the_data_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Seen to fail: it was told for each layer and again in the table.
 
     Others seen to fail: the log left behind; an error of the second run that ends them all.
     """
-    config, words, sentence = "byte_lm", [wrong, "--model.hidden_size=8"], wrong[7:11]
-    if wrong == "Digits":
-        Path("sklearn.py").write_text("raise ModuleNotFoundError(name='sklearn')")
-        monkeypatch.setenv("PYTHONPATH", str(Path.cwd()), prepend=os.pathsep)
-        config, words, sentence = "comparisons/digits_cells", [], 'pip install "scikit-learn"`'
-    assert main(["compare", config, "--rnn", "GILR", "QRNN", *words]) == 2
+    words = ["--data.path=nowhere", "--model.hidden_size=8"]
+    assert main(["compare", "byte_lm", "--rnn", "GILR", "QRNN", *words]) == 2
     out, error = capsys.readouterr()
-    assert sentence in error and error.count("\n") == 1
+    assert "nowhere" in error and error.count("\n") == 1
     assert out.count("\n") == 1 and out.startswith("Into ")
     assert not list(Path("runs/compare").iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["--data.batch_size=0", "Digits"])
+def test_a_run_says_that_an_error_is_of_the_data(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, words, sentence = "byte_lm", ["--data.path=text", wrong], "`batch_size` must be"
+    if wrong == "Digits":
+        Path("sklearn.py").write_text("raise ModuleNotFoundError(name='sklearn')")
+        monkeypatch.syspath_prepend(Path.cwd())
+        for name in ("sklearn", "sklearn.datasets"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        config, words, sentence = "digits", [], 'pip install "scikit-learn"`'
+    # The descriptors stay those of the tests.
+    out, descriptors = io.StringIO(), SimpleNamespace(dup=lambda n: n, dup2=lambda *_: None)
+    descriptors.fdopen = lambda *_: out
+    monkeypatch.setattr(one_run, "os", descriptors)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # taken back
+    assert one_run.main(["fit", f"--config={ROOT}/configs/{config}.yaml", *words]) == 1
+    answer = json.loads(out.getvalue())
+    assert answer["of_data"] and sentence in answer["error"]
 
 
 def test_an_error_of_the_data_after_the_first_run_is_in_its_row(
@@ -323,8 +341,9 @@ def test_every_task_has_a_comparison(file: Path, monkeypatch: pytest.MonkeyPatch
     assert rnns == ["torch.nn.LSTM", "GILRLSTM", "QRNN", "MinGRU"] and backends == ["auto"]
     assert options[-1] == "--model.dropout=0"
     assert folder == Path("runs/compare", file.stem)
-    for rnn in rnns:
-        parse(["fit", f"--config={config}", f"--model.rnn={rnn}", *options])
+    # The same layers for each task: one of them for each.
+    rnn = rnns[COMPARISONS.index(file) % len(rnns)]
+    parse(["fit", f"--config={config}", f"--model.rnn={rnn}", *options])
 
 
 def test_there_is_a_comparison_for_every_task() -> None:

@@ -19,6 +19,7 @@ from commands import OPTIONS, TINY
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_lrnn.callbacks import Throughput
+from lightning_lrnn.cli.fit import run
 from lightning_lrnn.data import ByteText
 from lightning_lrnn.data.sequences import SequenceBatch
 from lightning_lrnn.data.text.windows import IGNORE, TextBatch
@@ -290,39 +291,45 @@ CONFIG = """
 trainer:
   devices: 2
   max_steps: 2
-  callbacks:
-    - class_path: losses.Losses
   strategy:
     class_path: lightning_lrnn.pl.SequenceParallelStrategy
     init_args: {sequence_size: 2}
 """
 
-LOSSES = """
-import pytorch_lightning as pl
 
 class Losses(pl.Callback):
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        shape = tuple(batch.inputs.shape)
-        if trainer.global_rank == 0:
-            print("SEEN", shape, "%.5f" % trainer.callback_metrics["train/loss"], flush=True)
-"""
+    """And the shapes of the batches."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, i: int
+    ) -> None:
+        self.seen.append((*batch.inputs.shape, f"{trainer.callback_metrics['train/loss']:.5f}"))
 
 
-@pytest.mark.slow
+def by_config(rank: int, folder: Path) -> None:
+    seen = []
+    sharded = "--trainer.strategy.init_args.fully_shard=true"
+    common = [f"--data.path={folder}/text", f"--data.window={WINDOW}"]
+    common += [f"--trainer.default_root_dir={folder}"]
+    for size, words in (
+        (2, ()), (2, (sharded,)), (1, ("--trainer.devices=1", "--trainer.strategy=auto"))
+    ):  # fmt: skip
+        losses = Losses()
+        with processes.world(rank, size):
+            run(
+                ["fit", f"--config={folder}/ranks.yaml", *OPTIONS, *TINY, *common, *words], [losses]
+            )
+        seen.append(losses.seen)
+    shared, in_parts, alone = seen
+    assert len(shared) == len(alone) == 2 and in_parts == shared
+    assert [shape for *shape, _ in shared + alone] == 2 * [[2, 16]] + 2 * [[2, 32]]
+    assert [loss for *_, loss in shared] == [loss for *_, loss in alone]
+
+
 def test_the_strategy_by_a_config(tmp_path: Path) -> None:
     write_texts(tmp_path)
     (tmp_path / "ranks.yaml").write_text(CONFIG)
-    (tmp_path / "losses.py").write_text(LOSSES)
-    seen = []
-    sharded = "--trainer.strategy.init_args.fully_shard=true"
-    for words in ((), (sharded,), ("--trainer.devices=1", "--trainer.strategy=auto")):
-        result = processes.run(
-            *("-m", "lightning_lrnn", "fit", *OPTIONS, *TINY, "--config=ranks.yaml"),
-            *("--data.path=text", "--data.window=32", *words),
-            folder=tmp_path,
-        )
-        lines = [line for line in result.stdout.splitlines() if line.startswith("SEEN")]
-        seen.append(sorted(set(lines)))
-    shared, in_parts, alone = seen
-    assert len(shared) == len(alone) == 2 and in_parts == shared
-    assert [line.replace("(2, 16)", "(2, 32)") for line in shared] == alone
+    processes.spawn(by_config, tmp_path, tmp_path)

@@ -308,15 +308,7 @@ def test_parameters_in_parts_are_refused(tmp_path):
     assert "forward" not in vars(project.net.rnn)
 
 
-OF_TWO = """
-import pytorch_lightning as pl
-import torch
-from torch import nn
-
-from lightning_lrnn import SwitchRNN
-
-
-class Project(pl.LightningModule):
+class OfTwo(pl.LightningModule):
     def __init__(self):
         super().__init__()
         self.rnn = nn.LSTM(3, 6, batch_first=True)
@@ -335,36 +327,30 @@ class Project(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(devices, strategy):
-    pl.seed_everything(0, verbose=False)
-    project, data = Project(), torch.randn(20, 5, 3)
-    pl.Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        use_distributed_sampler=False,
-        max_steps=5,
-        callbacks=[SwitchRNN(weights="carried", state="carried", carry_steps=3)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(project, torch.utils.data.DataLoader(data, 4))
+def learned(rank, devices, strategy):
+    with processes.world(rank, devices):
+        pl.seed_everything(0, verbose=False)
+        project, data = OfTwo(), torch.randn(20, 5, 3)
+        pl.Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy,
+            use_distributed_sampler=False,
+            max_steps=5,
+            callbacks=[SwitchRNN(weights="carried", state="carried", carry_steps=3)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(project, torch.utils.data.DataLoader(data, 4))
     return project.state_dict()
 
 
-if __name__ == "__main__":
-    # A fork imports nothing again; it must not come after threads of OpenMP, which it has not.
-    start = "fork" if "fork" in torch.multiprocessing.get_all_start_methods() else "spawn"
-    found = [fit(2, f"ddp_{start}{rest}") for rest in ("", "_find_unused_parameters_true")]
-    expected = fit(1, "auto")
-    for parameters in found:
-        torch.testing.assert_close(parameters, expected, rtol=1e-4, atol=1e-6)
-"""
+def learn(rank):
+    expected = learned(rank, 1, "auto")
+    for strategy in ("ddp", "ddp_find_unused_parameters_true"):
+        torch.testing.assert_close(learned(rank, 2, strategy), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_two_processes_learn_from_old_layers_as_one_does(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(OF_TWO)
-    processes.run(script, folder=tmp_path)
+    processes.spawn(learn, tmp_path)
