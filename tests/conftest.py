@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -68,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays, and need not be looked through by each collection of garbage, nor for
+    # the optimizers that a switch changes.
+    gc.freeze()
 
 
 @pytest.fixture(params=devices())
