@@ -95,7 +95,7 @@ class Compiler:
         command = [COMPILER, "-std=c++17", "-O0", "-fPIC", *strict, *map(str, arguments)]
         key = hashlib.sha256(repr((version(), command)).encode())
         command += [f"-I{folder}" for folder in folders]
-        for file in sorted(file for folder in folders for file in folder.iterdir()):
+        for file in sorted(file for folder in folders for file in folder.glob("*.*")):
             key.update(file.name.encode() + file.read_bytes())
         path = CACHE / f"{key.hexdigest()[:32]}{suffix}"
         if not path.exists():
