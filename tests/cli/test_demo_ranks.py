@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # `make test` has the same of processes that are forked
 def test_two_processes_have_the_losses_of_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

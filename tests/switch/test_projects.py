@@ -62,10 +62,10 @@ def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
         return demo.LightningLSTM(vocab_size=text)
 
     options = {"gradient_clip_val": 0.25}
-    before, old = quiet(pytorch_lightning, steps=12, **options)
+    before, old = quiet(pytorch_lightning, steps=8, **options)
     before.fit(model())
     short = SwitchRNN("GILRLSTM", backend="scan", options={"memory": [1, 1]}, state="carried")
-    after, new = quiet(pytorch_lightning, short, steps=12, **options)
+    after, new = quiet(pytorch_lightning, short, steps=8, **options)
     switched, states = model(), []
     # At the end of an epoch the project forgets its state.
     forget = switched.on_train_epoch_end
@@ -81,7 +81,7 @@ def test_the_demo_of_lightning_trains_and_resumes(text, tmp_path):
     path = tmp_path / "middle.ckpt"
     after.save_checkpoint(path)
     rest, losses = quiet(
-        pytorch_lightning, SwitchRNN("GILRLSTM", state="carried"), steps=14, **options
+        pytorch_lightning, SwitchRNN("GILRLSTM", state="carried"), steps=10, **options
     )
     rest.fit(model(), ckpt_path=path)
     assert len(losses) == 2
