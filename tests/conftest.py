@@ -73,10 +73,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     # What is imported stays, and need not be looked through by each collection of garbage, nor for
-    # the optimizers that a switch changes. As often as Python comes by itself, collections take a
-    # sixth of the time.
+    # the optimizers that a switch changes.
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(params=devices())
