@@ -75,6 +75,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return actual
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "shown"), COMMANDS)
 def test_a_block_is_what_its_command_prints(
     command: str, shown: str, printed: dict[str, str]
