@@ -251,7 +251,7 @@ def test_processes_share_an_entry(folder):
 
 
 CPU = """
-import os, sys, warnings
+import os, signal, sys, warnings
 import torch
 import lightning_lrnn as lrnn
 
@@ -269,6 +269,7 @@ def first():
 
 for _ in sys.stdin:  # each time a process that has compiled and read nothing yet
     if not (child := os.fork()):
+        signal.alarm(100)
         first()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
