@@ -23,8 +23,6 @@ from lightning_lrnn.core import reference
 
 LENGTHS_OF_TIME = [1, 2, 31, 32, 33, 127, 128, 129, 513, 1999, 4097]
 FLAGS = list(itertools.product([False, True], [False, True]))
-OF_LONG = {1999: FLAGS[1:3], 4097: FLAGS[::3]}
-"""Of what takes the loop long each pair of flags once."""
 
 
 def make(B, T, D, dtype, device="cpu", masks=False, h0=True):
@@ -97,7 +95,7 @@ def check(results, dtype):
 @pytest.mark.parametrize("T", LENGTHS_OF_TIME)
 def test_agrees_with_the_loop(backend, device, T, dtype):
     D = 33 if T < 200 else 3
-    for reverse, exclusive in OF_LONG.get(T, FLAGS):
+    for reverse, exclusive in FLAGS:
         options = {"reverse": reverse, "exclusive": exclusive}
         inputs, loop = with_loop(2, T, D, dtype, device, **options)
         check([run_ours(backend, *inputs, **options), loop], dtype)
